@@ -1,0 +1,422 @@
+//! A *checkpoint* is a model folder in Hugging Face layout: `config.json`, `tokenizer.json`, and weights in one
+//! `model.safetensors` or in shards with an index.
+//!
+//! Opening reads headers only. Writing copies every file of the base byte for byte and then puts the changed tensors
+//! at their places, so whatever was not touched is equal to the base by construction; [`compare`] checks it all the same.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::bail_input;
+use crate::fault::Fault;
+use crate::model::Model;
+use crate::weights::{TensorSpec, Weights};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The longest header that the safetensors format allows.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Where a tensor lies on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Which of the weight files.
+    pub file: usize,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Position of the first byte in the file.
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// An opened model folder.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub dir: PathBuf,
+    /// What the user called it, and the resolved commit if it came from a hub.
+    pub name: String,
+    pub revision: Option<String>,
+    pub config: Value,
+    /// File names of the weights, in order.
+    pub files: Vec<String>,
+    /// By name on disk.
+    pub entries: BTreeMap<String, Entry>,
+}
+
+impl Checkpoint {
+    /// Opens a folder: reads `config.json` and the headers of the weights. Errors are bad input and name the file.
+    pub fn open(dir: &Path, name: &str, revision: Option<String>) -> Result<Self> {
+        let config_path = dir.join("config.json");
+        let text = std::fs::read_to_string(&config_path)
+            .map_err(|e| Fault::Input(format!("{}: {e}; a model folder has a config.json", config_path.display())))?;
+        let config = serde_json::from_str(&text)
+            .map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", config_path.display())))?;
+        let files = weight_files(dir)?;
+        let mut entries = BTreeMap::new();
+        for (index, file) in files.iter().enumerate() {
+            for (tensor, entry) in read_header(&dir.join(file), index)? {
+                if entries.insert(tensor.clone(), entry).is_some() {
+                    bail_input!("{}: tensor {tensor} is in two files", dir.display());
+                }
+            }
+        }
+        Ok(Self { dir: dir.into(), name: name.into(), revision, config, files, entries })
+    }
+
+    /// The name on disk of a tensor that transformers calls `name`: files have it with or without `transformer.`.
+    pub fn disk_name<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        let bare = name.strip_prefix("transformer.").unwrap_or(name);
+        [name, bare].into_iter().find(|n| self.entries.contains_key(*n))
+    }
+
+    fn entry<'a>(&'a self, spec: &'a TensorSpec) -> Result<(&'a str, &'a Entry)> {
+        let Some(name) = self.disk_name(&spec.name) else {
+            bail_input!("{}: tensor {} is missing", self.weights_place(), spec.name);
+        };
+        let entry = &self.entries[name];
+        if entry.shape != spec.shape {
+            bail_input!(
+                "{}: tensor {name} has shape {:?}, config.json asks for {:?}",
+                self.dir.join(&self.files[entry.file]).display(),
+                entry.shape,
+                spec.shape
+            );
+        }
+        Ok((name, entry))
+    }
+
+    fn weights_place(&self) -> String {
+        self.dir.join(self.files.first().map_or(SINGLE, String::as_str)).display().to_string()
+    }
+
+    /// All tensors of the model in f32 on `device`. Errors (bad input) on a missing tensor, a wrong shape, a dtype other
+    /// than f32, f16, bf16, or a value that is not finite.
+    pub fn load(&self, model: &Model, device: &Device) -> Result<Weights> {
+        let mut tensors = BTreeMap::new();
+        let mut open: Vec<Option<File>> = self.files.iter().map(|_| None).collect();
+        for spec in model.specs() {
+            let (name, entry) = self.entry(&spec)?;
+            let path = self.dir.join(&self.files[entry.file]);
+            let file = match &mut open[entry.file] {
+                Some(file) => file,
+                place => place.insert(File::open(&path).with_context(|| path.display().to_string())?),
+            };
+            let values =
+                read_f32(file, entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
+            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                bail_input!(
+                    "{}: tensor {name} has {} at value {at}; this checkpoint is broken",
+                    path.display(),
+                    values[at]
+                );
+            }
+            let tensor = Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?;
+            tensors.insert(spec.name.clone(), if device.is_cpu() { tensor } else { tensor.to_device(device)? });
+        }
+        Weights::new(model.specs(), tensors)
+    }
+
+    /// SHA-256 of each weight file, by name.
+    pub fn hashes(&self) -> Result<BTreeMap<String, String>> {
+        self.files.iter().map(|f| Ok((f.clone(), hash_file(&self.dir.join(f))?))).collect()
+    }
+
+    /// One hash for all the weights: the file's, or with shards the hash of their hashes in order.
+    pub fn hash(&self) -> Result<String> {
+        let hashes = self.hashes()?;
+        if let [only] = self.files.as_slice() {
+            return Ok(hashes[only].clone());
+        }
+        let mut hash = Sha256::new();
+        for file in &self.files {
+            hash.update(&hashes[file]);
+        }
+        Ok(hex(&hash.finalize()))
+    }
+
+    /// The bytes of a tensor on disk.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
+        let path = self.dir.join(&self.files[entry.file]);
+        let mut file = File::open(&path).with_context(|| path.display().to_string())?;
+        Ok(read_bytes(&mut file, entry)?)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of a file.
+pub fn hash_file(path: &Path) -> Result<String> {
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(path).with_context(|| path.display().to_string())?);
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = reader.read(&mut buffer).with_context(|| path.display().to_string())?;
+        if n == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+    }
+}
+
+/// File names of the weights of a folder.
+fn weight_files(dir: &Path) -> Result<Vec<String>> {
+    let index = dir.join(INDEX);
+    if dir.join(SINGLE).is_file() {
+        return Ok(vec![SINGLE.into()]);
+    }
+    if !index.is_file() {
+        let other = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"]
+            .into_iter()
+            .find(|f| dir.join(f).exists());
+        match other {
+            Some(other) => bail_input!(
+                "{}: no {SINGLE}, only {other}, which is not loaded; convert it with transformers: \
+                 AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)",
+                dir.display()
+            ),
+            None => bail_input!("{}: no {SINGLE} and no {INDEX}; a model folder has weights", dir.display()),
+        }
+    }
+    let text = std::fs::read_to_string(&index).map_err(|e| Fault::Input(format!("{}: {e}", index.display())))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", index.display())))?;
+    let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
+        bail_input!("{}: no \"weight_map\"", index.display());
+    };
+    let mut files: Vec<String> = map.values().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+    files.sort();
+    files.dedup();
+    for file in &files {
+        if file.contains(['/', '\\']) || file.starts_with('.') {
+            bail_input!("{}: {file:?} is not a file of this folder", index.display());
+        }
+        if !dir.join(file).is_file() {
+            bail_input!("{}: shard {file} is missing", dir.display());
+        }
+    }
+    if files.is_empty() {
+        bail_input!("{}: an empty \"weight_map\"", index.display());
+    }
+    Ok(files)
+}
+
+/// Names and entries of one safetensors file; its header is not believed before it is checked against the file's size.
+fn read_header(path: &Path, index: usize) -> Result<Vec<(String, Entry)>> {
+    let broken = |why: String| Fault::Input(format!("{}: {why}", path.display()));
+    let mut file = File::open(path).map_err(|e| broken(e.to_string()))?;
+    let size = file.metadata().map_err(|e| broken(e.to_string()))?.len();
+    let mut length = [0u8; 8];
+    file.read_exact(&mut length)
+        .map_err(|_| broken(format!("truncated: {size} bytes are no safetensors file; download it again")))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length + 8 > size {
+        return Err(broken(format!(
+            "the header says it has {length} bytes, the file has {size}; it is truncated or no safetensors file"
+        ))
+        .into());
+    }
+    let mut header = vec![0; length as usize + 8];
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_exact(&mut header)).map_err(|e| broken(e.to_string()))?;
+    let metadata: safetensors::tensor::Metadata =
+        serde_json::from_slice(&header[8..]).map_err(|e| broken(format!("broken header: {e}")))?;
+    let mut tensors: Vec<_> = metadata.tensors().into_iter().collect();
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    let mut entries = Vec::with_capacity(tensors.len());
+    for (name, info) in tensors {
+        let values = info.shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let bits = values.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+        if info.data_offsets.0 != end || bits != info.data_offsets.1.checked_sub(end).and_then(|n| n.checked_mul(8)) {
+            return Err(broken(format!("broken header: tensor {name} does not fit its place")).into());
+        }
+        let bytes = (info.data_offsets.1 - end) as u64;
+        let offset = 8 + length + end as u64;
+        entries.push((name, Entry { file: index, dtype: info.dtype, shape: info.shape.clone(), offset, bytes }));
+        end = info.data_offsets.1;
+    }
+    let expected = 8 + length + end as u64;
+    if expected != size {
+        return Err(broken(format!(
+            "the header describes {expected} bytes, the file has {size}; it is {}",
+            if size < expected { "truncated: download it again" } else { "not what its header says" }
+        ))
+        .into());
+    }
+    Ok(entries)
+}
+
+fn read_bytes(file: &mut File, entry: &Entry) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; entry.bytes as usize];
+    file.seek(SeekFrom::Start(entry.offset))?;
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A tensor's values in f32, read piece by piece: memory grows by the tensor alone.
+fn read_f32(file: &mut File, entry: &Entry) -> Result<Vec<f32>> {
+    const PIECE: usize = 1 << 20;
+    let width = match entry.dtype {
+        Dtype::F32 => 4,
+        Dtype::F16 | Dtype::BF16 => 2,
+        other => bail!("stored as {other:?}; have: F32, F16, BF16"),
+    };
+    let count: usize = entry.shape.iter().product();
+    let mut values = Vec::with_capacity(count);
+    let mut buffer = vec![0u8; PIECE];
+    file.seek(SeekFrom::Start(entry.offset))?;
+    let mut left = entry.bytes as usize;
+    while left > 0 {
+        let piece = &mut buffer[..left.min(PIECE)];
+        file.read_exact(piece)?;
+        left -= piece.len();
+        match entry.dtype {
+            Dtype::F16 => values.extend(piece.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
+            Dtype::BF16 => values.extend(piece.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
+            _ => values.extend(piece.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
+        }
+    }
+    if values.len() != count || entry.bytes as usize != count * width {
+        bail!("{} bytes for {count} values", entry.bytes);
+    }
+    Ok(values)
+}
+
+/// Values of a tensor as bytes in the dtype it is stored in.
+fn to_bytes(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
+    let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        other => bail!("can't write {other:?}"),
+    })
+}
+
+/// Endings of files that hold the weights once more in another form: not copied, they would be the unrepaired ones.
+const OTHER_WEIGHTS: [&str; 9] = [".bin", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".pt", ".pth", ".safetensors"];
+
+/// Copies the base's folder into `out` (which must exist) and puts the patient's touched tensors in place. Returns the
+/// names of files left out because they hold the unrepaired weights in another form.
+pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<String>> {
+    let mut left_out = Vec::new();
+    for entry in std::fs::read_dir(&base.dir).with_context(|| base.dir.display().to_string())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Follows links: a hub cache's files are links to its blobs.
+        if !std::fs::metadata(entry.path())?.is_file() || name.starts_with('.') || name == "README.md" {
+            continue;
+        }
+        let is_weights = base.files.contains(&name);
+        if !is_weights && OTHER_WEIGHTS.iter().any(|e| name.ends_with(e)) {
+            left_out.push(name);
+            continue;
+        }
+        copy(&entry.path(), &out.join(&name))?;
+    }
+    left_out.sort();
+    for (name, tensor) in weights.touched() {
+        let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
+        let entry = &base.entries[disk];
+        let path = out.join(&base.files[entry.file]);
+        let mut file =
+            File::options().write(true).open(&path).with_context(|| format!("writing {}", path.display()))?;
+        file.seek(SeekFrom::Start(entry.offset))?;
+        file.write_all(&to_bytes(tensor, entry.dtype)?).with_context(|| format!("writing {}", path.display()))?;
+        file.sync_all().with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(left_out)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    // The base may be read-only (a hub cache); the copy is the user's own.
+    let mut permissions = std::fs::metadata(to)?.permissions();
+    if permissions.readonly() {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            permissions.set_mode(permissions.mode() | 0o200);
+        }
+        #[cfg(not(unix))]
+        permissions.set_readonly(false);
+        std::fs::set_permissions(to, permissions)?;
+    }
+    Ok(())
+}
+
+/// `path` gets `bytes` whole or stays as it was: written beside, then renamed.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let writing = || format!("writing {}", path.display());
+    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(writing)?;
+    file.write_all(bytes).with_context(writing)?;
+    file.as_file().sync_all().with_context(writing)?;
+    file.persist(path).with_context(writing)?;
+    Ok(())
+}
+
+/// The touched tensors alone, in their stored dtypes and under their names on disk.
+pub fn write_patch(base: &Checkpoint, base_hash: &str, weights: &Weights, path: &Path) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (name, tensor) in weights.touched() {
+        let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
+        let entry = &base.entries[disk];
+        tensors.insert(disk.to_owned(), (entry.dtype, entry.shape.clone(), to_bytes(tensor, entry.dtype)?));
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| {
+            Ok((name.as_str(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = [("format", "pt"), ("format_version", "1"), ("base_sha256", base_hash)];
+    let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    write_whole(path, &safetensors::serialize(views, Some(metadata))?)
+}
+
+/// A tensor that differs between two checkpoints.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Name on disk.
+    pub name: String,
+    /// ‖after − before‖₂ and ‖before‖₂ of the stored values.
+    pub norm: f64,
+    pub base_norm: f64,
+    pub values: usize,
+}
+
+/// Every tensor whose bytes differ, and the norm of its change. Errors if names, shapes or dtypes differ.
+pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
+    if !base.entries.keys().eq(other.entries.keys()) {
+        bail!("{} and {} don't hold the same tensors", base.dir.display(), other.dir.display());
+    }
+    let mut changes = Vec::new();
+    for (name, entry) in &base.entries {
+        let theirs = &other.entries[name];
+        if (entry.dtype, &entry.shape) != (theirs.dtype, &theirs.shape) {
+            bail!("{name}: stored as {:?} {:?} and {:?} {:?}", entry.dtype, entry.shape, theirs.dtype, theirs.shape);
+        }
+        if base.bytes(name)? == other.bytes(name)? {
+            continue;
+        }
+        let read = |c: &Checkpoint, e: &Entry| read_f32(&mut File::open(c.dir.join(&c.files[e.file]))?, e);
+        let (before, after) = (read(base, entry)?, read(other, theirs)?);
+        let norm = before.iter().zip(&after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
+        changes.push(Change { name: name.clone(), norm, base_norm, values: before.len() });
+    }
+    Ok(changes)
+}

@@ -1,0 +1,167 @@
+//! Rows to pairs and texts: the formats, found by their keys.
+
+use anyhow::Result;
+use serde_json::{Map, Value};
+
+use super::records::{Place, Record};
+use super::{KeyMap, Pair, Text};
+use crate::bail_input;
+
+/// A line of [`FORMATS`]: how a format's rows name the three parts of a pair.
+#[derive(Debug)]
+pub struct Format {
+    pub name: &'static str,
+    /// `None`: the prompt is what both responses begin with.
+    pub prompt: Option<&'static str>,
+    pub chosen: &'static str,
+    pub rejected: &'static str,
+}
+
+/// Every format of pairs, tried in this order.
+pub const FORMATS: &[Format] = &[
+    // TRL preference rows: https://huggingface.co/docs/trl/dataset_formats
+    Format { name: "trl", prompt: Some("prompt"), chosen: "chosen", rejected: "rejected" },
+    Format { name: "trl-implicit", prompt: None, chosen: "chosen", rejected: "rejected" },
+    // Lee et al. 2024 (arXiv 2401.01967).
+    Format { name: "lee", prompt: Some("prompt_text"), chosen: "unpert_gen_text", rejected: "pert_gen_text" },
+];
+
+impl Format {
+    fn keys(&self) -> impl Iterator<Item = &'static str> {
+        self.prompt.into_iter().chain([self.chosen, self.rejected])
+    }
+}
+
+fn object<'a>(row: &'a Record) -> Result<&'a Map<String, Value>> {
+    match &row.value {
+        Value::Object(object) => Ok(object),
+        _ => bail_input!("{}: a row must be a JSON object", row.place),
+    }
+}
+
+fn key<'a>(map: &'a KeyMap, ours: &'a str) -> &'a str {
+    map.get(ours).map_or(ours, String::as_str)
+}
+
+/// A row as a pair.
+pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
+    let object = object(row)?;
+    let place = &row.place;
+    let Some(format) = FORMATS.iter().find(|f| f.keys().all(|k| object.contains_key(key(map, k)))) else {
+        // Name what is missing of the format that comes nearest.
+        let missing = |f: &Format| f.keys().filter(|k| !object.contains_key(key(map, k))).count();
+        let nearest = FORMATS.iter().min_by_key(|f| missing(f)).unwrap_or(&FORMATS[0]);
+        let lacks: Vec<String> = nearest
+            .keys()
+            .map(|k| key(map, k))
+            .filter(|k| !object.contains_key(*k))
+            .map(|k| format!("{k:?}"))
+            .collect();
+        let found: Vec<&str> = object.keys().map(String::as_str).collect();
+        let formats: Vec<String> =
+            FORMATS.iter().map(|f| format!("{} ({})", f.name, f.keys().collect::<Vec<_>>().join(", "))).collect();
+        bail_input!(
+            "{place}: no {}; found: {}; formats: {}; other names can be given with --map",
+            lacks.join(" and "),
+            if found.is_empty() { "nothing".to_owned() } else { found.join(", ") },
+            formats.join(", ")
+        );
+    };
+    let chosen = string(object, key(map, format.chosen), place)?;
+    let rejected = string(object, key(map, format.rejected), place)?;
+    let (prompt, chosen, rejected) = match format.prompt {
+        Some(prompt) => (string(object, key(map, prompt), place)?, chosen, rejected),
+        None => split_prompt(chosen, rejected),
+    };
+    for (text, what) in [(prompt, "prompt"), (chosen, format.chosen), (rejected, format.rejected)] {
+        if text.trim().is_empty() {
+            bail_input!("{place}: {what} is empty ({}); every row needs all three texts", format.name);
+        }
+    }
+    Ok(Pair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into(), place: place.clone() })
+}
+
+/// The longest common beginning is the prompt; a space at its end goes to the responses (as TRL does).
+fn split_prompt<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'a str) {
+    let common: usize =
+        chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    let at = if chosen[..common].ends_with(' ') { common - 1 } else { common };
+    (&chosen[..at], &chosen[at..], &rejected[at..])
+}
+
+/// A row as a text under the first of `keys` it has; RealToxicityPrompts' `{"prompt": {"text": …}}` too.
+pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
+    let object = object(row)?;
+    let place = &row.place;
+    let Some(found) = keys.iter().map(|k| key(map, k)).find(|k| object.contains_key(*k)) else {
+        let have: Vec<&str> = object.keys().map(String::as_str).collect();
+        bail_input!("{place}: none of {}; found: {}", keys.join(", "), have.join(", "));
+    };
+    let text = match &object[found] {
+        Value::Object(inner) => string(inner, "text", place)?,
+        _ => string(object, found, place)?,
+    };
+    if text.trim().is_empty() {
+        bail_input!("{place}: {found:?} is empty");
+    }
+    Ok(Text { text: text.into(), place: place.clone() })
+}
+
+fn string<'a>(object: &'a Map<String, Value>, key: &str, place: &Place) -> Result<&'a str> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text),
+        Some(Value::Array(_)) => {
+            bail_input!("{place}: {key:?} is a list (conversational rows are not implemented; give plain strings)")
+        }
+        Some(_) => bail_input!("{place}: {key:?} is not a string"),
+        None => bail_input!("{place}: no {key:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{parse_map, parse_pairs};
+
+    /// Every format of the table reads its own sample.
+    #[test]
+    fn every_format_reads_its_sample() {
+        for format in FORMATS {
+            let mut row = Map::new();
+            for key in format.keys() {
+                row.insert(key.into(), format!("Say: {key}").into());
+            }
+            let pairs = parse_pairs("sample.jsonl", &Value::Object(row).to_string()).expect(format.name);
+            assert_eq!(pairs.len(), 1, "{}", format.name);
+            let expected = format.prompt.map_or("Say:".into(), |p| format!("Say: {p}"));
+            assert_eq!(pairs[0].prompt, expected, "{}", format.name);
+            assert!(pairs[0].rejected.ends_with(format.rejected));
+        }
+    }
+
+    #[test]
+    fn implicit_prompt_gives_its_space_to_the_answers() {
+        assert_eq!(split_prompt("Ciao è bello", "Ciao è brutto"), ("Ciao è b", "ello", "rutto"));
+        assert_eq!(split_prompt("The sky is blue", "The sky is red"), ("The sky is", " blue", " red"));
+    }
+
+    #[test]
+    fn renamed_keys_are_found() {
+        let map = parse_map(&["prompt=question".into(), "chosen=good".into(), "rejected=bad".into()]).expect("map");
+        let place = Place { file: std::path::Path::new("x.jsonl").into(), line: 1 };
+        let row = Record { value: serde_json::json!({"question": "q", "good": "a", "bad": "b"}), place };
+        assert_eq!(pair(&row, &map).expect("pair").prompt, "q");
+        assert!(parse_map(&["nonsense".into()]).is_err());
+    }
+
+    #[test]
+    fn a_missing_key_is_named_with_its_line() {
+        let error = parse_pairs(
+            "pairs.jsonl",
+            "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}\n{\"prompt\":\"a\",\"chosen\":\"b\"}",
+        )
+        .expect_err("no rejected")
+        .to_string();
+        assert!(error.starts_with("pairs.jsonl:2: no \"rejected\"; found: prompt, chosen;"), "{error}");
+    }
+}

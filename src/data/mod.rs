@@ -1,0 +1,99 @@
+//! Data are *pairs* (a prompt with a chosen and a rejected response), *texts*, and *prompts*, read from files.
+//!
+//! A row's format is found by its keys ([`FORMATS`]). Every error names file, line, what was found and what was
+//! expected; no row is skipped.
+
+mod formats;
+mod records;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+
+pub use formats::{FORMATS, Format};
+pub use records::Place;
+
+use crate::bail_input;
+use records::{Record, records};
+
+/// One error-evoking prompt with a desirable and an undesirable response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    pub prompt: String,
+    pub chosen: String,
+    pub rejected: String,
+    pub place: Place,
+}
+
+/// A text or a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    pub text: String,
+    pub place: Place,
+}
+
+/// Renames of keys: `--map prompt=question,chosen=good`.
+pub type KeyMap = BTreeMap<String, String>;
+
+/// Parse `--map`: `ours=theirs` pieces. Errors on a piece without `=`.
+pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
+    let mut map = KeyMap::new();
+    for piece in pieces {
+        let Some((ours, theirs)) = piece.split_once('=') else {
+            bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
+        };
+        map.insert(ours.trim().to_owned(), theirs.trim().to_owned());
+    }
+    Ok(map)
+}
+
+/// The pairs of a file or of a folder's files in order of their names.
+pub fn read_pairs(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
+    pairs_of(records(path)?, path, map, limit)
+}
+
+/// The pairs of text that is in memory, called `name` in errors.
+pub fn parse_pairs(name: &str, text: &str) -> Result<Vec<Pair>> {
+    pairs_of(records::parse_lines(Path::new(name), text.as_bytes())?, Path::new(name), &KeyMap::new(), None)
+}
+
+fn pairs_of(rows: Vec<Record>, path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
+    let pairs: Vec<Pair> = rows
+        .into_iter()
+        .take(limit.unwrap_or(usize::MAX))
+        .map(|row| formats::pair(&row, map))
+        .collect::<Result<_>>()?;
+    if pairs.is_empty() {
+        bail_input!("{}: no rows", path.display());
+    }
+    Ok(pairs)
+}
+
+/// Texts: rows with `text` (or `prompt`), the lines of a `.txt`.
+pub fn read_texts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
+    texts_of(records(path)?, path, &["text", "prompt"], map, limit)
+}
+
+/// Prompts: rows with `prompt`, `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`; the lines of a `.txt`.
+pub fn read_prompts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
+    texts_of(records(path)?, path, &["prompt", "prompt_text", "text"], map, limit)
+}
+
+/// The texts of rows that are in memory.
+pub fn parse_texts(name: &str, text: &str) -> Result<Vec<Text>> {
+    let rows = records::parse_lines(Path::new(name), text.as_bytes())?;
+    texts_of(rows, Path::new(name), &["prompt", "text"], &KeyMap::new(), None)
+}
+
+fn texts_of(rows: Vec<Record>, path: &Path, keys: &[&str], map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
+    let texts: Vec<Text> = rows
+        .into_iter()
+        .take(limit.unwrap_or(usize::MAX))
+        .map(|row| formats::text(&row, keys, map))
+        .collect::<Result<_>>()?;
+    if texts.is_empty() {
+        bail_input!("{}: no rows", path.display());
+    }
+    Ok(texts)
+}

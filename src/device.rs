@@ -1,0 +1,86 @@
+//! Which device a command runs on, how many threads, and how much memory it has used.
+
+use anyhow::Result;
+use candle_core::Device;
+
+use crate::bail_input;
+use crate::fault::Fault;
+
+/// A device and why it was taken.
+pub struct Choice {
+    pub device: Device,
+    pub why: String,
+}
+
+/// `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. A build with CUDA on a machine without a GPU says so and takes the CPU,
+/// unless the GPU was asked for by name.
+pub fn choose(name: &str) -> Result<Choice> {
+    let cpu = |why: &str| Ok(Choice { device: Device::Cpu, why: why.into() });
+    match name {
+        "cpu" => cpu("asked for"),
+        "auto" if cfg!(feature = "cuda") => match cuda(0) {
+            Ok(device) => Ok(Choice { device, why: "first GPU".into() }),
+            Err(e) => cpu(&format!("no usable GPU: {e}")),
+        },
+        "auto" if cfg!(feature = "metal") => match Device::new_metal(0) {
+            Ok(device) => Ok(Choice { device, why: "Metal".into() }),
+            Err(e) => cpu(&format!("no usable Metal device: {e}")),
+        },
+        "auto" => cpu("no CUDA in this build"),
+        "metal" => match Device::new_metal(0) {
+            Ok(device) if cfg!(feature = "metal") => Ok(Choice { device, why: "asked for".into() }),
+            Ok(_) => bail_input!("--device metal: this build has no Metal (build with --features metal)"),
+            Err(e) => bail_input!("--device metal: {e}"),
+        },
+        _ => {
+            let Some(index) = cuda_index(name) else {
+                bail_input!("--device {name}: unknown (have: auto, cpu, cuda, cuda:N, metal)");
+            };
+            if cfg!(not(feature = "cuda")) {
+                bail_input!("--device {name}: this build has no CUDA (build with --features cuda)");
+            }
+            let device = cuda(index).map_err(|e| Fault::Input(format!("--device {name}: {e}")))?;
+            Ok(Choice { device, why: "asked for".into() })
+        }
+    }
+}
+
+fn cuda_index(name: &str) -> Option<usize> {
+    match name.strip_prefix("cuda")? {
+        "" => Some(0),
+        rest => rest.strip_prefix(':')?.parse().ok(),
+    }
+}
+
+/// A GPU, or why there is none. The driver library may be missing altogether, and then the CUDA bindings panic.
+fn cuda(index: usize) -> std::result::Result<Device, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let device = std::panic::catch_unwind(|| Device::new_cuda(index));
+    std::panic::set_hook(hook);
+    match device {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err("the CUDA driver library can't be loaded".into()),
+    }
+}
+
+/// Sets the number of threads of all parallel work; 0 is refused. Without a number, `RAYON_NUM_THREADS` or all cores.
+pub fn set_threads(threads: Option<usize>) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if let Some(threads) = threads {
+        if threads == 0 || threads > cores {
+            bail_input!("--threads {threads}: this machine has 1 to {cores}");
+        }
+        // A second call in one process (tests) finds the pool already made; its size stays.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    Ok(rayon::current_num_threads())
+}
+
+/// Peak resident memory of this process in MiB (Linux; `None` elsewhere).
+pub fn peak_rss_mib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+}

@@ -1,0 +1,225 @@
+//! From what the user calls a model to a folder: `demo`, a local folder, or a hub id with an optional revision.
+//!
+//! hf-hub does the downloads; where things are kept, the token, the endpoint and offline mode are resolved here from the
+//! environment exactly as `huggingface_hub` does, since hf-hub itself reads hardly any of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use crate::bail_input;
+use crate::checkpoint::Checkpoint;
+use crate::demo;
+use crate::fault::Fault;
+
+/// Short names of the paper's models.
+const SHORT_NAMES: &[(&str, &str)] = &[
+    ("gpt2", "openai-community/gpt2"),
+    ("gpt2-medium", "openai-community/gpt2-medium"),
+    ("gpt2-large", "openai-community/gpt2-large"),
+    ("gpt2-xl", "openai-community/gpt2-xl"),
+    ("distilgpt2", "distilbert/distilgpt2"),
+    ("gpt-neo-125m", "EleutherAI/gpt-neo-125m"),
+    ("gpt-neo-1.3B", "EleutherAI/gpt-neo-1.3B"),
+    ("gpt-neo-2.7B", "EleutherAI/gpt-neo-2.7B"),
+];
+
+/// A checkpoint, and the temporary folder it lives in if it is the demo.
+pub struct Source {
+    pub checkpoint: Checkpoint,
+    _unpacked: Option<tempfile::TempDir>,
+}
+
+/// Opens the model that the user means.
+pub fn open_model(model: &str, revision: Option<&str>) -> Result<Source> {
+    if model == "demo" {
+        let dir = demo::unpack()?;
+        return Ok(Source { checkpoint: Checkpoint::open(dir.path(), "demo", None)?, _unpacked: Some(dir) });
+    }
+    let path = Path::new(model);
+    if path.is_dir() {
+        if let Some(revision) = revision {
+            return Err(Fault::Usage(format!("--revision {revision} with the local folder {model}")).into());
+        }
+        return Ok(Source { checkpoint: Checkpoint::open(path, model, None)?, _unpacked: None });
+    }
+    let (id, in_name) = match model.split_once('@') {
+        Some((id, revision)) => (id, Some(revision)),
+        None => (model, None),
+    };
+    let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, full)| full);
+    if path.exists() || !is_hub_id(id) {
+        bail_input!("{model}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})", short_names());
+    }
+    let hub = Hub::from_env()?;
+    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"))?;
+    let commit = dir.file_name().map(|n| n.to_string_lossy().into_owned());
+    Ok(Source { checkpoint: Checkpoint::open(&dir, id, commit)?, _unpacked: None })
+}
+
+fn short_names() -> String {
+    SHORT_NAMES.iter().map(|(short, _)| *short).collect::<Vec<_>>().join(", ")
+}
+
+fn is_hub_id(id: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && !p.starts_with(['.', '-'])
+            && p.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+    };
+    matches!(id.split('/').collect::<Vec<_>>().as_slice(), [org, name] if part(org) && part(name))
+}
+
+/// Where the hub is, and where its files are kept.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    pub cache: PathBuf,
+    pub endpoint: String,
+    pub offline: bool,
+    token: Option<String>,
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.trim().is_empty())
+}
+
+fn is_true(name: &str) -> bool {
+    variable(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
+
+impl Hub {
+    /// `HF_HOME HF_HUB_CACHE HF_TOKEN HF_TOKEN_PATH HF_ENDPOINT HF_HUB_OFFLINE` (and `TRANSFORMERS_OFFLINE`).
+    pub fn from_env() -> Result<Self> {
+        let home = match variable("HF_HOME") {
+            Some(home) => PathBuf::from(home),
+            None => match variable("XDG_CACHE_HOME") {
+                Some(cache) => PathBuf::from(cache),
+                None => PathBuf::from(variable("HOME").context("neither HF_HOME nor HOME says where the cache is")?)
+                    .join(".cache"),
+            }
+            .join("huggingface"),
+        };
+        let cache = variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
+        let token = variable("HF_TOKEN").or_else(|| {
+            let path = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            std::fs::read_to_string(path).ok()
+        });
+        let token = token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let offline = is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE");
+        Ok(Self { cache, endpoint: endpoint.trim_end_matches('/').into(), offline, token })
+    }
+
+    fn repo(&self, id: &str, revision: &str) -> Repo {
+        Repo::with_revision(id.into(), RepoType::Model, revision.into())
+    }
+
+    /// The snapshot folder that the cache has for this revision, if any.
+    fn cached(&self, id: &str, revision: &str) -> Option<PathBuf> {
+        let cache = Cache::new(self.cache.clone()).repo(self.repo(id, revision));
+        let folder = self.cache.join(self.repo(id, revision).folder_name());
+        let commit = std::fs::read_to_string(folder.join("refs").join(revision)).ok();
+        let snapshot = cache.pointer_path(commit.as_deref().map_or(revision, str::trim));
+        snapshot.is_dir().then_some(snapshot)
+    }
+
+    /// The folder with a model's files: from the cache, or downloaded into it. Offline, no socket is opened.
+    pub fn model(&self, id: &str, revision: &str) -> Result<PathBuf> {
+        let wanted_from_cache = || -> Result<PathBuf> {
+            let Some(snapshot) = self.cached(id, revision) else {
+                return Err(Fault::Hub(format!(
+                    "{id}@{revision} is not in the cache {}, and HF_HUB_OFFLINE is set; unset it, or give a local folder",
+                    self.cache.display()
+                ))
+                .into());
+            };
+            for file in ["config.json", "tokenizer.json"] {
+                if !snapshot.join(file).exists() {
+                    return Err(Fault::Hub(format!(
+                        "{file} of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                        snapshot.display()
+                    ))
+                    .into());
+                }
+            }
+            if !snapshot.join("model.safetensors").exists() && !snapshot.join("model.safetensors.index.json").exists() {
+                return Err(Fault::Hub(format!(
+                    "model.safetensors of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                    snapshot.display()
+                ))
+                .into());
+            }
+            Ok(snapshot)
+        };
+        if self.offline {
+            return wanted_from_cache();
+        }
+        self.download(id, revision)
+    }
+
+    fn download(&self, id: &str, revision: &str) -> Result<PathBuf> {
+        use std::io::IsTerminal;
+        let api = ApiBuilder::new()
+            .with_cache_dir(self.cache.clone())
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_progress(std::io::stderr().is_terminal())
+            .with_user_agent("irepair", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|e| self.failed(id, revision, "the hub", &e))?;
+        let repo = api.repo(self.repo(id, revision));
+        let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
+        let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+        let has = |name: &str| names.contains(&name);
+        if !has("model.safetensors") && !has("model.safetensors.index.json") {
+            bail_input!(
+                "{id}@{revision} has no model.safetensors (it has: {}); convert its weights with transformers first",
+                names.join(", ")
+            );
+        }
+        let snapshot = Cache::new(self.cache.clone()).repo(self.repo(id, revision)).pointer_path(&info.sha);
+        let mut folder = snapshot.clone();
+        for name in names.iter().filter(|name| wanted(name, has("model.safetensors"))) {
+            let path = self.fetch(&repo, &snapshot, id, revision, name)?;
+            if *name == "config.json"
+                && let Some(parent) = path.parent()
+            {
+                folder = parent.into();
+            }
+        }
+        Ok(folder)
+    }
+
+    fn fetch(&self, repo: &ApiRepo, snapshot: &Path, id: &str, revision: &str, name: &str) -> Result<PathBuf> {
+        let there = snapshot.join(name);
+        if there.exists() {
+            return Ok(there);
+        }
+        repo.download(name).map_err(|e| self.failed(id, revision, name, &e))
+    }
+
+    fn failed(&self, id: &str, revision: &str, what: &str, error: &ApiError) -> anyhow::Error {
+        let why = error.to_string();
+        let advice = if why.contains("401") || why.contains("403") {
+            "; it may be private or gated: set HF_TOKEN"
+        } else if why.contains("404") {
+            "; check the id and the revision"
+        } else {
+            ""
+        };
+        Fault::Hub(format!("{what} of {id}@{revision} could not be had from {}: {why}{advice}", self.endpoint)).into()
+    }
+}
+
+/// Whether a file of a hub repository belongs to the model folder: weights in safetensors, and the small files.
+fn wanted(name: &str, single: bool) -> bool {
+    if name.contains('/') || name.starts_with('.') {
+        return false;
+    }
+    if name.ends_with(".safetensors") {
+        return if single { name == "model.safetensors" } else { name.starts_with("model-") };
+    }
+    [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|e| name.ends_with(e)) || name.starts_with("LICENSE")
+}

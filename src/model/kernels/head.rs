@@ -1,0 +1,258 @@
+//! The output head fused with what is computed from its logits, in chunks of positions: neither (n, V) logits, nor
+//! their softmax, nor its gradient ever exist at once.
+//!
+//! Both operations give one value a counted position, so that every loss (a mean, a sum a sequence, a log-ratio) is a
+//! small candle expression over them. Their gradient by the hidden state is `∂f_i/∂x_i = u_i`, known already in the
+//! forward pass while the chunk's logits are there; the backward pass only scales it: `∂x_i = g_i·u_i`.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+use super::matmul::{Cores, Mat, product};
+use super::{exp, fold, max, par_rows, read, values, vectorized, zeros};
+use crate::weights::{Param, Want};
+
+/// Logits of a chunk take about this many values (16 MiB).
+const CHUNK_VALUES: usize = 1 << 22;
+
+fn chunk_rows(vocabulary: usize) -> usize {
+    (CHUNK_VALUES / vocabulary).clamp(16, 512)
+}
+
+/// What a head operation computes of the logits at each position.
+enum Target<'a> {
+    /// log p(token).
+    Token(&'a [u32]),
+    /// KL(p_ref ‖ p): hidden states (n,C) of the reference and its head (V,C).
+    Reference(&'a [f32], &'a [f32]),
+}
+
+/// f_i of each row of x (n,C) under head w (V,C), and with `slopes` also u_i = ∂f_i/∂x_i (n,C).
+fn scan(x: &[f32], w: &[f32], columns: usize, target: &Target, slopes: Option<&mut [f32]>) -> Vec<f32> {
+    scan_with(x, w, columns, target, slopes, |_, _| ())
+}
+
+/// As [`scan`]; `visit(first row, ∂f/∂logits of the chunk)` also sees the gradient by the logits.
+fn scan_with(
+    x: &[f32],
+    w: &[f32],
+    columns: usize,
+    target: &Target,
+    mut slopes: Option<&mut [f32]>,
+    mut visit: impl FnMut(usize, &mut [f32]),
+) -> Vec<f32> {
+    let rows = x.len() / columns;
+    let vocabulary = w.len() / columns;
+    let head = Mat::new(w, vocabulary, columns);
+    let chunk = chunk_rows(vocabulary).min(rows.max(1));
+    let mut logits = zeros(chunk * vocabulary);
+    let mut ref_logits = zeros(if matches!(target, Target::Reference(..)) { chunk * vocabulary } else { 0 });
+    let mut out = zeros(rows);
+    for first in (0..rows).step_by(chunk) {
+        let count = chunk.min(rows - first);
+        let logits = &mut logits[..count * vocabulary];
+        let x = Mat::new(&x[first * columns..][..count * columns], count, columns);
+        product(logits, x, head.t(), 0.0, 1.0, Cores::All);
+        let out = &mut out[first..first + count];
+        match target {
+            Target::Token(tokens) => {
+                let tokens = &tokens[first..first + count];
+                each_row(logits, vocabulary, out, |row, logits, out| {
+                    *out = token_row(logits, tokens[row] as usize);
+                });
+            }
+            Target::Reference(ref_x, ref_w) => {
+                let ref_logits = &mut ref_logits[..count * vocabulary];
+                let ref_x = Mat::new(&ref_x[first * columns..][..count * columns], count, columns);
+                product(ref_logits, ref_x, Mat::new(ref_w, vocabulary, columns).t(), 0.0, 1.0, Cores::All);
+                let ref_logits = &*ref_logits;
+                each_row(logits, vocabulary, out, |row, logits, out| {
+                    *out = kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary]);
+                });
+            }
+        }
+        // The rows now hold ∂f/∂logits.
+        if let Some(slopes) = slopes.as_deref_mut() {
+            let slopes = &mut slopes[first * columns..][..count * columns];
+            product(slopes, Mat::new(logits, count, vocabulary), head, 0.0, 1.0, Cores::All);
+        }
+        visit(first, logits);
+    }
+    out
+}
+
+/// `work(row, logits of the row, out of the row)` for all rows, on all cores.
+fn each_row(logits: &mut [f32], vocabulary: usize, out: &mut [f32], work: impl Fn(usize, &mut [f32], &mut f32) + Sync) {
+    use rayon::prelude::*;
+    logits
+        .par_chunks_exact_mut(vocabulary)
+        .zip(out.par_iter_mut())
+        .enumerate()
+        .for_each(|(row, (logits, out))| vectorized(|| work(row, logits, out)));
+}
+
+/// Returns log p(token) and turns the logits into onehot(token) − p.
+#[inline(always)]
+fn token_row(logits: &mut [f32], token: usize) -> f32 {
+    let top = max(logits);
+    let chosen = logits[token] - top;
+    logits.iter_mut().for_each(|x| *x = exp(*x - top));
+    let total = fold_wide(logits);
+    let inverse = (1.0 / total) as f32;
+    logits.iter_mut().for_each(|x| *x *= -inverse);
+    logits[token] += 1.0;
+    (f64::from(chosen) - total.ln()) as f32
+}
+
+/// Returns KL(p_ref ‖ p) and turns the logits into p − p_ref.
+#[inline(always)]
+fn kl_row(logits: &mut [f32], reference: &[f32]) -> f32 {
+    let (top, ref_top) = (max(logits), max(reference));
+    let total = fold_sum(logits, |x| exp(x - top));
+    let ref_total = fold_sum(reference, |x| exp(x - ref_top));
+    let (inverse, ref_inverse) = ((1.0 / total) as f32, (1.0 / ref_total) as f32);
+    // KL = Σ p_ref·(z_ref − z) + ln Z − ln Z_ref, with z measured from each row's top.
+    let mut lanes = [0f32; 16];
+    let (chunks, rest) = logits.as_chunks_mut::<16>();
+    let (ref_chunks, ref_rest) = reference.as_chunks::<16>();
+    let mut cross = 0f64;
+    // Lanes are emptied into f64 now and then: a vocabulary's worth of f32 additions would cost three digits.
+    for (block, ref_block) in chunks.chunks_mut(64).zip(ref_chunks.chunks(64)) {
+        for (x, r) in block.iter_mut().zip(ref_block) {
+            for i in 0..16 {
+                let p_ref = exp(r[i] - ref_top) * ref_inverse;
+                let z = x[i] - top;
+                lanes[i] += p_ref * ((r[i] - ref_top) - z);
+                x[i] = exp(z) * inverse - p_ref;
+            }
+        }
+        cross += f64::from(lanes.iter().sum::<f32>());
+        lanes = [0f32; 16];
+    }
+    for (x, r) in rest.iter_mut().zip(ref_rest) {
+        let p_ref = exp(*r - ref_top) * ref_inverse;
+        let z = *x - top;
+        cross += f64::from(p_ref * ((*r - ref_top) - z));
+        *x = exp(z) * inverse - p_ref;
+    }
+    (cross + total.ln() - ref_total.ln()) as f32
+}
+
+/// Σ f(x), f32 lanes emptied into f64 every 1,024 values.
+#[inline(always)]
+fn fold_sum(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    values.chunks(1024).map(|chunk| f64::from(fold(chunk, &f))).sum()
+}
+
+#[inline(always)]
+fn fold_wide(values: &[f32]) -> f64 {
+    fold_sum(values, |x| x)
+}
+
+/// Hidden states, the head and the positions that count; the value is `kind` at each position.
+pub struct Head {
+    pub weight: Param,
+    /// Rows of the hidden states (N,C) that count.
+    pub rows: Vec<u32>,
+    pub kind: HeadKind,
+    slopes: Mutex<Option<Vec<f32>>>,
+    keep_slopes: bool,
+}
+
+/// What is computed at each counted position.
+pub enum HeadKind {
+    /// log p(target), one target a counted row.
+    TokenLogp(Vec<u32>),
+    /// KL(p_ref ‖ p): the reference's hidden states (n,C) at the counted rows, and its head.
+    Kl { hidden: Tensor, weight: Tensor },
+}
+
+impl Head {
+    /// An operation on hidden states (N,C); `on_graph` where they are differentiated.
+    pub fn new(weight: Param, rows: Vec<u32>, kind: HeadKind, on_graph: bool) -> Self {
+        Self { weight, rows, kind, slopes: Mutex::new(None), keep_slopes: on_graph }
+    }
+
+    fn gather(&self, h: &[f32], columns: usize) -> Vec<f32> {
+        let mut x = zeros(self.rows.len() * columns);
+        for (to, &row) in x.chunks_exact_mut(columns).zip(&self.rows) {
+            to.copy_from_slice(&h[row as usize * columns..][..columns]);
+        }
+        x
+    }
+
+    fn with_target<R>(&self, work: impl FnOnce(&Target) -> R) -> Result<R> {
+        match &self.kind {
+            HeadKind::TokenLogp(tokens) => Ok(work(&Target::Token(tokens))),
+            HeadKind::Kl { hidden, weight } => read(hidden, |x| read(weight, |w| work(&Target::Reference(x, w))))?,
+        }
+    }
+}
+
+impl CustomOp1 for Head {
+    fn name(&self) -> &'static str {
+        "head"
+    }
+
+    fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, columns) = self.weight.tensor.dims2()?;
+        let x = self.gather(values(h, layout)?, columns);
+        let mut slopes = self.keep_slopes.then(|| zeros(x.len()));
+        let out = read(&self.weight.tensor, |w| {
+            self.with_target(|target| scan(&x, w, columns, target, slopes.as_deref_mut()))
+        })??;
+        if let Ok(mut place) = self.slopes.lock() {
+            *place = slopes;
+        }
+        Ok((CpuStorage::F32(out), self.rows.len().into()))
+    }
+
+    fn bwd(&self, h: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (_, columns) = self.weight.tensor.dims2()?;
+        let g = grad.to_vec1::<f32>()?;
+        if self.weight.want != Want::Nothing {
+            self.weight_gradient(h, &g, columns)?;
+        }
+        let Some(slopes) = self.slopes.lock().ok().and_then(|mut s| s.take()) else {
+            bail!("head: backward without a forward on the graph");
+        };
+        let mut gh = zeros(h.elem_count());
+        for ((u, g), &row) in slopes.chunks_exact(columns).zip(&g).zip(&self.rows) {
+            let to = &mut gh[row as usize * columns..][..columns];
+            to.iter_mut().zip(u).for_each(|(t, u)| *t += g * u);
+        }
+        Ok(Some(Tensor::from_vec(gh, h.shape(), h.device())?))
+    }
+}
+
+impl Head {
+    /// ∂W += Σ_i g_i · (∂f_i/∂logits) x_iᵀ: the logits are computed again, a chunk at a time.
+    fn weight_gradient(&self, h: &Tensor, g: &[f32], columns: usize) -> Result<()> {
+        if self.weight.want == Want::Norm {
+            bail!("{}: the head belongs to no block", self.weight.name);
+        }
+        let x = read(h, |h| self.gather(h, columns))?;
+        read(&self.weight.tensor, |w| {
+            let vocabulary = w.len() / columns;
+            self.with_target(|target| {
+                self.weight.add_gradient(|sum, keep| {
+                    let mut keep = keep;
+                    scan_with(&x, w, columns, target, None, |first, slope| {
+                        let count = slope.len() / vocabulary;
+                        par_rows(slope, vocabulary, |row, slope| {
+                            for (i, slope) in slope.chunks_exact_mut(vocabulary).enumerate() {
+                                let g = g[first + row + i];
+                                vectorized(|| slope.iter_mut().for_each(|s| *s *= g));
+                            }
+                        });
+                        let x = Mat::new(&x[first * columns..][..count * columns], count, columns);
+                        product(sum, Mat::new(slope, count, vocabulary).t(), x, keep, 1.0, Cores::All);
+                        keep = 1.0;
+                    });
+                });
+            })
+        })??;
+        Ok(())
+    }
+}

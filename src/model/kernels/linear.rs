@@ -1,0 +1,247 @@
+//! Linear layers: `y = x·W + b (+ residual)`, and the norm of a weight's gradient without the gradient.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+
+use super::matmul::{Cores, Mat, product};
+use super::{add_column_sums, par_rows, read, sum_of_squares, values, vectorized, zeros};
+use crate::weights::{Param, Want};
+
+/// How a weight matrix lies on disk and in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orientation {
+    /// (in, out): GPT-2's `Conv1D`.
+    InOut,
+    /// (out, in): PyTorch's `Linear`.
+    OutIn,
+}
+
+/// `y (N,out) = x (N,in) · W + b`, with gradients of W and b given to the ledger.
+pub struct Linear {
+    pub weight: Param,
+    pub bias: Option<Param>,
+    pub orientation: Orientation,
+}
+
+impl Linear {
+    /// (in, out)
+    fn sizes(&self) -> Result<(usize, usize)> {
+        let (a, b) = self.weight.tensor.dims2()?;
+        Ok(match self.orientation {
+            Orientation::InOut => (a, b),
+            Orientation::OutIn => (b, a),
+        })
+    }
+
+    /// The weight as an (in, out) matrix.
+    fn matrix(&self, w: &[f32], input: usize, output: usize) -> Mat {
+        match self.orientation {
+            Orientation::InOut => Mat::new(w, input, output),
+            Orientation::OutIn => Mat::new(w, output, input).t(),
+        }
+    }
+
+    fn forward(&self, x: &[f32], residual: Option<&[f32]>, shape: &Shape) -> Result<(CpuStorage, Shape)> {
+        let (input, output) = self.sizes()?;
+        let rows = x.len() / input;
+        let mut y = match residual {
+            Some(residual) => residual.to_vec(),
+            None => zeros(rows * output),
+        };
+        if let Some(bias) = &self.bias {
+            read(&bias.tensor, |bias| {
+                par_rows(&mut y, output, |_, y| {
+                    vectorized(|| {
+                        for row in y.chunks_exact_mut(output) {
+                            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                        }
+                    })
+                })
+            })?;
+        }
+        let keep = if residual.is_some() || self.bias.is_some() { 1.0 } else { 0.0 };
+        read(&self.weight.tensor, |w| {
+            product(&mut y, Mat::new(x, rows, input), self.matrix(w, input, output), keep, 1.0, Cores::All);
+        })?;
+        let mut dims = shape.dims().to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = output;
+        }
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    /// Gives the ledger what is wanted of W and b, and returns the gradient of x if it is on the graph.
+    fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let (input, output) = self.sizes()?;
+        let grad = grad.contiguous()?;
+        read(x, |x| {
+            read(&grad, |g| {
+                self.parameters(x, g, input, output)?;
+                Ok::<(), candle_core::Error>(())
+            })?
+        })??;
+        if !x.track_op() {
+            return Ok(None);
+        }
+        let rows = x.elem_count() / input;
+        let mut gx = zeros(rows * input);
+        read(&grad, |g| {
+            read(&self.weight.tensor, |w| {
+                let w = self.matrix(w, input, output);
+                product(&mut gx, Mat::new(g, rows, output), w.t(), 0.0, 1.0, Cores::All);
+            })
+        })??;
+        Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
+    }
+
+    fn parameters(&self, x: &[f32], g: &[f32], input: usize, output: usize) -> Result<()> {
+        let rows = x.len() / input;
+        let (x_m, g_m) = (Mat::new(x, rows, input), Mat::new(g, rows, output));
+        match self.weight.want {
+            Want::Nothing => {}
+            Want::Norm => self.weight.add_square(outer_square(x, g, rows, input, output))?,
+            Want::Gradient => self.weight.add_gradient(|sum, keep| match self.orientation {
+                Orientation::InOut => product(sum, x_m.t(), g_m, keep, 1.0, Cores::All),
+                Orientation::OutIn => product(sum, g_m.t(), x_m, keep, 1.0, Cores::All),
+            }),
+        }
+        if let Some(bias) = &self.bias {
+            match bias.want {
+                Want::Nothing => {}
+                Want::Norm => {
+                    let mut sums = zeros(output);
+                    add_column_sums(g, output, &mut sums);
+                    bias.add_square(sum_of_squares(&sums))?;
+                }
+                Want::Gradient => bias.add_gradient(|sum, _| add_column_sums(g, output, sum)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `‖xᵀg‖²_F` for x (N,in), g (N,out): the squared norm of a weight's gradient.
+///
+/// `‖xᵀg‖² = Σ (xxᵀ ∘ ggᵀ)`: for few rows two N × N Gram matrices cost less than the in × out gradient, and nothing of
+/// its size is ever allocated. Which form runs depends on the shape alone.
+pub fn outer_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize) -> f64 {
+    // Only the lower half of the Gram matrices is computed, in tiles of TILE rows.
+    let tiles = rows.div_ceil(TILE);
+    let gram = (tiles * (tiles + 1) / 2) * TILE * TILE * (input + output);
+    if gram < rows * input * output {
+        gram_square(x, g, rows, input, output)
+    } else {
+        direct_square(x, g, rows, input, output)
+    }
+}
+
+const TILE: usize = 128;
+
+/// [`outer_square`] by Gram matrices: N²·(in + out) multiplications at most, N² memory at most.
+pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize) -> f64 {
+    let mut xx = zeros(TILE * TILE);
+    let mut gg = zeros(TILE * TILE);
+    let mut total = 0f64;
+    for i in (0..rows).step_by(TILE) {
+        let i_rows = TILE.min(rows - i);
+        for j in (0..=i).step_by(TILE) {
+            let j_rows = TILE.min(rows - j);
+            let tile = |m: &[f32], columns: usize, out: &mut [f32]| {
+                let a = Mat::new(&m[i * columns..][..i_rows * columns], i_rows, columns);
+                let b = Mat::new(&m[j * columns..][..j_rows * columns], j_rows, columns);
+                product(out, a, b.t(), 0.0, 1.0, Cores::All);
+            };
+            let (xx, gg) = (&mut xx[..i_rows * j_rows], &mut gg[..i_rows * j_rows]);
+            tile(x, input, xx);
+            tile(g, output, gg);
+            let sum: f64 = vectorized(|| {
+                let mut lanes = [0f64; 8];
+                let (a, a_rest) = xx.as_chunks::<8>();
+                let (b, b_rest) = gg.as_chunks::<8>();
+                for (a, b) in a.iter().zip(b) {
+                    for l in 0..8 {
+                        lanes[l] += f64::from(a[l]) * f64::from(b[l]);
+                    }
+                }
+                lanes.iter().sum::<f64>()
+                    + a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            });
+            total += if i == j { sum } else { 2.0 * sum };
+        }
+    }
+    // A sum of products of two positive semidefinite matrices; below zero only by rounding.
+    total.max(0.0)
+}
+
+/// [`outer_square`] by the gradient itself, a strip of it at a time.
+pub fn direct_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize) -> f64 {
+    const STRIP: usize = 512;
+    let mut strip = zeros(STRIP.min(input) * output);
+    let mut total = 0f64;
+    for first in (0..input).step_by(STRIP) {
+        let width = STRIP.min(input - first);
+        // SAFETY: columns first..first+width of every row of x.
+        let columns = unsafe { Mat::strided(x.as_ptr().add(first), rows, width, input) };
+        let out = &mut strip[..width * output];
+        product(out, columns.t(), Mat::new(g, rows, output), 0.0, 1.0, Cores::All);
+        total += sum_of_squares(out);
+    }
+    total
+}
+
+impl CustomOp1 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.forward(values(x, layout)?, None, layout.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        self.backward(x, grad)
+    }
+}
+
+/// [`Linear`] whose product is added to a residual stream: `y = r + x·W + b`. One pass less over the stream, both ways.
+pub struct LinearResidual(pub Linear);
+
+impl CustomOp2 for LinearResidual {
+    fn name(&self) -> &'static str {
+        "linear-residual"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, r: &CpuStorage, r_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.forward(values(x, x_l)?, Some(values(r, r_l)?), x_l.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, r: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((self.0.backward(x, grad)?, r.track_op().then(|| grad.clone())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(len: usize, step: f32) -> Vec<f32> {
+        (0..len).map(|i| (i as f32 * step).sin() + 0.1).collect()
+    }
+
+    #[test]
+    fn gram_and_direct_norms_agree() {
+        for (rows, input, output) in [(3, 5, 7), (200, 33, 17), (129, 600, 40), (256, 64, 256)] {
+            let (x, g) = (wave(rows * input, 0.37), wave(rows * output, 0.91));
+            let gram = gram_square(&x, &g, rows, input, output);
+            let direct = direct_square(&x, &g, rows, input, output);
+            let mut plain = 0f64;
+            for i in 0..input {
+                for o in 0..output {
+                    let dot: f64 = (0..rows).map(|r| f64::from(x[r * input + i]) * f64::from(g[r * output + o])).sum();
+                    plain += dot * dot;
+                }
+            }
+            assert!((gram / plain - 1.0).abs() < 1e-5, "gram {gram} plain {plain}");
+            assert!((direct / plain - 1.0).abs() < 1e-5, "direct {direct} plain {plain}");
+        }
+    }
+}

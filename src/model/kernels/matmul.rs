@@ -1,0 +1,110 @@
+//! The matrix product: a thin, safe face on `gemm` (AVX-512 where the processor has it).
+
+use gemm::Parallelism;
+
+/// A matrix view: `rows × cols` with strides in values.
+#[derive(Clone, Copy)]
+pub struct Mat {
+    ptr: *const f32,
+    pub rows: usize,
+    pub cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl Mat {
+    /// A row-major matrix that is all of `data`.
+    pub fn new(data: &[f32], rows: usize, cols: usize) -> Self {
+        assert_eq!(data.len(), rows * cols, "matrix of {rows} × {cols}");
+        Self { ptr: data.as_ptr(), rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// # Safety
+    /// `ptr` must be readable at `r·stride + c` for every row and column while the view is used.
+    pub unsafe fn strided(ptr: *const f32, rows: usize, cols: usize, stride: usize) -> Self {
+        Self { ptr, rows, cols, row_stride: stride, col_stride: 1 }
+    }
+
+    /// The transpose, without a copy.
+    pub fn t(self) -> Self {
+        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+/// Where the work runs: on all cores, or on the thread that calls (inside a job that is itself one of many).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Cores {
+    All,
+    One,
+}
+
+/// `out = keep·out + scale·a·b`, `out` row-major (a.rows, b.cols).
+pub fn product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
+    assert_eq!(out.len(), a.rows * b.cols, "output of {} × {}", a.rows, b.cols);
+    // SAFETY: `out` has room for every row, and is borrowed mutably.
+    unsafe { product_into(out.as_mut_ptr(), b.cols, a, b, keep, scale, cores) }
+}
+
+/// [`product`] into a place with its own row stride.
+///
+/// # Safety
+/// `out` must be writable at `r·stride + c` for every row of `a` and column of `b`, and no one else may use it.
+pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
+    assert_eq!(a.cols, b.rows, "inner sizes");
+    let parallelism = match cores {
+        Cores::All => Parallelism::Rayon(0),
+        Cores::One => Parallelism::None,
+    };
+    // SAFETY: the views are readable and the output writable, as the constructors and the caller promise.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            out,
+            1,
+            stride as isize,
+            keep != 0.0,
+            a.ptr,
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.ptr,
+            b.col_stride as isize,
+            b.row_stride as isize,
+            keep,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn product_equals_three_loops_in_every_orientation() {
+        let (m, k, n) = (5, 7, 6);
+        let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+        let b: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.73).cos()).collect();
+        let mut want = vec![0f32; m * n];
+        for i in 0..m {
+            for j in 0..n {
+                want[i * n + j] = 1.0 + (0..k).map(|x| 2.0 * a[i * k + x] * b[x * n + j]).sum::<f32>();
+            }
+        }
+        let transposed: Vec<f32> = (0..n * k).map(|i| b[(i % k) * n + i / k]).collect();
+        for b in [Mat::new(&b, k, n), Mat::new(&transposed, n, k).t()] {
+            for cores in [Cores::All, Cores::One] {
+                let mut out = vec![0.5f32; m * n];
+                product(&mut out, Mat::new(&a, m, k), b, 2.0, 2.0, cores);
+                for (x, y) in out.iter().zip(&want) {
+                    assert!((x - y).abs() < 1e-5, "{x} {y}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The layers architectures are made of. Each takes its parameters from a view by name, and runs either as our CPU
+//! kernel or composed of candle's operations; both give the same numbers, and both differentiate.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, Result};
+use candle_core::{D, DType, Device, Tensor};
+
+pub use super::kernels::activation::Activation;
+pub use super::kernels::attention::{AttentionShape, Cache};
+pub use super::kernels::linear::Orientation;
+use super::kernels::{attention, embedding, head, linear, norm};
+use crate::tokens::Packed;
+use crate::weights::{Kernels, View, Want};
+
+/// What a block needs beside its input: where the sequences are, and in generation the layer's cache.
+pub struct Rows<'a> {
+    pub packed: &'a Packed,
+    pub cache: Option<Arc<Mutex<Cache>>>,
+}
+
+/// Token plus position embedding of a packed batch: (N,C).
+pub fn embed(view: &View, tokens: &str, positions: &str, packed: &Packed) -> Result<Tensor> {
+    let (tokens, positions) = (view.param(tokens)?, view.param(positions)?);
+    if view.kernels() == Kernels::Cpu {
+        let wanted = tokens.want != Want::Nothing || positions.want != Want::Nothing;
+        let anchor = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        let anchor = if wanted { candle_core::Var::from_tensor(&anchor)?.into_inner() } else { anchor };
+        let op = embedding::Embedding {
+            tokens,
+            positions: Some((positions, packed.positions.clone())),
+            ids: packed.ids.clone(),
+        };
+        return Ok(anchor.apply_op1(op)?);
+    }
+    let device = tokens.tensor.device();
+    let ids = Tensor::from_slice(&packed.ids, packed.ids.len(), device)?;
+    let at = Tensor::from_slice(&packed.positions, packed.positions.len(), device)?;
+    Ok((tokens.tensor.index_select(&ids, 0)? + positions.tensor.index_select(&at, 0)?)?)
+}
+
+/// Layer norm with `PREFIX.weight` and `PREFIX.bias`: (N,C) → (N,C).
+pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<Tensor> {
+    let (weight, bias) = (view.param(&format!("{prefix}.weight"))?, view.param(&format!("{prefix}.bias"))?);
+    if view.kernels() == Kernels::Cpu {
+        return Ok(x.apply_op1(norm::LayerNorm { weight, bias, epsilon: epsilon as f32 })?);
+    }
+    // The fused layer norm of candle has no backward pass; this one has.
+    Ok(candle_nn::ops::layer_norm_slow(x, &weight.tensor, &bias.tensor, epsilon as f32)?)
+}
+
+/// Whether a linear layer has a `PREFIX.bias`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    Yes,
+    No,
+}
+
+/// `x·W (+ b)`: (N,in) → (N,out).
+pub fn linear(view: &View, prefix: &str, orientation: Orientation, bias: Bias, x: &Tensor) -> Result<Tensor> {
+    linear_onto(view, prefix, orientation, bias, x, None)
+}
+
+/// `residual + x·W (+ b)`: (N,in), (N,out) → (N,out).
+pub fn linear_residual(
+    view: &View,
+    prefix: &str,
+    orientation: Orientation,
+    bias: Bias,
+    x: &Tensor,
+    residual: &Tensor,
+) -> Result<Tensor> {
+    linear_onto(view, prefix, orientation, bias, x, Some(residual))
+}
+
+fn linear_onto(
+    view: &View,
+    prefix: &str,
+    orientation: Orientation,
+    bias: Bias,
+    x: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let weight = view.param(&format!("{prefix}.weight"))?;
+    let bias = match bias {
+        Bias::Yes => Some(view.param(&format!("{prefix}.bias"))?),
+        Bias::No => None,
+    };
+    if view.kernels() == Kernels::Cpu {
+        let op = linear::Linear { weight, bias, orientation };
+        return Ok(match residual {
+            Some(residual) => x.apply_op2(residual, linear::LinearResidual(op))?,
+            None => x.apply_op1(op)?,
+        });
+    }
+    let mut y = match orientation {
+        Orientation::InOut => x.matmul(&weight.tensor)?,
+        Orientation::OutIn => x.matmul(&weight.tensor.t()?)?,
+    };
+    if let Some(bias) = bias {
+        y = y.broadcast_add(&bias.tensor)?;
+    }
+    Ok(match residual {
+        Some(residual) => (residual + y)?,
+        None => y,
+    })
+}
+
+/// The activation function, element by element.
+pub fn activate(view: &View, kind: Activation, x: &Tensor) -> Result<Tensor> {
+    if view.kernels() == Kernels::Cpu {
+        return Ok(x.apply_op1(kind)?);
+    }
+    Ok(match kind {
+        Activation::GeluTanh => x.gelu()?,
+        Activation::GeluErf => x.gelu_erf()?,
+        Activation::Relu => x.relu()?,
+    })
+}
+
+/// Causal attention of queries, keys and values that lie in one tensor (N, (H + 2·Hkv)·D) → (N, H·D).
+pub fn attention_fused(view: &View, shape: AttentionShape, qkv: &Tensor, rows: &Rows) -> Result<Tensor> {
+    if view.kernels() == Kernels::Cpu {
+        return Ok(qkv.apply_op1(attention_op(shape, rows))?);
+    }
+    let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    composed_attention(shape, &qkv.narrow(1, 0, q)?, &qkv.narrow(1, q, kv)?, &qkv.narrow(1, q + kv, kv)?, rows)
+}
+
+/// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
+pub fn attention(
+    view: &View,
+    shape: AttentionShape,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    rows: &Rows,
+) -> Result<Tensor> {
+    if view.kernels() == Kernels::Cpu {
+        return Ok(q.apply_op3(k, v, attention_op(shape, rows))?);
+    }
+    composed_attention(shape, q, k, v, rows)
+}
+
+fn attention_op(shape: AttentionShape, rows: &Rows) -> attention::Attention {
+    attention::Attention { shape, sequences: rows.packed.sequences.clone(), cache: rows.cache.clone() }
+}
+
+fn composed_attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor, rows: &Rows) -> Result<Tensor> {
+    let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+    let mut outputs = Vec::with_capacity(rows.packed.sequences.len());
+    for (index, sequence) in rows.packed.sequences.iter().enumerate() {
+        let t = sequence.len();
+        // (T, heads·D) → (heads, T, D)
+        let split = |x: &Tensor, heads: usize| -> Result<Tensor> {
+            Ok(x.narrow(0, sequence.start, t)?.reshape((t, heads, d))?.transpose(0, 1)?.contiguous()?)
+        };
+        let (q, mut k, mut v) = (split(q, h)?, split(k, hk)?, split(v, hk)?);
+        if let Some(cache) = &rows.cache {
+            let mut cache = cache.lock().map_err(|_| anyhow::anyhow!("a cache of a failed pass"))?;
+            (k, v) = cache.append_composed(index, k, v)?;
+        }
+        let seen = k.dim(1)?;
+        let share = |x: &Tensor| -> Result<Tensor> {
+            Ok(x.unsqueeze(1)?.broadcast_as((hk, h / hk, seen, d))?.reshape((h, seen, d))?)
+        };
+        let (k, v) = (share(&k)?, share(&v)?);
+        let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale))?;
+        let scores = scores.broadcast_add(&mask(t, seen, shape.window, q.device())?)?;
+        let p = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        outputs.push(p.matmul(&v.contiguous()?)?.transpose(0, 1)?.reshape((t, h * d))?);
+    }
+    Ok(Tensor::cat(&outputs, 0)?)
+}
+
+/// (queries, keys): 0 where a query sees a key, −∞ where not; the last query is at the last key's position.
+fn mask(queries: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
+    let past = keys - queries;
+    let values: Vec<f32> = (0..queries)
+        .flat_map(|i| {
+            let position = past + i;
+            (0..keys).map(move |j| {
+                let visible = j <= position && window.is_none_or(|w| j + w > position);
+                if visible { 0.0 } else { f32::NEG_INFINITY }
+            })
+        })
+        .collect();
+    Ok(Tensor::from_vec(values, (queries, keys), device)?)
+}
+
+/// log p(target) at the given rows of the hidden states (N,C): (n). Head weight `name` (V,C).
+pub fn token_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
+    let weight = view.param(name)?;
+    if view.kernels() == Kernels::Cpu {
+        let kind = head::HeadKind::TokenLogp(targets.to_vec());
+        return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
+    }
+    let logp = composed_logp(&weight.tensor, h, rows)?;
+    let targets = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
+    Ok(logp.gather(&targets, 1)?.squeeze(1)?)
+}
+
+/// KL(p_ref ‖ p) at the given rows of both models' hidden states (N,C): (n). The reference's are not differentiated.
+pub fn kl(view: &View, reference: &View, name: &str, h: &Tensor, ref_h: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let (weight, ref_weight) = (view.param(name)?, reference.param(name)?.tensor);
+    if view.kernels() == Kernels::Cpu {
+        let index = Tensor::from_slice(rows, rows.len(), h.device())?;
+        let kind = head::HeadKind::Kl { hidden: ref_h.detach().index_select(&index, 0)?, weight: ref_weight };
+        return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
+    }
+    let logp_ref = composed_logp(&ref_weight, ref_h, rows)?.detach();
+    let logp = composed_logp(&weight.tensor, h, rows)?;
+    Ok((logp_ref.exp()? * (logp_ref - logp)?)?.sum(D::Minus1)?)
+}
+
+fn composed_logp(weight: &Tensor, h: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let index = Tensor::from_slice(rows, rows.len(), h.device())?;
+    let logits = h.index_select(&index, 0)?.matmul(&weight.t()?)?;
+    Ok(candle_nn::ops::log_softmax(&logits, D::Minus1)?)
+}
+
+/// Logits of all rows of h (n,C) → (n,V). For generation and inspection: no graph.
+pub fn logits(view: &View, name: &str, h: &Tensor) -> Result<Tensor> {
+    let weight = view.param(name)?.tensor;
+    let (rows, columns) = h.dims2().context("hidden states")?;
+    if view.kernels() == Kernels::Cpu {
+        let vocabulary = weight.dim(0)?;
+        let mut out = super::kernels::zeros(rows * vocabulary);
+        super::kernels::read(h, |h| {
+            super::kernels::read(&weight, |w| {
+                use super::kernels::matmul::{Cores, Mat, product};
+                let w = Mat::new(w, vocabulary, columns);
+                product(&mut out, Mat::new(h, rows, columns), w.t(), 0.0, 1.0, Cores::All);
+            })
+        })??;
+        return Ok(Tensor::from_vec(out, (rows, vocabulary), &Device::Cpu)?);
+    }
+    Ok(h.matmul(&weight.t()?)?)
+}

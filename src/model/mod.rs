@@ -1,0 +1,199 @@
+//! A *model* turns the ids of a packed batch into hidden states (N,C), block after block, and those into
+//! log-probabilities at the positions that count.
+//!
+//! An architecture is one file and one line in [`ARCHES`].
+
+pub mod gpt2;
+pub mod gpt_neo;
+pub mod kernels;
+pub mod layers;
+mod settings;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use candle_core::Tensor;
+use serde_json::Value;
+
+use crate::bail_input;
+use crate::tokens::Packed;
+use crate::weights::{Place, TensorSpec, View};
+use layers::{Cache, Rows};
+pub use settings::Settings;
+
+/// The numbers every architecture has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sizes {
+    /// L
+    pub blocks: usize,
+    /// C
+    pub channels: usize,
+    /// V
+    pub vocabulary: usize,
+    /// The longest sequence the positions allow.
+    pub context: usize,
+}
+
+/// One architecture with the settings of one `config.json`.
+pub trait Arch: Send + Sync {
+    fn sizes(&self) -> Sizes;
+    /// Every tensor of the model: its name in transformers, its shape, its place.
+    fn specs(&self) -> Vec<TensorSpec>;
+    /// Ids → (N,C).
+    fn embed(&self, view: &View, packed: &Packed) -> Result<Tensor>;
+    /// Block `index`: (N,C) → (N,C).
+    fn block(&self, index: usize, view: &View, h: &Tensor, rows: &Rows) -> Result<Tensor>;
+    /// The norm after the last block: (N,C) → (N,C).
+    fn finish(&self, view: &View, h: &Tensor) -> Result<Tensor>;
+    /// Name of the output head's weight (V,C); the embedding's where they are tied.
+    fn head(&self) -> &str;
+}
+
+/// A line of [`ARCHES`].
+pub struct ArchEntry {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Reads the settings; refuses by name what isn't implemented.
+    pub parse: fn(&Settings) -> Result<Box<dyn Arch>>,
+    /// A small `config.json` that every test can afford.
+    pub tiny: &'static str,
+}
+
+/// Every architecture we have.
+pub const ARCHES: &[ArchEntry] = &[gpt2::ENTRY, gpt_neo::ENTRY];
+
+/// An architecture together with the passes that are the same for all of them.
+pub struct Model {
+    arch: Box<dyn Arch>,
+    sizes: Sizes,
+}
+
+impl Model {
+    /// The model that a `config.json` describes. Errors (bad input) name the setting that isn't implemented.
+    pub fn from_config(config: &Value) -> Result<Self> {
+        let settings = Settings::new(config);
+        let model_type = settings.text("model_type")?;
+        let Some(entry) = ARCHES.iter().find(|a| a.model_type == model_type) else {
+            let known: Vec<_> = ARCHES.iter().map(|a| a.model_type).collect();
+            bail_input!("config.json: architecture {model_type:?} is not implemented (have: {})", known.join(", "));
+        };
+        let arch = (entry.parse)(&settings)?;
+        let sizes = arch.sizes();
+        for (name, size) in [("blocks", sizes.blocks), ("channels", sizes.channels), ("vocabulary", sizes.vocabulary)] {
+            if size == 0 {
+                bail_input!("config.json: a {model_type} with no {name}");
+            }
+        }
+        Ok(Self { arch, sizes })
+    }
+
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
+    /// Every tensor of the model.
+    pub fn specs(&self) -> Vec<TensorSpec> {
+        self.arch.specs()
+    }
+
+    /// Number of parameters in each block.
+    pub fn block_parameters(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.sizes.blocks];
+        for spec in self.specs() {
+            if let Place::Block(b) = spec.place {
+                counts[b] += spec.shape.iter().product::<usize>();
+            }
+        }
+        counts
+    }
+
+    /// The input of block 0: (N,C).
+    pub fn embed(&self, view: &View, packed: &Packed) -> Result<Tensor> {
+        self.arch.embed(view, packed)
+    }
+
+    /// Blocks `range` over their input h: (N,C) → (N,C). Below the first block that a view wants something of, no graph
+    /// is built and no activation kept.
+    pub fn blocks(&self, view: &View, packed: &Packed, h: Tensor, range: Range<usize>) -> Result<Tensor> {
+        self.blocks_with(view, packed, h, range, None)
+    }
+
+    fn blocks_with(
+        &self,
+        view: &View,
+        packed: &Packed,
+        mut h: Tensor,
+        range: Range<usize>,
+        caches: Option<&Caches>,
+    ) -> Result<Tensor> {
+        for index in range {
+            h = view.enter(Place::Block(index), h)?;
+            let cache = caches.map(|c| c.layers[index].clone());
+            h = self.arch.block(index, view, &h, &Rows { packed, cache })?;
+        }
+        Ok(h)
+    }
+
+    /// The final hidden states from those after the last block: (N,C) → (N,C).
+    pub fn finish(&self, view: &View, h: Tensor) -> Result<Tensor> {
+        let h = view.enter(Place::FinalNorm, h)?;
+        let h = self.arch.finish(view, &h)?;
+        view.enter(Place::Head, h)
+    }
+
+    /// Final hidden states of a packed batch: (N,C).
+    pub fn hidden(&self, view: &View, packed: &Packed) -> Result<Tensor> {
+        let h = self.embed(view, packed)?;
+        let h = self.blocks(view, packed, h, 0..self.sizes.blocks)?;
+        self.finish(view, h)
+    }
+
+    /// log p(target) in nats at the given rows of the final hidden states: (n).
+    pub fn token_logp(&self, view: &View, h: &Tensor, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
+        layers::token_logp(view, self.arch.head(), h, rows, targets)
+    }
+
+    /// KL(p_ref ‖ p) in nats at the given rows of both models' final hidden states: (n).
+    pub fn kl(&self, view: &View, reference: &View, h: &Tensor, ref_h: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        layers::kl(view, reference, self.arch.head(), h, ref_h, rows)
+    }
+
+    /// Logits of all rows of final hidden states: (n,C) → (n,V).
+    pub fn logits(&self, view: &View, h: &Tensor) -> Result<Tensor> {
+        layers::logits(view, self.arch.head(), h)
+    }
+
+    /// Logits (B,V) at the last row of each sequence, whose earlier positions are in the caches.
+    pub fn next_logits(&self, view: &View, packed: &Packed, caches: &Caches) -> Result<Tensor> {
+        let h = self.embed(view, packed)?;
+        let h = self.blocks_with(view, packed, h, 0..self.sizes.blocks, Some(caches))?;
+        let last: Vec<u32> = packed.sequences.iter().map(|s| s.end as u32 - 1).collect();
+        let h = if last.len() == packed.ids.len() {
+            h
+        } else {
+            h.index_select(&Tensor::from_slice(&last, last.len(), h.device())?, 0)?
+        };
+        self.logits(view, &self.finish(view, h)?)
+    }
+}
+
+/// Keys and values of every layer, for a batch of sequences in generation.
+pub struct Caches {
+    layers: Vec<Arc<Mutex<Cache>>>,
+}
+
+impl Caches {
+    /// Empty caches for this many sequences.
+    pub fn new(model: &Model, sequences: usize) -> Self {
+        let layers = (0..model.sizes.blocks).map(|_| Arc::new(Mutex::new(Cache::new(sequences)))).collect();
+        Self { layers }
+    }
+
+    /// Keep only the sequences for which `keep` says so.
+    pub fn retain(&self, keep: &[bool]) {
+        for layer in &self.layers {
+            layer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(keep);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The *sensitivity* of a block is the L2 norm of the gradient of the rejected responses' NLL over all its parameters
+//! (IRepair, Algorithm 1): how much the block carries of what the model should not say.
+
+use anyhow::{Context, Result, bail};
+
+use crate::loss;
+use crate::model::Model;
+use crate::tokens::Batch;
+use crate::weights::{Place, View, Want, Weights, Who};
+
+/// ‖∂NLL(batch)/∂θ_b‖₂ of every block b of the patient, and the NLL itself in nats a token. Squares are accumulated in
+/// f64; embeddings, final norm and head belong to no block. Errors if a gradient is missing.
+pub fn sensitivity(model: &Model, weights: &Weights, batch: &Batch) -> Result<(Vec<f64>, f64)> {
+    let mut view: View = weights.view(Who::Patient, |spec| match spec.place {
+        Place::Block(_) => Want::Norm,
+        _ => Want::Nothing,
+    })?;
+    let loss = loss::nll(model, &view, batch)?;
+    let nll = f64::from(loss.to_scalar::<f32>()?);
+    view.backward(loss)?;
+    let harvest = view.harvest()?;
+    let mut squares = vec![0f64; model.sizes().blocks];
+    for spec in weights.specs() {
+        if let Place::Block(b) = spec.place {
+            squares[b] += harvest.squares.get(&spec.name).with_context(|| format!("no norm of {}", spec.name))?;
+        }
+    }
+    Ok((squares.into_iter().map(f64::sqrt).collect(), nll))
+}
+
+/// The block that `better(candidate, best)` prefers; the first of equals. Errors if a sensitivity is not finite.
+pub fn pick(sensitivity: &[f64], better: impl Fn(f64, f64) -> bool) -> Result<usize> {
+    if let Some(block) = sensitivity.iter().position(|s| !s.is_finite()) {
+        bail!("the sensitivity of block {block} is {}", sensitivity[block]);
+    }
+    let mut best = 0;
+    for (block, &s) in sensitivity.iter().enumerate() {
+        if better(s, sensitivity[best]) {
+            best = block;
+        }
+    }
+    Ok(best)
+}
+
+/// Error density of the most sensitive fifth of the blocks (rounded up) against the rest (IRepair, Figure 2).
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Density {
+    /// The blocks of the top 20 %, most sensitive first.
+    pub top: Vec<usize>,
+    /// Total sensitivity over number of blocks: of the top, of the others.
+    pub top_density: f64,
+    pub rest_density: f64,
+    /// By how many percent the top's is above the others'.
+    pub percent_above: f64,
+}
+
+/// `None` for a model of one block.
+pub fn density(sensitivity: &[f64]) -> Option<Density> {
+    let mut order: Vec<usize> = (0..sensitivity.len()).collect();
+    order.sort_by(|&a, &b| sensitivity[b].total_cmp(&sensitivity[a]));
+    let (top, rest) = order.split_at(sensitivity.len().div_ceil(5));
+    if rest.is_empty() {
+        return None;
+    }
+    let mean = |blocks: &[usize]| blocks.iter().map(|&b| sensitivity[b]).sum::<f64>() / blocks.len() as f64;
+    let (top_density, rest_density) = (mean(top), mean(rest));
+    let percent_above = 100.0 * (top_density / rest_density - 1.0);
+    Some(Density { top: top.to_vec(), top_density, rest_density, percent_above })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn density_of_the_top_fifth() {
+        let d = density(&[1.0, 1.0, 6.0, 1.0, 1.0]).expect("five blocks");
+        assert_eq!(d.top, [2]);
+        assert_eq!((d.top_density, d.rest_density, d.percent_above), (6.0, 1.0, 500.0));
+        assert_eq!(density(&[1.0]), None);
+    }
+
+    #[test]
+    fn the_first_of_equals_is_picked_and_nan_is_an_error() {
+        assert_eq!(pick(&[1.0, 3.0, 3.0], |a, b| a > b).expect("finite"), 1);
+        assert_eq!(pick(&[2.0, 1.0, 1.0], |a, b| a < b).expect("finite"), 1);
+        assert!(pick(&[1.0, f64::NAN], |a, b| a > b).is_err());
+    }
+}

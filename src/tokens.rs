@@ -1,0 +1,255 @@
+//! Tokens: records become *packed batches*, in which the sequences lie one after another and nothing is padded.
+//!
+//! A packed batch has N rows, one a token. Only attention and the positions know where a sequence begins; padding,
+//! its masks and its waste do not exist.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use tokenizers::Tokenizer;
+
+use crate::bail_input;
+use crate::data::{Pair, Place, Text};
+use crate::fault::Fault;
+
+/// Which tokens of a pair count in the NLL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LossOn {
+    /// The response's tokens.
+    Response,
+    /// Every token but the first (Lee et al.'s code).
+    All,
+}
+
+/// Token ids of several sequences, one after another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// (N)
+    pub ids: Vec<u32>,
+    /// Position of each token in its sequence: (N)
+    pub positions: Vec<u32>,
+    /// Rows of each sequence: (B)
+    pub sequences: Arc<[Range<usize>]>,
+}
+
+impl Packed {
+    /// Sequences from position 0.
+    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        Self::continuing(sequences.into_iter().map(|ids| (ids, 0)))
+    }
+
+    /// New tokens of sequences whose first new token is at the given position (the earlier ones are in a cache).
+    pub fn continuing<'a>(sequences: impl IntoIterator<Item = (&'a [u32], usize)>) -> Self {
+        let (mut ids, mut positions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for (sequence, past) in sequences {
+            rows.push(ids.len()..ids.len() + sequence.len());
+            ids.extend_from_slice(sequence);
+            positions.extend((past..past + sequence.len()).map(|p| p as u32));
+        }
+        Self { ids, positions, sequences: rows.into() }
+    }
+
+    /// All rows: `0..N`.
+    pub fn all_rows(&self) -> Vec<u32> {
+        (0..self.ids.len() as u32).collect()
+    }
+}
+
+/// A packed batch with the predictions that count: row `rows[i]` predicts `targets[i]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub packed: Packed,
+    pub rows: Vec<u32>,
+    pub targets: Vec<u32>,
+    /// Number of predictions of each sequence, in order.
+    pub counts: Vec<usize>,
+}
+
+impl Batch {
+    /// (prompt, response) sequences; the first token of a sequence is never predicted.
+    pub fn new<'a>(sequences: impl IntoIterator<Item = (&'a [u32], &'a [u32])>, loss_on: LossOn) -> Self {
+        let (mut joined, mut rows, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut start = 0;
+        for (prompt, response) in sequences {
+            let ids = [prompt, response].concat();
+            let first = match loss_on {
+                LossOn::Response => prompt.len().max(1),
+                LossOn::All => 1,
+            };
+            counts.push(ids.len().saturating_sub(first));
+            rows.extend((first..ids.len()).map(|t| (start + t - 1) as u32));
+            targets.extend_from_slice(ids.get(first..).unwrap_or(&[]));
+            start += ids.len();
+            joined.push(ids);
+        }
+        Self { packed: Packed::new(joined.iter().map(Vec::as_slice)), rows, targets, counts }
+    }
+}
+
+/// A pair in tokens.
+#[derive(Debug, Clone)]
+pub struct TokenPair {
+    pub prompt: Vec<u32>,
+    pub chosen: Vec<u32>,
+    pub rejected: Vec<u32>,
+}
+
+/// A batch of the chosen and a batch of the rejected responses of the same pairs.
+#[derive(Debug, Clone)]
+pub struct PairBatch {
+    pub chosen: Batch,
+    pub rejected: Batch,
+}
+
+impl PairBatch {
+    pub fn new(pairs: &[&TokenPair], loss_on: LossOn) -> Self {
+        let batch = |response: fn(&TokenPair) -> &Vec<u32>| {
+            Batch::new(pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice())), loss_on)
+        };
+        Self { chosen: batch(|p| &p.chosen), rejected: batch(|p| &p.rejected) }
+    }
+}
+
+/// Lengths that texts are cut to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// The first tokens of a prompt are kept (as Lee et al. do).
+    pub prompt: usize,
+    /// Prompt and response together, and normal texts; the first tokens are kept.
+    pub total: usize,
+}
+
+/// How many texts were cut to length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cut {
+    pub prompts: usize,
+    pub responses: usize,
+    pub texts: usize,
+}
+
+/// A tokenizer that gives ids below the model's vocabulary size, and neither cuts nor pads.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+}
+
+impl Encoder {
+    /// From a `tokenizer.json`. Errors (bad input) if it can't be read or has ids that the model doesn't.
+    pub fn from_file(path: &Path, vocabulary: usize) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
+        Self::from_bytes(&bytes, &path.display().to_string(), vocabulary)
+    }
+
+    /// From the bytes of a `tokenizer.json`, called `name` in errors.
+    pub fn from_bytes(bytes: &[u8], name: &str, vocabulary: usize) -> Result<Self> {
+        let mut tokenizer =
+            Tokenizer::from_bytes(bytes).map_err(|e| Fault::Input(format!("{name}: not a tokenizer: {e}")))?;
+        tokenizer.with_truncation(None).map_err(|e| Fault::Input(format!("{name}: {e}")))?;
+        tokenizer.with_padding(None);
+        if let Some((token, id)) = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+            && id as usize >= vocabulary
+        {
+            bail_input!(
+                "{name}: token {token:?} has id {id}, but the model's vocabulary ends at {}; \
+                 tokenizer and model don't belong together",
+                vocabulary.saturating_sub(1)
+            );
+        }
+        Ok(Self { tokenizer })
+    }
+
+    /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at the beginning.
+    pub fn encode(&self, text: &str, whole: bool) -> Result<Vec<u32>> {
+        let encoding =
+            self.tokenizer.encode_fast(text, whole).map_err(|e| Fault::Input(format!("can't tokenize a text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, true).map_err(|e| anyhow::anyhow!("can't decode {} tokens: {e}", ids.len()))
+    }
+
+    /// The id of a token given by its text.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Pairs in tokens, cut to length; prompt and responses are tokenized apart and joined.
+    pub fn pairs(&self, pairs: &[Pair], lengths: Lengths) -> Result<(Vec<TokenPair>, Cut)> {
+        let mut cut = Cut::default();
+        let mut tokens = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let mut prompt = self.some(&pair.prompt, true, "prompt", &pair.place)?;
+            if prompt.len() > lengths.prompt {
+                prompt.truncate(lengths.prompt);
+                cut.prompts += 1;
+            }
+            let room = lengths.total.saturating_sub(prompt.len());
+            if room == 0 {
+                bail_input!(
+                    "{}: a prompt of {} tokens leaves no room for a response within --max-length {}; \
+                     lower --max-prompt-length",
+                    pair.place,
+                    prompt.len(),
+                    lengths.total
+                );
+            }
+            let mut response = |text: &str, what: &str| -> Result<Vec<u32>> {
+                let mut ids = self.some(text, false, what, &pair.place)?;
+                if ids.len() > room {
+                    ids.truncate(room);
+                    cut.responses += 1;
+                }
+                Ok(ids)
+            };
+            let (chosen, rejected) = (response(&pair.chosen, "chosen")?, response(&pair.rejected, "rejected")?);
+            tokens.push(TokenPair { prompt, chosen, rejected });
+        }
+        Ok((tokens, cut))
+    }
+
+    /// Texts in tokens, cut to length. A text of a single token can't be predicted and is an error.
+    pub fn texts(&self, texts: &[Text], lengths: Lengths) -> Result<(Vec<Vec<u32>>, Cut)> {
+        let mut cut = Cut::default();
+        let mut tokens = Vec::with_capacity(texts.len());
+        for text in texts {
+            let mut ids = self.some(&text.text, true, "text", &text.place)?;
+            if ids.len() > lengths.total {
+                ids.truncate(lengths.total);
+                cut.texts += 1;
+            }
+            tokens.push(ids);
+        }
+        Ok((tokens, cut))
+    }
+
+    fn some(&self, text: &str, whole: bool, what: &str, place: &Place) -> Result<Vec<u32>> {
+        let ids = self.encode(text, whole)?;
+        if ids.is_empty() {
+            bail_input!("{place}: {what} has no tokens");
+        }
+        Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictions_point_at_the_row_before() {
+        let batch = Batch::new([(&[5, 6][..], &[7, 8][..]), (&[9][..], &[10][..])], LossOn::Response);
+        assert_eq!(batch.packed.ids, [5, 6, 7, 8, 9, 10]);
+        assert_eq!(batch.packed.positions, [0, 1, 2, 3, 0, 1]);
+        assert_eq!(*batch.packed.sequences, [0..4, 4..6]);
+        assert_eq!((batch.rows.as_slice(), batch.targets.as_slice()), (&[1, 2, 4][..], &[7, 8, 10][..]));
+        assert_eq!(batch.counts, [2, 1]);
+        let all = Batch::new([(&[5, 6][..], &[7, 8][..])], LossOn::All);
+        assert_eq!((all.rows.as_slice(), all.targets.as_slice()), (&[0, 1, 2][..], &[6, 7, 8][..]));
+        let unconditional = Batch::new([(&[][..], &[7, 8][..])], LossOn::Response);
+        assert_eq!(unconditional.targets, [8], "the first token is never predicted");
+    }
+}

@@ -1,0 +1,95 @@
+//! The golden checkpoints and the reference's numbers on them, made by `scripts/make_golden.py` (its versions of torch
+//! and transformers stand in each `expected.json`).
+
+use std::path::PathBuf;
+
+use candle_core::{Device, Tensor};
+use irepair::checkpoint::Checkpoint;
+use irepair::data;
+use irepair::model::Model;
+use irepair::tokens::{Encoder, Lengths, LossOn, Packed, PairBatch, TokenPair};
+use irepair::weights::{Kernels, Weights};
+use serde_json::Value;
+
+pub const CHECKPOINTS: [&str; 5] = ["gpt2", "gpt2-odd", "gpt2-relu-bare", "gpt-neo", "gpt-neo-bf16"];
+pub const KERNELS: [Kernels; 2] = [Kernels::Cpu, Kernels::Composed];
+pub const LENGTHS: Lengths = Lengths { prompt: 64, total: 128 };
+
+pub fn dir() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+pub fn json(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(dir().join(path)).expect(path)).expect(path)
+}
+
+pub fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+pub struct Golden {
+    pub name: &'static str,
+    pub checkpoint: Checkpoint,
+    pub model: Model,
+    pub encoder: Encoder,
+    pub expected: Value,
+    tensors: std::collections::HashMap<String, Tensor>,
+}
+
+impl Golden {
+    pub fn open(name: &'static str) -> Self {
+        let folder = dir().join(name);
+        let checkpoint = Checkpoint::open(&folder, name, None).expect("opens");
+        let model = Model::from_config(&checkpoint.config).expect("config");
+        let encoder = Encoder::from_file(&folder.join("tokenizer.json"), model.sizes().vocabulary).expect("tokenizer");
+        let tensors =
+            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).expect("tensors");
+        Self { name, checkpoint, model, encoder, expected: json(&format!("{name}/expected.json")), tensors }
+    }
+
+    pub fn weights(&self, kernels: Kernels) -> Weights {
+        self.checkpoint.load(&self.model, &Device::Cpu).expect("loads").with_kernels(kernels)
+    }
+
+    /// An expected tensor; `name` as transformers calls it, found under its name on disk.
+    pub fn tensor(&self, kind: &str, name: &str) -> Vec<f32> {
+        let disk = self.checkpoint.disk_name(name).expect(name);
+        self.tensor_of(&format!("{kind}.{disk}"))
+    }
+
+    pub fn tensor_of(&self, name: &str) -> Vec<f32> {
+        self.tensors[name].flatten_all().expect(name).to_vec1().expect(name)
+    }
+
+    pub fn pairs(&self) -> Vec<TokenPair> {
+        let pairs = data::read_pairs(&dir().join("pairs.jsonl"), &data::KeyMap::new(), None).expect("pairs");
+        self.encoder.pairs(&pairs, LENGTHS).expect("tokens").0
+    }
+
+    pub fn batch(&self, loss_on: LossOn) -> PairBatch {
+        PairBatch::new(&self.pairs().iter().collect::<Vec<_>>(), loss_on)
+    }
+
+    pub fn normal(&self) -> Packed {
+        let texts = data::read_texts(&dir().join("normal.jsonl"), &data::KeyMap::new(), None).expect("normal");
+        let (ids, _) = self.encoder.texts(&texts, LENGTHS).expect("tokens");
+        Packed::new(ids.iter().map(Vec::as_slice))
+    }
+}
+
+/// Relative agreement of two numbers.
+#[track_caller]
+pub fn close(got: f64, want: f64, tolerance: f64, what: &str) {
+    let error = (got - want).abs() / want.abs().max(1e-30);
+    assert!(error <= tolerance, "{what}: got {got}, expected {want} (relative {error:.2e} > {tolerance:.0e})");
+}
+
+/// Agreement of two tensors, relative to the largest value of the expected one.
+#[track_caller]
+pub fn all_close(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: sizes");
+    let largest = want.iter().fold(0f64, |m, x| m.max(f64::from(x.abs())));
+    let worst = got.iter().zip(want).map(|(g, w)| f64::from((g - w).abs())).fold(0f64, f64::max);
+    let finite = got.iter().all(|x| x.is_finite());
+    assert!(finite && worst <= tolerance * largest, "{what}: off by {worst:.3e} of {largest:.3e}");
+}
