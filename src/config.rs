@@ -1,4 +1,19 @@
-//! What the words mean.
+//! What the words mean: built-in defaults < preset < `--config FILE` < `IREPAIR_*` < flags, each known by one name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::bail_input;
+use crate::fault::Fault;
+use crate::methods::{self, ObjectiveWeights};
+use crate::optim::{OptimizerKind, Schedule};
+use crate::tokens::{Lengths, LossOn};
+
 /// "unknown …" with the nearest known name.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     let nearest = known
@@ -7,9 +22,366 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
-        Some((_, nearest)) => {
-            format!("unknown {what} {name:?}; did you mean {nearest:?}? (have: {})", known.join(", "))
-        }
+        Some((_, nearest)) => format!("unknown {what} {name:?}; did you mean {nearest:?}? (have: {})", known.join(", ")),
         None => format!("unknown {what} {name:?} (have: {})", known.join(", ")),
+    }
+}
+
+/// Presets compiled into the program, by name.
+const PRESETS: &[(&str, &str)] = &[("demo", include_str!("../configs/demo.toml"))];
+
+/// Everything that can be set of a repair; what is `None` comes from the layer below.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RepairOptions {
+    /// Hub id, short name (gpt2-large), ID@REVISION, local folder, or `demo`
+    #[arg(short, long, env = "IREPAIR_MODEL", visible_aliases = ["model-name-or-path", "model-id"])]
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub model
+    #[arg(long, env = "IREPAIR_REVISION", visible_alias = "model-revision")]
+    pub revision: Option<String>,
+    /// Pairs: a .jsonl, .json or .jsonl.gz file, or a folder of them
+    #[arg(long, env = "IREPAIR_DATA", visible_aliases = ["dataset", "dataset-name"])]
+    pub data: Option<PathBuf>,
+    /// How to repair
+    #[arg(long, env = "IREPAIR_METHOD", long_help = method_help())]
+    pub method: Option<String>,
+    /// Normal texts for the KL term; without it the model writes its own
+    #[arg(long, env = "IREPAIR_NORMAL", value_name = "FILE")]
+    pub normal: Option<PathBuf>,
+    /// How many normal texts the model writes [default: 512]
+    #[arg(long, env = "IREPAIR_NORMAL_TEXTS", value_name = "N")]
+    pub normal_texts: Option<usize>,
+    /// Weight α of the chosen responses' NLL [default: 0.5]
+    #[arg(long, env = "IREPAIR_NLL_WEIGHT")]
+    pub nll_weight: Option<f64>,
+    /// Weight of the KL term [default: 1 where the method has one]
+    #[arg(long, env = "IREPAIR_KL_WEIGHT")]
+    pub kl_weight: Option<f64>,
+    /// Tokens that count in the NLL [default: response]
+    #[arg(long, env = "IREPAIR_LOSS_ON", value_enum)]
+    pub loss_on: Option<LossOn>,
+    /// [default: rmsprop]
+    #[arg(long, env = "IREPAIR_OPTIMIZER", value_enum)]
+    pub optimizer: Option<OptimizerKind>,
+    /// [default: 0.0003]
+    #[arg(long, env = "IREPAIR_LEARNING_RATE", visible_alias = "lr")]
+    pub learning_rate: Option<f64>,
+    /// Pairs (and normal texts) a step [default: 4]
+    #[arg(short, long, env = "IREPAIR_BATCH_SIZE", visible_alias = "per-device-train-batch-size")]
+    pub batch_size: Option<usize>,
+    /// [default: 2000]
+    #[arg(long, env = "IREPAIR_MAX_STEPS")]
+    pub max_steps: Option<usize>,
+    /// [default: 150, or a tenth of --max-steps if that is less]
+    #[arg(long, env = "IREPAIR_WARMUP_STEPS")]
+    pub warmup_steps: Option<usize>,
+    /// Learning rate after the warm-up [default: linear]
+    #[arg(long, env = "IREPAIR_SCHEDULE", value_enum)]
+    pub schedule: Option<Schedule>,
+    /// Clip the gradient at this norm; 0 = off [default: 10]
+    #[arg(long, env = "IREPAIR_MAX_GRAD_NORM")]
+    pub max_grad_norm: Option<f64>,
+    /// Tokens of prompt and response together, and of normal texts [default: 128]
+    #[arg(long, env = "IREPAIR_MAX_LENGTH")]
+    pub max_length: Option<usize>,
+    /// Tokens of the prompt; the first ones are kept [default: 64]
+    #[arg(long, env = "IREPAIR_MAX_PROMPT_LENGTH")]
+    pub max_prompt_length: Option<usize>,
+    /// Held-back pairs [default: 64, or a quarter of the rows if that is less]
+    #[arg(long, env = "IREPAIR_VALID_SIZE")]
+    pub valid_size: Option<usize>,
+    /// Validate every so many steps; 0 = off [default: 25]
+    #[arg(long, env = "IREPAIR_EVAL_STEPS")]
+    pub eval_steps: Option<usize>,
+    /// Stop after so many validations without improvement; 0 = off [default: 30]
+    #[arg(long, env = "IREPAIR_PATIENCE")]
+    pub patience: Option<usize>,
+    /// Save the state for --resume every so many steps [default: 100]
+    #[arg(long, env = "IREPAIR_SAVE_STEPS")]
+    pub save_steps: Option<usize>,
+    /// [default: 42]
+    #[arg(long, env = "IREPAIR_SEED")]
+    pub seed: Option<u64>,
+    /// Use only the first N pairs
+    #[arg(short = 'L', long, env = "IREPAIR_LIMIT", value_name = "N")]
+    pub limit: Option<usize>,
+    /// auto, cpu, cuda, cuda:N or metal [default: auto]
+    #[arg(long, env = "IREPAIR_DEVICE")]
+    pub device: Option<String>,
+    /// Prompts whose continuations are scored before and after [default: the held-back pairs' prompts]
+    #[arg(long, env = "IREPAIR_EVAL_PROMPTS", value_name = "FILE")]
+    pub eval_prompts: Option<PathBuf>,
+    /// Text whose perplexity is measured before and after
+    #[arg(long, env = "IREPAIR_EVAL_TEXT", value_name = "FILE")]
+    pub eval_text: Option<PathBuf>,
+    /// Names of keys in the rows: prompt=question,chosen=good,…
+    #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub map: Vec<String>,
+}
+
+fn method_help() -> String {
+    let lines: Vec<String> =
+        methods::METHODS.iter().map(|m| format!("{:<14} {} × {}: {}", m.name, m.select, m.objective, m.about)).collect();
+    format!("How to repair (selector × objective) [default: irepair+kl]\n\n{}", lines.join("\n"))
+}
+
+/// A repair's settings, all decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RepairSettings {
+    pub model: String,
+    pub revision: Option<String>,
+    /// `None`: the demo's pairs.
+    pub data: Option<PathBuf>,
+    pub method: String,
+    pub normal: Option<PathBuf>,
+    pub normal_texts: usize,
+    pub nll_weight: f64,
+    pub kl_weight: Option<f64>,
+    pub loss_on: LossOn,
+    pub optimizer: OptimizerKind,
+    pub learning_rate: f64,
+    pub batch_size: usize,
+    pub max_steps: usize,
+    pub warmup_steps: Option<usize>,
+    pub schedule: Schedule,
+    pub max_grad_norm: f64,
+    pub max_length: usize,
+    pub max_prompt_length: usize,
+    pub valid_size: Option<usize>,
+    pub eval_steps: usize,
+    pub patience: usize,
+    pub save_steps: usize,
+    pub seed: u64,
+    pub limit: Option<usize>,
+    pub device: String,
+    pub eval_prompts: Option<PathBuf>,
+    pub eval_text: Option<PathBuf>,
+    #[serde(default)]
+    pub map: Vec<String>,
+}
+
+impl Default for RepairSettings {
+    fn default() -> Self {
+        Self {
+            model: "demo".into(),
+            revision: None,
+            data: None,
+            method: "irepair+kl".into(),
+            normal: None,
+            normal_texts: 512,
+            nll_weight: 0.5,
+            kl_weight: None,
+            loss_on: LossOn::Response,
+            optimizer: OptimizerKind::Rmsprop,
+            learning_rate: 3e-4,
+            batch_size: 4,
+            max_steps: 2000,
+            warmup_steps: None,
+            schedule: Schedule::Linear,
+            max_grad_norm: 10.0,
+            max_length: 128,
+            max_prompt_length: 64,
+            valid_size: None,
+            eval_steps: 25,
+            patience: 30,
+            save_steps: 100,
+            seed: 42,
+            limit: None,
+            device: "auto".into(),
+            eval_prompts: None,
+            eval_text: None,
+            map: Vec::new(),
+        }
+    }
+}
+
+impl RepairSettings {
+    /// Lays the layers over each other and checks the result.
+    pub fn resolve(file: Option<&Path>, flags: &RepairOptions) -> Result<Self> {
+        let mut layers = Vec::new();
+        let flags_value = layer(flags)?;
+        let (file_name, file_layer) = match file {
+            Some(file) => read_file::<RepairOptions>(file)?,
+            None => (String::new(), Map::new()),
+        };
+        let model = flags_value.get("model").or(file_layer.get("model"));
+        let on_demo = model.is_none_or(|m| m == "demo");
+        if on_demo {
+            layers.push(parse_toml::<RepairOptions>("preset demo", PRESETS[0].1)?);
+        }
+        layers.push(file_layer);
+        layers.push(flags_value);
+        let settings: Self = overlay(&Self::default(), layers).map_err(|e| Fault::Input(format!("{file_name}: {e}")))?;
+        if settings.data.is_none() && settings.model != "demo" {
+            bail_input!("--data is missing: give a file of pairs to repair {} with", settings.model);
+        }
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<()> {
+        let method = methods::named(&self.method)?;
+        if !method.kl && self.kl_weight.is_some_and(|w| w != 0.0) {
+            return Err(Fault::Usage(format!(
+                "--method {0} has no KL term, so --kl-weight contradicts it; use --method {0}+kl",
+                self.method
+            ))
+            .into());
+        }
+        if !method.kl && self.normal.is_some() {
+            return Err(Fault::Usage(format!(
+                "--method {0} has no KL term, so --normal contradicts it; use --method {0}+kl",
+                self.method
+            ))
+            .into());
+        }
+        let positive = [
+            ("--batch-size", self.batch_size),
+            ("--max-length", self.max_length),
+            ("--max-prompt-length", self.max_prompt_length),
+            ("--save-steps", self.save_steps),
+            ("--max-steps", self.max_steps),
+        ];
+        if let Some((flag, _)) = positive.iter().find(|(_, v)| *v == 0) {
+            bail_input!("{flag} 0: must be at least 1");
+        }
+        let numbers = [
+            ("--learning-rate", self.learning_rate),
+            ("--nll-weight", self.nll_weight),
+            ("--max-grad-norm", self.max_grad_norm),
+            ("--kl-weight", self.kl_weight.unwrap_or(1.0)),
+        ];
+        if let Some((flag, value)) = numbers.iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
+            bail_input!("{flag} {value}: must be a finite number, 0 or more");
+        }
+        if self.max_prompt_length >= self.max_length {
+            bail_input!(
+                "--max-prompt-length {} leaves no room for a response within --max-length {}",
+                self.max_prompt_length,
+                self.max_length
+            );
+        }
+        Ok(())
+    }
+
+    /// The factors of the method's terms.
+    pub fn objective_weights(&self) -> Result<ObjectiveWeights> {
+        let kl = if methods::named(&self.method)?.kl { self.kl_weight.unwrap_or(1.0) } else { 0.0 };
+        Ok(ObjectiveWeights { nll: self.nll_weight, kl })
+    }
+
+    pub fn lengths(&self) -> Lengths {
+        Lengths { prompt: self.max_prompt_length, total: self.max_length }
+    }
+
+    pub fn warmup(&self) -> usize {
+        self.warmup_steps.unwrap_or(150.min(self.max_steps / 10))
+    }
+}
+
+/// A layer of options as a map without what is not set.
+fn layer<T: Serialize>(options: &T) -> Result<Map<String, Value>> {
+    match serde_json::to_value(options)? {
+        Value::Object(map) => Ok(map.into_iter().filter(|(_, v)| !v.is_null()).collect()),
+        _ => anyhow::bail!("options are no map"),
+    }
+}
+
+fn overlay<T: Serialize + DeserializeOwned>(defaults: &T, layers: Vec<Map<String, Value>>) -> Result<T> {
+    let mut all = match serde_json::to_value(defaults)? {
+        Value::Object(map) => map,
+        _ => anyhow::bail!("settings are no map"),
+    };
+    for layer in layers {
+        all.extend(layer);
+    }
+    Ok(serde_json::from_value(Value::Object(all))?)
+}
+
+fn read_file<T: Serialize + DeserializeOwned + Default>(path: &Path) -> Result<(String, Map<String, Value>)> {
+    let name = path.display().to_string();
+    if !path.exists()
+        && let Some((_, text)) = PRESETS.iter().find(|(preset, _)| Path::new(preset) == path)
+    {
+        return Ok((format!("preset {name}"), parse_toml::<T>(&format!("preset {name}"), text)?));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("--config {name}: {e}")))?;
+    let layer = parse_toml::<T>(&name, &text)?;
+    Ok((name, layer))
+}
+
+/// A TOML file as a layer. Keys in kebab or snake case; an unknown one is an error with its line and a suggestion.
+fn parse_toml<T: Serialize + DeserializeOwned + Default>(name: &str, text: &str) -> Result<Map<String, Value>> {
+    let line_of = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
+    let table: toml::Table = toml::from_str(text).map_err(|e| {
+        Fault::Input(format!("{name}:{}: {}", line_of(e.span().map_or(0, |s| s.start)), e.message()))
+    })?;
+    let known: Vec<String> = match serde_json::to_value(T::default())? {
+        Value::Object(map) => map.keys().cloned().chain(["map".to_owned()]).collect(),
+        _ => Vec::new(),
+    };
+    let line_of_key = |key: &str| text.lines().position(|l| l.trim_start().starts_with(key)).map_or(1, |l| l + 1);
+    let mut layer = Map::new();
+    for (key, value) in table {
+        let kebab = key.replace('_', "-");
+        if !known.contains(&kebab) {
+            let known: Vec<&str> = known.iter().map(String::as_str).collect();
+            bail_input!("{name}:{}: {}", line_of_key(&key), unknown("key", &key, &known));
+        }
+        let value = serde_json::to_value(&value)?;
+        // One key at a time, so that a value of the wrong type is named with its line.
+        let alone: Map<String, Value> = [(kebab.clone(), value.clone())].into_iter().collect();
+        serde_json::from_value::<T>(Value::Object(alone))
+            .map_err(|e| Fault::Input(format!("{name}:{}: {key}: {e}", line_of_key(&key))))?;
+        layer.insert(kebab, value);
+    }
+    Ok(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_lie_over_the_file_and_the_file_over_the_defaults() {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("a.toml");
+        std::fs::write(&file, "learning_rate = 0.5\nbatch-size = 7\n").expect("write");
+        let flags = RepairOptions {
+            model: Some("m".into()),
+            data: Some("d".into()),
+            batch_size: Some(9),
+            ..RepairOptions::default()
+        };
+        let settings = RepairSettings::resolve(Some(&file), &flags).expect("settings");
+        assert_eq!((settings.learning_rate, settings.batch_size, settings.max_steps), (0.5, 9, 2000));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_line_and_suggestion() {
+        let error = parse_toml::<RepairOptions>("x.toml", "seed = 1\nlerning-rate = 2\n").expect_err("unknown");
+        assert!(error.to_string().starts_with("x.toml:2: unknown key \"lerning-rate\"; did you mean \"learning-rate\"?"));
+        let error = parse_toml::<RepairOptions>("x.toml", "seed = \"one\"\n").expect_err("type").to_string();
+        assert!(error.starts_with("x.toml:1: seed:"), "{error}");
+    }
+
+    #[test]
+    fn contradictions_are_usage_errors() {
+        let flags = RepairOptions { method: Some("irepair".into()), kl_weight: Some(1.0), ..RepairOptions::default() };
+        let error = RepairSettings::resolve(None, &flags).expect_err("contradiction");
+        assert_eq!(crate::fault::exit_code(&error), 2, "{error}");
+        let flags = RepairOptions { method: Some("irepiar".into()), ..RepairOptions::default() };
+        let error = RepairSettings::resolve(None, &flags).expect_err("unknown").to_string();
+        assert!(error.contains("did you mean \"irepair\""), "{error}");
+    }
+
+    #[test]
+    fn every_preset_is_read() {
+        for (name, text) in PRESETS {
+            parse_toml::<RepairOptions>(name, text).expect(name);
+        }
     }
 }

@@ -21,16 +21,22 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod device;
+pub mod eval;
 pub mod fault;
+pub mod generate;
 pub mod hub;
 pub mod loss;
 pub mod methods;
 pub mod model;
 pub mod optim;
 pub mod random;
+pub mod report;
+pub mod scorers;
 pub mod sensitivity;
 pub mod slice;
+pub mod stop;
 pub mod tokens;
+pub mod train;
 pub mod weights;
 
 /// Natural-log units of loss and divergence.

@@ -167,6 +167,17 @@ impl Weights {
         self.touched.iter().map(|(n, t)| Ok((n.clone(), t.copy()?.detach()))).collect()
     }
 
+    /// Make the touched tensors exactly these; the others are the original again.
+    /// Errors if an original is needed that was not kept.
+    pub fn reset_to(&mut self, touched: &BTreeMap<String, Tensor>) -> Result<()> {
+        let lost = self.touched.keys().find(|n| !touched.contains_key(*n) && !self.original.contains_key(*n));
+        if let Some(name) = lost {
+            bail!("the original of {name} was not kept");
+        }
+        self.touched = touched.iter().map(|(n, t)| Ok((n.clone(), t.copy()?.detach()))).collect::<Result<_>>()?;
+        Ok(())
+    }
+
     /// Bytes held by the tensors: what is shared, and what the patient has for itself.
     pub fn bytes(&self) -> (usize, usize) {
         let size = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();

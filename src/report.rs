@@ -1,0 +1,169 @@
+//! What a run leaves for people and for scripts: `run.json`, tables, the model card, pictures, progress.
+
+pub mod plot;
+pub mod progress;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::Change;
+use crate::config::RepairSettings;
+use crate::eval::Measures;
+use crate::train::{Line, StepLine};
+
+/// `irepair/run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunRecord {
+    pub format_version: u32,
+    pub irepair: String,
+    pub model: String,
+    /// Commit of a hub model.
+    pub base_revision: Option<String>,
+    pub base_sha256: BTreeMap<String, String>,
+    pub settings: RepairSettings,
+    pub seed: u64,
+    /// What was read: pairs for training and held back, normal texts, and how many were cut to length.
+    pub data: DataRecord,
+    pub scorer: String,
+    pub before: Measures,
+    pub after: Measures,
+    pub steps: usize,
+    /// The step whose weights were kept.
+    pub kept_step: usize,
+    pub stopped: String,
+    /// How often each block was sliced.
+    pub sliced: BTreeMap<usize, usize>,
+    /// Changed tensors with the norms of their changes.
+    pub changed: Vec<Change>,
+    pub changed_parameters: usize,
+    pub parameters: usize,
+    pub seconds: f64,
+    pub peak_rss_mib: Option<u64>,
+    pub threads: usize,
+    pub device: String,
+}
+
+/// Rows of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataRecord {
+    pub pairs: usize,
+    pub held_back: usize,
+    pub normal: usize,
+    pub normal_held_back: usize,
+    /// `None`: read from a file.
+    pub normal_removed_as_toxic: Option<usize>,
+    pub cut_prompts: usize,
+    pub cut_responses: usize,
+    pub cut_texts: usize,
+}
+
+/// The steps of a log; lines that can't be read are an error.
+pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let mut steps = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        match serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))? {
+            Line::Step(line) => steps.push(line),
+            Line::Validation(_) => {}
+        }
+    }
+    Ok(steps)
+}
+
+/// How often each block was sliced.
+pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
+    let mut counts = BTreeMap::new();
+    for block in steps.iter().filter_map(|s| s.block) {
+        *counts.entry(block).or_default() += 1;
+    }
+    counts
+}
+
+/// The rows of the before/after table: name, before, after, change.
+pub fn before_after(before: &Measures, after: &Measures) -> Vec<[String; 4]> {
+    let percent = |x: f64| format!("{x:.1} %");
+    let plain = |x: f64| format!("{x:.3}");
+    type Get = fn(&Measures) -> Option<f64>;
+    let rows: [(&str, Get, &dyn Fn(f64) -> String); 5] = [
+        ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), &percent),
+        ("toxicity (mean score × 100)", |m| m.toxicity, &plain),
+        ("NLL of chosen (nats a token)", |m| m.nll_chosen, &plain),
+        ("NLL of rejected (nats a token)", |m| m.nll_rejected, &plain),
+        ("perplexity of clean text", |m| m.ppl, &plain),
+    ];
+    rows.into_iter()
+        .filter_map(|(name, get, show)| {
+            let (b, a) = (get(before)?, get(after)?);
+            let change = if b == 0.0 { "–".into() } else { format!("{:+.1} %", 100.0 * (a / b - 1.0)) };
+            Some([name.into(), show(b), show(a), change])
+        })
+        .collect()
+}
+
+/// Norms of the changes by block (`None`: outside the blocks), over all tensors of it.
+pub fn change_by_block(changed: &[Change], block_of: impl Fn(&str) -> Option<usize>) -> BTreeMap<Option<usize>, Change> {
+    let mut blocks: BTreeMap<Option<usize>, Change> = BTreeMap::new();
+    for change in changed {
+        let block = block_of(&change.name);
+        let sum = blocks.entry(block).or_insert_with(|| Change {
+            name: block.map_or("outside the blocks".into(), |b| format!("block {b}")),
+            norm: 0.0,
+            base_norm: 0.0,
+            values: 0,
+        });
+        sum.norm = sum.norm.hypot(change.norm);
+        sum.base_norm = sum.base_norm.hypot(change.base_norm);
+        sum.values += change.values;
+    }
+    blocks
+}
+
+/// The model card: front matter, what was done, the table, how to go back.
+pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
+    // A local base has no public name, and its path is the user's own business.
+    let on_hub = run.base_revision.is_some();
+    let mut card = String::from("---\n");
+    if on_hub {
+        card += &format!("base_model: {}\nbase_model_relation: finetune\n", run.model);
+    }
+    let license = base_card.and_then(|c| c.lines().find(|l| l.starts_with("license:")));
+    if let Some(license) = license {
+        card += &format!("{license}\n");
+    }
+    card += "library_name: transformers\npipeline_tag: text-generation\ntags: [irepair, detoxified]\n---\n\n";
+    let base = match &run.base_revision {
+        Some(revision) => format!("`{}` (revision `{revision}`)", run.model),
+        None if run.model == "demo" => "irepair's demo model".into(),
+        None => "a local model".into(),
+    };
+    card += &format!(
+        "# Repaired with irepair\n\nBase: {base}. Method: `{}`, {} steps on {} pairs, seed {}; the weights of step {} were \
+         kept. {} of {} parameters ({:.2} %) differ from the base, all in the tensors listed in `irepair/run.json`; every \
+         other tensor is byte-equal.\n\n",
+        run.settings.method,
+        run.steps,
+        run.data.pairs,
+        run.seed,
+        run.kept_step,
+        run.changed_parameters,
+        run.parameters,
+        100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64,
+    );
+    let rows = before_after(&run.before, &run.after);
+    if !rows.is_empty() {
+        card += &format!("On held-back rows (scorer: {}):\n\n| | before | after | change |\n|---|---|---|---|\n", run.scorer);
+        for row in rows {
+            card += &format!("| {} |\n", row.join(" | "));
+        }
+        card += "\nScores of different scorers don't compare.\n\n";
+    }
+    card += "`irepair/run.json` has the settings, versions and hashes; `irepair/steps.jsonl` every step; \
+             `irepair/patch.safetensors` the changed tensors alone.\n";
+    card
+}

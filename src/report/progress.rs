@@ -1,0 +1,70 @@
+//! Progress on stderr: a bar on a terminal, a line every so many steps elsewhere, nothing with `--quiet`.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::train::StepLine;
+
+/// Progress of one piece of work.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    quiet: bool,
+    every: usize,
+    valid: Option<f64>,
+}
+
+impl Progress {
+    /// `total` steps of `what`, of which `done` are made already.
+    pub fn new(what: &str, done: usize, total: usize, quiet: bool) -> Self {
+        let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
+        let bar = (on_terminal && !quiet).then(|| {
+            let bar = ProgressBar::new(total as u64).with_position(done as u64);
+            let style = "{prefix} {wide_bar:.cyan/blue} {pos}/{len} {per_sec} {eta} left  {msg}";
+            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_prefix(what.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, quiet, every: (total / 20).clamp(1, 100), valid: None }
+    }
+
+    /// A step was made.
+    pub fn step(&mut self, line: &StepLine, total: usize) {
+        let block = line.block.map_or("all".into(), |b| b.to_string());
+        let kl = line.kl.map_or(String::new(), |kl| format!(" KL {kl:.4}"));
+        let nll = line.nll_good.map_or(String::new(), |n| format!(" NLL {n:.3}"));
+        let valid = self.valid.map_or(String::new(), |v| format!(" valid {v:.4}"));
+        let message = format!("block {block} loss {:.4}{nll}{kl}{valid}", line.loss);
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(line.step as u64);
+                bar.set_message(message);
+            }
+            None if !self.quiet && (line.step.is_multiple_of(self.every) || line.step == total) => {
+                eprintln!("step {}/{total}: {message} ({:.2} s a step)", line.step, line.seconds);
+            }
+            None => {}
+        }
+    }
+
+    /// The held-back rows were looked at.
+    pub fn validation(&mut self, _step: usize, loss: f64) {
+        self.valid = Some(loss);
+    }
+
+    /// `n` more pieces are done.
+    pub fn advance(&mut self, n: usize) {
+        if let Some(bar) = &self.bar {
+            bar.inc(n as u64);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Plain text tables for terminals.
+
+/// Columns padded to their widest cell; the first column left, the others right.
+pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let mut widths = head.map(|h| h.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; N]| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .enumerate()
+            .map(|(i, (cell, width))| {
+                let pad = " ".repeat(width - cell.chars().count());
+                if i == 0 { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
+            })
+            .collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let mut out = line(head);
+    for row in rows {
+        out += &line(std::array::from_fn(|i| row[i].as_str()));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_align() {
+        let table = super::table(["block", "n"], &[["0".into(), "10".into()], ["long name".into(), "7".into()]]);
+        assert_eq!(table, "block       n\n0          10\nlong name   7\n");
+    }
+}

@@ -1,0 +1,37 @@
+//! `lexicon`: the word list of the crate `rustrict`. Needs nothing and is fast; a first look, not a judgement.
+
+use anyhow::Result;
+use rustrict::{Censor, Type};
+
+use super::Scorer;
+
+pub struct Lexicon;
+
+/// How severe a kind of word is: 0 none, 1 mild, 2 moderate, 3 severe.
+fn severity(found: Type, kind: Type) -> u32 {
+    [Type::MILD, Type::MODERATE, Type::SEVERE].iter().position(|s| found.is(kind & *s)).map_or(0, |i| i as u32 + 1)
+}
+
+impl Scorer for Lexicon {
+    fn name(&self) -> &'static str {
+        "lexicon"
+    }
+
+    fn about(&self) -> &'static str {
+        "a word list (rustrict): finds rude words, not rude meanings; good for a first run"
+    }
+
+    /// With s the sum of the severities of profane, offensive, sexual and mean words: (s + 1)/(s + 3) where rustrict
+    /// calls the text inappropriate (so 0.5 or above), else s/(2s + 2) (below 0.5).
+    fn score(&self, texts: &[&str]) -> Result<Vec<f64>> {
+        Ok(texts
+            .iter()
+            .map(|text| {
+                let found = Censor::from_str(text).analyze();
+                let kinds = [Type::PROFANE, Type::OFFENSIVE, Type::SEXUAL, Type::MEAN];
+                let s = f64::from(kinds.into_iter().map(|k| severity(found, k)).sum::<u32>());
+                if found.is(Type::INAPPROPRIATE) { (s + 1.0) / (s + 3.0) } else { s / (2.0 * s + 2.0) }
+            })
+            .collect())
+    }
+}

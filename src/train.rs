@@ -1,0 +1,280 @@
+//! The loop: batch → step → log line → validate → keep the best → save. Nothing in here knows a method's name.
+
+mod state;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::methods::objective::Terms;
+use crate::methods::{Method, StepInput};
+use crate::model::Model;
+use crate::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
+use crate::random::{Purpose, batch_indices};
+use crate::report::progress::Progress;
+use crate::slice::Slice;
+use crate::stop;
+use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
+use crate::weights::Weights;
+pub use state::Fingerprint;
+
+/// A line of `steps.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    Step(StepLine),
+    Validation(ValidationLine),
+}
+
+/// One step, counted from 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepLine {
+    pub step: usize,
+    /// The sliced block, 0-based; `null` where the slice is no single block.
+    pub block: Option<usize>,
+    /// Of every block, where it was measured.
+    pub sensitivity: Vec<f64>,
+    pub loss: f64,
+    pub nll_good: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nll_bad: Option<f64>,
+    pub kl: Option<f64>,
+    pub lr: f64,
+    pub grad_norm: f64,
+    pub seconds: f64,
+}
+
+/// The objective on the held-back rows after `step` steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationLine {
+    pub step: usize,
+    pub valid_loss: f64,
+}
+
+/// How the loop goes.
+#[derive(Debug, Clone)]
+pub struct Regime {
+    pub batch_size: usize,
+    pub max_steps: usize,
+    pub learning_rate: f64,
+    pub warmup: usize,
+    pub schedule: Schedule,
+    pub max_grad_norm: f64,
+    /// 0 = never.
+    pub eval_steps: usize,
+    /// 0 = no early stop.
+    pub patience: usize,
+    pub save_steps: usize,
+    pub loss_on: LossOn,
+    pub seed: u64,
+}
+
+/// The rows of a run, in tokens.
+pub struct Rows {
+    pub pairs: Vec<TokenPair>,
+    pub valid_pairs: Vec<TokenPair>,
+    pub normal: Vec<Vec<u32>>,
+    pub valid_normal: Vec<Vec<u32>>,
+}
+
+/// Why a loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    AllSteps,
+    /// The validation loss has not improved for `patience` validations.
+    Patience,
+    /// The user asked to stop; the state is saved.
+    Interrupted,
+}
+
+/// A loss or gradient that is not finite: the step was not made.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} is {value} at step {step}; that step was not made")]
+pub struct Diverged {
+    pub what: &'static str,
+    pub value: f64,
+    pub step: usize,
+}
+
+/// The best validation so far and the weights that gave it.
+#[derive(Debug, Clone)]
+pub struct Best {
+    pub step: usize,
+    pub loss: f64,
+    pub touched: BTreeMap<String, Tensor>,
+}
+
+/// A run under way.
+pub struct Trainer<'a> {
+    pub model: &'a Model,
+    pub weights: Weights,
+    pub method: Method,
+    pub optimizer: Optimizer,
+    pub regime: Regime,
+    pub rows: Rows,
+    /// Steps made.
+    pub step: usize,
+    pub best: Option<Best>,
+    /// Validations since the best one.
+    pub stale: usize,
+    /// `irepair/` of the unfinished output.
+    pub dir: PathBuf,
+    pub fingerprint: Fingerprint,
+}
+
+const VALID_BATCH: usize = 8;
+
+impl Trainer<'_> {
+    /// Runs to the end, and leaves the best weights in place.
+    pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
+        let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
+        let mut log = self.open_log()?;
+        if validates && self.step == 0 {
+            let valid_loss = self.validate()?;
+            write_line(&mut log, &Line::Validation(ValidationLine { step: 0, valid_loss }))?;
+        }
+        let mut end = End::AllSteps;
+        while self.step < self.regime.max_steps {
+            if stop::asked() {
+                self.save()?;
+                return Ok(End::Interrupted);
+            }
+            let line = match self.one_step() {
+                Ok(line) => line,
+                Err(error) => {
+                    // What was reached before is good and stays.
+                    if error.downcast_ref::<Diverged>().is_some() {
+                        self.save_last_good()?;
+                    }
+                    return Err(error);
+                }
+            };
+            progress.step(&line, self.regime.max_steps);
+            write_line(&mut log, &Line::Step(line))?;
+            let last = self.step == self.regime.max_steps;
+            if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
+                let valid_loss = self.validate()?;
+                write_line(&mut log, &Line::Validation(ValidationLine { step: self.step, valid_loss }))?;
+                progress.validation(self.step, valid_loss);
+                if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
+                    self.best = Some(Best { step: self.step, loss: valid_loss, touched: self.weights.snapshot()? });
+                    self.stale = 0;
+                } else {
+                    self.stale += 1;
+                }
+                if self.regime.patience > 0 && self.stale >= self.regime.patience {
+                    end = End::Patience;
+                    break;
+                }
+            }
+            if self.step.is_multiple_of(self.regime.save_steps) && !last {
+                self.save()?;
+            }
+        }
+        if let Some(best) = &self.best
+            && best.step != self.step
+        {
+            self.weights.reset_to(&best.touched)?;
+        }
+        Ok(end)
+    }
+
+    fn one_step(&mut self) -> Result<StepLine> {
+        let begun = Instant::now();
+        let regime = &self.regime;
+        let draw = |purpose, n| batch_indices(regime.seed, purpose, n, regime.batch_size, self.step);
+        let pairs: Vec<&TokenPair> =
+            draw(Purpose::Pairs, self.rows.pairs.len()).into_iter().map(|i| &self.rows.pairs[i]).collect();
+        let pairs = PairBatch::new(&pairs, regime.loss_on);
+        let normal = if self.rows.normal.is_empty() {
+            None
+        } else {
+            let texts = draw(Purpose::Normal, self.rows.normal.len());
+            Some(Packed::new(texts.into_iter().map(|i| self.rows.normal[i].as_slice())))
+        };
+        let input = StepInput { model: self.model, weights: &self.weights, pairs: &pairs, normal: normal.as_ref() };
+        let report = self.method.step(&input).with_context(|| format!("step {}", self.step + 1))?;
+        let grad_norm = gradient_norm(&report.gradients)?;
+        for (what, value) in [("the loss", report.terms.loss), ("the gradient norm", grad_norm)] {
+            if !value.is_finite() {
+                return Err(Diverged { what, value, step: self.step + 1 }.into());
+            }
+        }
+        let lr = regime.learning_rate * regime.schedule.factor(self.step, regime.warmup, regime.max_steps);
+        let scale = clip_factor(grad_norm, regime.max_grad_norm);
+        self.optimizer.step(&mut self.weights, &report.gradients, lr, scale)?;
+        self.step += 1;
+        Ok(StepLine {
+            step: self.step,
+            block: match report.selection.slice {
+                Slice::Block(block) => Some(block),
+                Slice::Everything => None,
+            },
+            sensitivity: report.selection.sensitivity,
+            loss: report.terms.loss,
+            nll_good: report.terms.nll_good,
+            nll_bad: report.selection.nll_rejected,
+            kl: report.terms.kl,
+            lr,
+            grad_norm,
+            seconds: begun.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The objective on the held-back rows: a mean over batches of 8 pairs, each with 8 of the held-back normal texts.
+    fn validate(&self) -> Result<f64> {
+        let normals: Vec<&[Vec<u32>]> = self.rows.valid_normal.chunks(VALID_BATCH).collect();
+        let (mut total, mut batches) = (0f64, 0usize);
+        for (index, pairs) in self.rows.valid_pairs.chunks(VALID_BATCH).enumerate() {
+            let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), self.regime.loss_on);
+            let normal = normals
+                .get(index % normals.len().max(1))
+                .map(|texts| Packed::new(texts.iter().map(Vec::as_slice)));
+            let input = StepInput { model: self.model, weights: &self.weights, pairs: &pairs, normal: normal.as_ref() };
+            let Terms { loss, .. } = self.method.validate(&input)?;
+            total += loss;
+            batches += 1;
+        }
+        Ok(total / batches.max(1) as f64)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("steps.jsonl")
+    }
+
+    /// The log, with what a resumed run will write again cut off.
+    fn open_log(&self) -> Result<File> {
+        let path = self.log_path();
+        let kept = match std::fs::read_to_string(&path) {
+            Ok(text) => text
+                .lines()
+                .filter(|l| {
+                    let step = match serde_json::from_str(l) {
+                        Ok(Line::Step(line)) => line.step,
+                        Ok(Line::Validation(line)) => line.step,
+                        Err(_) => return false,
+                    };
+                    self.step > 0 && step <= self.step
+                })
+                .map(|l| format!("{l}\n"))
+                .collect::<String>(),
+            Err(_) => String::new(),
+        };
+        crate::checkpoint::write_whole(&path, kept.as_bytes())?;
+        File::options().append(true).open(&path).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+fn write_line(log: &mut File, line: &Line) -> Result<()> {
+    let mut text = serde_json::to_string(line)?;
+    text.push('\n');
+    log.write_all(text.as_bytes()).context("writing steps.jsonl")
+}

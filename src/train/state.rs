@@ -1,0 +1,181 @@
+//! Saving and resuming: everything the rest of a run depends on, in one file that is replaced as a whole.
+//!
+//! Batches, samples and schedules are functions of (seed, step), so the step number stands for all of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde::{Deserialize, Serialize};
+
+use super::{Best, Trainer};
+use crate::bail_input;
+use crate::checkpoint::write_whole;
+use crate::fault::Fault;
+use crate::optim::TensorState;
+
+const FORMAT_VERSION: u32 = 1;
+
+/// What a state belongs to: another model, other data or other words on the command line are another run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub base_sha256: String,
+    /// Of all token ids, in order.
+    pub data_sha256: String,
+    pub method: String,
+    pub seed: u64,
+    pub batch_size: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    format_version: u32,
+    fingerprint: Fingerprint,
+    step: usize,
+    stale: usize,
+    best_step: Option<usize>,
+    /// As text, so that it comes back to the last bit.
+    best_loss: Option<String>,
+    optimizer_steps: BTreeMap<String, u64>,
+}
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join("state").join("state.safetensors")
+}
+
+impl Trainer<'_> {
+    /// Saves the state; the one before stays until this one is whole.
+    pub fn save(&self) -> Result<()> {
+        let mut tensors: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let mut shapes = BTreeMap::new();
+        let mut add = |name: String, tensor: &Tensor| -> Result<()> {
+            let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+            shapes.insert(name.clone(), tensor.dims().to_vec());
+            tensors.insert(name, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+            Ok(())
+        };
+        for (name, tensor) in self.weights.touched() {
+            add(format!("patient.{name}"), tensor)?;
+        }
+        for (name, state) in &self.optimizer.states {
+            add(format!("squares.{name}"), &state.squares)?;
+            if let Some(average) = &state.average {
+                add(format!("average.{name}"), average)?;
+            }
+        }
+        for (name, tensor) in self.best.iter().flat_map(|b| &b.touched) {
+            add(format!("best.{name}"), tensor)?;
+        }
+        let header = Header {
+            format_version: FORMAT_VERSION,
+            fingerprint: self.fingerprint.clone(),
+            step: self.step,
+            stale: self.stale,
+            best_step: self.best.as_ref().map(|b| b.step),
+            best_loss: self.best.as_ref().map(|b| format!("{:?}", b.loss)),
+            optimizer_steps: self.optimizer.states.iter().map(|(n, s)| (n.clone(), s.steps)).collect(),
+        };
+        let views: Vec<(&str, TensorView)> = tensors
+            .iter()
+            .map(|(name, bytes)| {
+                let view = TensorView::new(safetensors::Dtype::F32, shapes[name].clone(), bytes)?;
+                Ok((name.as_str(), view))
+            })
+            .collect::<Result<_>>()?;
+        let metadata = [("state".to_owned(), serde_json::to_string(&header)?)].into_iter().collect();
+        let bytes = safetensors::serialize(views, Some(metadata))?;
+        let path = path(&self.dir);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+        }
+        write_whole(&path, &bytes)
+    }
+
+    /// After a step that diverged: the weights of now gave a value that is not finite, so the state on disk (from the
+    /// last save) stays; without one, the best validated weights are saved, or the untouched base.
+    pub(super) fn save_last_good(&mut self) -> Result<()> {
+        if path(&self.dir).exists() {
+            return Ok(());
+        }
+        let (touched, step) = match &self.best {
+            Some(best) => (best.touched.clone(), best.step),
+            None => (BTreeMap::new(), 0),
+        };
+        self.weights.reset_to(&touched)?;
+        self.step = step;
+        self.optimizer.states.clear();
+        self.save()
+    }
+
+    /// Goes on from the saved state. Errors (bad input) name what does not fit.
+    pub fn resume(&mut self) -> Result<()> {
+        let path = path(&self.dir);
+        let bytes = std::fs::read(&path).map_err(|e| {
+            Fault::Input(format!("--resume: no state to go on from ({}: {e}); run without --resume", path.display()))
+        })?;
+        let broken = |e: String| Fault::Input(format!("{}: a broken state: {e}", path.display()));
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
+        let text = metadata.metadata().as_ref().and_then(|m| m.get("state")).context("no state in it");
+        let text = text.map_err(|e| broken(e.to_string()))?;
+        let version = serde_json::from_str::<serde_json::Value>(text).map_err(|e| broken(e.to_string()))?;
+        if version["format_version"] != FORMAT_VERSION {
+            bail_input!(
+                "{}: format version {}, this program reads {FORMAT_VERSION}",
+                path.display(),
+                version["format_version"]
+            );
+        }
+        let header: Header = serde_json::from_str(text).map_err(|e| broken(e.to_string()))?;
+        self.check(&header.fingerprint)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
+        let device = self.weights.device();
+        let mut best = BTreeMap::new();
+        let mut averages = BTreeMap::new();
+        for (name, view) in tensors.tensors() {
+            let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let tensor = Tensor::from_vec(values, view.shape(), &Device::Cpu)?.to_device(&device)?;
+            match name.split_once('.') {
+                Some(("patient", name)) => self.weights.restore(name, tensor)?,
+                Some(("best", name)) => drop(best.insert(name.to_owned(), tensor)),
+                Some(("average", name)) => drop(averages.insert(name.to_owned(), tensor)),
+                Some(("squares", name)) => {
+                    let steps = header.optimizer_steps.get(name).copied().unwrap_or(0);
+                    let state = TensorState { steps, squares: tensor, average: None };
+                    self.optimizer.states.insert(name.to_owned(), state);
+                }
+                _ => return Err(broken(format!("tensor {name}")).into()),
+            }
+        }
+        for (name, average) in averages {
+            if let Some(state) = self.optimizer.states.get_mut(&name) {
+                state.average = Some(average);
+            }
+        }
+        if let (Some(step), Some(loss)) = (header.best_step, header.best_loss) {
+            let loss = loss.parse().map_err(|_| broken(format!("best loss {loss:?}")))?;
+            self.best = Some(Best { step, loss, touched: best });
+        }
+        self.step = header.step;
+        self.stale = header.stale;
+        Ok(())
+    }
+
+    fn check(&self, saved: &Fingerprint) -> Result<()> {
+        let now = &self.fingerprint;
+        let differences = [
+            ("model", saved.base_sha256 != now.base_sha256),
+            ("data", saved.data_sha256 != now.data_sha256),
+            ("--method", saved.method != now.method),
+            ("--seed", saved.seed != now.seed),
+            ("--batch-size", saved.batch_size != now.batch_size),
+        ];
+        if let Some((what, _)) = differences.iter().find(|(_, differs)| *differs) {
+            bail_input!("--resume: the saved state is of another {what}; run with the same one, or with --overwrite");
+        }
+        Ok(())
+    }
+}
