@@ -22,7 +22,9 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
-        Some((_, nearest)) => format!("unknown {what} {name:?}; did you mean {nearest:?}? (have: {})", known.join(", ")),
+        Some((_, nearest)) => {
+            format!("unknown {what} {name:?}; did you mean {nearest:?}? (have: {})", known.join(", "))
+        }
         None => format!("unknown {what} {name:?} (have: {})", known.join(", ")),
     }
 }
@@ -122,8 +124,10 @@ pub struct RepairOptions {
 }
 
 fn method_help() -> String {
-    let lines: Vec<String> =
-        methods::METHODS.iter().map(|m| format!("{:<14} {} × {}: {}", m.name, m.select, m.objective, m.about)).collect();
+    let lines: Vec<String> = methods::METHODS
+        .iter()
+        .map(|m| format!("{:<14} {} × {}: {}", m.name, m.select, m.objective, m.about))
+        .collect();
     format!("How to repair (selector × objective) [default: irepair+kl]\n\n{}", lines.join("\n"))
 }
 
@@ -214,7 +218,8 @@ impl RepairSettings {
         }
         layers.push(file_layer);
         layers.push(flags_value);
-        let settings: Self = overlay(&Self::default(), layers).map_err(|e| Fault::Input(format!("{file_name}: {e}")))?;
+        let settings: Self =
+            overlay(&Self::default(), layers).map_err(|e| Fault::Input(format!("{file_name}: {e}")))?;
         if settings.data.is_none() && settings.model != "demo" {
             bail_input!("--data is missing: give a file of pairs to repair {} with", settings.model);
         }
@@ -316,9 +321,8 @@ fn read_file<T: Serialize + DeserializeOwned + Default>(path: &Path) -> Result<(
 /// A TOML file as a layer. Keys in kebab or snake case; an unknown one is an error with its line and a suggestion.
 fn parse_toml<T: Serialize + DeserializeOwned + Default>(name: &str, text: &str) -> Result<Map<String, Value>> {
     let line_of = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
-    let table: toml::Table = toml::from_str(text).map_err(|e| {
-        Fault::Input(format!("{name}:{}: {}", line_of(e.span().map_or(0, |s| s.start)), e.message()))
-    })?;
+    let table: toml::Table = toml::from_str(text)
+        .map_err(|e| Fault::Input(format!("{name}:{}: {}", line_of(e.span().map_or(0, |s| s.start)), e.message())))?;
     let known: Vec<String> = match serde_json::to_value(T::default())? {
         Value::Object(map) => map.keys().cloned().chain(["map".to_owned()]).collect(),
         _ => Vec::new(),
@@ -363,7 +367,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_named_with_line_and_suggestion() {
         let error = parse_toml::<RepairOptions>("x.toml", "seed = 1\nlerning-rate = 2\n").expect_err("unknown");
-        assert!(error.to_string().starts_with("x.toml:2: unknown key \"lerning-rate\"; did you mean \"learning-rate\"?"));
+        assert!(
+            error.to_string().starts_with("x.toml:2: unknown key \"lerning-rate\"; did you mean \"learning-rate\"?")
+        );
         let error = parse_toml::<RepairOptions>("x.toml", "seed = \"one\"\n").expect_err("type").to_string();
         assert!(error.starts_with("x.toml:1: seed:"), "{error}");
     }

@@ -116,9 +116,7 @@ fn next(logits: &mut [f32], sampling: Sampling, stream: &mut Stream) -> u32 {
     let total: f64 = weights.iter().sum();
     // Likeliest first, ties by id; only as far down as the cut can reach is sorted.
     let mut order: Vec<u32> = (0..weights.len() as u32).collect();
-    let likelier = |a: &u32, b: &u32| {
-        weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b))
-    };
+    let likelier = |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
     let keep = if top_k == 0 { order.len() } else { top_k.min(order.len()) };
     let mut sorted = 0;
     let mut kept: Vec<u32> = Vec::new();

@@ -73,7 +73,7 @@ fn is_hub_id(id: &str) -> bool {
 }
 
 /// Where the hub is, and where its files are kept.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     pub cache: PathBuf,
     pub endpoint: String,
@@ -110,6 +110,11 @@ impl Hub {
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         let offline = is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE");
         Ok(Self { cache, endpoint: endpoint.trim_end_matches('/').into(), offline, token })
+    }
+
+    /// Whether a token will be sent (its value is never shown).
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
     fn repo(&self, id: &str, revision: &str) -> Repo {

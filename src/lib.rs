@@ -17,6 +17,8 @@
 //! `V` vocabulary, `L` blocks, `n` counted positions. Every loss is in nats.
 
 pub mod checkpoint;
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod demo;

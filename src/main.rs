@@ -1,1 +1,25 @@
-fn main() {}
+//! Parse → run → `error: …` → exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use irepair::cli::{Cli, Command, kebab};
+use irepair::{commands, fault};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(kebab(std::env::args_os()));
+    let done = match cli.command {
+        Command::Repair(args) => commands::repair::run(&args),
+        Command::Sensitivity(args) => commands::sensitivity::run(&args),
+        Command::Generate(args) => commands::generate::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
+        Command::Doctor(args) => commands::doctor::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(fault::exit_code(&error))
+        }
+    }
+}

@@ -107,7 +107,10 @@ pub fn before_after(before: &Measures, after: &Measures) -> Vec<[String; 4]> {
 }
 
 /// Norms of the changes by block (`None`: outside the blocks), over all tensors of it.
-pub fn change_by_block(changed: &[Change], block_of: impl Fn(&str) -> Option<usize>) -> BTreeMap<Option<usize>, Change> {
+pub fn change_by_block(
+    changed: &[Change],
+    block_of: impl Fn(&str) -> Option<usize>,
+) -> BTreeMap<Option<usize>, Change> {
     let mut blocks: BTreeMap<Option<usize>, Change> = BTreeMap::new();
     for change in changed {
         let block = block_of(&change.name);
@@ -157,7 +160,10 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
     );
     let rows = before_after(&run.before, &run.after);
     if !rows.is_empty() {
-        card += &format!("On held-back rows (scorer: {}):\n\n| | before | after | change |\n|---|---|---|---|\n", run.scorer);
+        card += &format!(
+            "On held-back rows (scorer: {}):\n\n| | before | after | change |\n|---|---|---|---|\n",
+            run.scorer
+        );
         for row in rows {
             card += &format!("| {} |\n", row.join(" | "));
         }

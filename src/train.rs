@@ -235,9 +235,8 @@ impl Trainer<'_> {
         let (mut total, mut batches) = (0f64, 0usize);
         for (index, pairs) in self.rows.valid_pairs.chunks(VALID_BATCH).enumerate() {
             let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), self.regime.loss_on);
-            let normal = normals
-                .get(index % normals.len().max(1))
-                .map(|texts| Packed::new(texts.iter().map(Vec::as_slice)));
+            let normal =
+                normals.get(index % normals.len().max(1)).map(|texts| Packed::new(texts.iter().map(Vec::as_slice)));
             let input = StepInput { model: self.model, weights: &self.weights, pairs: &pairs, normal: normal.as_ref() };
             let Terms { loss, .. } = self.method.validate(&input)?;
             total += loss;

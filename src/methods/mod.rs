@@ -45,6 +45,20 @@ pub const METHODS: &[NamedMethod] = &[
     NamedMethod { name: "irepair", select: "max", objective: "nll", kl: false, about: "the same without the KL term" },
 ];
 
+impl NamedMethod {
+    /// The pair of selector and objective, with these weights.
+    pub fn method(&self, weights: ObjectiveWeights) -> Method {
+        // The names in the table are tested to be there.
+        let select = select::SELECTORS.iter().copied().find(|s| s.name() == self.select);
+        let objective = objective::OBJECTIVES.iter().copied().find(|o| o.name() == self.objective);
+        Method {
+            select: select.unwrap_or(select::SELECTORS[0]),
+            objective: objective.unwrap_or(objective::OBJECTIVES[0]),
+            weights,
+        }
+    }
+}
+
 /// The method of this name. Errors (bad input) with the nearest names.
 pub fn named(name: &str) -> Result<&'static NamedMethod> {
     METHODS.iter().find(|m| m.name == name).ok_or_else(|| {
@@ -92,5 +106,18 @@ impl Method {
     /// Whether the frozen reference is asked (and the originals of touched tensors must be kept).
     pub fn needs_reference(&self) -> bool {
         self.weights.kl != 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_named_method_is_a_pair_that_exists() {
+        for named in METHODS {
+            let method = named.method(ObjectiveWeights { nll: 0.5, kl: 0.0 });
+            assert_eq!((method.select.name(), method.objective.name()), (named.select, named.objective));
+        }
     }
 }

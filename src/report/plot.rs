@@ -87,6 +87,9 @@ mod tests {
 
     #[test]
     fn three_digits() {
-        assert_eq!(["0", "12.3", "0.00123", "1.23e7"], [0.0, 12.34, 0.001234, 1.234e7].map(super::short).each_ref().map(|s| s.as_str()));
+        assert_eq!(
+            ["0", "12.3", "0.00123", "1.23e7"],
+            [0.0, 12.34, 0.001234, 1.234e7].map(super::short).each_ref().map(|s| s.as_str())
+        );
     }
 }

@@ -1,0 +1,265 @@
+//! The words of the command line, and no work.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::RepairOptions;
+use crate::tokens::LossOn;
+
+/// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as little else as possible
+#[derive(Debug, Parser)]
+#[command(name = "irepair", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Repair a model with pairs of chosen and rejected responses (alone: the embedded demo)
+    #[command(
+        after_help = "Example:\n  irepair repair --model gpt2-large --data pairs.jsonl --out repaired/gpt2-large\n\n\
+                            Settings: defaults < preset < --config FILE < IREPAIR_* variables < flags."
+    )]
+    Repair(Box<Repair>),
+    /// Show which blocks carry the error: the gradient norm of the rejected responses' NLL by block
+    #[command(
+        after_help = "Example:\n  irepair sensitivity --model gpt2 --data pairs.jsonl --dump blocks.csv --plot blocks.svg"
+    )]
+    Sensitivity(Sensitivity),
+    /// Write texts: continuations of prompts, or unconditional ones
+    #[command(after_help = "Examples:\n  irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl\n  \
+                            irepair generate --model gpt2 --unconditional 15000 --scorer lexicon --keep-below 0.5 --out normal.jsonl")]
+    Generate(Generate),
+    /// Time one iteration on random weights; prints one JSON line
+    #[command(
+        after_help = "Example:\n  irepair bench --config gpt2 --method irepair+kl --batch 4 --tokens 64 --iterations 5 --threads 2"
+    )]
+    Bench(Bench),
+    /// Print build features, devices, caches and versions
+    #[command(after_help = "Example:\n  irepair doctor")]
+    Doctor(Doctor),
+}
+
+/// How much is printed.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No progress on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Repair {
+    #[command(flatten)]
+    pub options: RepairOptions,
+    /// Where the repaired model goes [default: repaired/MODEL-METHOD]
+    #[arg(short, long, visible_aliases = ["output-dir", "output"])]
+    pub out: Option<PathBuf>,
+    /// Replace --out if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Go on with an interrupted run into the same --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Settings from a TOML file, or a preset's name
+    #[arg(short = 'C', long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Which model, and on what.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Hub id, short name (gpt2-large), ID@REVISION, local folder, or `demo`
+    #[arg(short, long, env = "IREPAIR_MODEL", default_value = "demo", visible_aliases = ["model-name-or-path", "model-id"])]
+    pub model: String,
+    /// Branch, tag or commit of a hub model
+    #[arg(long, env = "IREPAIR_REVISION", visible_alias = "model-revision")]
+    pub revision: Option<String>,
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, env = "IREPAIR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Sensitivity {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Pairs: a .jsonl, .json or .jsonl.gz file, or a folder of them [default: the demo's]
+    #[arg(long, env = "IREPAIR_DATA", visible_aliases = ["dataset", "dataset-name"])]
+    pub data: Option<PathBuf>,
+    /// Write block,sensitivity,share,parameters,density as CSV
+    #[arg(long, value_name = "FILE")]
+    pub dump: Option<PathBuf>,
+    /// One line a block and batch in --dump
+    #[arg(long, requires = "dump")]
+    pub per_batch: bool,
+    /// Draw the blocks as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// Pairs a batch
+    #[arg(short, long, default_value_t = 4)]
+    pub batch_size: usize,
+    /// Use only the first N pairs
+    #[arg(short = 'L', long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Tokens that count in the NLL
+    #[arg(long, value_enum, default_value_t = LossOn::Response)]
+    pub loss_on: LossOn,
+    /// Tokens of prompt and response together
+    #[arg(long, default_value_t = 128)]
+    pub max_length: usize,
+    /// Tokens of the prompt; the first ones are kept
+    #[arg(long, default_value_t = 64)]
+    pub max_prompt_length: usize,
+    /// Names of keys in the rows: prompt=question,chosen=good,…
+    #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS")]
+    pub map: Vec<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").args(["prompts", "unconditional"])))]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows with "prompt" or "text", or lines of a .txt [default: the demo's held-back prompts]
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Write N texts from the start-of-sequence token alone
+    #[arg(long, value_name = "N")]
+    pub unconditional: Option<usize>,
+    /// Where the texts go, one JSON object a line
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Replace --out if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Tokens a text [default: 20 after a prompt, 64 unconditional]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
+    /// Texts a prompt
+    #[arg(long, default_value_t = 1, visible_alias = "num-return-sequences")]
+    pub samples: usize,
+    /// Always the most likely token
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
+    pub greedy: bool,
+    #[arg(long, default_value_t = 1.0)]
+    pub temperature: f64,
+    /// Only the K likeliest tokens; 0 = all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach P
+    #[arg(long, default_value_t = 0.9)]
+    pub top_p: f64,
+    /// Cut prompts to their first N tokens
+    #[arg(long, value_name = "N")]
+    pub max_prompt_length: Option<usize>,
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Texts written at a time; does not change them
+    #[arg(short, long, default_value_t = 32)]
+    pub batch_size: usize,
+    /// Score each text
+    #[arg(long)]
+    pub scorer: Option<String>,
+    /// Keep only texts that score below this
+    #[arg(long, requires = "scorer", value_name = "SCORE")]
+    pub keep_below: Option<f64>,
+    /// Use only the first N prompts
+    #[arg(short = 'L', long, value_name = "N")]
+    pub limit: Option<usize>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Shape of the random model
+    #[arg(long, value_enum, default_value_t = Shape::Gpt2)]
+    pub config: Shape,
+    /// As in `repair`
+    #[arg(long, default_value = "irepair+kl")]
+    pub method: String,
+    /// Sequences a batch
+    #[arg(long, visible_alias = "batch-size", default_value_t = 4)]
+    pub batch: usize,
+    /// Tokens a sequence, all of them counted
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Timed iterations, after one that is not
+    #[arg(long, default_value_t = 5)]
+    pub iterations: usize,
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Layers composed of candle's own operations instead of our kernels
+    #[arg(long)]
+    pub composed: bool,
+}
+
+/// Named sizes of `bench`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    Gpt2,
+    Gpt2Medium,
+    Gpt2Large,
+    Gpt2Xl,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--learning_rate` as `--learning-rate`: users of TRL and lm-eval type underscores.
+pub fn kebab(arguments: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    arguments
+        .map(|argument| match argument.to_str() {
+            Some(text) if text.starts_with("--") => {
+                let (name, value) = text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v)));
+                let name = name.replace('_', "-");
+                value.map_or(name.clone(), |v| format!("{name}={v}")).into()
+            }
+            _ => argument,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_words_fit_together() {
+        Cli::command().debug_assert();
+        let snake = kebab(["--learning_rate=a_b", "x_y", "--max_steps"].into_iter().map(Into::into));
+        assert_eq!(snake, ["--learning-rate=a_b", "x_y", "--max-steps"]);
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("irepair {}", command.get_name())), "{}", command.get_name());
+        }
+    }
+}

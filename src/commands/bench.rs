@@ -1,0 +1,102 @@
+//! `bench`: the time of one iteration on random weights, in the keys of the PyTorch reference's `bench`.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use serde_json::json;
+
+use crate::cli::{Bench, Shape};
+use crate::methods::{self, StepInput};
+use crate::model::Model;
+use crate::optim::{Optimizer, OptimizerKind};
+use crate::random::{Purpose, Stream};
+use crate::tokens::{Batch, LossOn, Packed, PairBatch};
+use crate::weights::{Kernels, Weights};
+use crate::{bail_input, device};
+
+impl Shape {
+    /// (name, blocks, heads, channels)
+    fn sizes(self) -> (&'static str, usize, usize, usize) {
+        match self {
+            Shape::Gpt2 => ("gpt2", 12, 12, 768),
+            Shape::Gpt2Medium => ("gpt2-medium", 24, 16, 1024),
+            Shape::Gpt2Large => ("gpt2-large", 36, 20, 1280),
+            Shape::Gpt2Xl => ("gpt2-xl", 48, 25, 1600),
+        }
+    }
+}
+
+pub fn run(args: &Bench) -> Result<()> {
+    for (flag, value) in [("--batch", args.batch), ("--iterations", args.iterations)] {
+        if value == 0 {
+            bail_input!("{flag} 0: must be at least 1");
+        }
+    }
+    if args.tokens < 2 || args.tokens > 1024 {
+        bail_input!("--tokens {}: must be 2 to 1024", args.tokens);
+    }
+    let named = methods::named(&args.method)?;
+    let threads = device::set_threads(args.threads)?;
+    let device = device::choose(&args.device)?.device;
+    let (name, blocks, heads, channels) = args.config.sizes();
+    let model = Model::from_config(&json!({
+        "model_type": "gpt2", "n_layer": blocks, "n_head": heads, "n_embd": channels,
+        "n_positions": 1024, "vocab_size": 50257,
+    }))?;
+    let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
+    let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
+    let kl = if named.kl { 1.0 } else { 0.0 };
+    let method = named.method(methods::ObjectiveWeights { nll: 0.5, kl });
+    weights.keep_originals(method.needs_reference());
+    let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
+    let mut times = Vec::new();
+    for iteration in 0..=args.iterations {
+        let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
+        let mut draw = || -> Vec<Vec<u32>> {
+            (0..args.batch).map(|_| (0..args.tokens).map(|_| stream.below(50256) as u32).collect()).collect()
+        };
+        let batch = |rows: &[Vec<u32>]| Batch::new(rows.iter().map(|r| (&r[..0], r.as_slice())), LossOn::All);
+        let pairs = PairBatch { rejected: batch(&draw()), chosen: batch(&draw()) };
+        let normal = Packed::new(draw().iter().map(Vec::as_slice));
+        let begun = Instant::now();
+        let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+        let report = method.step(&input)?;
+        optimizer.step(&mut weights, &report.gradients, 1e-5, 1.0)?;
+        device.synchronize()?;
+        if iteration > 0 {
+            times.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
+    let round = |x: f64| (x * 1e4).round() / 1e4;
+    println!(
+        "{}",
+        json!({
+            "impl": format!("irepair {}{}", env!("CARGO_PKG_VERSION"), if args.composed { " composed" } else { "" }),
+            "config": name, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
+            "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
+        })
+    );
+    Ok(())
+}
+
+/// Normal weights of deviation 0.02, norms of 1, biases of 0: GPT-2's own beginning.
+fn random_weights(model: &Model, device: &Device) -> Result<Weights> {
+    let mut tensors = BTreeMap::new();
+    for (index, spec) in model.specs().into_iter().enumerate() {
+        let count = spec.shape.iter().product();
+        let values: Vec<f32> = if spec.shape.len() == 2 {
+            let mut stream = Stream::new(0, Purpose::Bench, u64::MAX, index as u64);
+            (0..count).map(|_| (stream.normal() * 0.02) as f32).collect()
+        } else {
+            vec![if spec.name.ends_with("weight") { 1.0 } else { 0.0 }; count]
+        };
+        let tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?;
+        tensors.insert(spec.name, tensor.to_device(device)?);
+    }
+    Weights::new(model.specs(), tensors)
+}

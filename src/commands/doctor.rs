@@ -1,0 +1,60 @@
+//! `doctor`: what this build can do, and where it looks for things.
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::cli::Doctor;
+use crate::hub::Hub;
+use crate::model::ARCHES;
+use crate::{device, methods, scorers};
+
+pub fn run(args: &Doctor) -> Result<()> {
+    let choice = device::choose("auto")?;
+    let hub = Hub::from_env()?;
+    let features: Vec<&str> = [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
+        .into_iter()
+        .filter_map(|(name, on)| on.then_some(name))
+        .collect();
+    let facts = json!({
+        "irepair": env!("CARGO_PKG_VERSION"),
+        "features": features,
+        "device": format!("{:?}", choice.device.location()),
+        "device_why": choice.why,
+        "threads": device::set_threads(None)?,
+        "vector_instructions": vectors(),
+        "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
+        "methods": methods::METHODS.iter().map(|m| m.name).collect::<Vec<_>>(),
+        "scorers": scorers::SCORERS.iter().map(|s| s.name()).collect::<Vec<_>>(),
+        "hub_cache": hub.cache.display().to_string(),
+        "hub_endpoint": hub.endpoint,
+        "hub_offline": hub.offline,
+        "hub_token": if hub.has_token() { "set" } else { "not set" },
+    });
+    if args.json {
+        println!("{facts}");
+        return Ok(());
+    }
+    for (key, value) in facts.as_object().into_iter().flatten() {
+        let text = match value {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Array(items) if items.is_empty() => "none".into(),
+            serde_json::Value::Array(items) => items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(", "),
+            other => other.to_string(),
+        };
+        println!("{:<20} {text}", key.replace('_', " "));
+    }
+    Ok(())
+}
+
+fn vectors() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "avx512";
+        }
+        if is_x86_feature_detected!("avx2") {
+            return "avx2";
+        }
+    }
+    "baseline"
+}

@@ -1,0 +1,215 @@
+//! `repair`: the main job.
+
+mod output;
+mod rows;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::{Loaded, open};
+use crate::cli::Repair;
+use crate::config::RepairSettings;
+use crate::eval::Yardstick;
+use crate::fault::Fault;
+use crate::methods;
+use crate::optim::Optimizer;
+use crate::report::progress::Progress;
+use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
+use crate::scorers::SCORERS;
+use crate::train::{Diverged, End, Fingerprint, Regime, Trainer};
+use crate::weights::{Weights, Who};
+use crate::{checkpoint, device, stop};
+use output::Output;
+
+pub fn run(args: &Repair) -> Result<()> {
+    let begun = Instant::now();
+    let settings = RepairSettings::resolve(args.config.as_deref(), &args.options)?;
+    let loaded = open(&settings.model, settings.revision.as_deref(), &settings.device, args.threads)?;
+    let say = |text: String| {
+        if !args.output.quiet {
+            eprintln!("{text}");
+        }
+    };
+    say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
+    let out = Output::claim(args, &settings, &loaded.short_name())?;
+    let mut rows = rows::read_pairs(&settings, &loaded)?;
+    let mut weights = loaded.weights()?;
+    stop::listen()?;
+    rows::read_normal(&settings, &loaded, &weights, &mut rows, &out.dir, &say)?;
+    say(rows.summary());
+
+    let yardstick = Yardstick {
+        scorer: SCORERS[0],
+        encoder: &loaded.encoder,
+        pairs: &rows.train.valid_pairs.clone(),
+        loss_on: settings.loss_on,
+        prompts: &rows.prompts,
+        text: &rows.text,
+        end: loaded.end_token(),
+    };
+    let before = yardstick.measure(&loaded.model, &weights, Who::Patient)?;
+    if stop::asked() {
+        return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
+    }
+
+    let base_sha256 = loaded.checkpoint().hashes()?;
+    let base_hash = loaded.checkpoint().hash()?;
+    let mut trainer = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
+    if args.resume {
+        trainer.resume()?;
+        say(format!("going on from step {}", trainer.step));
+    }
+    let mut progress = Progress::new("repair", trainer.step, settings.max_steps, args.output.quiet);
+    let end = trainer.run(&mut progress);
+    progress.finish();
+    let end = end.map_err(|e| out.explain(e))?;
+    if end == End::Interrupted {
+        return Err(out.interrupted(trainer.step));
+    }
+    let after = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
+    if stop::asked() {
+        trainer.save()?;
+        return Err(out.interrupted(trainer.step));
+    }
+
+    let steps = read_steps(&out.dir.join("steps.jsonl"))?;
+    let mut run = RunRecord {
+        format_version: 1,
+        irepair: env!("CARGO_PKG_VERSION").into(),
+        model: if loaded.checkpoint().revision.is_some() {
+            loaded.checkpoint().name.clone()
+        } else {
+            settings.model.clone()
+        },
+        base_revision: loaded.checkpoint().revision.clone(),
+        base_sha256,
+        seed: settings.seed,
+        settings,
+        data: rows.record,
+        scorer: format!("{}: {}", yardstick.scorer.name(), yardstick.scorer.about()),
+        before,
+        after,
+        steps: steps.len(),
+        kept_step: trainer.best.as_ref().map_or(trainer.step, |b| b.step),
+        stopped: match end {
+            End::Patience => "the validation loss no longer improved",
+            _ => "all steps made",
+        }
+        .into(),
+        sliced: count_blocks(&steps),
+        changed: Vec::new(),
+        changed_parameters: 0,
+        parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
+        seconds: 0.0,
+        peak_rss_mib: None,
+        threads: rayon::current_num_threads(),
+        device: device_name(&loaded),
+    };
+    let left_out = out.write(loaded.checkpoint(), &base_hash, &trainer.weights)?;
+    run.changed = out.verify(loaded.checkpoint(), &loaded.model, &trainer.weights, &run.sliced)?;
+    run.changed_parameters = run.changed.iter().map(|c| c.values).sum();
+    run.seconds = begun.elapsed().as_secs_f64();
+    run.peak_rss_mib = device::peak_rss_mib();
+    out.finish(&run, loaded.checkpoint())?;
+    if !left_out.is_empty() {
+        say(format!("not copied, they hold the unrepaired weights in another form: {}", left_out.join(", ")));
+    }
+    if args.output.json {
+        println!("{}", serde_json::to_string(&run)?);
+    } else {
+        print!("{}", output::summary(&run, &out.path, &loaded.model));
+    }
+    Ok(())
+}
+
+fn device_name(loaded: &Loaded) -> String {
+    match loaded.device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".into(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// The loop, set up as the settings say; takes the weights.
+fn trainer<'a>(
+    settings: &RepairSettings,
+    loaded: &'a Loaded,
+    weights: &mut Weights,
+    rows: crate::train::Rows,
+    out: &Output,
+    base_hash: &str,
+) -> Result<Trainer<'a>> {
+    let method = methods::named(&settings.method)?.method(settings.objective_weights()?);
+    let validates = settings.eval_steps > 0 && !rows.valid_pairs.is_empty();
+    // Going back to the best weights may mean going back to an original, too.
+    weights.keep_originals(method.needs_reference() || validates);
+    let regime = Regime {
+        batch_size: settings.batch_size,
+        max_steps: settings.max_steps,
+        learning_rate: settings.learning_rate,
+        warmup: settings.warmup(),
+        schedule: settings.schedule,
+        max_grad_norm: settings.max_grad_norm,
+        eval_steps: settings.eval_steps,
+        patience: settings.patience,
+        save_steps: settings.save_steps,
+        loss_on: settings.loss_on,
+        seed: settings.seed,
+    };
+    let fingerprint = Fingerprint {
+        base_sha256: base_hash.into(),
+        data_sha256: rows.hash(),
+        method: settings.method.clone(),
+        seed: settings.seed,
+        batch_size: settings.batch_size,
+    };
+    let empty = Weights::new(Vec::new(), Default::default())?;
+    Ok(Trainer {
+        model: &loaded.model,
+        weights: std::mem::replace(weights, empty),
+        method,
+        optimizer: Optimizer::new(settings.optimizer),
+        regime,
+        rows,
+        step: 0,
+        best: None,
+        stale: 0,
+        dir: out.dir.clone(),
+        fingerprint,
+    })
+}
+
+impl Output {
+    /// What the user can do after an error in the loop.
+    fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.downcast_ref::<Diverged>().is_some() {
+            let advice = format!(
+                "the last good state is kept in {}; go on with --resume and a lower --learning-rate",
+                self.dir.display()
+            );
+            return error.context(advice);
+        }
+        error
+    }
+
+    fn interrupted(&self, step: usize) -> anyhow::Error {
+        Fault::Interrupted(format!(
+            "interrupted after step {step}; the state is saved in {}: give the same command with --resume to go on",
+            self.dir.display()
+        ))
+        .into()
+    }
+}
+
+impl Output {
+    /// Copies the base, puts the changed tensors in place, and writes the patch. Returns what was not copied.
+    fn write(&self, base: &checkpoint::Checkpoint, base_hash: &str, weights: &Weights) -> Result<Vec<String>> {
+        let left_out = checkpoint::write(base, weights, &self.partial)?;
+        checkpoint::write_patch(base, base_hash, weights, &self.dir.join("patch.safetensors")).context("the patch")?;
+        Ok(left_out)
+    }
+}
+
+/// Rows of the data in `run.json`.
+type Record = DataRecord;

@@ -1,0 +1,180 @@
+//! The output folder: claimed before any work, written beside its final name, checked, renamed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::cli::Repair;
+use crate::config::RepairSettings;
+use crate::fault::Fault;
+use crate::model::Model;
+use crate::report::plot::short;
+use crate::report::table::table;
+use crate::report::{RunRecord, before_after, change_by_block, model_card};
+use crate::weights::{Place, Weights};
+use crate::{bail_input, checkpoint};
+use checkpoint::{Change, Checkpoint};
+
+/// The folder a run works in and the name it gets in the end.
+pub struct Output {
+    /// The final name; does not exist until all is written and checked.
+    pub path: PathBuf,
+    pub partial: PathBuf,
+    /// `irepair/` in the partial folder.
+    pub dir: PathBuf,
+    overwrite: bool,
+    lock_path: PathBuf,
+    /// Held as long as the run lives: no second run works in this folder.
+    _lock: File,
+}
+
+impl Output {
+    /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
+    pub fn claim(args: &Repair, settings: &RepairSettings, model: &str) -> Result<Self> {
+        let path =
+            args.out.clone().unwrap_or_else(|| Path::new("repaired").join(format!("{model}-{}", settings.method)));
+        let Some(name) = path.file_name() else { bail_input!("--out {}: not a name for a folder", path.display()) };
+        let mut partial_name = name.to_owned();
+        partial_name.push(".partial");
+        let partial = path.with_file_name(partial_name);
+        if path.exists() && !args.overwrite {
+            bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+        }
+        let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
+        let dir = partial.join("irepair");
+        std::fs::create_dir_all(&dir).map_err(cannot)?;
+        let lock_path = partial.join(".lock");
+        let lock = File::create(&lock_path).map_err(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail_input!("another run is working on {}", path.display()),
+            Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
+        }
+        let has_state = dir.join("state").join("state.safetensors").exists();
+        if args.resume && !has_state {
+            bail_input!("--resume: there is no unfinished run in {}", partial.display());
+        }
+        if !args.resume {
+            if has_state && !args.overwrite {
+                bail_input!(
+                    "an unfinished run is in {}; go on with --resume, or start again with --overwrite",
+                    partial.display()
+                );
+            }
+            std::fs::remove_dir_all(&dir).and_then(|()| std::fs::create_dir(&dir)).map_err(cannot)?;
+        }
+        Ok(Self { path, partial, dir, overwrite: args.overwrite, lock_path, _lock: lock })
+    }
+
+    /// Opens what was written and compares it with the base. Errors (a failed check) if nothing changed or something
+    /// outside the slices did.
+    pub fn verify(
+        &self,
+        base: &Checkpoint,
+        model: &Model,
+        weights: &Weights,
+        sliced: &BTreeMap<usize, usize>,
+    ) -> Result<Vec<Change>> {
+        let written = Checkpoint::open(&self.partial, "output", None)?;
+        let changed = checkpoint::compare(base, &written)?;
+        if changed.is_empty() {
+            return Err(Fault::Check(format!(
+                "nothing changed: the output equals the base ({}); try more steps or a higher --learning-rate",
+                self.partial.display()
+            ))
+            .into());
+        }
+        let touched: BTreeSet<&str> = weights.touched().filter_map(|(n, _)| base.disk_name(n)).collect();
+        let block_of = block_of(model, base);
+        let outside = changed.iter().find(|c| {
+            let in_slice =
+                block_of.get(&c.name).is_none_or(|b| b.is_none_or(|b| sliced.is_empty() || sliced.contains_key(&b)));
+            !touched.contains(c.name.as_str()) || !in_slice
+        });
+        if let Some(outside) = outside {
+            return Err(Fault::Check(format!("{} changed, but no slice named it", outside.name)).into());
+        }
+        Ok(changed)
+    }
+
+    /// Writes the records, removes the state, and gives the folder its name.
+    pub fn finish(&self, run: &RunRecord, base: &Checkpoint) -> Result<()> {
+        checkpoint::write_whole(&self.dir.join("run.json"), serde_json::to_string_pretty(run)?.as_bytes())?;
+        let base_card = std::fs::read_to_string(base.dir.join("README.md")).ok();
+        checkpoint::write_whole(&self.partial.join("README.md"), model_card(run, base_card.as_deref()).as_bytes())?;
+        let state = self.dir.join("state");
+        if state.exists() {
+            std::fs::remove_dir_all(&state).with_context(|| state.display().to_string())?;
+        }
+        std::fs::remove_file(&self.lock_path).with_context(|| self.lock_path.display().to_string())?;
+        let naming = || format!("renaming {} to {}", self.partial.display(), self.path.display());
+        if self.overwrite && self.path.exists() {
+            let old = self.path.with_extension(format!("old-{}", std::process::id()));
+            std::fs::rename(&self.path, &old).with_context(naming)?;
+            std::fs::rename(&self.partial, &self.path).with_context(naming)?;
+            return std::fs::remove_dir_all(&old).with_context(|| old.display().to_string());
+        }
+        std::fs::rename(&self.partial, &self.path).with_context(naming)
+    }
+}
+
+/// The block of each tensor by its name on disk.
+fn block_of(model: &Model, base: &Checkpoint) -> BTreeMap<String, Option<usize>> {
+    model
+        .specs()
+        .into_iter()
+        .filter_map(|spec| {
+            let block = match spec.place {
+                Place::Block(b) => Some(b),
+                _ => None,
+            };
+            Some((base.disk_name(&spec.name)?.to_owned(), block))
+        })
+        .collect()
+}
+
+/// What happened, for people: it fits a screen and says where the result lies and what to type next.
+pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
+    let mut text = String::new();
+    let rows = before_after(&run.before, &run.after);
+    if !rows.is_empty() {
+        text += &table(["", "before", "after", "change"], &rows);
+        let _ = writeln!(text, "on held-back rows; scored by {}\n", run.scorer);
+    }
+    let by_name: BTreeMap<&str, usize> =
+        run.changed.iter().filter_map(|c| Some((c.name.as_str(), block_number(&c.name)?))).collect();
+    let blocks: Vec<[String; 4]> = change_by_block(&run.changed, |name| by_name.get(name).copied())
+        .into_iter()
+        .map(|(block, change)| {
+            let steps = block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0);
+            let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
+            [change.name, steps.to_string(), short(change.norm), relative]
+        })
+        .collect();
+    text += &table(["changed", "steps", "norm of change", "of its norm"], &blocks);
+    let _ = writeln!(
+        text,
+        "{} of {} blocks, {:.1} % of the parameters; everything else is byte-equal to the base\n",
+        blocks.len(),
+        model.sizes().blocks,
+        100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64
+    );
+    let memory = run.peak_rss_mib.map_or(String::new(), |m| format!(", {m} MiB at most"));
+    let _ = writeln!(
+        text,
+        "{} steps ({}), weights of step {} kept; {:.0} s{memory}",
+        run.steps, run.stopped, run.kept_step, run.seconds
+    );
+    let _ =
+        writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
+    let _ = writeln!(text, "next: irepair generate --model {} --out texts.jsonl --prompts FILE", out.display());
+    text
+}
+
+/// N of `…h.N.…` or `…layers.N.…`.
+fn block_number(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}

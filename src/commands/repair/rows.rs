@@ -1,0 +1,237 @@
+//! The rows of a repair: pairs, normal texts, and what is held back of both.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{Loaded, Record};
+use crate::config::RepairSettings;
+use crate::fault::Fault;
+use crate::generate::{Generation, Job, Sampling, generate};
+use crate::random::{Purpose, Stream};
+use crate::report::progress::Progress;
+use crate::scorers::{SCORERS, TOXIC};
+use crate::tokens::{Cut, Lengths};
+use crate::train;
+use crate::weights::{Weights, Who};
+use crate::{bail_input, checkpoint, data, demo, stop};
+
+/// Everything a repair reads.
+pub struct Rows {
+    pub train: train::Rows,
+    /// Held-back prompts to continue before and after.
+    pub prompts: Vec<Vec<u32>>,
+    /// Held-back text for the perplexity before and after.
+    pub text: Vec<u32>,
+    pub record: Record,
+}
+
+impl Rows {
+    /// What was read, in a line.
+    pub fn summary(&self) -> String {
+        let r = &self.record;
+        let mut text = format!("{} pairs to learn from, {} held back", r.pairs, r.held_back);
+        if r.normal > 0 {
+            text += &format!("; {} normal texts, {} held back", r.normal, r.normal_held_back);
+        }
+        if let Some(removed) = r.normal_removed_as_toxic {
+            text += &format!(" ({removed} written by the model were toxic and left out)");
+        }
+        if r.cut_prompts + r.cut_responses + r.cut_texts > 0 {
+            text += &format!(
+                "; cut to length: {} prompts, {} responses, {} texts",
+                r.cut_prompts, r.cut_responses, r.cut_texts
+            );
+        }
+        text
+    }
+}
+
+impl train::Rows {
+    /// SHA-256 over all token ids in order.
+    pub fn hash(&self) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |ids: &[u32]| {
+            hash.update((ids.len() as u64).to_le_bytes());
+            ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        };
+        for pair in self.pairs.iter().chain(&self.valid_pairs) {
+            [&pair.prompt, &pair.chosen, &pair.rejected].into_iter().for_each(|ids| add(ids));
+        }
+        self.normal.iter().chain(&self.valid_normal).for_each(|ids| add(ids));
+        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+/// Lengths within the model's context.
+fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
+    let context = loaded.model.sizes().context;
+    let lengths = settings.lengths();
+    if lengths.total > context {
+        bail_input!("--max-length {}: this model has {context} positions; lower it", lengths.total);
+    }
+    Ok(lengths)
+}
+
+/// Reads and splits the pairs.
+pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
+    let lengths = lengths(settings, loaded)?;
+    let pairs = match &settings.data {
+        Some(path) => data::read_pairs(path, &data::parse_map(&settings.map)?, settings.limit)?,
+        None => {
+            let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
+            pairs.truncate(settings.limit.unwrap_or(usize::MAX));
+            pairs
+        }
+    };
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
+    let left = tokens.len().saturating_sub(held_back);
+    if left < settings.batch_size {
+        bail_input!(
+            "{} pairs less {held_back} held back are fewer than a batch of {}; lower --batch-size or --valid-size",
+            tokens.len(),
+            settings.batch_size
+        );
+    }
+    let (pairs, valid_pairs) = split(tokens, held_back, settings.seed, 0);
+    let prompts = match &settings.eval_prompts {
+        Some(path) => encode_prompts(loaded, data::read_prompts(path, &data::KeyMap::new(), None)?)?,
+        None if settings.model == "demo" => encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?,
+        None => valid_pairs.iter().map(|p| p.prompt.clone()).collect(),
+    };
+    let text = match &settings.eval_text {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| Fault::Input(format!("--eval-text {}: {e}", path.display())))?;
+            loaded.encoder.encode(&text, false)?
+        }
+        None if settings.model == "demo" => loaded.encoder.encode(demo::CLEAN, false)?,
+        None => Vec::new(),
+    };
+    let record = Record {
+        pairs: pairs.len(),
+        held_back,
+        normal: 0,
+        normal_held_back: 0,
+        normal_removed_as_toxic: None,
+        cut_prompts: cut.prompts,
+        cut_responses: cut.responses,
+        cut_texts: 0,
+    };
+    let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
+    Ok(Rows { train, prompts, text, record })
+}
+
+fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u32>>> {
+    prompts.iter().map(|p| loaded.encoder.encode(&p.text, true)).collect()
+}
+
+/// Holds back a seeded choice of rows; both parts keep the order of the file.
+fn split<T>(rows: Vec<T>, held_back: usize, seed: u64, which: u64) -> (Vec<T>, Vec<T>) {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    Stream::new(seed, Purpose::Split, which, 0).shuffle(&mut order);
+    let chosen: std::collections::BTreeSet<usize> = order.into_iter().take(held_back).collect();
+    let (mut kept, mut held) = (Vec::new(), Vec::new());
+    for (index, row) in rows.into_iter().enumerate() {
+        if chosen.contains(&index) { held.push(row) } else { kept.push(row) }
+    }
+    (kept, held)
+}
+
+/// Reads the normal texts of a method with a KL term; without `--normal` the model writes them, and they are kept with
+/// the run.
+pub fn read_normal(
+    settings: &RepairSettings,
+    loaded: &Loaded,
+    weights: &Weights,
+    rows: &mut Rows,
+    dir: &Path,
+    say: &impl Fn(String),
+) -> Result<()> {
+    if settings.objective_weights()?.kl == 0.0 {
+        return Ok(());
+    }
+    let own = dir.join("normal.jsonl");
+    let path = match &settings.normal {
+        Some(path) => path.clone(),
+        None => {
+            if own.exists() {
+                say(format!("normal text: {} (kept from the interrupted run)", own.display()));
+            } else {
+                say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
+                rows.record.normal_removed_as_toxic = Some(write_normal(settings, loaded, weights, &own)?);
+            }
+            own
+        }
+    };
+    let texts = data::read_texts(&path, &data::KeyMap::new(), None)?;
+    let (tokens, Cut { texts: cut, .. }) = loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
+    let held_back = match settings.eval_steps {
+        0 => 0,
+        _ => rows.record.held_back.min(tokens.len() / 4),
+    };
+    if tokens.len() - held_back < settings.batch_size {
+        bail_input!(
+            "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more normal text",
+            path.display(),
+            tokens.len(),
+            settings.batch_size
+        );
+    }
+    let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1);
+    rows.record.cut_texts = cut;
+    rows.record.normal = normal.len();
+    rows.record.normal_held_back = valid_normal.len();
+    if rows.text.is_empty() {
+        let end = loaded.end_token();
+        rows.text = valid_normal.iter().flat_map(|ids| end.into_iter().chain(ids.iter().copied())).collect();
+    }
+    rows.train.normal = normal;
+    rows.train.valid_normal = valid_normal;
+    Ok(())
+}
+
+/// Unconditional texts (nucleus 0.9, temperature 1), those that score as toxic left out; returns how many were.
+fn write_normal(settings: &RepairSettings, loaded: &Loaded, weights: &Weights, path: &Path) -> Result<usize> {
+    const BATCH: usize = 32;
+    let begin = loaded.end_of_text()?;
+    let room = loaded.model.sizes().context.min(settings.max_length).saturating_sub(1);
+    let generation = Generation {
+        sampling: Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 },
+        max_new_tokens: room.min(64),
+        end: loaded.end_token(),
+        seed: settings.seed,
+    };
+    let jobs: Vec<Job> =
+        (0..settings.normal_texts as u64).map(|i| Job { ids: vec![begin], prompt: i, sample: 0 }).collect();
+    let view = weights.frozen(Who::Patient)?;
+    let mut lines = Vec::new();
+    let mut removed = 0;
+    let mut progress = Progress::new("normal text", 0, jobs.len(), true);
+    for jobs in jobs.chunks(BATCH) {
+        let ids = generate(&loaded.model, &view, jobs, &generation)?;
+        if stop::asked() {
+            return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
+        }
+        let texts: Vec<String> = ids.iter().map(|ids| loaded.encoder.decode(ids)).collect::<Result<_>>()?;
+        let scores = SCORERS[0].score(&texts.iter().map(String::as_str).collect::<Vec<_>>())?;
+        for (text, score) in texts.iter().zip(scores) {
+            if score >= TOXIC {
+                removed += 1;
+            } else if loaded.encoder.encode(text, true)?.len() > 1 && !text.trim().is_empty() {
+                writeln!(lines, "{}", json!({ "text": text }))?;
+            }
+        }
+        progress.advance(jobs.len());
+    }
+    progress.finish();
+    if lines.is_empty() {
+        bail_input!("the model wrote no usable normal text ({removed} of {} toxic); give --normal FILE", jobs.len());
+    }
+    checkpoint::write_whole(path, &lines)?;
+    Ok(removed)
+}

@@ -1,0 +1,155 @@
+//! `sensitivity`: which blocks carry the error.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::open;
+use crate::cli::Sensitivity;
+use crate::data::{self, Pair};
+use crate::report::plot::{blocks_svg, short};
+use crate::report::table::table;
+use crate::sensitivity::{Density, density, sensitivity};
+use crate::tokens::{Lengths, PairBatch};
+use crate::{bail_input, checkpoint, demo};
+
+/// Mean sensitivity over the batches, each weighted by its pairs.
+struct Found {
+    mean: Vec<f64>,
+    batches: Vec<Vec<f64>>,
+    parameters: Vec<usize>,
+    density: Option<Density>,
+    pairs: usize,
+}
+
+pub fn run(args: &Sensitivity) -> Result<()> {
+    if args.batch_size == 0 {
+        bail_input!("--batch-size 0: must be at least 1");
+    }
+    let loaded = open(&args.model.model, args.model.revision.as_deref(), &args.model.device, args.model.threads)?;
+    let pairs = read(args)?;
+    let context = loaded.model.sizes().context;
+    let lengths = Lengths { prompt: args.max_prompt_length, total: args.max_length.min(context) };
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    if !args.output.quiet && cut.prompts + cut.responses > 0 {
+        eprintln!("cut to length: {} prompts, {} responses of {} pairs", cut.prompts, cut.responses, tokens.len());
+    }
+    let weights = loaded.weights()?;
+    let blocks = loaded.model.sizes().blocks;
+    let mut mean = vec![0f64; blocks];
+    let mut batches = Vec::new();
+    for pairs in tokens.chunks(args.batch_size) {
+        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), args.loss_on);
+        let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
+        let share = pairs.len() as f64 / tokens.len() as f64;
+        mean.iter_mut().zip(&found).for_each(|(m, s)| *m += s * share);
+        batches.push(found);
+    }
+    let parameters = loaded.model.block_parameters();
+    let found = Found { density: density(&mean), mean, batches, parameters, pairs: tokens.len() };
+    if let Some(path) = &args.dump {
+        write(path, &found.csv(args.per_batch))?;
+    }
+    if let Some(path) = &args.plot {
+        let top = found.density.as_ref().map_or(&[][..], |d| &d.top);
+        let title = format!("Where the error lives: {}", loaded.short_name());
+        write(path, &blocks_svg(&title, &found.mean, top))?;
+    }
+    if args.output.json {
+        println!("{}", found.json());
+    } else {
+        print!("{}", found.text());
+    }
+    Ok(())
+}
+
+fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
+    match &args.data {
+        Some(path) => data::read_pairs(path, &data::parse_map(&args.map)?, args.limit),
+        None if args.model.model == "demo" => {
+            let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
+            pairs.truncate(args.limit.unwrap_or(usize::MAX).max(1));
+            Ok(pairs)
+        }
+        None => bail_input!("--data is missing: give a file of pairs to measure {} with", args.model.model),
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    checkpoint::write_whole(path, text.as_bytes()).with_context(|| path.display().to_string())
+}
+
+impl Found {
+    /// (sensitivity, share of the sum, density: sensitivity over the mean) of a block.
+    fn row(values: &[f64], block: usize) -> (f64, f64, f64) {
+        let sum: f64 = values.iter().sum();
+        (values[block], values[block] / sum, values[block] / (sum / values.len() as f64))
+    }
+
+    fn csv(&self, per_batch: bool) -> String {
+        let mut out = String::from(if per_batch { "batch," } else { "" });
+        out += "block,sensitivity,share,parameters,density\n";
+        let all: Vec<(Option<usize>, &[f64])> = if per_batch {
+            self.batches.iter().enumerate().map(|(i, b)| (Some(i), b.as_slice())).collect()
+        } else {
+            vec![(None, &self.mean)]
+        };
+        for (batch, values) in all {
+            for block in 0..values.len() {
+                let (sensitivity, share, density) = Self::row(values, block);
+                if let Some(batch) = batch {
+                    let _ = write!(out, "{batch},");
+                }
+                let _ = writeln!(out, "{block},{sensitivity},{share},{},{density}", self.parameters[block]);
+            }
+        }
+        out
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let blocks: Vec<_> = (0..self.mean.len())
+            .map(|block| {
+                let (sensitivity, share, density) = Self::row(&self.mean, block);
+                json!({"block": block, "sensitivity": sensitivity, "share": share,
+                       "parameters": self.parameters[block], "density": density})
+            })
+            .collect();
+        json!({"pairs": self.pairs, "batches": self.batches.len(), "blocks": blocks, "error_density": self.density})
+    }
+
+    fn text(&self) -> String {
+        let rows: Vec<[String; 5]> = (0..self.mean.len())
+            .map(|block| {
+                let (sensitivity, share, density) = Self::row(&self.mean, block);
+                [
+                    block.to_string(),
+                    short(sensitivity),
+                    format!("{:.1} %", 100.0 * share),
+                    self.parameters[block].to_string(),
+                    format!("{density:.2}"),
+                ]
+            })
+            .collect();
+        let mut out = table(["block", "sensitivity", "share", "parameters", "density"], &rows);
+        let _ = writeln!(
+            out,
+            "\nmean gradient norm of the rejected responses' NLL over {} batches, {} pairs",
+            self.batches.len(),
+            self.pairs
+        );
+        if let Some(d) = &self.density {
+            let top: Vec<String> = d.top.iter().map(ToString::to_string).collect();
+            let _ = writeln!(
+                out,
+                "error density: {} a block in the top 20 % (block {}), {} in the others: {:+.1} %",
+                short(d.top_density),
+                top.join(", "),
+                short(d.rest_density),
+                d.percent_above
+            );
+        }
+        out
+    }
+}
