@@ -28,8 +28,9 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 fail() { echo "check_cuda: FAILED: $*" >&2; exit 1; }
-# Beside other work: lowest priority. --locked: a check changes no file of the repository.
-polite() { nice -n 19 cargo "$@" --locked; }
+# Beside other work: lowest priority. --locked: a check changes no file of the repository. Nothing here is to be fast, so the
+# packages aren't optimized as Cargo.toml wants it (which goes for build scripts and macros, too).
+polite() { nice -n 19 cargo "$@" --locked --config 'profile.dev.package."*".opt-level=0'; }
 
 # The stand-in gives the build scripts of cudarc and candle-kernels what they ask an nvcc for, and compiles nothing: a version,
 # one .ptx a kernel file, and a libmoe.a with the names that candle-kernels declares.
@@ -101,11 +102,11 @@ stub cublasLt cublaslt/sys/mod.rs
 gcc -shared -fPIC -o "$scratch/stubs/libcudart.so" -x c /dev/null # candle-kernels names it; our libmoe.a calls nothing of it
 
 # cudarc's build script refuses dynamic-loading beside the dynamic-linking that candle asks for. With --target, RUSTFLAGS
-# reach the crates but not the build scripts, and cudarc's code takes the former. Nothing here is to be fast: no optimization.
+# reach the crates but not the build scripts, and cudarc's code takes the former.
 host=$(rustc -vV | sed -n 's/^host: //p')
 CARGO_TARGET_DIR=$target/cuda LIBRARY_PATH=$scratch/stubs RUSTFLAGS='--cfg feature="dynamic-loading"' \
   CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_OPT_LEVEL=0 with_stand_in \
-  bash -c 'polite build --bin irepair --features cuda --config "profile.dev.package.\"*\".opt-level=0" --target "$1"' - "$host"
+  bash -c 'polite build --bin irepair --features cuda --target "$1"' - "$host"
 program=$target/cuda/$host/debug/irepair
 echo "check_cuda: linked, $SECONDS s"
 

@@ -358,11 +358,24 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// `path` gets `bytes` whole or stays as it was: written beside, then renamed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_parts(path, [bytes])
+}
+
+fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let writing = || format!("writing {}", path.display());
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(writing)?;
-    file.write_all(bytes).with_context(writing)?;
+    for part in parts {
+        file.write_all(part).with_context(writing)?;
+    }
     file.as_file().sync_all().with_context(writing)?;
+    // Temporary files are private; results are for everyone whom the umask lets read them.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let everyone = std::fs::Permissions::from_mode(0o644);
+        file.as_file().set_permissions(everyone).with_context(writing)?;
+    }
     file.persist(path).with_context(writing)?;
     Ok(())
 }
@@ -373,17 +386,43 @@ pub fn write_patch(base: &Checkpoint, base_hash: &str, weights: &Weights, path: 
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
         let entry = &base.entries[disk];
-        tensors.insert(disk.to_owned(), (entry.dtype, entry.shape.clone(), to_bytes(tensor, entry.dtype)?));
+        let stored = Stored { dtype: entry.dtype, shape: entry.shape.clone(), bytes: to_bytes(tensor, entry.dtype)? };
+        tensors.insert(disk.to_owned(), stored);
     }
-    let views = tensors
-        .iter()
-        .map(|(name, (dtype, shape, bytes))| {
-            Ok((name.as_str(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes)?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let metadata = [("format", "pt"), ("format_version", "1"), ("base_sha256", base_hash)];
-    let metadata = metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
-    write_whole(path, &safetensors::serialize(views, Some(metadata))?)
+    write_tensors(path, &[("base_sha256", base_hash), ("format", "pt"), ("format_version", "1")], &tensors)
+}
+
+/// A tensor as it goes to disk.
+pub struct Stored {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// A tensor's values in f32.
+    pub fn f32(tensor: &Tensor) -> Result<Self> {
+        Ok(Self { dtype: Dtype::F32, shape: tensor.dims().to_vec(), bytes: to_bytes(tensor, Dtype::F32)? })
+    }
+}
+
+/// Writes a safetensors file whole or not at all. The crate's own writer takes its metadata in a hash map, whose order
+/// changes from run to run; here equal content gives equal bytes.
+pub fn write_tensors(path: &Path, metadata: &[(&str, &str)], tensors: &BTreeMap<String, Stored>) -> Result<()> {
+    let mut header = serde_json::Map::new();
+    let metadata: serde_json::Map<_, _> = metadata.iter().map(|(k, v)| ((*k).to_owned(), Value::from(*v))).collect();
+    header.insert("__metadata__".into(), metadata.into());
+    let mut end = 0;
+    for (name, t) in tensors {
+        let offsets = [end, end + t.bytes.len()];
+        header.insert(name.clone(), serde_json::json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": offsets}));
+        end = offsets[1];
+    }
+    let mut header = serde_json::to_vec(&Value::Object(header))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let length = (header.len() as u64).to_le_bytes();
+    let parts = [&length[..], &header].into_iter().chain(tensors.values().map(|t| t.bytes.as_slice()));
+    write_parts(path, parts)
 }
 
 /// A tensor that differs between two checkpoints.

@@ -9,7 +9,7 @@ use crate::tokens::LossOn;
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as little else as possible
 #[derive(Debug, Parser)]
-#[command(name = "irepair", version, arg_required_else_help = true)]
+#[command(name = "irepair", version, arg_required_else_help = true, args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -55,10 +55,10 @@ pub struct RepairOptions {
     #[arg(long, env = "IREPAIR_NORMAL_TEXTS", value_name = "N")]
     pub normal_texts: Option<usize>,
     /// Weight α of the chosen responses' NLL [default: 0.5]
-    #[arg(long, env = "IREPAIR_NLL_WEIGHT")]
+    #[arg(long, env = "IREPAIR_NLL_WEIGHT", value_parser = finite)]
     pub nll_weight: Option<f64>,
     /// Weight of the KL term [default: 1 where the method has one]
-    #[arg(long, env = "IREPAIR_KL_WEIGHT")]
+    #[arg(long, env = "IREPAIR_KL_WEIGHT", value_parser = finite)]
     pub kl_weight: Option<f64>,
     /// Tokens that count in the NLL [default: response]
     #[arg(long, env = "IREPAIR_LOSS_ON", value_enum)]
@@ -67,7 +67,7 @@ pub struct RepairOptions {
     #[arg(long, env = "IREPAIR_OPTIMIZER", value_enum)]
     pub optimizer: Option<OptimizerKind>,
     /// [default: 0.0003]
-    #[arg(long, env = "IREPAIR_LEARNING_RATE", visible_alias = "lr")]
+    #[arg(long, env = "IREPAIR_LEARNING_RATE", visible_alias = "lr", value_parser = finite)]
     pub learning_rate: Option<f64>,
     /// Pairs (and normal texts) a step [default: 4]
     #[arg(short, long, env = "IREPAIR_BATCH_SIZE", visible_alias = "per-device-train-batch-size")]
@@ -82,7 +82,7 @@ pub struct RepairOptions {
     #[arg(long, env = "IREPAIR_SCHEDULE", value_enum)]
     pub schedule: Option<Schedule>,
     /// Clip the gradient at this norm; 0 = off [default: 10]
-    #[arg(long, env = "IREPAIR_MAX_GRAD_NORM")]
+    #[arg(long, env = "IREPAIR_MAX_GRAD_NORM", value_parser = finite)]
     pub max_grad_norm: Option<f64>,
     /// Tokens of prompt and response together, and of normal texts [default: 128]
     #[arg(long, env = "IREPAIR_MAX_LENGTH")]
@@ -121,6 +121,14 @@ pub struct RepairOptions {
     #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub map: Vec<String>,
+}
+
+/// A number, 0 or more: NaN and infinity are no settings (and JSON has no words for them).
+fn finite(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() && number >= 0.0 => Ok(number),
+        _ => Err("expected a finite number, 0 or more".into()),
+    }
 }
 
 fn method_help() -> String {
@@ -334,6 +342,9 @@ fn parse_toml<T: Serialize + DeserializeOwned + Default>(name: &str, text: &str)
         if !known.contains(&kebab) {
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
             bail_input!("{name}:{}: {}", line_of_key(&key), unknown("key", &key, &known));
+        }
+        if value.as_float().is_some_and(|x| !x.is_finite()) {
+            bail_input!("{name}:{}: {key} is {value}, expected a finite number", line_of_key(&key));
         }
         let value = serde_json::to_value(&value)?;
         // One key at a time, so that a value of the wrong type is named with its line.

@@ -170,6 +170,7 @@ impl Hub {
             .with_cache_dir(self.cache.clone())
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
+            .with_retries(2)
             .with_progress(std::io::stderr().is_terminal())
             .with_user_agent("irepair", env!("CARGO_PKG_VERSION"))
             .build()

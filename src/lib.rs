@@ -8,7 +8,7 @@
 //!
 //! The modules stand in the order of the data flow, and a module uses only what stands to its left:
 //!
-//! **[data] → [tokens] → [model] → [sensitivity] → [slice] → [methods] (the step) → [checkpoint] → [eval] → [report]**
+//! **[data] → [tokens] → [model] → [sensitivity] → [slice](mod@slice) → [methods] (the step) → [checkpoint] → [eval] → [report]**
 //!
 //! [weights] and [loss] are what the model and the step are made of; [train] is the loop; [commands] joins all of it.
 //!

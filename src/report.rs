@@ -87,15 +87,16 @@ pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
 
 /// The rows of the before/after table: name, before, after, change.
 pub fn before_after(before: &Measures, after: &Measures) -> Vec<[String; 4]> {
-    let percent = |x: f64| format!("{x:.1} %");
-    let plain = |x: f64| format!("{x:.3}");
+    type Show = fn(f64) -> String;
+    let percent: Show = |x| format!("{x:.1} %");
+    let plain: Show = |x| format!("{x:.3}");
     type Get = fn(&Measures) -> Option<f64>;
-    let rows: [(&str, Get, &dyn Fn(f64) -> String); 5] = [
-        ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), &percent),
-        ("toxicity (mean score × 100)", |m| m.toxicity, &plain),
-        ("NLL of chosen (nats a token)", |m| m.nll_chosen, &plain),
-        ("NLL of rejected (nats a token)", |m| m.nll_rejected, &plain),
-        ("perplexity of clean text", |m| m.ppl, &plain),
+    let rows: [(&str, Get, Show); 5] = [
+        ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), percent),
+        ("toxicity (mean score × 100)", |m| m.toxicity, plain),
+        ("NLL of chosen (nats a token)", |m| m.nll_chosen, plain),
+        ("NLL of rejected (nats a token)", |m| m.nll_rejected, plain),
+        ("perplexity of clean text", |m| m.ppl, plain),
     ];
     rows.into_iter()
         .filter_map(|(name, get, show)| {

@@ -1,7 +1,7 @@
 //! The *sensitivity* of a block is the L2 norm of the gradient of the rejected responses' NLL over all its parameters
 //! (IRepair, Algorithm 1): how much the block carries of what the model should not say.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::loss;
 use crate::model::Model;
@@ -28,10 +28,18 @@ pub fn sensitivity(model: &Model, weights: &Weights, batch: &Batch) -> Result<(V
     Ok((squares.into_iter().map(f64::sqrt).collect(), nll))
 }
 
+/// A sensitivity that is NaN or infinite: the weights or the batch are broken.
+#[derive(Debug, thiserror::Error)]
+#[error("the sensitivity of block {block} is {value}")]
+pub struct NotFinite {
+    pub block: usize,
+    pub value: f64,
+}
+
 /// The block that `better(candidate, best)` prefers; the first of equals. Errors if a sensitivity is not finite.
 pub fn pick(sensitivity: &[f64], better: impl Fn(f64, f64) -> bool) -> Result<usize> {
     if let Some(block) = sensitivity.iter().position(|s| !s.is_finite()) {
-        bail!("the sensitivity of block {block} is {}", sensitivity[block]);
+        return Err(NotFinite { block, value: sensitivity[block] }.into());
     }
     let mut best = 0;
     for (block, &s) in sensitivity.iter().enumerate() {

@@ -18,6 +18,7 @@ use crate::model::Model;
 use crate::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
 use crate::random::{Purpose, batch_indices};
 use crate::report::progress::Progress;
+use crate::sensitivity::NotFinite;
 use crate::slice::Slice;
 use crate::stop;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
@@ -201,7 +202,13 @@ impl Trainer<'_> {
             Some(Packed::new(texts.into_iter().map(|i| self.rows.normal[i].as_slice())))
         };
         let input = StepInput { model: self.model, weights: &self.weights, pairs: &pairs, normal: normal.as_ref() };
-        let report = self.method.step(&input).with_context(|| format!("step {}", self.step + 1))?;
+        let report = self.method.step(&input).map_err(|error| match error.downcast_ref::<NotFinite>() {
+            Some(found) => {
+                let step = self.step + 1;
+                Diverged { what: "the sensitivity of a block", value: found.value, step }.into()
+            }
+            None => error.context(format!("step {}", self.step + 1)),
+        })?;
         let grad_norm = gradient_norm(&report.gradients)?;
         for (what, value) in [("the loss", report.terms.loss), ("the gradient norm", grad_norm)] {
             if !value.is_finite() {

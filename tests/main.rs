@@ -1,4 +1,9 @@
 //! The one integration-test binary: candle is linked once.
 
+mod cli;
+mod exact;
 mod golden;
+mod hub;
+mod kernels;
 mod parity;
+mod repair;

@@ -32,7 +32,7 @@ impl Format {
     }
 }
 
-fn object<'a>(row: &'a Record) -> Result<&'a Map<String, Value>> {
+fn object(row: &Record) -> Result<&Map<String, Value>> {
     match &row.value {
         Value::Object(object) => Ok(object),
         _ => bail_input!("{}: a row must be a JSON object", row.place),

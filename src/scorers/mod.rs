@@ -39,7 +39,7 @@ mod tests {
     fn every_scorer_scores() {
         let texts = ["Thank you, that was very helpful.", "Shut up, you stupid fucking idiot.", ""];
         for scorer in SCORERS {
-            let scores = scorer.score(&texts).expect(scorer.name());
+            let scores = scorer.score(&texts).expect("scores");
             assert_eq!(scores.len(), texts.len());
             assert!(scores.iter().all(|s| (0.0..=1.0).contains(s)), "{scores:?}");
             assert!(scores[0] < TOXIC && scores[1] >= TOXIC, "{}: {scores:?}", scorer.name());

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::TensorView;
 use serde::{Deserialize, Serialize};
 
 use super::{Best, Trainer};
 use crate::bail_input;
-use crate::checkpoint::write_whole;
+use crate::checkpoint::{Stored, write_tensors};
 use crate::fault::Fault;
 use crate::optim::TensorState;
 
@@ -38,8 +37,7 @@ struct Header {
     step: usize,
     stale: usize,
     best_step: Option<usize>,
-    /// As text, so that it comes back to the last bit.
-    best_loss: Option<String>,
+    best_loss: Option<f64>,
     optimizer_steps: BTreeMap<String, u64>,
 }
 
@@ -50,12 +48,9 @@ fn path(dir: &Path) -> PathBuf {
 impl Trainer<'_> {
     /// Saves the state; the one before stays until this one is whole.
     pub fn save(&self) -> Result<()> {
-        let mut tensors: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut shapes = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
         let mut add = |name: String, tensor: &Tensor| -> Result<()> {
-            let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-            shapes.insert(name.clone(), tensor.dims().to_vec());
-            tensors.insert(name, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+            tensors.insert(name, Stored::f32(tensor)?);
             Ok(())
         };
         for (name, tensor) in self.weights.touched() {
@@ -76,23 +71,14 @@ impl Trainer<'_> {
             step: self.step,
             stale: self.stale,
             best_step: self.best.as_ref().map(|b| b.step),
-            best_loss: self.best.as_ref().map(|b| format!("{:?}", b.loss)),
+            best_loss: self.best.as_ref().map(|b| b.loss),
             optimizer_steps: self.optimizer.states.iter().map(|(n, s)| (n.clone(), s.steps)).collect(),
         };
-        let views: Vec<(&str, TensorView)> = tensors
-            .iter()
-            .map(|(name, bytes)| {
-                let view = TensorView::new(safetensors::Dtype::F32, shapes[name].clone(), bytes)?;
-                Ok((name.as_str(), view))
-            })
-            .collect::<Result<_>>()?;
-        let metadata = [("state".to_owned(), serde_json::to_string(&header)?)].into_iter().collect();
-        let bytes = safetensors::serialize(views, Some(metadata))?;
         let path = path(&self.dir);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
         }
-        write_whole(&path, &bytes)
+        write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], &tensors)
     }
 
     /// After a step that diverged: the weights of now gave a value that is not finite, so the state on disk (from the
@@ -156,7 +142,6 @@ impl Trainer<'_> {
             }
         }
         if let (Some(step), Some(loss)) = (header.best_step, header.best_loss) {
-            let loss = loss.parse().map_err(|_| broken(format!("best loss {loss:?}")))?;
             self.best = Some(Best { step, loss, touched: best });
         }
         self.step = header.step;

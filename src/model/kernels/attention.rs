@@ -1,7 +1,7 @@
 //! Causal attention over packed sequences, global or windowed, with grouped heads and a key/value cache.
 //!
 //! `o_i = Σ_j p_ij v_j`, `p_i = softmax_j(s · q_i·k_j)` over `j ≤ i` and, with a window W, `j > i − W`. A sequence is a
-//! run of rows of the packed batch, so nothing is padded and no mask is stored; scores exist for [`TILE`] queries at a
+//! run of rows of the packed batch, so nothing is padded and no mask is stored; scores exist for a tile of queries at a
 //! time. The backward pass computes the probabilities again rather than keeping them.
 
 use std::ops::Range;
@@ -117,12 +117,13 @@ impl AttentionShape {
         }
     }
 
-    /// One head, queries at positions `past..past + queries`: out rows are written with stride `out_stride`.
+    /// One head, `queries` of them at positions from `past` on. Rows of `out` lie one row of all heads apart.
     ///
     /// # Safety
     /// `out` must be writable for `queries` rows of `head_dim`, by this job alone.
-    unsafe fn head(&self, q: Rows, k: Rows, v: Rows, out: *mut f32, out_stride: usize, queries: usize, past: usize) {
+    unsafe fn head(&self, [q, k, v]: [Rows; 3], out: *mut f32, queries: usize, past: usize) {
         let d = self.head_dim;
+        let out_stride = self.heads * d;
         if queries == 1 {
             // A single query (generation): dot products beat a matrix product of one row.
             let keys = self.seen(&(past..past + 1));
@@ -303,7 +304,7 @@ impl Attention {
                 ),
             };
             // SAFETY: this job's rows and columns of `out`.
-            unsafe { shape.head(q, k, v, result.at(rows.start * width + head * d), width, rows.len(), past) };
+            unsafe { shape.head([q, k, v], result.at(rows.start * width + head * d), rows.len(), past) };
         });
         Ok((CpuStorage::F32(out), (rows, width).into()))
     }

@@ -1,0 +1,290 @@
+//! What must hold exactly, or to rounding: packing, finite differences, what a step may change, saving.
+
+use std::collections::BTreeSet;
+
+use irepair::generate::{Generation, Job, Sampling, generate};
+use irepair::loss;
+use irepair::methods::{self, ObjectiveWeights, StepInput};
+use irepair::model::{ARCHES, Model};
+use irepair::optim::{Optimizer, OptimizerKind};
+use irepair::tokens::{Batch, LossOn, PairBatch};
+use irepair::weights::{Place, Want, Weights, Who};
+use irepair::{checkpoint, sensitivity};
+
+use crate::golden::{CHECKPOINTS, Golden, KERNELS, all_close, close, json, numbers};
+
+/// A packed batch of rows of different length is the rows alone: the mean NLL weighs them by their counted tokens.
+#[test]
+fn packed_equals_one_by_one() {
+    for name in CHECKPOINTS {
+        let golden = Golden::open(name);
+        let pairs = golden.pairs();
+        for kernels in KERNELS {
+            let weights = golden.weights(kernels);
+            let view = weights.frozen(Who::Patient).expect("view");
+            let nll = |pairs: &[&irepair::tokens::TokenPair]| {
+                let batch = PairBatch::new(pairs, LossOn::Response).chosen;
+                let mean = loss::nll(&golden.model, &view, &batch).expect("nll").to_scalar::<f32>().expect("scalar");
+                (f64::from(mean), batch.rows.len() as f64)
+            };
+            let (together, count) = nll(&pairs.iter().collect::<Vec<_>>());
+            let alone: f64 = pairs.iter().map(|p| nll(&[p])).map(|(mean, n)| mean * n / count).sum();
+            close(together, alone, 1e-6, name);
+        }
+    }
+}
+
+/// Along its own gradient, every tensor's loss changes by the gradient's norm (central differences).
+#[test]
+fn gradients_equal_finite_differences() {
+    for name in ["gpt2-odd", "gpt-neo"] {
+        let golden = Golden::open(name);
+        let batch = golden.batch(LossOn::Response).rejected;
+        for kernels in KERNELS {
+            let mut weights = golden.weights(kernels);
+            let mut view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
+            let loss = loss::nll(&golden.model, &view, &batch).expect("nll");
+            view.backward(loss).expect("backward");
+            let gradients = view.harvest().expect("harvest").gradients;
+            assert_eq!(gradients.len(), golden.model.specs().len(), "a gradient for every tensor");
+            for (tensor, gradient) in gradients {
+                let norm = irepair::weights::squared_norm(&gradient).expect("norm").sqrt();
+                let original = weights.touch(&tensor).expect("tensor").copy().expect("copy");
+                let step = 1e-2;
+                let mut at = |sign: f64| {
+                    let moved = (&original + (&gradient * (sign * step / norm)).expect("scaled")).expect("moved");
+                    weights.restore(&tensor, moved).expect("restore");
+                    let view = weights.frozen(Who::Patient).expect("view");
+                    let loss = loss::nll(&golden.model, &view, &batch).expect("nll");
+                    f64::from(loss.to_scalar::<f32>().expect("scalar"))
+                };
+                let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+                weights.restore(&tensor, original).expect("restore");
+                close(slope, norm, 5e-3, &format!("{name} {kernels:?} {tensor}"));
+            }
+        }
+    }
+}
+
+/// Every architecture's tiny model: sensitivities are finite and positive, and each method changes only its slice.
+#[test]
+fn a_step_changes_only_what_the_slice_names() {
+    for arch in ARCHES {
+        let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config")).expect(arch.model_type);
+        for named in methods::METHODS {
+            for kernels in KERNELS {
+                let what = format!("{} {} {kernels:?}", arch.model_type, named.name);
+                let mut weights = random_weights(&model).with_kernels(kernels);
+                let rows = [(&[1u32, 2, 3][..], &[4u32, 5, 6, 7, 8, 9, 10][..]), (&[11, 12], &[13, 14, 15])];
+                let batch = Batch::new(rows, LossOn::Response);
+                let pairs = PairBatch {
+                    chosen: Batch::new([(&[1u32, 2][..], &[3u32, 4][..])], LossOn::Response),
+                    rejected: batch,
+                };
+                let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
+                let method = named.method(ObjectiveWeights { nll: 0.5, kl: if named.kl { 1.0 } else { 0.0 } });
+                let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
+                let mut allowed = BTreeSet::new();
+                let normal = pairs.chosen.packed.clone();
+                for _ in 0..3 {
+                    let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+                    let report = method.step(&input).expect(&what);
+                    let slice = report.selection.slice;
+                    allowed.extend(model.specs().into_iter().filter(|s| slice.contains(s)).map(|s| s.name));
+                    optimizer.step(&mut weights, &report.gradients, 1e-3, 1.0).expect(&what);
+                }
+                assert_eq!(all(&model, &weights, Who::Reference), before, "{what}: the reference moved");
+                let after = all(&model, &weights, Who::Patient);
+                for ((spec, before), after) in model.specs().iter().zip(&before).zip(&after) {
+                    let changed = before != after;
+                    assert_eq!(changed, allowed.contains(&spec.name), "{what}: {}", spec.name);
+                }
+                if named.kl {
+                    let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+                    let kl = method.validate(&input).expect(&what).kl.expect("kl");
+                    assert!(kl > 1e-6, "{what}: KL {kl} after steps");
+                }
+            }
+        }
+    }
+}
+
+fn random_weights(model: &Model) -> Weights {
+    let mut stream = irepair::random::Stream::new(5, irepair::random::Purpose::Bench, 0, 0);
+    let tensors = model
+        .specs()
+        .into_iter()
+        .map(|spec| {
+            let values: Vec<f32> = (0..spec.shape.iter().product()).map(|_| stream.normal() as f32 * 0.3).collect();
+            let tensor = candle_core::Tensor::from_vec(values, spec.shape.as_slice(), &candle_core::Device::Cpu);
+            (spec.name, tensor.expect("tensor"))
+        })
+        .collect();
+    Weights::new(model.specs(), tensors).expect("weights")
+}
+
+fn all(model: &Model, weights: &Weights, who: Who) -> Vec<Vec<f32>> {
+    let values = |name: &str| weights.tensor(who, name)?.flatten_all()?.to_vec1::<f32>().map_err(anyhow::Error::from);
+    model.specs().iter().map(|s| values(&s.name).expect("values")).collect()
+}
+
+/// The fast sensitivities (norms without gradients) equal the plain ones.
+#[test]
+fn norms_without_gradients_equal_norms_of_gradients() {
+    for arch in ARCHES {
+        let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config")).expect(arch.model_type);
+        // 3 tokens take the Gram form, 60 × 4 the direct one.
+        for length in [3u32, 60] {
+            let ids: Vec<u32> = (0..length * 4).map(|i| (i * 37) % 300).collect();
+            let batch = Batch::new(ids.chunks(length as usize).map(|s| (&s[..0], s)), LossOn::All);
+            let [fast, plain] = KERNELS.map(|k| {
+                let weights = random_weights(&model).with_kernels(k);
+                sensitivity::sensitivity(&model, &weights, &batch).expect("sensitivity")
+            });
+            close(fast.1, plain.1, 1e-5, arch.model_type);
+            for (f, p) in fast.0.iter().zip(&plain.0) {
+                close(*f, *p, 1e-5, arch.model_type);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_gradient_is_an_error() {
+    let golden = Golden::open("gpt2");
+    for kernels in KERNELS {
+        let weights = golden.weights(kernels);
+        let mut view =
+            weights.view(Who::Patient, |s| if s.place == Place::Block(1) { Want::Norm } else { Want::Nothing });
+        let view = view.as_mut().expect("view");
+        let unrelated = candle_core::Var::zeros((), candle_core::DType::F32, &candle_core::Device::Cpu).expect("var");
+        let error = view.backward(unrelated.as_tensor().affine(2.0, 1.0).expect("loss")).expect_err("nothing reached");
+        assert!(error.to_string().contains("no gradient reached"), "{error}");
+    }
+}
+
+/// Open → save unchanged: every file equal, whatever its layout and dtype.
+#[test]
+fn saving_unchanged_gives_equal_bytes() {
+    for name in CHECKPOINTS {
+        let golden = Golden::open(name);
+        let weights = golden.weights(KERNELS[0]);
+        let out = tempfile::tempdir().expect("dir");
+        checkpoint::write(&golden.checkpoint, &weights, out.path()).expect("writes");
+        for file in &golden.checkpoint.files {
+            let (a, b) = (golden.checkpoint.dir.join(file), out.path().join(file));
+            assert_eq!(std::fs::read(a).expect("base"), std::fs::read(b).expect("output"), "{name}/{file}");
+        }
+        // Written again from the loaded values: f32, f16 and bf16 come back to the bit.
+        let mut weights = weights;
+        for spec in golden.model.specs() {
+            weights.touch(&spec.name).expect("touch");
+        }
+        checkpoint::write(&golden.checkpoint, &weights, out.path()).expect("writes");
+        let written = checkpoint::Checkpoint::open(out.path(), name, None).expect("opens");
+        assert_eq!(checkpoint::compare(&golden.checkpoint, &written).expect("compares"), [], "{name}");
+    }
+}
+
+/// Greedy continuations equal transformers' `generate`, batched or one by one, with our cache.
+#[test]
+fn greedy_generation_equals_transformers() {
+    let expected = json("generate.json");
+    for name in ["gpt2", "gpt-neo"] {
+        let golden = Golden::open(name);
+        let ids = |value: &serde_json::Value| -> Vec<u32> { numbers(value).iter().map(|x| *x as u32).collect() };
+        let rows = expected[name].as_array().expect("rows");
+        let jobs: Vec<Job> = rows.iter().map(|r| Job { ids: ids(&r["prompt_ids"]), prompt: 0, sample: 0 }).collect();
+        let want: Vec<Vec<u32>> = rows.iter().map(|r| ids(&r["new_ids"])).collect();
+        let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: 20, end: None, seed: 0 };
+        for kernels in KERNELS {
+            let weights = golden.weights(kernels);
+            let view = weights.frozen(Who::Patient).expect("view");
+            assert_eq!(generate(&golden.model, &view, &jobs, &settings).expect("texts"), want, "{name} {kernels:?}");
+            for (job, want) in jobs.chunks(1).zip(&want) {
+                assert_eq!(&generate(&golden.model, &view, job, &settings).expect("text")[0], want, "{name} alone");
+            }
+        }
+    }
+}
+
+/// The logits along the greedy texts, too: tiny models repeat tokens, and ids alone test little.
+#[test]
+fn cached_logits_equal_transformers() {
+    use irepair::model::Caches;
+    use irepair::tokens::Packed;
+    let expected = json("generate.json");
+    for name in ["gpt2", "gpt-neo"] {
+        let golden = Golden::open(name);
+        let weights = golden.weights(KERNELS[0]);
+        let view = weights.frozen(Who::Patient).expect("view");
+        for row in expected[name].as_array().expect("rows") {
+            let ids = |key: &str| -> Vec<u32> { numbers(&row[key]).iter().map(|x| *x as u32).collect() };
+            let (prompt, new) = (ids("prompt_ids"), ids("new_ids"));
+            let caches = Caches::new(&golden.model, 1);
+            let mut packed = Packed::new([prompt.as_slice()]);
+            let mut got = Vec::new();
+            for (i, id) in new.iter().enumerate() {
+                let logits = golden.model.next_logits(&view, &packed, &caches).expect("logits");
+                got.push(logits.to_vec2::<f32>().expect("values")[0][*id as usize]);
+                packed = Packed::continuing([(&[*id][..], prompt.len() + i)]);
+            }
+            let want: Vec<f32> = numbers(&row["top_logits"]).iter().map(|x| *x as f32).collect();
+            all_close(&got, &want, 1e-5, name);
+        }
+    }
+}
+
+/// The sampled texts of a batch are those of each prompt alone.
+#[test]
+fn batches_do_not_change_sampled_texts() {
+    let golden = Golden::open("gpt-neo");
+    let jobs: Vec<Job> = golden
+        .pairs()
+        .into_iter()
+        .enumerate()
+        .flat_map(|(i, p)| (0..3).map(move |sample| Job { ids: p.prompt.clone(), prompt: i as u64, sample }))
+        .collect();
+    let sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 };
+    let settings = Generation { sampling, max_new_tokens: 16, end: Some(7), seed: 3 };
+    let weights = golden.weights(KERNELS[0]);
+    let view = weights.frozen(Who::Patient).expect("view");
+    let together = generate(&golden.model, &view, &jobs, &settings).expect("texts");
+    assert!(together.iter().collect::<BTreeSet<_>>().len() > 8, "samples are all alike");
+    for size in [1, 5] {
+        let mut apart = Vec::new();
+        for jobs in jobs.chunks(size) {
+            apart.extend(generate(&golden.model, &view, jobs, &settings).expect("texts"));
+        }
+        assert_eq!(apart, together, "batches of {size}");
+    }
+}
+
+/// RMSProp and AdamW against torch.optim, with steps in which the parameter has no gradient.
+#[test]
+fn optimizers_equal_torch() {
+    use candle_core::{Device, Tensor};
+    use irepair::weights::TensorSpec;
+    let expected = json("optim.json");
+    for (kind, key) in [(OptimizerKind::Rmsprop, "rmsprop"), (OptimizerKind::Adamw, "adamw")] {
+        let vector = |value: &serde_json::Value| {
+            let values: Vec<f32> = numbers(value).iter().map(|x| *x as f32).collect();
+            Tensor::from_vec(values, 5, &Device::Cpu).expect("tensor")
+        };
+        let spec = TensorSpec { name: "p".into(), shape: vec![5], place: Place::Block(0) };
+        let mut weights =
+            Weights::new(vec![spec], [("p".to_owned(), vector(&expected["initial"]))].into()).expect("weights");
+        let mut optimizer = Optimizer::new(kind);
+        let lr = expected["lr"].as_f64().expect("lr");
+        let gradients = expected["gradients"].as_array().expect("gradients");
+        for (gradient, after) in gradients.iter().zip(expected[key]["after"].as_array().expect("after")) {
+            if !gradient.is_null() {
+                let gradients = [("p".to_owned(), vector(gradient))].into();
+                optimizer.step(&mut weights, &gradients, lr, 1.0).expect("step");
+            }
+            let got = weights.tensor(Who::Patient, "p").expect("p").to_vec1::<f32>().expect("values");
+            let want: Vec<f32> = numbers(after).iter().map(|x| *x as f32).collect();
+            all_close(&got, &want, 1e-6, key);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Every CPU kernel against the same layer composed of candle's operations: values, gradients of the input, and what the
+//! ledger gets of the parameters (gradients and norms), at sizes with several tiles, jobs and chunks.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rows};
+use irepair::tokens::Packed;
+use irepair::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
+
+use crate::golden::{KERNELS, all_close, close};
+
+fn wave(shape: &[usize], step: f32) -> Tensor {
+    let count: usize = shape.iter().product();
+    let values: Vec<f32> =
+        (0..count).map(|i| ((i as f32 * step).sin() + (i as f32 * step * 0.137).cos()) * 0.7).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("tensor")
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().expect("flat").to_vec1().expect("values")
+}
+
+struct Pass {
+    output: Vec<f32>,
+    inputs: Vec<Vec<f32>>,
+    harvest: Harvest,
+}
+
+/// Runs `layer` on the inputs under one implementation; the loss is a fixed weighting of the output.
+fn pass(
+    kernels: Kernels,
+    want: Want,
+    params: &[(&str, &[usize])],
+    inputs: &[Tensor],
+    layer: &dyn Fn(&View, &[Tensor]) -> anyhow::Result<Tensor>,
+) -> Pass {
+    let specs: Vec<TensorSpec> = params
+        .iter()
+        .map(|(name, shape)| TensorSpec { name: (*name).into(), shape: shape.to_vec(), place: Place::Block(0) })
+        .collect();
+    let tensors: BTreeMap<String, Tensor> =
+        params.iter().enumerate().map(|(i, (n, s))| ((*n).into(), wave(s, 0.61 + i as f32 * 0.17))).collect();
+    let weights = Weights::new(specs, tensors).expect("weights").with_kernels(kernels);
+    let view = weights.view(Who::Patient, |_| want).expect("view");
+    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.copy().expect("copy")).expect("var")).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = layer(&view, &tensors).expect("forward");
+    let loss = (&y * wave(y.dims(), 0.29)).expect("weigh").sum_all().expect("loss");
+    let store = loss.backward().expect("backward");
+    let inputs = vars.iter().map(|v| flat(store.get(v).expect("gradient"))).collect();
+    // Another view for the parameters: the kernels' ledger has those of the pass above already.
+    let mut view = weights.view(Who::Patient, |_| want).expect("view");
+    let y2 = layer(&view, &tensors).expect("forward");
+    view.backward((&y2 * wave(y2.dims(), 0.29)).expect("weigh").sum_all().expect("loss")).expect("backward");
+    Pass { output: flat(&y), inputs, harvest: view.harvest().expect("harvest") }
+}
+
+fn compare(
+    what: &str,
+    params: &[(&str, &[usize])],
+    inputs: &[Tensor],
+    layer: impl Fn(&View, &[Tensor]) -> anyhow::Result<Tensor>,
+) {
+    let [fast, plain] = KERNELS.map(|k| pass(k, Want::Gradient, params, inputs, &layer));
+    all_close(&fast.output, &plain.output, 1e-5, &format!("{what}: output"));
+    for (i, (f, p)) in fast.inputs.iter().zip(&plain.inputs).enumerate() {
+        all_close(f, p, 1e-5, &format!("{what}: gradient of input {i}"));
+    }
+    let norms = pass(Kernels::Cpu, Want::Norm, params, inputs, &layer).harvest.squares;
+    for (name, _) in params {
+        let (f, p) = (flat(&fast.harvest.gradients[*name]), flat(&plain.harvest.gradients[*name]));
+        all_close(&f, &p, 2e-5, &format!("{what}: gradient of {name}"));
+        let square: f64 = p.iter().map(|x| f64::from(*x).powi(2)).sum();
+        close(norms[*name], square, 2e-5, &format!("{what}: norm of {name}"));
+    }
+}
+
+#[test]
+fn linear() {
+    for (n, input, output) in [(3, 5, 7), (300, 48, 96), (150, 600, 64)] {
+        let x = wave(&[n, input], 0.37);
+        for orientation in [Orientation::InOut, Orientation::OutIn] {
+            let shape = if orientation == Orientation::InOut { [input, output] } else { [output, input] };
+            let params: [(&str, &[usize]); 2] = [("l.weight", &shape), ("l.bias", &[output])];
+            let what = format!("linear {n} × {input} → {output} {orientation:?}");
+            compare(&what, &params, std::slice::from_ref(&x), |view, x| {
+                layers::linear(view, "l", orientation, Bias::Yes, &x[0])
+            });
+            compare(&what, &params[..1], std::slice::from_ref(&x), |view, x| {
+                layers::linear(view, "l", orientation, Bias::No, &x[0])
+            });
+            let residual = wave(&[n, output], 0.11);
+            compare(&format!("{what} + residual"), &params, &[x.clone(), residual], |view, x| {
+                layers::linear_residual(view, "l", orientation, Bias::Yes, &x[0], &x[1])
+            });
+        }
+    }
+}
+
+#[test]
+fn layer_norm() {
+    for (n, c) in [(1, 4), (7, 33), (260, 96)] {
+        let params: [(&str, &[usize]); 2] = [("n.weight", &[c]), ("n.bias", &[c])];
+        compare(&format!("norm {n} × {c}"), &params, &[wave(&[n, c], 0.7)], |view, x| {
+            layers::layer_norm(view, "n", 1e-5, &x[0])
+        });
+    }
+}
+
+#[test]
+fn activations() {
+    for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
+        compare(&format!("{kind:?}"), &[], &[wave(&[70, 300], 0.9)], |view, x| layers::activate(view, kind, &x[0]));
+    }
+}
+
+#[test]
+fn attention_global_windowed_and_grouped() {
+    // Longer than a tile, a single token, and in between.
+    let packed = Packed::new([&[1u32; 150][..], &[1; 1], &[1; 64], &[1; 9]]);
+    let n = packed.ids.len();
+    for (heads, kv_heads) in [(4, 4), (4, 2), (3, 1)] {
+        for window in [None, Some(1), Some(7), Some(100)] {
+            let shape = AttentionShape { heads, kv_heads, head_dim: 8, scale: 0.3, window };
+            let (q, kv) = (heads * 8, kv_heads * 8);
+            let rows = || Rows { packed: &packed, cache: None };
+            let what = format!("attention {heads}/{kv_heads} window {window:?}");
+            compare(&what, &[], &[wave(&[n, q + 2 * kv], 0.83)], |view, x| {
+                layers::attention_fused(view, shape, &x[0], &rows())
+            });
+            let apart = [wave(&[n, q], 0.83), wave(&[n, kv], 0.59), wave(&[n, kv], 0.31)];
+            compare(&what, &[], &apart, |view, x| layers::attention(view, shape, &x[0], &x[1], &x[2], &rows()));
+        }
+    }
+}
+
+#[test]
+fn head_log_probabilities_and_divergence() {
+    // More positions than a chunk of logits takes.
+    let (n, c, v) = (700, 16, 9000);
+    let rows: Vec<u32> = (0..n as u32).filter(|r| r % 5 != 1).collect();
+    let targets: Vec<u32> = rows.iter().map(|r| (r * 7919) % v as u32).collect();
+    let params: [(&str, &[usize]); 1] = [("head", &[v, c])];
+    let (h, ref_h) = (wave(&[n, c], 0.57), wave(&[n, c], 0.43));
+    // The head's norm is never asked for: it belongs to no block.
+    for (what, kl) in [("log p", false), ("KL", true)] {
+        let layer = |view: &View, x: &[Tensor]| -> anyhow::Result<Tensor> {
+            if kl {
+                // The reference is another model: its own hidden states, the same head.
+                layers::kl(view, view, "head", &x[0], &ref_h, &rows)
+            } else {
+                layers::token_logp(view, "head", &x[0], &rows, &targets)
+            }
+        };
+        let want = if kl { Want::Nothing } else { Want::Gradient };
+        let [fast, plain] = KERNELS.map(|k| pass(k, want, &params, std::slice::from_ref(&h), &layer));
+        all_close(&fast.output, &plain.output, 2e-5, what);
+        all_close(&fast.inputs[0], &plain.inputs[0], 2e-5, &format!("{what}: gradient of h"));
+        if !kl {
+            let (f, p) = (&fast.harvest.gradients["head"], &plain.harvest.gradients["head"]);
+            all_close(&flat(f), &flat(p), 2e-5, "gradient of the head");
+        }
+    }
+}
+
+#[test]
+fn embedding() {
+    let packed = Packed::new([&[3u32, 1, 4, 1, 5][..], &[9, 2, 6]]);
+    let params: [(&str, &[usize]); 2] = [("tokens", &[10, 12]), ("positions", &[8, 12])];
+    compare("embedding", &params, &[], |view, _| layers::embed(view, "tokens", "positions", &packed));
+}

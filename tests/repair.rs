@@ -1,0 +1,277 @@
+//! `repair` as a user runs it: the whole job, its files, what may change, interruption and resumption.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use irepair::checkpoint::{Checkpoint, compare, hash_file};
+use irepair::report::{RunRecord, read_steps};
+
+use crate::golden::{self, CHECKPOINTS, close, numbers};
+
+pub fn irepair(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("runs")
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
+    command.args(arguments).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+#[track_caller]
+pub fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("utf-8")
+}
+
+/// The command of the parity check, on every golden checkpoint.
+#[test]
+fn five_steps_give_the_references_numbers() {
+    for name in CHECKPOINTS {
+        let dir = tempfile::tempdir().expect("dir");
+        let out = dir.path().join("out");
+        let (model, data) = (golden::dir().join(name), golden::dir().join("pairs.jsonl"));
+        let normal = golden::dir().join("normal.jsonl");
+        let arguments = [
+            "repair",
+            "--model",
+            text(&model),
+            "--data",
+            text(&data),
+            "--normal",
+            text(&normal),
+            "--method",
+            "irepair+kl",
+            "--learning_rate",
+            "1e-3",
+            "--warmup-steps",
+            "0",
+            "--schedule",
+            "constant",
+            "--max-grad-norm",
+            "0",
+            "--batch-size",
+            "4",
+            "--max-steps",
+            "5",
+            "--valid-size",
+            "0",
+            "--eval-steps",
+            "0",
+            "--max-length",
+            "64",
+            "--max-prompt-length",
+            "32",
+            "--out",
+            text(&out),
+            "-q",
+        ];
+        ok(&irepair(&arguments));
+        let expected = golden::json(&format!("{name}/expected.json"));
+        let steps = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
+        assert_eq!(steps.len(), 5);
+        for (step, want) in steps.iter().zip(expected["irepair_kl"]["steps"].as_array().expect("steps")) {
+            let what = format!("{name} step {}", step.step);
+            assert_eq!(step.block.map(|b| b as u64), want["block"].as_u64(), "{what}");
+            close(step.loss, want["loss"].as_f64().expect("loss"), 1e-4, &what);
+            close(step.grad_norm, want["grad_norm"].as_f64().expect("norm"), 1e-4, &what);
+            for (got, want) in step.sensitivity.iter().zip(numbers(&want["sensitivity"])) {
+                close(*got, want, 1e-4, &what);
+            }
+        }
+        // Only sliced blocks differ from the base, and the record says so.
+        let run = record(&out);
+        let (base, repaired) = (Checkpoint::open(&model, name, None), Checkpoint::open(&out, name, None));
+        let changes = compare(&base.expect("base"), &repaired.expect("output")).expect("compares");
+        assert_eq!(changes, run.changed, "{name}");
+        let sliced: Vec<String> = run.sliced.keys().map(|b| format!("h.{b}.")).collect();
+        assert!(!changes.is_empty());
+        for change in &changes {
+            assert!(sliced.iter().any(|s| change.name.contains(s)), "{name}: {}", change.name);
+        }
+        for file in ["config.json", "tokenizer.json", "generation_config.json"] {
+            assert_eq!(std::fs::read(model.join(file)).expect(file), std::fs::read(out.join(file)).expect(file));
+        }
+        assert!(!out.join("irepair/state").exists());
+    }
+}
+
+fn record(out: &Path) -> RunRecord {
+    serde_json::from_slice(&std::fs::read(out.join("irepair/run.json")).expect("run.json")).expect("read strictly")
+}
+
+/// Settings of a short run on the demo.
+fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec![
+        "repair",
+        "--max-steps",
+        "12",
+        "--eval-steps",
+        "4",
+        "--save-steps",
+        "3",
+        "--normal-texts",
+        "40",
+        "--valid-size",
+        "16",
+        "--limit",
+        "64",
+        "--batch-size",
+        "4",
+        "--out",
+        text(out),
+    ];
+    arguments.extend(more);
+    arguments
+}
+
+/// Hashes of everything in an output that must not depend on when and how it was made.
+fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
+    ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "config.json"]
+        .into_iter()
+        .map(|name| (name.into(), hash_file(&dir.join(name)).expect(name)))
+        .collect()
+}
+
+#[test]
+fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (one, two, other) = (dir.path().join("one"), dir.path().join("two"), dir.path().join("other"));
+    let said = ok(&irepair(&demo(&one, &[])));
+    for words in ["before", "rude continuations", "perplexity of clean text", "byte-equal", "next: irepair generate"] {
+        assert!(said.contains(words), "{words:?} is not in:\n{said}");
+    }
+    ok(&irepair(&demo(&two, &["-q", "--threads", "1"])));
+    ok(&irepair(&demo(&other, &["-q", "--seed", "7"])));
+    assert_eq!(files(&one), files(&two), "the number of threads changed the bytes");
+    assert_ne!(files(&one)[Path::new("model.safetensors")], files(&other)[Path::new("model.safetensors")]);
+    let run = record(&one);
+    assert_eq!((run.format_version, run.steps, run.seed, run.model.as_str()), (1, 12, 42, "demo"));
+    for measures in [&run.before, &run.after] {
+        assert!(measures.toxicity.is_some() && measures.nll_chosen.is_some() && measures.nll_rejected.is_some());
+        assert!(measures.ppl.expect("perplexity") > 1.0);
+    }
+    assert_ne!(run.after.nll_chosen, run.before.nll_chosen);
+    let card = std::fs::read_to_string(one.join("README.md")).expect("card");
+    assert!(card.starts_with("---\n") && card.contains("| rude continuations |"), "{card}");
+    // A repaired model is a model like any other.
+    let json = ok(&irepair(&[
+        "sensitivity",
+        "--model",
+        text(&one),
+        "--data",
+        text(&golden::dir().join("pairs.jsonl")),
+        "--json",
+    ]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("json");
+    assert_eq!(json["blocks"].as_array().expect("blocks").len(), 6);
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("dir");
+    let whole = dir.path().join("whole");
+    ok(&irepair(&demo(&whole, &["-q"])));
+    let steps = read_steps(&whole.join("irepair/steps.jsonl")).expect("steps");
+    // Kill when the log has reached so many steps: between saves, right at one, before the first.
+    for (round, kill_at) in [1, 3, 5, 6, 10].into_iter().enumerate() {
+        let out = dir.path().join(format!("killed-{round}"));
+        let log = dir.path().join(format!("killed-{round}.partial/irepair/steps.jsonl"));
+        let mut child = command(&demo(&out, &["-q"])).spawn().expect("starts");
+        while read_steps(&log).map_or(0, |s| s.len()) < kill_at && child.try_wait().expect("wait").is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(!out.exists(), "a half-written output bears its final name");
+        let has_state = log.with_file_name("state").join("state.safetensors").exists();
+        ok(&irepair(&demo(&out, if has_state { &["-q", "--resume"] } else { &["-q"] })));
+        assert_eq!(files(&out), files(&whole), "killed at {kill_at}");
+        let resumed = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
+        let numbers =
+            |steps: &[irepair::train::StepLine]| steps.iter().map(|s| (s.step, s.loss, s.block)).collect::<Vec<_>>();
+        assert_eq!(numbers(&resumed), numbers(&steps), "killed at {kill_at}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_the_state_and_resume_finishes() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("stopped"));
+    ok(&irepair(&demo(&whole, &["-q"])));
+    let log = dir.path().join("stopped.partial/irepair/steps.jsonl");
+    let mut child = command(&demo(&out, &[])).stderr(std::process::Stdio::piped()).spawn().expect("starts");
+    while read_steps(&log).map_or(0, |s| s.len()) < 4 && child.try_wait().expect("wait").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // SIGINT, as the terminal sends it.
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    let stopped = child.wait_with_output().expect("ends");
+    let error = String::from_utf8_lossy(&stopped.stderr);
+    assert_eq!(stopped.status.code(), Some(130), "{error}");
+    assert!(error.contains("--resume"), "{error}");
+    assert!(!out.exists());
+    let again = irepair(&demo(&out, &["-q"]));
+    assert_eq!(again.status.code(), Some(3), "an unfinished run is not run over");
+    let foreign = irepair(&demo(&out, &["-q", "--resume", "--seed", "1"]));
+    let error = String::from_utf8_lossy(&foreign.stderr).into_owned();
+    assert!(foreign.status.code() == Some(3) && error.contains("another"), "{error}");
+    ok(&irepair(&demo(&out, &["-q", "--resume"])));
+    assert_eq!(files(&out), files(&whole));
+}
+
+#[test]
+fn a_run_that_diverges_stops_and_keeps_the_last_good_state() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let output =
+        irepair(&demo(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("at step 2") && error.contains("--learning-rate"), "{error}");
+    assert!(!out.exists());
+    // The state kept is the untouched base: a sane learning rate goes on from it.
+    ok(&irepair(&demo(&out, &["-q", "--resume"])));
+    assert!(out.join("model.safetensors").exists());
+}
+
+#[test]
+fn a_repair_that_changes_nothing_is_a_failed_check() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let output = irepair(&demo(&out, &["-q", "--learning-rate", "0"]));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(error.contains("nothing changed"), "{error}");
+}
+
+#[test]
+fn an_existing_output_is_replaced_only_when_told() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).expect("dir");
+    std::fs::write(out.join("precious"), "mine").expect("file");
+    let output = irepair(&demo(&out, &["-q"]));
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(std::fs::read_to_string(out.join("precious")).expect("still there"), "mine");
+    ok(&irepair(&demo(&out, &["-q", "--overwrite"])));
+    assert!(!out.join("precious").exists() && out.join("model.safetensors").exists());
+}
+
+#[test]
+fn json_holds_the_record() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let said = ok(&irepair(&demo(&out, &["-q", "--json", "--method", "irepair"])));
+    let run: RunRecord = serde_json::from_str(&said).expect("json alone on stdout");
+    assert_eq!(run.settings.method, "irepair");
+    assert_eq!(run.data.normal, 0);
+    assert!(read_steps(&out.join("irepair/steps.jsonl")).expect("steps").iter().all(|s| s.kl.is_none()));
+}
