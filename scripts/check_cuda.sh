@@ -65,8 +65,10 @@ case $kind in
 esac
 NVCC
 chmod +x "$scratch/bin/nvcc"
-with_stand_in() { env -u NVCC PATH="$scratch/bin:$PATH" "$@"; }
-export -f polite
+with_stand_in() ( # ARGUMENTS OF CARGO; candle-kernels prefers $NVCC
+  unset NVCC
+  PATH=$scratch/bin:$PATH CARGO_TARGET_DIR=$target/cuda polite "$@"
+)
 
 # 1. Type-check library, program and tests. With the stand-in: Rust only. With a real nvcc: candle's kernels are compiled too
 # (minutes), for CUDA_COMPUTE_CAP; whether they run is still unknown.
@@ -76,7 +78,7 @@ if nvcc=$(command -v nvcc); then
   CARGO_TARGET_DIR=$target/cuda-nvcc polite check --features cuda --all-targets
 else
   echo "check_cuda: type check with a stand-in for nvcc: no kernel is compiled"
-  CARGO_TARGET_DIR=$target/cuda with_stand_in bash -c 'polite check --features cuda --all-targets'
+  with_stand_in check --features cuda --all-targets
 fi
 echo "check_cuda: type check passed, $SECONDS s"
 [ -n "$link" ] || exit 0
@@ -104,9 +106,8 @@ gcc -shared -fPIC -o "$scratch/stubs/libcudart.so" -x c /dev/null # candle-kerne
 # cudarc's build script refuses dynamic-loading beside the dynamic-linking that candle asks for. With --target, RUSTFLAGS
 # reach the crates but not the build scripts, and cudarc's code takes the former.
 host=$(rustc -vV | sed -n 's/^host: //p')
-CARGO_TARGET_DIR=$target/cuda LIBRARY_PATH=$scratch/stubs RUSTFLAGS='--cfg feature="dynamic-loading"' \
-  CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_OPT_LEVEL=0 with_stand_in \
-  bash -c 'polite build --bin irepair --features cuda --target "$1"' - "$host"
+LIBRARY_PATH=$scratch/stubs RUSTFLAGS='--cfg feature="dynamic-loading"' CARGO_PROFILE_DEV_DEBUG=0 \
+  with_stand_in build --bin irepair --features cuda --target "$host"
 program=$target/cuda/$host/debug/irepair
 echo "check_cuda: linked, $SECONDS s"
 
@@ -118,7 +119,7 @@ doctor() { # WHAT LD_LIBRARY_PATH
   for fact in '"features":["cuda"' '"device":"Cpu"' '"device_why":"no usable GPU'; do
     grep -qF "$fact" <<< "$facts" || fail "$1: no $fact in $facts"
   done
-  echo "check_cuda: $1: $(grep -o '"device_why":"[^"]*"' <<< "$facts")"
+  echo "check_cuda: $1: $(grep -oE 'no usable GPU([^"\\]|\\")*' <<< "$facts" | head -n 1)"
 }
 doctor "driver as installed" ""
 doctor "driver without a GPU" "$scratch/stubs"

@@ -7,6 +7,7 @@ use irepair::cli::{Cli, Command, kebab};
 use irepair::{commands, fault};
 
 fn main() -> ExitCode {
+    irepair::device::quiet_candle_pool();
     let cli = Cli::parse_from(kebab(std::env::args_os()));
     let done = match cli.command {
         Command::Repair(args) => commands::repair::run(&args),

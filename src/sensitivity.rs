@@ -50,7 +50,7 @@ pub fn pick(sensitivity: &[f64], better: impl Fn(f64, f64) -> bool) -> Result<us
     Ok(best)
 }
 
-/// Error density of the most sensitive fifth of the blocks (rounded up) against the rest (IRepair, Figure 2).
+/// Error density of the most sensitive fifth of the blocks (rounded, at least one) against the rest (IRepair, Figure 2).
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Density {
     /// The blocks of the top 20 %, most sensitive first.
@@ -66,10 +66,11 @@ pub struct Density {
 pub fn density(sensitivity: &[f64]) -> Option<Density> {
     let mut order: Vec<usize> = (0..sensitivity.len()).collect();
     order.sort_by(|&a, &b| sensitivity[b].total_cmp(&sensitivity[a]));
-    let (top, rest) = order.split_at(sensitivity.len().div_ceil(5));
-    if rest.is_empty() {
+    let fifth = ((order.len() + 2) / 5).max(1);
+    if fifth >= order.len() {
         return None;
     }
+    let (top, rest) = order.split_at(fifth);
     let mean = |blocks: &[usize]| blocks.iter().map(|&b| sensitivity[b]).sum::<f64>() / blocks.len() as f64;
     let (top_density, rest_density) = (mean(top), mean(rest));
     let percent_above = 100.0 * (top_density / rest_density - 1.0);

@@ -7,9 +7,9 @@ pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
     const TOP: f64 = 56.0;
     const HEIGHT: f64 = 220.0;
     let n = sensitivity.len().max(1);
-    let bar = (640.0 / n as f64).clamp(6.0, 56.0);
+    let bar = (640.0 / n as f64).clamp(6.0, 84.0);
     let width = LEFT + bar * n as f64 + 24.0;
-    let width = width.max(360.0);
+    let width = width.max(600.0);
     let height = TOP + HEIGHT + 56.0;
     let largest = sensitivity.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
     let mut svg = format!(
@@ -21,9 +21,12 @@ pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
          filled: top 20 %</text>\n",
         escape(title)
     );
-    for tick in 0..=4 {
-        let value = largest * f64::from(tick) / 4.0;
-        let y = TOP + HEIGHT * (1.0 - f64::from(tick) / 4.0);
+    let step = round_step(largest / 4.0);
+    let ticks = (largest / step).ceil().max(1.0);
+    let top_value = step * ticks;
+    for tick in 0..=ticks as u32 {
+        let value = step * f64::from(tick);
+        let y = TOP + HEIGHT * (1.0 - value / top_value);
         svg += &format!(
             "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\n\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{}</text>\n",
@@ -35,7 +38,7 @@ pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
     }
     let label_every = (18.0 / bar).ceil().max(1.0) as usize;
     for (block, &s) in sensitivity.iter().enumerate() {
-        let h = HEIGHT * (s / largest).max(0.0);
+        let h = HEIGHT * (s / top_value).max(0.0);
         let x = LEFT + bar * block as f64;
         let fill = if top.contains(&block) { "#b3361e" } else { "#c9d3e0" };
         svg += &format!(
@@ -60,6 +63,12 @@ pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
         TOP + HEIGHT + 40.0
     );
     svg
+}
+
+/// The next of 1, 2, 2.5, 5 times a power of ten.
+fn round_step(x: f64) -> f64 {
+    let power = 10f64.powf(x.log10().floor());
+    [1.0, 2.0, 2.5, 5.0].map(|m| m * power).into_iter().find(|s| *s >= x).unwrap_or(10.0 * power)
 }
 
 /// Three significant digits.

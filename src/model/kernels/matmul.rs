@@ -51,6 +51,18 @@ pub fn product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, cores: Co
 /// `out` must be writable at `r·stride + c` for every row of `a` and column of `b`, and no one else may use it.
 pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
     assert_eq!(a.cols, b.rows, "inner sizes");
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::rows::{self, Operand};
+        // Short dot products are mostly their final additions; the general product serves those.
+        const SHORT: usize = 128;
+        if a.col_stride == 1 && b.row_stride == 1 && b.cols > 1 && a.cols >= SHORT && rows::available() {
+            let a_rows = Operand { ptr: a.ptr, rows: a.rows, stride: a.row_stride };
+            let b_rows = Operand { ptr: b.ptr, rows: b.cols, stride: b.col_stride };
+            // SAFETY: as the caller promises.
+            return unsafe { rows::product(out, stride, a_rows, b_rows, a.cols, keep, scale, cores) };
+        }
+    }
     let parallelism = match cores {
         Cores::All => Parallelism::Rayon(0),
         Cores::One => Parallelism::None,
