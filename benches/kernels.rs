@@ -1,7 +1,15 @@
 //! The CPU kernels one by one, at the shapes of gpt2 with 4 × 64 tokens. `cargo bench`, or `cargo bench -- product`.
 
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use irepair::model::kernels::linear::{direct_square, gram_square};
 use irepair::model::kernels::matmul::{Cores, Mat, product};
+use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rows};
+use irepair::optim::{Optimizer, OptimizerKind};
+use irepair::tokens::Packed;
+use irepair::weights::{Kernels, Place, TensorSpec, View, Want, Weights, Who};
 
 fn wave(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919) % 1000) as f32 / 1000.0 - 0.5).collect()
@@ -35,5 +43,124 @@ fn products(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products);
+/// The two forms of a gradient's norm, at gpt2's MLP.
+fn norms(c: &mut Criterion) {
+    let (n, input, output) = (256, 768, 3072);
+    let (x, g) = (wave(n * input), wave(n * output));
+    let mut group = c.benchmark_group("norm of a gradient");
+    group.sample_size(10);
+    group.bench_function("gram", |b| b.iter(|| gram_square(&x, &g, n, input, output)));
+    group.bench_function("direct", |b| b.iter(|| direct_square(&x, &g, n, input, output)));
+    group.finish();
+}
+
+fn tensor(shape: &[usize]) -> Tensor {
+    Tensor::from_vec(wave(shape.iter().product()), shape, &Device::Cpu).expect("tensor")
+}
+
+fn store(params: &[(&str, &[usize])], kernels: Kernels) -> Weights {
+    let specs = params
+        .iter()
+        .map(|(n, s)| TensorSpec { name: (*n).into(), shape: s.to_vec(), place: Place::Block(0) })
+        .collect();
+    let tensors: BTreeMap<String, Tensor> = params.iter().map(|(n, s)| ((*n).into(), tensor(s))).collect();
+    Weights::new(specs, tensors).expect("weights").with_kernels(kernels)
+}
+
+/// Forward and backward of every layer, our kernel against candle's operations composed.
+fn layer_passes(c: &mut Criterion) {
+    const C: usize = 768;
+    let packed = Packed::new([&[1u32; 64][..]; 4]);
+    let shape = AttentionShape { heads: 12, kv_heads: 12, head_dim: 64, scale: 0.125, window: None };
+    let local = AttentionShape { window: Some(16), ..shape };
+    let targets: Vec<u32> = (0..256).map(|i| i * 190).collect();
+    let rows = || Rows { packed: &packed, cache: None };
+    type Layer<'a> = Box<dyn Fn(&View, &Tensor) -> anyhow::Result<Tensor> + 'a>;
+    type Case<'a> = (&'static str, Vec<(&'static str, &'static [usize])>, usize, Layer<'a>);
+    let ref_h = tensor(&[256, C]);
+    let cases: Vec<Case> = vec![
+        (
+            "linear",
+            vec![("l.weight", &[C, 3072]), ("l.bias", &[3072])],
+            C,
+            Box::new(|v, x| layers::linear(v, "l", Orientation::InOut, Bias::Yes, x)),
+        ),
+        (
+            "layer norm",
+            vec![("n.weight", &[C]), ("n.bias", &[C])],
+            C,
+            Box::new(|v, x| layers::layer_norm(v, "n", 1e-5, x)),
+        ),
+        ("gelu_new", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluTanh, x))),
+        ("gelu", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluErf, x))),
+        ("attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, shape, x, &rows()))),
+        ("windowed attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, local, x, &rows()))),
+        (
+            "log p of tokens",
+            vec![("head", &[50257, C])],
+            C,
+            Box::new(|v, x| layers::token_logp(v, "head", x, &packed.all_rows(), &targets)),
+        ),
+        (
+            "KL",
+            vec![("head", &[50257, C])],
+            C,
+            Box::new(|v, x| layers::kl(v, v, "head", x, &ref_h, &packed.all_rows())),
+        ),
+    ];
+    for (name, params, width, layer) in &cases {
+        let mut group = c.benchmark_group(*name);
+        group.sample_size(10);
+        for kernels in [Kernels::Cpu, Kernels::Composed] {
+            let weights = store(params, kernels);
+            let x = Var::from_tensor(&tensor(&[256, *width])).expect("var");
+            group.bench_function(format!("{kernels:?}"), |b| {
+                b.iter(|| {
+                    let view = weights.frozen(Who::Patient).expect("view");
+                    let y = layer(&view, &x).expect("forward");
+                    y.sum_all().expect("loss").backward().expect("backward")
+                });
+            });
+        }
+        group.finish();
+    }
+    let weights = store(&[("tokens", &[50257, C]), ("positions", &[1024, C])], Kernels::Cpu);
+    let view = weights.frozen(Who::Patient).expect("view");
+    c.bench_function("embedding", |b| b.iter(|| layers::embed(&view, "tokens", "positions", &packed)));
+}
+
+/// One block of gpt2: 7 million parameters.
+fn optimizers(c: &mut Criterion) {
+    let mut group = c.benchmark_group("optimizer");
+    group.sample_size(10);
+    for kind in [OptimizerKind::Rmsprop, OptimizerKind::Adamw] {
+        let mut weights = store(&[("w", &[7_087_872])], Kernels::Cpu);
+        let gradients = [("w".to_owned(), tensor(&[7_087_872]))].into();
+        let mut optimizer = Optimizer::new(kind);
+        group.bench_function(format!("{kind:?}"), |b| {
+            b.iter(|| optimizer.step(&mut weights, &gradients, 1e-5, 1.0).expect("step"));
+        });
+    }
+    group.finish();
+}
+
+/// What every layer above wants of its parameters is nothing; here the linear layer's norm and gradient, too.
+fn wants(c: &mut Criterion) {
+    let mut group = c.benchmark_group("linear layer that wants");
+    group.sample_size(10);
+    let x = Var::from_tensor(&tensor(&[256, 768])).expect("var");
+    let weights = store(&[("l.weight", &[768, 3072]), ("l.bias", &[3072])], Kernels::Cpu);
+    for want in [Want::Nothing, Want::Norm, Want::Gradient] {
+        group.bench_function(format!("{want:?}"), |b| {
+            b.iter(|| {
+                let mut view = weights.view(Who::Patient, |_| want).expect("view");
+                let y = layers::linear(&view, "l", Orientation::InOut, Bias::Yes, &x).expect("forward");
+                view.backward(y.sum_all().expect("loss")).expect("backward");
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, products, norms, layer_passes, wants, optimizers);
 criterion_main!(benches);

@@ -191,7 +191,7 @@ pub struct Bench {
     /// Shape of the random model
     #[arg(long, value_enum, default_value_t = Shape::Gpt2)]
     pub config: Shape,
-    /// As in `repair`
+    /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
     #[arg(long, default_value = "irepair+kl")]
     pub method: String,
     /// Sequences a batch

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::bail_input;
 use crate::fault::Fault;
-use crate::methods::{self, ObjectiveWeights};
+use crate::methods::{self, Recipe};
 use crate::optim::{OptimizerKind, Schedule};
 use crate::tokens::{Lengths, LossOn};
 
@@ -48,13 +48,25 @@ pub struct RepairOptions {
     /// How to repair
     #[arg(long, env = "IREPAIR_METHOD", long_help = method_help())]
     pub method: Option<String>,
+    /// What a step may change, instead of --method
+    #[arg(long, env = "IREPAIR_SELECT", value_name = "SELECTOR", long_help = select_help())]
+    pub select: Option<String>,
+    /// What it is changed for, instead of --method
+    #[arg(long, env = "IREPAIR_OBJECTIVE", long_help = objective_help())]
+    pub objective: Option<String>,
+    /// β of DPO [default: 0.1]
+    #[arg(long, env = "IREPAIR_BETA", value_parser = finite)]
+    pub beta: Option<f64>,
+    /// Pairs that `fixed` looks at before the first step [default: 2000, or all there are]
+    #[arg(long, env = "IREPAIR_FIXED_SAMPLE", value_name = "N")]
+    pub fixed_sample: Option<usize>,
     /// Normal texts for the KL term; without it the model writes its own
     #[arg(long, env = "IREPAIR_NORMAL", value_name = "FILE")]
     pub normal: Option<PathBuf>,
     /// How many normal texts the model writes [default: 512]
     #[arg(long, env = "IREPAIR_NORMAL_TEXTS", value_name = "N")]
     pub normal_texts: Option<usize>,
-    /// Weight α of the chosen responses' NLL [default: 0.5]
+    /// Weight α of the chosen responses' NLL [default: 0.5; 1 for dapt]
     #[arg(long, env = "IREPAIR_NLL_WEIGHT", value_parser = finite)]
     pub nll_weight: Option<f64>,
     /// Weight of the KL term [default: 1 where the method has one]
@@ -134,9 +146,24 @@ fn finite(text: &str) -> std::result::Result<f64, String> {
 fn method_help() -> String {
     let lines: Vec<String> = methods::METHODS
         .iter()
-        .map(|m| format!("{:<14} {} × {}: {}", m.name, m.select, m.objective, m.about))
+        .map(|m| format!("{:<17} {} × {}: {}", m.name, m.select, m.objective, m.about))
         .collect();
-    format!("How to repair (selector × objective) [default: irepair+kl]\n\n{}", lines.join("\n"))
+    format!(
+        "How to repair (selector × objective) [default: irepair+kl]; any other pair with --select, --objective and \
+         --kl-weight\n\n{}",
+        lines.join("\n")
+    )
+}
+
+fn select_help() -> String {
+    let lines: Vec<String> = methods::select::SELECTORS.iter().map(|s| format!("{:<6} {}", s.name, s.about)).collect();
+    format!("What a step may change, instead of --method [default: max]\n\n{}", lines.join("\n"))
+}
+
+fn objective_help() -> String {
+    let lines: Vec<String> =
+        methods::objective::OBJECTIVES.iter().map(|o| format!("{:<6} {}", o.name, o.about)).collect();
+    format!("What it is changed for, instead of --method [default: nll]\n\n{}", lines.join("\n"))
 }
 
 /// A repair's settings, all decided.
@@ -147,10 +174,15 @@ pub struct RepairSettings {
     pub revision: Option<String>,
     /// `None`: the demo's pairs.
     pub data: Option<PathBuf>,
+    /// A name, or `SELECTOR-OBJECTIVE` where the parts were given.
     pub method: String,
+    pub select: Option<String>,
+    pub objective: Option<String>,
+    pub beta: Option<f64>,
+    pub fixed_sample: Option<usize>,
     pub normal: Option<PathBuf>,
     pub normal_texts: usize,
-    pub nll_weight: f64,
+    pub nll_weight: Option<f64>,
     pub kl_weight: Option<f64>,
     pub loss_on: LossOn,
     pub optimizer: OptimizerKind,
@@ -181,10 +213,14 @@ impl Default for RepairSettings {
             model: "demo".into(),
             revision: None,
             data: None,
-            method: "irepair+kl".into(),
+            method: String::new(),
+            select: None,
+            objective: None,
+            beta: None,
+            fixed_sample: None,
             normal: None,
             normal_texts: 512,
-            nll_weight: 0.5,
+            nll_weight: None,
             kl_weight: None,
             loss_on: LossOn::Response,
             optimizer: OptimizerKind::Rmsprop,
@@ -226,30 +262,79 @@ impl RepairSettings {
         }
         layers.push(file_layer);
         layers.push(flags_value);
-        let settings: Self =
+        let mut settings: Self =
             overlay(&Self::default(), layers).map_err(|e| Fault::Input(format!("{file_name}: {e}")))?;
         if settings.data.is_none() && settings.model != "demo" {
             bail_input!("--data is missing: give a file of pairs to repair {} with", settings.model);
         }
+        settings.name_method()?;
         settings.check()?;
         Ok(settings)
     }
 
-    fn check(&self) -> Result<()> {
-        let method = methods::named(&self.method)?;
-        if !method.kl && self.kl_weight.is_some_and(|w| w != 0.0) {
+    /// A method has one name: the given one, the default, or that of its parts.
+    fn name_method(&mut self) -> Result<()> {
+        if self.select.is_none() && self.objective.is_none() {
+            if self.method.is_empty() {
+                self.method = "irepair+kl".into();
+            }
+            return Ok(());
+        }
+        if !self.method.is_empty() {
             return Err(Fault::Usage(format!(
-                "--method {0} has no KL term, so --kl-weight contradicts it; use --method {0}+kl",
+                "--method {} is a selector and an objective already; give either --method or --select and --objective",
                 self.method
             ))
             .into());
         }
-        if !method.kl && self.normal.is_some() {
-            return Err(Fault::Usage(format!(
-                "--method {0} has no KL term, so --normal contradicts it; use --method {0}+kl",
-                self.method
-            ))
-            .into());
+        let (select, objective) = (self.select.as_deref().unwrap_or("max"), self.objective.as_deref().unwrap_or("nll"));
+        let kl = if self.kl_weight.is_some_and(|w| w != 0.0) { "+kl" } else { "" };
+        self.method = format!("{select}-{objective}{kl}");
+        Ok(())
+    }
+
+    /// What the method is made of.
+    pub fn recipe(&self) -> Result<Recipe> {
+        let mut recipe = if self.select.is_some() || self.objective.is_some() {
+            let objective = self.objective.clone().unwrap_or("nll".into());
+            Recipe {
+                select: self.select.clone().unwrap_or("max".into()),
+                // α belongs to the NLL beside a KL term; DPO has β.
+                weight: if objective == "nll" { 0.5 } else { 1.0 },
+                objective,
+                kl_weight: 0.0,
+                beta: methods::objective::DEFAULT_BETA,
+            }
+        } else {
+            methods::named(&self.method)?.recipe()
+        };
+        recipe.weight = self.nll_weight.unwrap_or(recipe.weight);
+        recipe.kl_weight = self.kl_weight.unwrap_or(recipe.kl_weight);
+        recipe.beta = self.beta.unwrap_or(recipe.beta);
+        Ok(recipe)
+    }
+
+    fn check(&self) -> Result<()> {
+        let recipe = self.recipe()?;
+        methods::Method::new(&recipe)?;
+        let by_parts = self.select.is_some() || self.objective.is_some();
+        let contradicts = |flag: &str, why: &str| -> Result<()> {
+            Err(Fault::Usage(format!("--method {} has {why}, so {flag} contradicts it", self.method)).into())
+        };
+        if !by_parts && self.kl_weight.is_some_and(|w| w != 0.0) && methods::named(&self.method)?.kl_weight == 0.0 {
+            return contradicts("--kl-weight", &format!("no KL term ({}+kl has)", self.method));
+        }
+        if recipe.kl_weight == 0.0 && self.normal.is_some() {
+            return contradicts("--normal", "no KL term");
+        }
+        if recipe.objective != "dpo" && self.beta.is_some() {
+            return contradicts("--beta", "no DPO in it");
+        }
+        if recipe.objective == "dpo" && self.nll_weight.is_some() {
+            return contradicts("--nll-weight", "no NLL in it");
+        }
+        if recipe.select != "fixed" && self.fixed_sample.is_some() {
+            return contradicts("--fixed-sample", "no fixed block");
         }
         let positive = [
             ("--batch-size", self.batch_size),
@@ -257,13 +342,15 @@ impl RepairSettings {
             ("--max-prompt-length", self.max_prompt_length),
             ("--save-steps", self.save_steps),
             ("--max-steps", self.max_steps),
+            ("--fixed-sample", self.fixed_sample.unwrap_or(1)),
         ];
         if let Some((flag, _)) = positive.iter().find(|(_, v)| *v == 0) {
             bail_input!("{flag} 0: must be at least 1");
         }
         let numbers = [
             ("--learning-rate", self.learning_rate),
-            ("--nll-weight", self.nll_weight),
+            ("--nll-weight", self.nll_weight.unwrap_or(0.5)),
+            ("--beta", self.beta.unwrap_or(methods::objective::DEFAULT_BETA)),
             ("--max-grad-norm", self.max_grad_norm),
             ("--kl-weight", self.kl_weight.unwrap_or(1.0)),
         ];
@@ -278,12 +365,6 @@ impl RepairSettings {
             );
         }
         Ok(())
-    }
-
-    /// The factors of the method's terms.
-    pub fn objective_weights(&self) -> Result<ObjectiveWeights> {
-        let kl = if methods::named(&self.method)?.kl { self.kl_weight.unwrap_or(1.0) } else { 0.0 };
-        Ok(ObjectiveWeights { nll: self.nll_weight, kl })
     }
 
     pub fn lengths(&self) -> Lengths {

@@ -34,3 +34,13 @@ pub fn kl_of(
 ) -> Result<Tensor> {
     Ok(model.kl(view, reference, h, ref_h, &packed.all_rows())?.mean_all()?)
 }
+
+/// log(1 + eˣ) = −log σ(−x), without overflow.
+pub fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// 1/(1 + e⁻ˣ)
+pub fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
+}

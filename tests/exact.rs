@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use irepair::generate::{Generation, Job, Sampling, generate};
 use irepair::loss;
-use irepair::methods::{self, ObjectiveWeights, StepInput};
+use irepair::methods::{self, Method, StepInput};
 use irepair::model::{ARCHES, Model};
 use irepair::optim::{Optimizer, OptimizerKind};
 use irepair::tokens::{Batch, LossOn, PairBatch};
@@ -82,7 +82,8 @@ fn a_step_changes_only_what_the_slice_names() {
                     rejected: batch,
                 };
                 let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
-                let method = named.method(ObjectiveWeights { nll: 0.5, kl: if named.kl { 1.0 } else { 0.0 } });
+                let mut method = Method::new(&named.recipe()).expect(&what);
+                method.select.prepare(&model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
                 let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
                 let mut allowed = BTreeSet::new();
                 let normal = pairs.chosen.packed.clone();
@@ -99,7 +100,7 @@ fn a_step_changes_only_what_the_slice_names() {
                     let changed = before != after;
                     assert_eq!(changed, allowed.contains(&spec.name), "{what}: {}", spec.name);
                 }
-                if named.kl {
+                if named.kl_weight != 0.0 {
                     let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
                     let kl = method.validate(&input).expect(&what).kl.expect("kl");
                     assert!(kl > 1e-6, "{what}: KL {kl} after steps");

@@ -1,7 +1,7 @@
 //! Both implementations of the layers against transformers and the reference, at relative 1e-4.
 
 use irepair::loss;
-use irepair::methods::{Method, ObjectiveWeights, StepInput, objective, select};
+use irepair::methods::{self, Method, StepInput};
 use irepair::optim::{Optimizer, OptimizerKind, gradient_norm};
 use irepair::sensitivity::sensitivity;
 use irepair::slice::Slice;
@@ -76,23 +76,19 @@ fn every_gradient_equals_the_reference() {
     });
 }
 
-fn method(kl: f64) -> Method {
-    Method {
-        select: select::SELECTORS[0],
-        objective: objective::OBJECTIVES[0],
-        weights: ObjectiveWeights { nll: 0.5, kl },
-    }
+fn method(name: &str) -> Method {
+    Method::new(&methods::named(name).expect(name).recipe()).expect(name)
 }
 
 /// Six steps of IRepair and IRepair+KL: chosen blocks, sensitivities, losses, gradient norms, final weights.
 #[test]
 fn six_steps_equal_the_reference() {
     each(|golden, kernels| {
-        for (key, kl) in [("irepair", 0.0), ("irepair_kl", 1.0)] {
+        for (key, name, kl) in [("irepair", "irepair", 0.0), ("irepair_kl", "irepair+kl", 1.0)] {
             let what = format!("{} {kernels:?} {key}", golden.name);
             let mut weights = golden.weights(kernels);
             let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
-            let method = method(kl);
+            let method = method(name);
             let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
             for (index, expected) in golden.expected[key]["steps"].as_array().expect("steps").iter().enumerate() {
                 let what = format!("{what} step {index}");
@@ -140,6 +136,32 @@ fn six_steps_equal_the_reference() {
                 assert!(worst < 1e-4, "{what} {}: off by {worst:e}", spec.name);
             }
             assert!(moved >= 12, "{what}: only {moved} tensors moved");
+        }
+    });
+}
+
+/// Six steps of the baselines that train everything.
+#[test]
+fn baselines_equal_the_reference() {
+    each(|golden, kernels| {
+        for (key, name) in [("dapt", "dapt"), ("dapt_kl", "dapt+kl"), ("dpo", "dpo")] {
+            let what = format!("{} {kernels:?} {key}", golden.name);
+            let mut weights = golden.weights(kernels);
+            let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
+            let method = method(name);
+            let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
+            for want in numbers(&golden.expected[key]["losses"]) {
+                let input = StepInput { model: &golden.model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+                let report = method.step(&input).expect("step");
+                close(report.terms.loss, want, 1e-4, &what);
+                assert_eq!(report.gradients.len(), golden.model.specs().len(), "{what}: every tensor");
+                optimizer.step(&mut weights, &report.gradients, 1e-4, 1.0).expect("update");
+            }
+            let view = weights.frozen(Who::Patient).expect("view");
+            for (batch, key_nll) in [(&pairs.chosen, "nll_good"), (&pairs.rejected, "nll_bad")] {
+                let nll = loss::nll(&golden.model, &view, batch).expect("nll").to_scalar::<f32>().expect("scalar");
+                close(nll.into(), golden.expected[key][key_nll].as_f64().expect("number"), 1e-4, &what);
+            }
         }
     });
 }

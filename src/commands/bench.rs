@@ -8,12 +8,13 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 use crate::cli::{Bench, Shape};
+use crate::generate::{Generation, Job, Sampling, generate};
 use crate::methods::{self, StepInput};
 use crate::model::Model;
 use crate::optim::{Optimizer, OptimizerKind};
 use crate::random::{Purpose, Stream};
 use crate::tokens::{Batch, LossOn, Packed, PairBatch};
-use crate::weights::{Kernels, Weights};
+use crate::weights::{Kernels, Weights, Who};
 use crate::{bail_input, device};
 
 impl Shape {
@@ -37,7 +38,10 @@ pub fn run(args: &Bench) -> Result<()> {
     if args.tokens < 2 || args.tokens > 1024 {
         bail_input!("--tokens {}: must be 2 to 1024", args.tokens);
     }
-    let named = methods::named(&args.method)?;
+    let named = match args.method.as_str() {
+        "generate" => None,
+        name => Some(methods::named(name)?),
+    };
     let threads = device::set_threads(args.threads)?;
     let device = device::choose(&args.device)?.device;
     let (name, blocks, heads, channels) = args.config.sizes();
@@ -47,28 +51,10 @@ pub fn run(args: &Bench) -> Result<()> {
     }))?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
     let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
-    let kl = if named.kl { 1.0 } else { 0.0 };
-    let method = named.method(methods::ObjectiveWeights { nll: 0.5, kl });
-    weights.keep_originals(method.needs_reference());
-    let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
-    let mut times = Vec::new();
-    for iteration in 0..=args.iterations {
-        let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
-        let mut draw = || -> Vec<Vec<u32>> {
-            (0..args.batch).map(|_| (0..args.tokens).map(|_| stream.below(50256) as u32).collect()).collect()
-        };
-        let batch = |rows: &[Vec<u32>]| Batch::new(rows.iter().map(|r| (&r[..0], r.as_slice())), LossOn::All);
-        let pairs = PairBatch { rejected: batch(&draw()), chosen: batch(&draw()) };
-        let normal = Packed::new(draw().iter().map(Vec::as_slice));
-        let begun = Instant::now();
-        let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
-        let report = method.step(&input)?;
-        optimizer.step(&mut weights, &report.gradients, 1e-5, 1.0)?;
-        device.synchronize()?;
-        if iteration > 0 {
-            times.push(begun.elapsed().as_secs_f64());
-        }
-    }
+    let mut times = match named {
+        Some(named) => repair_times(args, &methods::Method::new(&named.recipe())?, &model, &mut weights)?,
+        None => generation_times(args, &model, &weights)?,
+    };
     times.sort_by(f64::total_cmp);
     let middle = times.len() / 2;
     let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
@@ -82,6 +68,52 @@ pub fn run(args: &Bench) -> Result<()> {
         })
     );
     Ok(())
+}
+
+/// Seconds of each timed iteration of a method.
+fn repair_times(args: &Bench, method: &methods::Method, model: &Model, weights: &mut Weights) -> Result<Vec<f64>> {
+    weights.keep_originals(method.needs_reference());
+    let device = weights.device();
+    let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
+    let mut times = Vec::new();
+    for iteration in 0..=args.iterations {
+        let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
+        let mut draw = || random_ids(&mut stream, args.batch, args.tokens);
+        let batch = |rows: &[Vec<u32>]| Batch::new(rows.iter().map(|r| (&r[..0], r.as_slice())), LossOn::All);
+        let pairs = PairBatch { rejected: batch(&draw()), chosen: batch(&draw()) };
+        let normal = Packed::new(draw().iter().map(Vec::as_slice));
+        let begun = Instant::now();
+        let input = StepInput { model, weights, pairs: &pairs, normal: Some(&normal) };
+        let report = method.step(&input)?;
+        optimizer.step(weights, &report.gradients, 1e-5, 1.0)?;
+        device.synchronize()?;
+        if iteration > 0 {
+            times.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    Ok(times)
+}
+
+fn random_ids(stream: &mut Stream, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
+    (0..batch).map(|_| (0..tokens).map(|_| stream.below(50256) as u32).collect()).collect()
+}
+
+/// Seconds of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32.
+fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Vec<f64>> {
+    let view = weights.frozen(Who::Patient)?;
+    let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: args.tokens, end: None, seed: 0 };
+    let mut times = Vec::new();
+    for iteration in 0..=args.iterations {
+        let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
+        let jobs: Vec<Job> =
+            random_ids(&mut stream, args.batch, 32).into_iter().map(|ids| Job { ids, prompt: 0, sample: 0 }).collect();
+        let begun = Instant::now();
+        generate(model, &view, &jobs, &settings)?;
+        if iteration > 0 {
+            times.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    Ok(times)
 }
 
 /// Normal weights of deviation 0.02, norms of 1, biases of 0: GPT-2's own beginning.

@@ -12,14 +12,15 @@ use crate::cli::Repair;
 use crate::config::RepairSettings;
 use crate::eval::Yardstick;
 use crate::fault::Fault;
-use crate::methods;
+use crate::methods::Method;
 use crate::optim::Optimizer;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
 use crate::scorers::SCORERS;
+use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Fingerprint, Regime, Trainer};
 use crate::weights::{Weights, Who};
-use crate::{checkpoint, device, stop};
+use crate::{bail_input, checkpoint, device, stop};
 use output::Output;
 
 pub fn run(args: &Repair) -> Result<()> {
@@ -140,7 +141,15 @@ fn trainer<'a>(
     out: &Output,
     base_hash: &str,
 ) -> Result<Trainer<'a>> {
-    let method = methods::named(&settings.method)?.method(settings.objective_weights()?);
+    let mut method = Method::new(&settings.recipe()?)?;
+    let sample = settings.fixed_sample.unwrap_or(2000.min(rows.pairs.len()));
+    if sample > rows.pairs.len() {
+        bail_input!("--fixed-sample {sample}: there are {} pairs to learn from", rows.pairs.len());
+    }
+    let mut batches = rows.pairs[..sample]
+        .chunks(settings.batch_size)
+        .map(|pairs| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on));
+    method.select.prepare(&loaded.model, weights, &mut batches)?;
     let validates = settings.eval_steps > 0 && !rows.valid_pairs.is_empty();
     // Going back to the best weights may mean going back to an original, too.
     weights.keep_originals(method.needs_reference() || validates);

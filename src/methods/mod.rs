@@ -5,7 +5,6 @@ pub mod objective;
 pub mod select;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 use crate::model::Model;
@@ -28,36 +27,38 @@ pub struct NamedMethod {
     pub name: &'static str,
     pub select: &'static str,
     pub objective: &'static str,
-    /// Whether a KL term on normal text belongs to it.
-    pub kl: bool,
+    /// Factor on the objective: α of IRepair where there is one.
+    pub weight: f64,
+    /// Factor on the KL term on normal text; 0: no such term.
+    pub kl_weight: f64,
     pub about: &'static str,
 }
 
-/// Every method with a name.
-pub const METHODS: &[NamedMethod] = &[
-    NamedMethod {
-        name: "irepair+kl",
-        select: "max",
-        objective: "nll",
-        kl: true,
-        about: "the most sensitive block, chosen responses, held by KL on normal text",
-    },
-    NamedMethod { name: "irepair", select: "max", objective: "nll", kl: false, about: "the same without the KL term" },
-];
-
-impl NamedMethod {
-    /// The pair of selector and objective, with these weights.
-    pub fn method(&self, weights: ObjectiveWeights) -> Method {
-        // The names in the table are tested to be there.
-        let select = select::SELECTORS.iter().copied().find(|s| s.name() == self.select);
-        let objective = objective::OBJECTIVES.iter().copied().find(|o| o.name() == self.objective);
-        Method {
-            select: select.unwrap_or(select::SELECTORS[0]),
-            objective: objective.unwrap_or(objective::OBJECTIVES[0]),
-            weights,
-        }
-    }
+const fn named_method(
+    name: &'static str,
+    select: &'static str,
+    objective: &'static str,
+    weight: f64,
+    kl_weight: f64,
+    about: &'static str,
+) -> NamedMethod {
+    NamedMethod { name, select, objective, weight, kl_weight, about }
 }
+
+/// Every method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO: Rafailov et al. 2023.
+#[rustfmt::skip]
+pub const METHODS: &[NamedMethod] = &[
+    named_method("irepair+kl", "max", "nll", 0.5, 1.0, "most sensitive block; chosen responses, held by KL on normal text"),
+    named_method("irepair", "max", "nll", 0.5, 0.0, "the same without the KL term"),
+    named_method("irepair-min+kl", "min", "nll", 0.5, 1.0, "ablation: the least sensitive block"),
+    named_method("irepair-min", "min", "nll", 0.5, 0.0, "the same without the KL term"),
+    named_method("irepair-fixed+kl", "fixed", "nll", 0.5, 1.0, "ablation: one block, the most sensitive before the first step"),
+    named_method("irepair-fixed", "fixed", "nll", 0.5, 0.0, "the same without the KL term"),
+    named_method("dapt+kl", "all", "nll", 0.5, 1.0, "baseline: all parameters; chosen responses, held by KL"),
+    named_method("dapt", "all", "nll", 1.0, 0.0, "baseline: all parameters; chosen responses"),
+    named_method("dpo+kl", "all", "dpo", 1.0, 1.0, "direct preference optimization, held by KL on normal text"),
+    named_method("dpo", "all", "dpo", 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
+];
 
 /// The method of this name. Errors (bad input) with the nearest names.
 pub fn named(name: &str) -> Result<&'static NamedMethod> {
@@ -67,20 +68,36 @@ pub fn named(name: &str) -> Result<&'static NamedMethod> {
     })
 }
 
-/// A selector and an objective, with their weights.
-pub struct Method {
-    pub select: &'static dyn Select,
-    pub objective: &'static dyn Objective,
-    pub weights: ObjectiveWeights,
+/// What a method is made of, by name and number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    pub select: String,
+    pub objective: String,
+    pub weight: f64,
+    pub kl_weight: f64,
+    /// β of DPO.
+    pub beta: f64,
 }
 
-/// Factors of an objective's terms.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct ObjectiveWeights {
-    /// α, on the objective itself.
-    pub nll: f64,
-    /// On the KL term; 0 leaves it out.
-    pub kl: f64,
+impl NamedMethod {
+    /// The parts of this method.
+    pub fn recipe(&self) -> Recipe {
+        Recipe {
+            select: self.select.into(),
+            objective: self.objective.into(),
+            weight: self.weight,
+            kl_weight: self.kl_weight,
+            beta: objective::DEFAULT_BETA,
+        }
+    }
+}
+
+/// A selector and an objective, with their weights.
+pub struct Method {
+    pub select: Box<dyn Select>,
+    pub objective: Box<dyn Objective>,
+    pub weight: f64,
+    pub kl_weight: f64,
 }
 
 /// What one step found and computed, before the optimizer moves anything.
@@ -91,21 +108,31 @@ pub struct StepReport {
 }
 
 impl Method {
+    /// Errors (bad input) if a part has no such name.
+    pub fn new(recipe: &Recipe) -> Result<Self> {
+        Ok(Self {
+            select: select::named(&recipe.select)?,
+            objective: objective::named(&recipe.objective, recipe.beta)?,
+            weight: recipe.weight,
+            kl_weight: recipe.kl_weight,
+        })
+    }
+
     /// Slice, then the gradients of the objective by the slice.
     pub fn step(&self, input: &StepInput) -> Result<StepReport> {
         let selection = self.select.select(input)?;
-        let (terms, gradients) = objective::gradients(self.objective, self.weights, input, selection.slice)?;
+        let (terms, gradients) = objective::gradients(self, input, selection.slice)?;
         Ok(StepReport { selection, terms, gradients })
     }
 
     /// The objective's value on held-back rows: no graph, nothing changed.
     pub fn validate(&self, input: &StepInput) -> Result<Terms> {
-        objective::value(self.objective, self.weights, input)
+        objective::value(self, input)
     }
 
     /// Whether the frozen reference is asked (and the originals of touched tensors must be kept).
     pub fn needs_reference(&self) -> bool {
-        self.weights.kl != 0.0
+        self.kl_weight != 0.0 || self.objective.needs_reference()
     }
 }
 
@@ -116,8 +143,8 @@ mod tests {
     #[test]
     fn every_named_method_is_a_pair_that_exists() {
         for named in METHODS {
-            let method = named.method(ObjectiveWeights { nll: 0.5, kl: 0.0 });
-            assert_eq!((method.select.name(), method.objective.name()), (named.select, named.objective));
+            assert!(Method::new(&named.recipe()).is_ok(), "{}", named.name);
+            assert_eq!(named.kl_weight != 0.0, named.name.ends_with("+kl"), "{}", named.name);
         }
     }
 }

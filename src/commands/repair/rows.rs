@@ -152,7 +152,7 @@ pub fn read_normal(
     dir: &Path,
     say: &impl Fn(String),
 ) -> Result<()> {
-    if settings.objective_weights()?.kl == 0.0 {
+    if settings.recipe()?.kl_weight == 0.0 {
         return Ok(());
     }
     let own = dir.join("normal.jsonl");

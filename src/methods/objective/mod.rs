@@ -1,6 +1,7 @@
 //! *Objectives* say what the slice is changed for; the KL term that holds the model to what it was can go with any of
 //! them. One file and one line of [`OBJECTIVES`] each.
 
+mod dpo;
 mod nll;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-use super::{ObjectiveWeights, StepInput};
+use super::{Method, StepInput};
+use crate::fault::Fault;
 use crate::loss;
 use crate::slice::Slice;
 use crate::weights::{Place, View, Want, Who};
@@ -16,10 +18,13 @@ use crate::weights::{Place, View, Want, Who};
 /// Gradients of a step, by tensor name: exactly the tensors of its slice.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// The values of an objective's terms, in nats a token.
+/// β of DPO where nothing else is said (Lee et al.).
+pub const DEFAULT_BETA: f64 = 0.1;
+
+/// The values of an objective's terms, in nats a token (DPO: nats).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Terms {
-    /// α · objective + kl_weight · KL.
+    /// weight · objective + kl_weight · KL.
     pub loss: f64,
     /// NLL of the chosen responses.
     pub nll_good: Option<f64>,
@@ -27,64 +32,83 @@ pub struct Terms {
     pub kl: Option<f64>,
 }
 
+/// An objective on one batch.
+pub struct Evaluated {
+    /// A scalar on the view's graph whose gradient is the objective's.
+    pub graph: Tensor,
+    /// The objective's value.
+    pub value: f64,
+    /// NLL of the chosen responses in nats a token.
+    pub nll_good: f64,
+}
+
 /// What a slice is changed for.
 pub trait Objective: Send + Sync {
-    fn name(&self) -> &'static str;
-    /// The objective as a scalar on the view's graph, and its value as the NLL of the chosen where it is one.
-    fn loss(&self, input: &StepInput, view: &View) -> Result<(Tensor, Option<f64>)>;
+    fn evaluate(&self, input: &StepInput, view: &View) -> Result<Evaluated>;
+
+    /// Whether it asks the frozen reference.
+    fn needs_reference(&self) -> bool {
+        false
+    }
+}
+
+/// A line of [`OBJECTIVES`].
+pub struct Entry {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// Made with β.
+    build: fn(f64) -> Box<dyn Objective>,
 }
 
 /// Every objective.
-pub const OBJECTIVES: &[&dyn Objective] = &[&nll::Nll];
+#[rustfmt::skip]
+pub const OBJECTIVES: &[Entry] = &[
+    Entry { name: "nll", about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
+    Entry { name: "dpo", about: "chosen over rejected, against the reference", build: |beta| Box::new(dpo::Dpo::new(beta)) },
+];
 
-/// Value and gradients of α·objective + kl_weight·KL by the slice.
-pub fn gradients(
-    objective: &dyn Objective,
-    weights: ObjectiveWeights,
-    input: &StepInput,
-    slice: Slice,
-) -> Result<(Terms, Gradients)> {
+/// The objective of this name. Errors (bad input) with the nearest name.
+pub fn named(name: &str, beta: f64) -> Result<Box<dyn Objective>> {
+    match OBJECTIVES.iter().find(|o| o.name == name) {
+        Some(entry) => Ok((entry.build)(beta)),
+        None => {
+            let names: Vec<&str> = OBJECTIVES.iter().map(|o| o.name).collect();
+            Err(Fault::Input(crate::config::unknown("objective", name, &names)).into())
+        }
+    }
+}
+
+/// Value and gradients of weight·objective + kl_weight·KL by the slice.
+pub fn gradients(method: &Method, input: &StepInput, slice: Slice) -> Result<(Terms, Gradients)> {
     let mut view = input.weights.view(Who::Patient, |spec| slice.want(spec))?;
     // One graph at a time: the objective's activations are freed before the KL term's exist.
-    let (loss, mut terms) = objective_term(objective, weights, input, &view)?;
+    let (loss, mut terms) = objective_term(method, input, &view)?;
     view.backward(loss)?;
-    if weights.kl != 0.0 {
-        let loss = kl_term(weights, input, &view, slice.lowest(), &mut terms)?;
+    if method.kl_weight != 0.0 {
+        let loss = kl_term(method.kl_weight, input, &view, slice.lowest(), &mut terms)?;
         view.backward(loss)?;
     }
     Ok((terms, view.harvest()?.gradients))
 }
 
-/// Value of α·objective + kl_weight·KL, without a graph.
-pub fn value(objective: &dyn Objective, weights: ObjectiveWeights, input: &StepInput) -> Result<Terms> {
+/// Value of weight·objective + kl_weight·KL, without a graph.
+pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let view = input.weights.view(Who::Patient, |_| Want::Nothing)?;
-    let (_, mut terms) = objective_term(objective, weights, input, &view)?;
-    if weights.kl != 0.0 {
-        kl_term(weights, input, &view, Place::Head, &mut terms)?;
+    let (_, mut terms) = objective_term(method, input, &view)?;
+    if method.kl_weight != 0.0 {
+        kl_term(method.kl_weight, input, &view, Place::Head, &mut terms)?;
     }
     Ok(terms)
 }
 
-fn objective_term(
-    objective: &dyn Objective,
-    weights: ObjectiveWeights,
-    input: &StepInput,
-    view: &View,
-) -> Result<(Tensor, Terms)> {
-    let (loss, nll_good) = objective.loss(input, view)?;
-    let loss = (loss * weights.nll)?;
-    let terms = Terms { loss: f64::from(loss.to_scalar::<f32>()?), nll_good, kl: None };
-    Ok((loss, terms))
+fn objective_term(method: &Method, input: &StepInput, view: &View) -> Result<(Tensor, Terms)> {
+    let Evaluated { graph, value, nll_good } = method.objective.evaluate(input, view)?;
+    let terms = Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None };
+    Ok(((graph * method.weight)?, terms))
 }
 
 /// Adds the KL term to `terms` and returns it, weighted, as a scalar on the view's graph.
-fn kl_term(
-    weights: ObjectiveWeights,
-    input: &StepInput,
-    view: &View,
-    slice_begins: Place,
-    terms: &mut Terms,
-) -> Result<Tensor> {
+fn kl_term(kl_weight: f64, input: &StepInput, view: &View, slice_begins: Place, terms: &mut Terms) -> Result<Tensor> {
     let StepInput { model, weights: store, .. } = input;
     let packed = input.normal.context("a KL term needs normal text")?;
     let reference = store.frozen(Who::Reference)?;
@@ -108,6 +132,6 @@ fn kl_term(
     let kl = loss::kl_of(model, view, &reference, &h, &ref_h, packed)?;
     let nats = f64::from(kl.to_scalar::<f32>()?);
     terms.kl = Some(nats);
-    terms.loss += weights.kl * nats;
-    Ok((kl * weights.kl)?)
+    terms.loss += kl_weight * nats;
+    Ok((kl * kl_weight)?)
 }

@@ -1,4 +1,5 @@
-//! `max`: the block most sensitive to the rejected responses of the batch at hand, on the current model (IRepair).
+//! `max` and `min`: the block most, or least, sensitive to the rejected responses of the batch at hand, on the current
+//! model (IRepair, and its ablation).
 
 use anyhow::Result;
 
@@ -9,17 +10,13 @@ use crate::slice::Slice;
 
 /// The block whose sensitivity `better` prefers.
 pub struct Extreme {
-    name: &'static str,
     better: fn(f64, f64) -> bool,
 }
 
-pub const MAX: Extreme = Extreme { name: "max", better: |a, b| a > b };
+pub const MAX: Extreme = Extreme { better: |a, b| a > b };
+pub const MIN: Extreme = Extreme { better: |a, b| a < b };
 
 impl Select for Extreme {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn select(&self, input: &StepInput) -> Result<Selection> {
         let (sensitivity, nll) = sensitivity(input.model, input.weights, &input.pairs.rejected)?;
         let block = pick(&sensitivity, self.better)?;

@@ -1,11 +1,17 @@
 //! *Selectors* say which part of the model a step may change. One file and one line of [`SELECTORS`] each.
 
+mod all;
 mod extreme;
+mod fixed;
 
 use anyhow::Result;
 
 use super::StepInput;
+use crate::fault::Fault;
+use crate::model::Model;
 use crate::slice::Slice;
+use crate::tokens::PairBatch;
+use crate::weights::Weights;
 
 /// What a selector found.
 #[derive(Debug, Clone)]
@@ -19,9 +25,42 @@ pub struct Selection {
 
 /// Which part of the model a step may change.
 pub trait Select: Send + Sync {
-    fn name(&self) -> &'static str;
+    /// Once, before the first step: a look at a sample of the pairs under the untouched model.
+    fn prepare(
+        &mut self,
+        _model: &Model,
+        _weights: &Weights,
+        _sample: &mut dyn Iterator<Item = PairBatch>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
     fn select(&self, input: &StepInput) -> Result<Selection>;
 }
 
+/// A line of [`SELECTORS`].
+pub struct Entry {
+    pub name: &'static str,
+    pub about: &'static str,
+    build: fn() -> Box<dyn Select>,
+}
+
 /// Every selector.
-pub const SELECTORS: &[&dyn Select] = &[&extreme::MAX];
+#[rustfmt::skip]
+pub const SELECTORS: &[Entry] = &[
+    Entry { name: "max", about: "the block most sensitive to the batch's rejected responses", build: || Box::new(extreme::MAX) },
+    Entry { name: "min", about: "the least sensitive one", build: || Box::new(extreme::MIN) },
+    Entry { name: "fixed", about: "the most sensitive one on average before the first step", build: || Box::new(fixed::Fixed::default()) },
+    Entry { name: "all", about: "the whole model", build: || Box::new(all::All) },
+];
+
+/// The selector of this name. Errors (bad input) with the nearest name.
+pub fn named(name: &str) -> Result<Box<dyn Select>> {
+    match SELECTORS.iter().find(|s| s.name == name) {
+        Some(entry) => Ok((entry.build)()),
+        None => {
+            let names: Vec<&str> = SELECTORS.iter().map(|s| s.name).collect();
+            Err(Fault::Input(crate::config::unknown("selector", name, &names)).into())
+        }
+    }
+}
