@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::bail_input;
 use crate::fault::Fault;
 use crate::model::Model;
-use crate::weights::{TensorSpec, Weights};
+use crate::weights::{TensorSpec, Weights, Who};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -281,16 +281,21 @@ fn read_f32(file: &mut File, entry: &Entry) -> Result<Vec<f32>> {
         let piece = &mut buffer[..left.min(PIECE)];
         file.read_exact(piece)?;
         left -= piece.len();
-        match entry.dtype {
-            Dtype::F16 => values.extend(piece.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-            Dtype::BF16 => values.extend(piece.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-            _ => values.extend(piece.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
-        }
+        values.extend(from_bytes(piece, entry.dtype));
     }
     if values.len() != count || entry.bytes as usize != count * width {
         bail!("{} bytes for {count} values", entry.bytes);
     }
     Ok(values)
+}
+
+/// Stored bytes as f32.
+fn from_bytes(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    match dtype {
+        Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    }
 }
 
 /// Values of a tensor as bytes in the dtype it is stored in.
@@ -304,27 +309,45 @@ fn to_bytes(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
     })
 }
 
-/// Endings of files that hold the weights once more in another form: not copied, they would be the unrepaired ones.
-const OTHER_WEIGHTS: [&str; 9] = [".bin", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".pt", ".pth", ".safetensors"];
+/// Whether a file holds the weights once more in another form: not copied, it would be the unrepaired ones.
+fn is_other_weights(name: &str) -> bool {
+    let other = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "pytorch_model.bin.index.json"];
+    let pytorch = name.starts_with("pytorch_model") && name.ends_with(".bin");
+    let endings = [".safetensors", ".safetensors.index.json", ".onnx", ".gguf"];
+    other.contains(&name) || pytorch || endings.iter().any(|e| name.ends_with(e))
+}
+
+impl Checkpoint {
+    /// Rounds the touched tensors to what their stored dtype can hold, so that what is measured is what is written.
+    /// Errors (a failed check) if a value does not fit (f16 ends at 65,504) or is not finite.
+    pub fn round(&self, weights: &mut Weights) -> Result<()> {
+        let names: Vec<String> = weights.touched().map(|(n, _)| n.to_owned()).collect();
+        for name in names {
+            let disk = self.disk_name(&name).with_context(|| format!("{name} is not in the base"))?.to_owned();
+            let dtype = self.entries[&disk].dtype;
+            let tensor = weights.tensor(Who::Patient, &name)?;
+            let bytes = to_bytes(tensor, dtype)?;
+            let values = from_bytes(&bytes, dtype);
+            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+                return Err(Fault::Check(format!(
+                    "{disk} would be written with {value} in it ({dtype:?}); lower --learning-rate"
+                ))
+                .into());
+            }
+            if dtype != Dtype::F32 {
+                let rounded = Tensor::from_vec(values, tensor.dims(), &Device::Cpu)?.to_device(&weights.device())?;
+                weights.restore(&name, rounded)?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Copies the base's folder into `out` (which must exist) and puts the patient's touched tensors in place. Returns the
 /// names of files left out because they hold the unrepaired weights in another form.
 pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<String>> {
     let mut left_out = Vec::new();
-    for entry in std::fs::read_dir(&base.dir).with_context(|| base.dir.display().to_string())? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        // Follows links: a hub cache's files are links to its blobs.
-        if !std::fs::metadata(entry.path())?.is_file() || name.starts_with('.') || name == "README.md" {
-            continue;
-        }
-        let is_weights = base.files.contains(&name);
-        if !is_weights && OTHER_WEIGHTS.iter().any(|e| name.ends_with(e)) {
-            left_out.push(name);
-            continue;
-        }
-        copy(&entry.path(), &out.join(&name))?;
-    }
+    copy_folder(base, &base.dir, out, Path::new(""), &mut left_out)?;
     left_out.sort();
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
@@ -337,6 +360,34 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
         file.sync_all().with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(left_out)
+}
+
+/// Copies a folder of the base. Hidden files (`.git`, a downloader's cache), the base's model card, and an earlier
+/// repair's records are not part of the model.
+fn copy_folder(base: &Checkpoint, from: &Path, out: &Path, inside: &Path, left_out: &mut Vec<String>) -> Result<()> {
+    for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let place = inside.join(&name);
+        let at_top = inside.as_os_str().is_empty();
+        // Follows links: a hub cache's files are links to its blobs.
+        let metadata = std::fs::metadata(entry.path()).with_context(|| entry.path().display().to_string())?;
+        if name.starts_with('.') || (at_top && (name == "README.md" || name == "irepair")) {
+            continue;
+        }
+        if metadata.is_dir() {
+            let folder = out.join(&place);
+            std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+            copy_folder(base, &entry.path(), out, &place, left_out)?;
+        } else if at_top && (base.files.contains(&name) || (name == INDEX && base.files != [SINGLE])) {
+            copy(&entry.path(), &out.join(&name))?;
+        } else if is_other_weights(&name) {
+            left_out.push(place.display().to_string());
+        } else {
+            copy(&entry.path(), &out.join(&place))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

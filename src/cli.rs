@@ -118,12 +118,12 @@ pub struct Sensitivity {
     /// Tokens that count in the NLL
     #[arg(long, value_enum, default_value_t = LossOn::Response)]
     pub loss_on: LossOn,
-    /// Tokens of prompt and response together
-    #[arg(long, default_value_t = 128)]
-    pub max_length: usize,
-    /// Tokens of the prompt; the first ones are kept
-    #[arg(long, default_value_t = 64)]
-    pub max_prompt_length: usize,
+    /// Tokens of prompt and response together [default: 128, or the model's context if that is less]
+    #[arg(long)]
+    pub max_length: Option<usize>,
+    /// Tokens of the prompt; the first ones are kept [default: 64, or 3/4 of --max-length if that is less]
+    #[arg(long)]
+    pub max_prompt_length: Option<usize>,
     /// Names of keys in the rows: prompt=question,chosen=good,…
     #[arg(long, value_delimiter = ',', value_name = "OURS=THEIRS")]
     pub map: Vec<String>,

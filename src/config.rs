@@ -12,7 +12,7 @@ use crate::bail_input;
 use crate::fault::Fault;
 use crate::methods::{self, Recipe};
 use crate::optim::{OptimizerKind, Schedule};
-use crate::tokens::{Lengths, LossOn};
+use crate::tokens::LossOn;
 
 /// "unknown …" with the nearest known name.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
@@ -96,10 +96,10 @@ pub struct RepairOptions {
     /// Clip the gradient at this norm; 0 = off [default: 10]
     #[arg(long, env = "IREPAIR_MAX_GRAD_NORM", value_parser = finite)]
     pub max_grad_norm: Option<f64>,
-    /// Tokens of prompt and response together, and of normal texts [default: 128]
+    /// Tokens of prompt and response together, and of normal texts [default: 128, or the model's context if that is less]
     #[arg(long, env = "IREPAIR_MAX_LENGTH")]
     pub max_length: Option<usize>,
-    /// Tokens of the prompt; the first ones are kept [default: 64]
+    /// Tokens of the prompt; the first ones are kept [default: 64, or 3/4 of --max-length if that is less]
     #[arg(long, env = "IREPAIR_MAX_PROMPT_LENGTH")]
     pub max_prompt_length: Option<usize>,
     /// Held-back pairs [default: 64, or a quarter of the rows if that is less]
@@ -192,8 +192,8 @@ pub struct RepairSettings {
     pub warmup_steps: Option<usize>,
     pub schedule: Schedule,
     pub max_grad_norm: f64,
-    pub max_length: usize,
-    pub max_prompt_length: usize,
+    pub max_length: Option<usize>,
+    pub max_prompt_length: Option<usize>,
     pub valid_size: Option<usize>,
     pub eval_steps: usize,
     pub patience: usize,
@@ -230,8 +230,8 @@ impl Default for RepairSettings {
             warmup_steps: None,
             schedule: Schedule::Linear,
             max_grad_norm: 10.0,
-            max_length: 128,
-            max_prompt_length: 64,
+            max_length: None,
+            max_prompt_length: None,
             valid_size: None,
             eval_steps: 25,
             patience: 30,
@@ -317,6 +317,9 @@ impl RepairSettings {
     fn check(&self) -> Result<()> {
         let recipe = self.recipe()?;
         methods::Method::new(&recipe)?;
+        if recipe.weight == 0.0 && recipe.kl_weight == 0.0 {
+            bail_input!("every term of the loss has weight 0: there is nothing to change the model for");
+        }
         let by_parts = self.select.is_some() || self.objective.is_some();
         let contradicts = |flag: &str, why: &str| -> Result<()> {
             Err(Fault::Usage(format!("--method {} has {why}, so {flag} contradicts it", self.method)).into())
@@ -338,8 +341,8 @@ impl RepairSettings {
         }
         let positive = [
             ("--batch-size", self.batch_size),
-            ("--max-length", self.max_length),
-            ("--max-prompt-length", self.max_prompt_length),
+            ("--max-length", self.max_length.unwrap_or(1)),
+            ("--max-prompt-length", self.max_prompt_length.unwrap_or(1)),
             ("--save-steps", self.save_steps),
             ("--max-steps", self.max_steps),
             ("--fixed-sample", self.fixed_sample.unwrap_or(1)),
@@ -357,18 +360,7 @@ impl RepairSettings {
         if let Some((flag, value)) = numbers.iter().find(|(_, v)| !v.is_finite() || *v < 0.0) {
             bail_input!("{flag} {value}: must be a finite number, 0 or more");
         }
-        if self.max_prompt_length >= self.max_length {
-            bail_input!(
-                "--max-prompt-length {} leaves no room for a response within --max-length {}",
-                self.max_prompt_length,
-                self.max_length
-            );
-        }
         Ok(())
-    }
-
-    pub fn lengths(&self) -> Lengths {
-        Lengths { prompt: self.max_prompt_length, total: self.max_length }
     }
 
     pub fn warmup(&self) -> usize {

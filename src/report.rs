@@ -61,6 +61,11 @@ pub struct DataRecord {
     pub cut_prompts: usize,
     pub cut_responses: usize,
     pub cut_texts: usize,
+    /// Which text the perplexity is of (protocol `paper`: encoded once, no BOS, windows without overlap).
+    pub perplexity_of: String,
+    pub perplexity_window: usize,
+    /// Tokens of that text.
+    pub perplexity_tokens: usize,
 }
 
 /// The steps of a log; lines that can't be read are an error.
@@ -86,7 +91,9 @@ pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
 }
 
 /// The rows of the before/after table: name, before, after, change.
-pub fn before_after(before: &Measures, after: &Measures) -> Vec<[String; 4]> {
+pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
+    let (before, after) = (&run.before, &run.after);
+    let perplexity = format!("perplexity of {}", run.data.perplexity_of);
     type Show = fn(f64) -> String;
     let percent: Show = |x| format!("{x:.1} %");
     let plain: Show = |x| format!("{x:.3}");
@@ -96,7 +103,7 @@ pub fn before_after(before: &Measures, after: &Measures) -> Vec<[String; 4]> {
         ("toxicity (mean score × 100)", |m| m.toxicity, plain),
         ("NLL of chosen (nats a token)", |m| m.nll_chosen, plain),
         ("NLL of rejected (nats a token)", |m| m.nll_rejected, plain),
-        ("perplexity of clean text", |m| m.ppl, plain),
+        (&perplexity, |m| m.ppl, plain),
     ];
     rows.into_iter()
         .filter_map(|(name, get, show)| {
@@ -136,7 +143,7 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
     if on_hub {
         card += &format!("base_model: {}\nbase_model_relation: finetune\n", run.model);
     }
-    let license = base_card.and_then(|c| c.lines().find(|l| l.starts_with("license:")));
+    let license = base_card.and_then(|c| c.lines().find(|l| l.starts_with("license:") && l.len() > "license: ".len()));
     if let Some(license) = license {
         card += &format!("{license}\n");
     }
@@ -159,7 +166,7 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
         run.parameters,
         100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64,
     );
-    let rows = before_after(&run.before, &run.after);
+    let rows = before_after(run);
     if !rows.is_empty() {
         card += &format!(
             "On held-back rows (scorer: {}):\n\n| | before | after | change |\n|---|---|---|---|\n",

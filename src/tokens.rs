@@ -122,6 +122,24 @@ pub struct Lengths {
     pub total: usize,
 }
 
+impl Lengths {
+    /// The given lengths, or 64 and 128 as far as the model's context goes. Errors (bad input) if a given one can't be.
+    pub fn within(context: usize, total: Option<usize>, prompt: Option<usize>) -> Result<Self> {
+        if let Some(total) = total.filter(|t| *t > context || *t < 2) {
+            bail_input!("--max-length {total}: this model has {context} positions; give 2 to {context}");
+        }
+        let total = total.unwrap_or(context.min(128));
+        let prompt = match prompt {
+            Some(prompt) if prompt == 0 || prompt >= total => {
+                bail_input!("--max-prompt-length {prompt} leaves no room for a response within --max-length {total}")
+            }
+            Some(prompt) => prompt,
+            None => (total - total / 4).min(64).min(total.saturating_sub(1)).max(1),
+        };
+        Ok(Self { prompt, total })
+    }
+}
+
 /// How many texts were cut to length.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cut {
@@ -211,7 +229,12 @@ impl Encoder {
         Ok((tokens, cut))
     }
 
-    /// Texts in tokens, cut to length. A text of a single token can't be predicted and is an error.
+    /// A prompt in tokens. Errors (bad input) if it has none.
+    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>> {
+        self.some(&prompt.text, true, "prompt", &prompt.place)
+    }
+
+    /// Texts in tokens, cut to length.
     pub fn texts(&self, texts: &[Text], lengths: Lengths) -> Result<(Vec<Vec<u32>>, Cut)> {
         let mut cut = Cut::default();
         let mut tokens = Vec::with_capacity(texts.len());

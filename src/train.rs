@@ -22,7 +22,7 @@ use crate::sensitivity::NotFinite;
 use crate::slice::Slice;
 use crate::stop;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
-use crate::weights::Weights;
+use crate::weights::{Weights, Who, squared_norm};
 pub use state::Fingerprint;
 
 /// A line of `steps.jsonl`.
@@ -96,9 +96,9 @@ pub enum End {
     Interrupted,
 }
 
-/// A loss or gradient that is not finite: the step was not made.
+/// A loss, gradient or weight that is not finite.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} is {value} at step {step}; that step was not made")]
+#[error("{what} is {value} at step {step}")]
 pub struct Diverged {
     pub what: &'static str,
     pub value: f64,
@@ -144,6 +144,11 @@ impl Trainer<'_> {
         }
         let mut end = End::AllSteps;
         while self.step < self.regime.max_steps {
+            // A run that had ended by its patience and is resumed has still ended.
+            if self.regime.patience > 0 && self.stale >= self.regime.patience {
+                end = End::Patience;
+                break;
+            }
             if stop::asked() {
                 self.save()?;
                 return Ok(End::Interrupted);
@@ -153,7 +158,8 @@ impl Trainer<'_> {
                 Err(error) => {
                     // What was reached before is good and stays.
                     if error.downcast_ref::<Diverged>().is_some() {
-                        self.save_last_good()?;
+                        // Whether that could be saved is of less interest than what went wrong.
+                        self.save_last_good().ok();
                     }
                     return Err(error);
                 }
@@ -163,6 +169,10 @@ impl Trainer<'_> {
             let last = self.step == self.regime.max_steps;
             if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
                 let valid_loss = self.validate()?;
+                if !valid_loss.is_finite() {
+                    self.save_last_good().ok();
+                    return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
+                }
                 write_line(&mut log, &Line::Validation(ValidationLine { step: self.step, valid_loss }))?;
                 progress.validation(self.step, valid_loss);
                 if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
@@ -171,14 +181,13 @@ impl Trainer<'_> {
                 } else {
                     self.stale += 1;
                 }
-                if self.regime.patience > 0 && self.stale >= self.regime.patience {
-                    end = End::Patience;
-                    break;
-                }
             }
             if self.step.is_multiple_of(self.regime.save_steps) && !last {
                 self.save()?;
             }
+        }
+        if end == End::AllSteps && self.regime.patience > 0 && self.stale >= self.regime.patience {
+            end = End::Patience;
         }
         if let Some(best) = &self.best
             && best.step != self.step
@@ -219,6 +228,12 @@ impl Trainer<'_> {
         let scale = clip_factor(grad_norm, regime.max_grad_norm);
         self.optimizer.step(&mut self.weights, &report.gradients, lr, scale)?;
         self.step += 1;
+        for name in report.gradients.keys() {
+            let norm = squared_norm(self.weights.tensor(Who::Patient, name)?)?;
+            if !norm.is_finite() {
+                return Err(Diverged { what: "a weight", value: norm, step: self.step }.into());
+            }
+        }
         Ok(StepLine {
             step: self.step,
             block: match report.selection.slice {

@@ -232,11 +232,11 @@ fn long_texts_are_cut_and_counted() {
     let output = irepair(&["sensitivity", "--model", &tiny(), "--max-prompt-length", "32", "--data", &data]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.contains("1 prompts"), "{error}");
-    // No room for the response: an error, with the line.
+    // No room for a response.
     refused(
         &["sensitivity", "--model", &tiny(), "--max-prompt-length", "64", "--data", &data],
         3,
-        &["long.jsonl:2", "--max-prompt-length"],
+        &["no room", "--max-prompt-length 64"],
     );
     let prompts = bench.file("prompts.txt", "word ".repeat(300));
     let out = bench.path("out.jsonl");
@@ -346,6 +346,22 @@ fn generated_texts_do_not_depend_on_the_batch() {
     assert_eq!(texts("b.jsonl", &["--batch-size", "5"]), all);
     assert_eq!(texts("c.jsonl", &["--batch-size", "1", "--threads", "1"]), all);
     assert_ne!(texts("d.jsonl", &["--seed", "1"]), all);
+    // Many texts: a last bit of a product that depended on the batch would turn one of them.
+    let many = |name: &str, batch: &str| {
+        let out = bench.path(name);
+        ok(&irepair(&[
+            "generate",
+            "-q",
+            "--unconditional",
+            "150",
+            "--batch-size",
+            batch,
+            "--out",
+            out.to_str().expect("utf-8"),
+        ]));
+        std::fs::read_to_string(&out).expect("texts")
+    };
+    assert_eq!(many("g.jsonl", "1"), many("h.jsonl", "32"));
     assert_eq!(texts("e.jsonl", &["--greedy"]), texts("f.jsonl", &["--temperature", "0"]));
     let out = bench.path("normal.jsonl");
     let said = ok(&irepair(&[

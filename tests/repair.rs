@@ -64,10 +64,6 @@ fn five_steps_give_the_references_numbers() {
             "0",
             "--eval-steps",
             "0",
-            "--max-length",
-            "64",
-            "--max-prompt-length",
-            "32",
             "--out",
             text(&out),
             "-q",
@@ -253,16 +249,178 @@ fn a_repair_that_changes_nothing_is_a_failed_check() {
 }
 
 #[test]
-fn an_existing_output_is_replaced_only_when_told() {
+fn only_an_output_is_replaced_and_only_when_told() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
     std::fs::create_dir(&out).expect("dir");
     std::fs::write(out.join("precious"), "mine").expect("file");
-    let output = irepair(&demo(&out, &["-q"]));
-    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(std::fs::read_to_string(out.join("precious")).expect("still there"), "mine");
+    for more in [&["-q"][..], &["-q", "--overwrite"]] {
+        let output = irepair(&demo(&out, more));
+        assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(std::fs::read_to_string(out.join("precious")).expect("still there"), "mine");
+    }
+    std::fs::remove_file(out.join("precious")).expect("empty");
     ok(&irepair(&demo(&out, &["-q", "--overwrite"])));
-    assert!(!out.join("precious").exists() && out.join("model.safetensors").exists());
+    let first = files(&out);
+    assert_eq!(irepair(&demo(&out, &["-q", "--seed", "3"])).status.code(), Some(3), "not told");
+    ok(&irepair(&demo(&out, &["-q", "--seed", "3", "--overwrite"])));
+    assert_ne!(files(&out), first);
+    // The base is never replaced by its own repair.
+    let data = golden::dir().join("pairs.jsonl");
+    let arguments = [
+        "repair",
+        "--model",
+        text(&out),
+        "--data",
+        text(&data),
+        "--out",
+        text(&out),
+        "--overwrite",
+        "--batch-size",
+        "2",
+        "-q",
+    ];
+    let output = irepair(&arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("base"), "{error}");
+    // Nothing is left beside the output, whatever went wrong.
+    let names: Vec<_> = std::fs::read_dir(dir.path()).expect("dir").map(|e| e.expect("entry").file_name()).collect();
+    assert_eq!(names, ["out"]);
+}
+
+#[test]
+fn a_foreign_partial_folder_is_refused_and_an_old_one_is_emptied() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
+    std::fs::create_dir(&partial).expect("dir");
+    std::fs::write(partial.join("mine.txt"), "mine").expect("file");
+    assert_eq!(irepair(&demo(&out, &["-q"])).status.code(), Some(3));
+    assert!(partial.join("mine.txt").exists());
+    // With a lock file it is what a killed run left.
+    std::fs::write(partial.join(".lock"), "").expect("file");
+    ok(&irepair(&demo(&out, &["-q"])));
+    assert!(!out.join("mine.txt").exists() && !partial.exists());
+}
+
+/// Every way to diverge: with and without originals, states, validation; in the last step; in the weights alone.
+#[test]
+fn broken_weights_are_never_written() {
+    let dir = tempfile::tempdir().expect("dir");
+    let cases: [&[&str]; 4] = [
+        &["--method", "irepair", "--eval-steps", "0", "--learning-rate", "1e30"],
+        &["--method", "irepair", "--eval-steps", "0", "--max-steps", "1", "--learning-rate", "1e38"],
+        &["--eval-steps", "1", "--learning-rate", "1e19"],
+        &["--save-steps", "1", "--learning-rate", "1e20"],
+    ];
+    for (index, case) in cases.iter().enumerate() {
+        let out = dir.path().join(format!("out{index}"));
+        let more = [&["-q", "--warmup-steps", "0", "--max-grad-norm", "0"], *case].concat();
+        let output = irepair(&demo(&out, &more));
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{case:?}: {error}");
+        assert!(error.contains("at step") && error.contains("--resume"), "{case:?}: {error}");
+        assert!(!out.exists());
+        let sane = [&more[..], &["--resume", "--learning-rate", "1e-4", "--max-steps", "6"]].concat();
+        ok(&irepair(&demo(&out, &sane)));
+    }
+}
+
+#[test]
+fn a_run_that_ended_by_patience_resumes_as_ended() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    // A learning rate at which validation soon gets worse.
+    let more = [
+        "-q",
+        "--eval-steps",
+        "1",
+        "--patience",
+        "2",
+        "--max-steps",
+        "40",
+        "--learning-rate",
+        "0.02",
+        "--warmup-steps",
+        "0",
+        "--save-steps",
+        "1",
+    ];
+    ok(&irepair(&demo(&whole, &more)));
+    let steps = read_steps(&whole.join("irepair/steps.jsonl")).expect("steps").len();
+    assert!(steps < 40, "it did not end early");
+    let log = dir.path().join("out.partial/irepair/steps.jsonl");
+    let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+    // In the evaluation after the last step.
+    while read_steps(&log).map_or(0, |s| s.len()) < steps && child.try_wait().expect("wait").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+    if !out.exists() {
+        ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
+    }
+    assert_eq!(files(&out), files(&whole));
+    assert_eq!(read_steps(&out.join("irepair/steps.jsonl")).expect("steps").len(), steps);
+}
+
+#[test]
+fn a_state_of_other_settings_is_refused() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let output =
+        irepair(&demo(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
+    assert_eq!(output.status.code(), Some(1));
+    for other in [["--optimizer", "adamw"], ["--loss-on", "all"], ["--nll-weight", "7"], ["--method", "dapt+kl"]] {
+        let output = irepair(&demo(&out, &[&["-q", "--resume"][..], &other].concat()));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(3) && error.contains("another"), "{other:?}: {error}");
+    }
+}
+
+#[test]
+fn few_normal_texts_and_odd_tokens_of_the_config() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (model, data) = (golden::dir().join("gpt2-relu-bare"), golden::dir().join("pairs.jsonl"));
+    let normal = golden::dir().join("normal.jsonl");
+    // The golden config says eos 50256, outside its vocabulary of 320; one pair is held back, no normal text can be.
+    let config = dir.path().join("model");
+    std::fs::create_dir(&config).expect("dir");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(model.join(name), config.join(name)).expect(name);
+    }
+    let text_of = std::fs::read_to_string(config.join("config.json")).expect("config");
+    let mut json: serde_json::Value = serde_json::from_str(&text_of).expect("json");
+    json["eos_token_id"] = 50256.into();
+    json["bos_token_id"] = 50256.into();
+    std::fs::write(config.join("config.json"), json.to_string()).expect("config");
+    std::fs::create_dir(config.join("extra")).expect("dir");
+    std::fs::write(config.join("extra/notes.txt"), "kept").expect("file");
+    std::fs::write(config.join("pytorch_model.bin"), "unrepaired").expect("file");
+    let out = dir.path().join("out");
+    let arguments = [
+        "repair",
+        "--model",
+        text(&config),
+        "--data",
+        text(&data),
+        "--normal",
+        text(&normal),
+        "--batch-size",
+        "3",
+        "--valid-size",
+        "1",
+        "--eval-steps",
+        "2",
+        "--max-steps",
+        "4",
+        "--out",
+        text(&out),
+    ];
+    let output = irepair(&arguments);
+    ok(&output);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("pytorch_model.bin"));
+    assert!(out.join("extra/notes.txt").exists() && !out.join("pytorch_model.bin").exists());
 }
 
 #[test]

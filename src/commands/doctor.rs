@@ -10,7 +10,7 @@ use crate::{device, methods, scorers};
 
 pub fn run(args: &Doctor) -> Result<()> {
     let choice = device::choose("auto")?;
-    let hub = Hub::from_env()?;
+    let hub = Hub::from_env();
     let features: Vec<&str> = [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
         .into_iter()
         .filter_map(|(name, on)| on.then_some(name))
@@ -25,10 +25,10 @@ pub fn run(args: &Doctor) -> Result<()> {
         "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
         "methods": methods::METHODS.iter().map(|m| m.name).collect::<Vec<_>>(),
         "scorers": scorers::SCORERS.iter().map(|s| s.name()).collect::<Vec<_>>(),
-        "hub_cache": hub.cache.display().to_string(),
-        "hub_endpoint": hub.endpoint,
-        "hub_offline": hub.offline,
-        "hub_token": if hub.has_token() { "set" } else { "not set" },
+        "hub_cache": hub.as_ref().map_or_else(ToString::to_string, |h| h.cache.display().to_string()),
+        "hub_endpoint": hub.as_ref().map(|h| h.endpoint.clone()).unwrap_or_default(),
+        "hub_offline": hub.as_ref().is_ok_and(|h| h.offline),
+        "hub_token": if hub.as_ref().is_ok_and(Hub::has_token) { "set" } else { "not set" },
     });
     if args.json {
         println!("{facts}");

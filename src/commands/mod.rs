@@ -57,23 +57,32 @@ impl Loaded {
     /// The token that begins and ends a text.
     pub fn end_of_text(&self) -> Result<u32> {
         let config = &self.checkpoint().config;
-        let id = ["bos_token_id", "eos_token_id"].iter().find_map(|k| config.get(k).and_then(|v| v.as_u64()));
-        match id.map(|id| id as u32).or_else(|| self.encoder.id_of("<|endoftext|>")) {
-            Some(id) if (id as usize) < self.model.sizes().vocabulary => Ok(id),
-            Some(id) => bail_input!("config.json: token id {id} is outside the vocabulary"),
-            None => bail_input!("config.json: no \"bos_token_id\" to begin a text with"),
+        let id = ["bos_token_id", "eos_token_id"].iter().find_map(|k| self.usable(config.get(k)?.as_u64()?));
+        match id.or_else(|| self.encoder.id_of("<|endoftext|>")) {
+            Some(id) => Ok(id),
+            None => bail_input!("config.json: no \"bos_token_id\" within the vocabulary to begin a text with"),
         }
     }
 
     /// The token that ends a text, if the model has one.
     pub fn end_token(&self) -> Option<u32> {
         let eos = self.checkpoint().config.get("eos_token_id").and_then(|v| v.as_u64());
-        eos.map(|id| id as u32).or_else(|| self.encoder.id_of("<|endoftext|>"))
+        eos.and_then(|id| self.usable(id)).or_else(|| self.encoder.id_of("<|endoftext|>"))
+    }
+
+    /// A token id of `config.json`, if the vocabulary has it (small models keep GPT-2's 50256 by accident).
+    fn usable(&self, id: u64) -> Option<u32> {
+        (id < self.model.sizes().vocabulary as u64).then_some(id as u32)
     }
 
     /// A name for folders: the last part of the model's.
     pub fn short_name(&self) -> String {
-        let name = self.checkpoint().name.trim_end_matches('/');
+        let dir = &self.checkpoint().dir;
+        let name = if self.checkpoint().name == "demo" || self.checkpoint().revision.is_some() {
+            self.checkpoint().name.clone()
+        } else {
+            std::fs::canonicalize(dir).unwrap_or_else(|_| dir.clone()).display().to_string()
+        };
         name.rsplit(['/', '\\']).next().unwrap_or("model").trim_start_matches('.').to_owned()
     }
 }

@@ -33,11 +33,12 @@ pub fn run(args: &Repair) -> Result<()> {
         }
     };
     say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
-    let out = Output::claim(args, &settings, &loaded.short_name())?;
+    // All that can be wrong with the input is found before anything is made.
     let mut rows = rows::read_pairs(&settings, &loaded)?;
     let mut weights = loaded.weights()?;
+    let out = Output::claim(args, &settings, &loaded.short_name(), &loaded.checkpoint().dir)?;
     stop::listen()?;
-    rows::read_normal(&settings, &loaded, &weights, &mut rows, &out.dir, &say)?;
+    rows::read_normal(&settings, &loaded, &weights, &mut rows, &out.dir, args.output.quiet)?;
     say(rows.summary());
 
     let yardstick = Yardstick {
@@ -68,9 +69,11 @@ pub fn run(args: &Repair) -> Result<()> {
     if end == End::Interrupted {
         return Err(out.interrupted(trainer.step));
     }
+    // Finished work is safe before anything else is tried, and what is measured is what will be on disk.
+    trainer.save()?;
+    loaded.checkpoint().round(&mut trainer.weights)?;
     let after = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
     if stop::asked() {
-        trainer.save()?;
         return Err(out.interrupted(trainer.step));
     }
 
@@ -87,7 +90,7 @@ pub fn run(args: &Repair) -> Result<()> {
         base_sha256,
         seed: settings.seed,
         settings,
-        data: rows.record,
+        data: DataRecord { perplexity_tokens: rows.text.len(), ..rows.record },
         scorer: format!("{}: {}", yardstick.scorer.name(), yardstick.scorer.about()),
         before,
         after,
@@ -169,7 +172,9 @@ fn trainer<'a>(
     let fingerprint = Fingerprint {
         base_sha256: base_hash.into(),
         data_sha256: rows.hash(),
-        method: settings.method.clone(),
+        method: format!("{:?}", settings.recipe()?),
+        optimizer: format!("{:?}", settings.optimizer),
+        loss_on: format!("{:?}", settings.loss_on),
         seed: settings.seed,
         batch_size: settings.batch_size,
     };

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
 use super::open;
@@ -11,7 +11,7 @@ use crate::cli::Sensitivity;
 use crate::data::{self, Pair};
 use crate::report::plot::{blocks_svg, short};
 use crate::report::table::table;
-use crate::sensitivity::{Density, density, sensitivity};
+use crate::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
 use crate::{bail_input, checkpoint, demo};
 
@@ -28,10 +28,18 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     if args.batch_size == 0 {
         bail_input!("--batch-size 0: must be at least 1");
     }
+    for (flag, path) in [("--dump", &args.dump), ("--plot", &args.plot)] {
+        let folder = path.as_ref().and_then(|p| p.parent()).filter(|d| !d.as_os_str().is_empty());
+        if path.as_ref().is_some_and(|p| p.is_dir()) || folder.is_some_and(|d| !d.is_dir()) {
+            bail_input!(
+                "{flag} {}: can't write there",
+                path.as_ref().map_or(String::new(), |p| p.display().to_string())
+            );
+        }
+    }
     let loaded = open(&args.model.model, args.model.revision.as_deref(), &args.model.device, args.model.threads)?;
     let pairs = read(args)?;
-    let context = loaded.model.sizes().context;
-    let lengths = Lengths { prompt: args.max_prompt_length, total: args.max_length.min(context) };
+    let lengths = Lengths::within(loaded.model.sizes().context, args.max_length, args.max_prompt_length)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         eprintln!("cut to length: {} prompts, {} responses of {} pairs", cut.prompts, cut.responses, tokens.len());
@@ -43,6 +51,8 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     for pairs in tokens.chunks(args.batch_size) {
         let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), args.loss_on);
         let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
+        // Fails on a value that is not finite.
+        pick(&found, |a, b| a > b)?;
         let share = pairs.len() as f64 / tokens.len() as f64;
         mean.iter_mut().zip(&found).for_each(|(m, s)| *m += s * share);
         batches.push(found);
@@ -70,7 +80,10 @@ fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
         Some(path) => data::read_pairs(path, &data::parse_map(&args.map)?, args.limit),
         None if args.model.model == "demo" => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
-            pairs.truncate(args.limit.unwrap_or(usize::MAX).max(1));
+            pairs.truncate(args.limit.unwrap_or(usize::MAX));
+            if pairs.is_empty() {
+                bail_input!("--limit 0 leaves no rows");
+            }
             Ok(pairs)
         }
         None => bail_input!("--data is missing: give a file of pairs to measure {} with", args.model.model),
@@ -78,7 +91,7 @@ fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    checkpoint::write_whole(path, text.as_bytes()).with_context(|| path.display().to_string())
+    checkpoint::write_whole(path, text.as_bytes())
 }
 
 impl Found {

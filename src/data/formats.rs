@@ -27,7 +27,8 @@ pub const FORMATS: &[Format] = &[
 ];
 
 impl Format {
-    fn keys(&self) -> impl Iterator<Item = &'static str> {
+    /// The keys its rows have.
+    pub fn keys(&self) -> impl Iterator<Item = &'static str> {
         self.prompt.into_iter().chain([self.chosen, self.rejected])
     }
 }

@@ -43,6 +43,10 @@ pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
         let Some((ours, theirs)) = piece.split_once('=') else {
             bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
         };
+        let known: Vec<&str> = FORMATS.iter().flat_map(Format::keys).collect();
+        if !known.contains(&ours.trim()) {
+            bail_input!("--map: {}", crate::config::unknown("key", ours.trim(), &known));
+        }
         map.insert(ours.trim().to_owned(), theirs.trim().to_owned());
     }
     Ok(map)

@@ -125,6 +125,10 @@ fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let value: Value = match serde_json::from_slice(bytes) {
         Ok(value) => value,
+        // One row a line under the other ending.
+        Err(_) if bytes.trim_ascii_start().starts_with(b"{") && lines(path, bytes)?.len() > 1 => {
+            return parse_lines(path, bytes);
+        }
         Err(e) => bail_input!("{}:{}: broken JSON at column {}: {e}", path.display(), e.line(), e.column()),
     };
     match value {

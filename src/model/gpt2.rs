@@ -38,14 +38,14 @@ fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
     s.divide(channels, heads, "heads")?;
     Ok(Box::new(Gpt2 {
         sizes: Sizes {
-            blocks: s.size("n_layer")?,
+            blocks: s.blocks("n_layer")?,
             channels,
             vocabulary: s.size("vocab_size")?,
             context: s.size_or_none("n_positions")?.map_or_else(|| s.size("n_ctx"), Ok)?,
         },
         heads,
         inner: s.size_or_none("n_inner")?.unwrap_or(4 * channels),
-        epsilon: s.number_or("layer_norm_epsilon", 1e-5)?,
+        epsilon: s.epsilon_or("layer_norm_epsilon", 1e-5)?,
         activation: s.activation_or("activation_function", "gelu_new")?,
         scale_by_width: s.flag_or("scale_attn_weights", true)?,
         scale_by_block: s.flag_or("scale_attn_by_inverse_layer_idx", false)?,

@@ -33,9 +33,9 @@ fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
     let channels = s.size("hidden_size")?;
     let heads = s.size("num_heads")?;
     s.divide(channels, heads, "heads")?;
-    let blocks = s.size("num_layers")?;
+    let blocks = s.blocks("num_layers")?;
     let window = s.size_or_none("window_size")?.unwrap_or(256);
-    let kinds = attention_kinds(s)?;
+    let kinds = attention_kinds(s, blocks)?;
     if kinds.len() != blocks {
         bail_input!("config.json: attention is given for {} layers, the model has {blocks}", kinds.len());
     }
@@ -57,7 +57,7 @@ fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
         },
         heads,
         inner: s.size_or_none("intermediate_size")?.unwrap_or(4 * channels),
-        epsilon: s.number_or("layer_norm_epsilon", 1e-5)?,
+        epsilon: s.epsilon_or("layer_norm_epsilon", 1e-5)?,
         activation: s.activation_or("activation_function", "gelu_new")?,
         windows,
         tied: s.flag_or("tie_word_embeddings", true)?,
@@ -65,7 +65,7 @@ fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
 }
 
 /// `attention_layers: ["global", …]`, or `attention_types: [[["global", "local"], 12]]`.
-fn attention_kinds(s: &Settings) -> Result<Vec<String>> {
+fn attention_kinds(s: &Settings, blocks: usize) -> Result<Vec<String>> {
     let texts = |value: &Value| -> Option<Vec<String>> {
         value.as_array()?.iter().map(|v| v.as_str().map(str::to_owned)).collect()
     };
@@ -75,7 +75,9 @@ fn attention_kinds(s: &Settings) -> Result<Vec<String>> {
             let (Some(pattern), Some(times)) = (texts(&item[0]), item[1].as_u64()) else {
                 bail_input!("config.json: \"attention_types\" is {layers}, expected [[[kinds], times], …]");
             };
-            (0..times).for_each(|_| kinds.extend(pattern.iter().cloned()));
+            // No further than one past the number of blocks: more is wrong anyway.
+            let room = (blocks + 1).saturating_sub(kinds.len());
+            kinds.extend(pattern.iter().cycle().take(room.min(pattern.len().saturating_mul(times as usize))).cloned());
         }
         return Ok(kinds);
     }

@@ -42,9 +42,25 @@ impl<'a> Settings<'a> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => match value.as_u64() {
-                Some(size) if size < 1 << 32 => Ok(Some(size as usize)),
-                _ => bail_input!("config.json: {key:?} is {value}, expected a size"),
+                Some(size) if size > 0 && size < 1 << 31 => Ok(Some(size as usize)),
+                _ => bail_input!("config.json: {key:?} is {value}, expected a size of 1 or more"),
             },
+        }
+    }
+
+    /// A number of blocks: at least one, and no more than any model has, since their names are about to be listed.
+    pub fn blocks(&self, key: &str) -> Result<usize> {
+        match self.size(key)? {
+            blocks @ 1..=10_000 => Ok(blocks),
+            other => bail_input!("config.json: {key:?} is {other}, expected 1 to 10,000"),
+        }
+    }
+
+    /// The ε of a norm.
+    pub fn epsilon_or(&self, key: &str, default: f64) -> Result<f64> {
+        match self.number_or(key, default)? {
+            epsilon if epsilon >= 0.0 => Ok(epsilon),
+            other => bail_input!("config.json: {key:?} is {other}, expected 0 or more"),
         }
     }
 

@@ -14,7 +14,7 @@ use super::{Best, Trainer};
 use crate::bail_input;
 use crate::checkpoint::{Stored, write_tensors};
 use crate::fault::Fault;
-use crate::optim::TensorState;
+use crate::optim::{Optimizer, TensorState};
 
 const FORMAT_VERSION: u32 = 1;
 
@@ -24,7 +24,10 @@ pub struct Fingerprint {
     pub base_sha256: String,
     /// Of all token ids, in order.
     pub data_sha256: String,
+    /// Selector, objective and their weights.
     pub method: String,
+    pub optimizer: String,
+    pub loss_on: String,
     pub seed: u64,
     pub batch_size: usize,
 }
@@ -48,15 +51,27 @@ fn path(dir: &Path) -> PathBuf {
 impl Trainer<'_> {
     /// Saves the state; the one before stays until this one is whole.
     pub fn save(&self) -> Result<()> {
+        self.save_as(self.step, self.stale, self.weights.touched(), Some(&self.optimizer))
+    }
+
+    fn save_as<'t>(
+        &self,
+        step: usize,
+        stale: usize,
+        patient: impl Iterator<Item = (&'t str, &'t Tensor)>,
+        optimizer: Option<&Optimizer>,
+    ) -> Result<()> {
         let mut tensors = BTreeMap::new();
         let mut add = |name: String, tensor: &Tensor| -> Result<()> {
             tensors.insert(name, Stored::f32(tensor)?);
             Ok(())
         };
-        for (name, tensor) in self.weights.touched() {
+        for (name, tensor) in patient {
             add(format!("patient.{name}"), tensor)?;
         }
-        for (name, state) in &self.optimizer.states {
+        let mut optimizer_steps = BTreeMap::new();
+        for (name, state) in optimizer.iter().flat_map(|o| &o.states) {
+            optimizer_steps.insert(name.clone(), state.steps);
             add(format!("squares.{name}"), &state.squares)?;
             if let Some(average) = &state.average {
                 add(format!("average.{name}"), average)?;
@@ -68,11 +83,11 @@ impl Trainer<'_> {
         let header = Header {
             format_version: FORMAT_VERSION,
             fingerprint: self.fingerprint.clone(),
-            step: self.step,
-            stale: self.stale,
+            step,
+            stale,
             best_step: self.best.as_ref().map(|b| b.step),
             best_loss: self.best.as_ref().map(|b| b.loss),
-            optimizer_steps: self.optimizer.states.iter().map(|(n, s)| (n.clone(), s.steps)).collect(),
+            optimizer_steps,
         };
         let path = path(&self.dir);
         if let Some(parent) = path.parent() {
@@ -81,20 +96,21 @@ impl Trainer<'_> {
         write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], &tensors)
     }
 
-    /// After a step that diverged: the weights of now gave a value that is not finite, so the state on disk (from the
-    /// last save) stays; without one, the best validated weights are saved, or the untouched base.
-    pub(super) fn save_last_good(&mut self) -> Result<()> {
-        if path(&self.dir).exists() {
+    /// After a divergence: the weights of now are the broken ones, and so is a state of this very step. An earlier state
+    /// on disk stays; else the best validated weights are saved, or the untouched base.
+    pub(super) fn save_last_good(&self) -> Result<()> {
+        let on_disk = std::fs::read(path(&self.dir)).ok().and_then(|bytes| {
+            let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
+            let text = metadata.metadata().as_ref()?.get("state")?.clone();
+            serde_json::from_str::<Header>(&text).ok()
+        });
+        if on_disk.is_some_and(|header| header.step < self.step) {
             return Ok(());
         }
-        let (touched, step) = match &self.best {
-            Some(best) => (best.touched.clone(), best.step),
-            None => (BTreeMap::new(), 0),
-        };
-        self.weights.reset_to(&touched)?;
-        self.step = step;
-        self.optimizer.states.clear();
-        self.save()
+        match &self.best {
+            Some(best) => self.save_as(best.step, 0, best.touched.iter().map(|(n, t)| (n.as_str(), t)), None),
+            None => self.save_as(0, 0, std::iter::empty(), None),
+        }
     }
 
     /// Goes on from the saved state. Errors (bad input) name what does not fit.
@@ -154,7 +170,9 @@ impl Trainer<'_> {
         let differences = [
             ("model", saved.base_sha256 != now.base_sha256),
             ("data", saved.data_sha256 != now.data_sha256),
-            ("--method", saved.method != now.method),
+            ("method", saved.method != now.method),
+            ("--optimizer", saved.optimizer != now.optimizer),
+            ("--loss-on", saved.loss_on != now.loss_on),
             ("--seed", saved.seed != now.seed),
             ("--batch-size", saved.batch_size != now.batch_size),
         ];

@@ -25,7 +25,6 @@ pub struct Output {
     pub partial: PathBuf,
     /// `irepair/` in the partial folder.
     pub dir: PathBuf,
-    overwrite: bool,
     lock_path: PathBuf,
     /// Held as long as the run lives: no second run works in this folder.
     _lock: File,
@@ -33,28 +32,46 @@ pub struct Output {
 
 impl Output {
     /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
-    pub fn claim(args: &Repair, settings: &RepairSettings, model: &str) -> Result<Self> {
-        let path =
-            args.out.clone().unwrap_or_else(|| Path::new("repaired").join(format!("{model}-{}", settings.method)));
+    pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
+        let path = match &args.out {
+            // Without a slash at its end.
+            Some(path) => path.components().collect(),
+            None => Path::new("repaired").join(format!("{model}-{}", settings.method)),
+        };
         let Some(name) = path.file_name() else { bail_input!("--out {}: not a name for a folder", path.display()) };
-        let mut partial_name = name.to_owned();
-        partial_name.push(".partial");
-        let partial = path.with_file_name(partial_name);
-        if path.exists() && !args.overwrite {
-            bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+        let beside = |ending: &str| {
+            let mut name = name.to_owned();
+            name.push(ending);
+            path.with_file_name(name)
+        };
+        if std::fs::symlink_metadata(&path).is_ok() {
+            if !args.overwrite {
+                bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+            }
+            replaceable(&path, base)?;
         }
+        let partial = beside(".partial");
         let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
-        let dir = partial.join("irepair");
-        std::fs::create_dir_all(&dir).map_err(cannot)?;
         let lock_path = partial.join(".lock");
+        let is_ours =
+            lock_path.exists() || !partial.exists() || partial.read_dir().is_ok_and(|mut d| d.next().is_none());
+        if !is_ours {
+            bail_input!(
+                "{} is in the way, and no run of irepair made it; move it, or choose another --out",
+                partial.display()
+            );
+        }
+        std::fs::create_dir_all(&partial).map_err(cannot)?;
         let lock = File::create(&lock_path).map_err(cannot)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => bail_input!("another run is working on {}", path.display()),
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
-        let has_state = dir.join("state").join("state.safetensors").exists();
+        let dir = partial.join("irepair");
+        let has_state = state_in(&dir);
         if args.resume && !has_state {
+            std::fs::remove_dir_all(&partial).map_err(cannot)?;
             bail_input!("--resume: there is no unfinished run in {}", partial.display());
         }
         if !args.resume {
@@ -64,9 +81,18 @@ impl Output {
                     partial.display()
                 );
             }
-            std::fs::remove_dir_all(&dir).and_then(|()| std::fs::create_dir(&dir)).map_err(cannot)?;
+            // Nothing of an earlier run may get into this one's output.
+            for entry in std::fs::read_dir(&partial).map_err(cannot)? {
+                let entry = entry.map_err(cannot)?.path();
+                if entry == lock_path {
+                    continue;
+                }
+                if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) }
+                    .map_err(cannot)?;
+            }
         }
-        Ok(Self { path, partial, dir, overwrite: args.overwrite, lock_path, _lock: lock })
+        std::fs::create_dir_all(&dir).map_err(cannot)?;
+        Ok(Self { path, partial, dir, lock_path, _lock: lock })
     }
 
     /// Opens what was written and compares it with the base. Errors (a failed check) if nothing changed or something
@@ -82,8 +108,8 @@ impl Output {
         let changed = checkpoint::compare(base, &written)?;
         if changed.is_empty() {
             return Err(Fault::Check(format!(
-                "nothing changed: the output equals the base ({}); try more steps or a higher --learning-rate",
-                self.partial.display()
+                "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
+                self.path.display()
             ))
             .into());
         }
@@ -111,14 +137,57 @@ impl Output {
         }
         std::fs::remove_file(&self.lock_path).with_context(|| self.lock_path.display().to_string())?;
         let naming = || format!("renaming {} to {}", self.partial.display(), self.path.display());
-        if self.overwrite && self.path.exists() {
-            let old = self.path.with_extension(format!("old-{}", std::process::id()));
+        let mut old = self.partial.clone().into_os_string();
+        old.push(".replaced");
+        let old = PathBuf::from(old);
+        let replaces = std::fs::symlink_metadata(&self.path).is_ok();
+        if replaces {
             std::fs::rename(&self.path, &old).with_context(naming)?;
-            std::fs::rename(&self.partial, &self.path).with_context(naming)?;
-            return std::fs::remove_dir_all(&old).with_context(|| old.display().to_string());
         }
-        std::fs::rename(&self.partial, &self.path).with_context(naming)
+        if let Err(e) = std::fs::rename(&self.partial, &self.path) {
+            if replaces {
+                // Better the old output under its name than none.
+                std::fs::rename(&old, &self.path).with_context(naming)?;
+            }
+            return Err(e).with_context(naming);
+        }
+        if replaces {
+            std::fs::remove_dir_all(&old).with_context(|| old.display().to_string())?;
+        }
+        Ok(())
     }
+}
+
+impl Drop for Output {
+    /// A run that ended in an error leaves its folder only if there is a state to resume from.
+    fn drop(&mut self) {
+        if self.partial.exists() && !state_in(&self.dir) {
+            // Nothing can be done about a failure here, and the error that brought us here matters more.
+            std::fs::remove_dir_all(&self.partial).ok();
+        }
+    }
+}
+
+fn state_in(dir: &Path) -> bool {
+    dir.join("state").join("state.safetensors").exists()
+}
+
+/// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not the base.
+fn replaceable(path: &Path, base: &Path) -> Result<()> {
+    let is_output = path.join("irepair").join("run.json").is_file();
+    let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+    if !is_output && !is_empty {
+        bail_input!(
+            "{} is no output of irepair, and --overwrite replaces nothing else; choose another --out",
+            path.display()
+        );
+    }
+    if let (Ok(path), Ok(base)) = (path.canonicalize(), base.canonicalize())
+        && (base.starts_with(&path) || path.starts_with(&base))
+    {
+        bail_input!("--out {} is the base itself or lies in it; choose another", path.display());
+    }
+    Ok(())
 }
 
 /// The block of each tensor by its name on disk.
@@ -139,7 +208,7 @@ fn block_of(model: &Model, base: &Checkpoint) -> BTreeMap<String, Option<usize>>
 /// What happened, for people: it fits a screen and says where the result lies and what to type next.
 pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
     let mut text = String::new();
-    let rows = before_after(&run.before, &run.after);
+    let rows = before_after(run);
     if !rows.is_empty() {
         text += &table(["", "before", "after", "change"], &rows);
         let _ = writeln!(text, "on held-back rows; scored by {}\n", run.scorer);

@@ -68,12 +68,7 @@ impl train::Rows {
 
 /// Lengths within the model's context.
 fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
-    let context = loaded.model.sizes().context;
-    let lengths = settings.lengths();
-    if lengths.total > context {
-        bail_input!("--max-length {}: this model has {context} positions; lower it", lengths.total);
-    }
-    Ok(lengths)
+    Lengths::within(loaded.model.sizes().context, settings.max_length, settings.max_prompt_length)
 }
 
 /// Reads and splits the pairs.
@@ -105,9 +100,12 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     };
     let text = match &settings.eval_text {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .map_err(|e| Fault::Input(format!("--eval-text {}: {e}", path.display())))?;
-            loaded.encoder.encode(&text, false)?
+            let text = read_corpus(path)?;
+            let ids = loaded.encoder.encode(&text, false)?;
+            if ids.len() < 2 {
+                bail_input!("--eval-text {}: {} tokens are too few for a perplexity", path.display(), ids.len());
+            }
+            ids
         }
         None if settings.model == "demo" => loaded.encoder.encode(demo::CLEAN, false)?,
         None => Vec::new(),
@@ -121,13 +119,30 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         cut_prompts: cut.prompts,
         cut_responses: cut.responses,
         cut_texts: 0,
+        perplexity_of: match (&settings.eval_text, settings.model.as_str()) {
+            (Some(path), _) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            (None, "demo") => "clean text".into(),
+            (None, _) => String::new(),
+        },
+        perplexity_window: loaded.model.sizes().context.min(1024),
+        perplexity_tokens: 0,
     };
     let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
     Ok(Rows { train, prompts, text, record })
 }
 
 fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u32>>> {
-    prompts.iter().map(|p| loaded.encoder.encode(&p.text, true)).collect()
+    prompts.iter().map(|p| loaded.encoder.prompt(p)).collect()
+}
+
+/// A corpus as one text: `.txt` and `.raw` whole as they are, the `text` of rows joined with two newlines.
+fn read_corpus(path: &Path) -> Result<String> {
+    let name = path.to_string_lossy().to_lowercase();
+    if [".jsonl", ".json", ".jsonl.gz", ".json.gz"].iter().any(|e| name.ends_with(e)) {
+        let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
+        return Ok(texts.into_iter().map(|t| t.text).collect::<Vec<_>>().join("\n\n"));
+    }
+    Ok(std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("--eval-text {}: {e}", path.display())))?)
 }
 
 /// Holds back a seeded choice of rows; both parts keep the order of the file.
@@ -150,8 +165,13 @@ pub fn read_normal(
     weights: &Weights,
     rows: &mut Rows,
     dir: &Path,
-    say: &impl Fn(String),
+    quiet: bool,
 ) -> Result<()> {
+    let say = |text: String| {
+        if !quiet {
+            eprintln!("{text}");
+        }
+    };
     if settings.recipe()?.kl_weight == 0.0 {
         return Ok(());
     }
@@ -163,18 +183,17 @@ pub fn read_normal(
                 say(format!("normal text: {} (kept from the interrupted run)", own.display()));
             } else {
                 say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
-                rows.record.normal_removed_as_toxic = Some(write_normal(settings, loaded, weights, &own)?);
+                rows.record.normal_removed_as_toxic = Some(write_normal(settings, loaded, weights, &own, quiet)?);
             }
             own
         }
     };
     let texts = data::read_texts(&path, &data::KeyMap::new(), None)?;
     let (tokens, Cut { texts: cut, .. }) = loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
-    let held_back = match settings.eval_steps {
-        0 => 0,
-        _ => rows.record.held_back.min(tokens.len() / 4),
-    };
-    if tokens.len() - held_back < settings.batch_size {
+    let validates = settings.eval_steps > 0 && rows.record.held_back > 0;
+    let to_spare = tokens.len().saturating_sub(settings.batch_size);
+    let held_back = if validates { rows.record.held_back.min(tokens.len() / 4).min(to_spare) } else { 0 };
+    if tokens.len() < settings.batch_size {
         bail_input!(
             "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more normal text",
             path.display(),
@@ -186,20 +205,28 @@ pub fn read_normal(
     rows.record.cut_texts = cut;
     rows.record.normal = normal.len();
     rows.record.normal_held_back = valid_normal.len();
-    if rows.text.is_empty() {
+    if rows.text.is_empty() && !valid_normal.is_empty() {
+        rows.record.perplexity_of = "held-back normal text".into();
         let end = loaded.end_token();
         rows.text = valid_normal.iter().flat_map(|ids| end.into_iter().chain(ids.iter().copied())).collect();
     }
+    // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
+    rows.train.valid_normal = if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
     rows.train.normal = normal;
-    rows.train.valid_normal = valid_normal;
     Ok(())
 }
 
 /// Unconditional texts (nucleus 0.9, temperature 1), those that score as toxic left out; returns how many were.
-fn write_normal(settings: &RepairSettings, loaded: &Loaded, weights: &Weights, path: &Path) -> Result<usize> {
+fn write_normal(
+    settings: &RepairSettings,
+    loaded: &Loaded,
+    weights: &Weights,
+    path: &Path,
+    quiet: bool,
+) -> Result<usize> {
     const BATCH: usize = 32;
     let begin = loaded.end_of_text()?;
-    let room = loaded.model.sizes().context.min(settings.max_length).saturating_sub(1);
+    let room = lengths(settings, loaded)?.total.saturating_sub(1);
     let generation = Generation {
         sampling: Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 },
         max_new_tokens: room.min(64),
@@ -211,7 +238,7 @@ fn write_normal(settings: &RepairSettings, loaded: &Loaded, weights: &Weights, p
     let view = weights.frozen(Who::Patient)?;
     let mut lines = Vec::new();
     let mut removed = 0;
-    let mut progress = Progress::new("normal text", 0, jobs.len(), true);
+    let mut progress = Progress::new("normal text", 0, jobs.len(), quiet);
     for jobs in jobs.chunks(BATCH) {
         let ids = generate(&loaded.model, &view, jobs, &generation)?;
         if stop::asked() {

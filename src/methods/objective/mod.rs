@@ -83,7 +83,9 @@ pub fn gradients(method: &Method, input: &StepInput, slice: Slice) -> Result<(Te
     let mut view = input.weights.view(Who::Patient, |spec| slice.want(spec))?;
     // One graph at a time: the objective's activations are freed before the KL term's exist.
     let (loss, mut terms) = objective_term(method, input, &view)?;
-    view.backward(loss)?;
+    if method.weight != 0.0 {
+        view.backward(loss)?;
+    }
     if method.kl_weight != 0.0 {
         let loss = kl_term(method.kl_weight, input, &view, slice.lowest(), &mut terms)?;
         view.backward(loss)?;

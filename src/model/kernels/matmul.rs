@@ -63,6 +63,22 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
             return unsafe { rows::product(out, stride, a_rows, b_rows, a.cols, keep, scale, cores) };
         }
     }
+    if a.rows == 1 && a.cols > 0 {
+        // For one row `gemm` takes another path, which adds up in another order: a text written alone would differ in
+        // its last bits from the same text in a batch. The row goes twice.
+        // SAFETY: one row of `a` is readable; the two rows of `twice` are ours.
+        unsafe {
+            let row: Vec<f32> = (0..a.cols).map(|c| *a.ptr.add(c * a.col_stride)).collect();
+            let doubled = [row.as_slice(), &row].concat();
+            let mut twice = vec![0f32; 2 * b.cols];
+            product_into(twice.as_mut_ptr(), b.cols, Mat::new(&doubled, 2, a.cols), b, 0.0, scale, cores);
+            for (c, value) in twice[..b.cols].iter().enumerate() {
+                let place = out.add(c);
+                *place = if keep == 0.0 { *value } else { keep * *place + value };
+            }
+        }
+        return;
+    }
     let parallelism = match cores {
         Cores::All => Parallelism::Rayon(0),
         Cores::One => Parallelism::None,
