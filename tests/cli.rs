@@ -286,7 +286,7 @@ fn settings_that_cannot_work() {
     repair(&["--device", "tpu"], &["unknown"]);
     repair(&["--threads", "0"], &["--threads 0"]);
     repair(&["--threads", "100000"], &["--threads 100000"]);
-    repair(&["--resume"], &["--resume"]);
+    repair(&["--resume", "--valid-size", "0"], &["--resume", "no unfinished run"]);
     let config = bench.file("my.toml", "seed = 1\nlerning-rate = 1\n");
     repair(&["--config", &config], &["my.toml:2", "did you mean \"learning-rate\""]);
     let normal = bench.file("normal.jsonl", "{\"text\": \"just one text of some words\"}");
