@@ -178,12 +178,6 @@ impl Weights {
         Ok(())
     }
 
-    /// Bytes held by the tensors: what is shared, and what the patient has for itself.
-    pub fn bytes(&self) -> (usize, usize) {
-        let size = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        (self.original.values().map(size).sum(), self.touched.values().map(size).sum())
-    }
-
     /// A view that wants `want(spec)` of each tensor.
     pub fn view(&self, who: Who, want: impl Fn(&TensorSpec) -> Want) -> Result<View<'_>> {
         let wants: BTreeMap<&str, Want> = self

@@ -224,6 +224,3 @@ impl Output {
         Ok(left_out)
     }
 }
-
-/// Rows of the data in `run.json`.
-type Record = DataRecord;

@@ -213,9 +213,7 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         text += &table(["", "before", "after", "change"], &rows);
         let _ = writeln!(text, "on held-back rows; scored by {}\n", run.scorer);
     }
-    let by_name: BTreeMap<&str, usize> =
-        run.changed.iter().filter_map(|c| Some((c.name.as_str(), block_number(&c.name)?))).collect();
-    let blocks: Vec<[String; 4]> = change_by_block(&run.changed, |name| by_name.get(name).copied())
+    let blocks: Vec<[String; 4]> = change_by_block(&run.changed, block_number)
         .into_iter()
         .map(|(block, change)| {
             let steps = block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0);

@@ -7,11 +7,12 @@ use anyhow::Result;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::{Loaded, Record};
+use super::Loaded;
 use crate::config::RepairSettings;
 use crate::fault::Fault;
 use crate::generate::{Generation, Job, Sampling, generate};
 use crate::random::{Purpose, Stream};
+use crate::report::DataRecord;
 use crate::report::progress::Progress;
 use crate::scorers::{SCORERS, TOXIC};
 use crate::tokens::{Cut, Lengths};
@@ -26,7 +27,7 @@ pub struct Rows {
     pub prompts: Vec<Vec<u32>>,
     /// Held-back text for the perplexity before and after.
     pub text: Vec<u32>,
-    pub record: Record,
+    pub record: DataRecord,
 }
 
 impl Rows {
@@ -110,7 +111,7 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         None if settings.model == "demo" => loaded.encoder.encode(demo::CLEAN, false)?,
         None => Vec::new(),
     };
-    let record = Record {
+    let record = DataRecord {
         pairs: pairs.len(),
         held_back,
         normal: 0,
