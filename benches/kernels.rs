@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use irepair::model::kernels::linear::{direct_square, gram_square};
-use irepair::model::kernels::matmul::{Cores, Mat, product};
+use irepair::model::kernels::matmul::{Mat, Precision, large_product};
 use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rows};
 use irepair::optim::{Optimizer, OptimizerKind};
 use irepair::tokens::Packed;
@@ -28,17 +28,21 @@ fn products(c: &mut Criterion) {
     ] {
         let (a, b) = (wave(m * k), wave(k * n));
         let mut out = vec![0f32; m * n];
-        group.throughput(Throughput::Elements((2 * m * k * n) as u64));
-        group.bench_function(format!("{name}: x·W"), |bench| {
-            bench.iter(|| product(&mut out, Mat::new(&a, m, k), Mat::new(&b, k, n), 0.0, 1.0, Cores::All));
-        });
-        group.bench_function(format!("{name}: x·Wᵀ"), |bench| {
-            bench.iter(|| product(&mut out, Mat::new(&a, m, k), Mat::new(&b, n, k).t(), 0.0, 1.0, Cores::All));
-        });
         let mut weight = vec![0f32; k * n];
-        group.bench_function(format!("{name}: xᵀ·g"), |bench| {
-            bench.iter(|| product(&mut weight, Mat::new(&a, m, k).t(), Mat::new(&out, m, n), 0.0, 1.0, Cores::All));
-        });
+        group.throughput(Throughput::Elements((2 * m * k * n) as u64));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (x, w, w_t) = (Mat::new(&a, m, k), Mat::new(&b, k, n), Mat::new(&b, n, k).t());
+            group.bench_function(format!("{name}: x·W {precision:?}"), |bench| {
+                bench.iter(|| large_product(&mut out, x, w, 0.0, 1.0, precision));
+            });
+            group.bench_function(format!("{name}: x·Wᵀ {precision:?}"), |bench| {
+                bench.iter(|| large_product(&mut out, x, w_t, 0.0, 1.0, precision));
+            });
+            let g = vec![0.5f32; m * n];
+            group.bench_function(format!("{name}: xᵀ·g {precision:?}"), |bench| {
+                bench.iter(|| large_product(&mut weight, x.t(), Mat::new(&g, m, n), 0.0, 1.0, precision));
+            });
+        }
     }
     group.finish();
 }
@@ -49,8 +53,8 @@ fn norms(c: &mut Criterion) {
     let (x, g) = (wave(n * input), wave(n * output));
     let mut group = c.benchmark_group("norm of a gradient");
     group.sample_size(10);
-    group.bench_function("gram", |b| b.iter(|| gram_square(&x, &g, n, input, output)));
-    group.bench_function("direct", |b| b.iter(|| direct_square(&x, &g, n, input, output)));
+    group.bench_function("gram", |b| b.iter(|| gram_square(&x, &g, n, input, output, Precision::F32)));
+    group.bench_function("direct", |b| b.iter(|| direct_square(&x, &g, n, input, output, Precision::F32)));
     group.finish();
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RepairOptions;
+use crate::model::kernels::matmul::Precision;
 use crate::tokens::LossOn;
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as little else as possible
@@ -88,6 +89,9 @@ pub struct ModelArgs {
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, env = "IREPAIR_DEVICE", default_value = "auto")]
     pub device: String,
+    /// Of the operands of large products; weights, sums and all else are f32
+    #[arg(long, env = "IREPAIR_DTYPE", value_enum, default_value_t = Precision::F32, visible_alias = "torch-dtype")]
+    pub dtype: Precision,
     /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -208,6 +212,12 @@ pub struct Bench {
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Of the operands of large products
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub dtype: Precision,
+    /// Print on stderr where the time goes, and how near the products come to this machine's best
+    #[arg(long)]
+    pub profile: bool,
     /// Layers composed of candle's own operations instead of our kernels
     #[arg(long)]
     pub composed: bool,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::bail_input;
 use crate::fault::Fault;
 use crate::methods::{self, Recipe};
+use crate::model::kernels::matmul::Precision;
 use crate::optim::{OptimizerKind, Schedule};
 use crate::tokens::LossOn;
 
@@ -123,6 +124,9 @@ pub struct RepairOptions {
     /// auto, cpu, cuda, cuda:N or metal [default: auto]
     #[arg(long, env = "IREPAIR_DEVICE")]
     pub device: Option<String>,
+    /// Of the operands of large products while training; weights, sums and all else are f32 [default: f32]
+    #[arg(long, env = "IREPAIR_DTYPE", value_enum, visible_alias = "torch-dtype")]
+    pub dtype: Option<Precision>,
     /// Prompts whose continuations are scored before and after [default: the held-back pairs' prompts]
     #[arg(long, env = "IREPAIR_EVAL_PROMPTS", value_name = "FILE")]
     pub eval_prompts: Option<PathBuf>,
@@ -201,6 +205,7 @@ pub struct RepairSettings {
     pub seed: u64,
     pub limit: Option<usize>,
     pub device: String,
+    pub dtype: Precision,
     pub eval_prompts: Option<PathBuf>,
     pub eval_text: Option<PathBuf>,
     #[serde(default)]
@@ -239,6 +244,7 @@ impl Default for RepairSettings {
             seed: 42,
             limit: None,
             device: "auto".into(),
+            dtype: Precision::F32,
             eval_prompts: None,
             eval_text: None,
             map: Vec::new(),

@@ -31,6 +31,7 @@ pub mod loss;
 pub mod methods;
 pub mod model;
 pub mod optim;
+pub mod profile;
 pub mod random;
 pub mod report;
 pub mod scorers;

@@ -8,6 +8,7 @@ use irepair::{commands, fault};
 
 fn main() -> ExitCode {
     irepair::device::quiet_candle_pool();
+    irepair::device::keep_freed_memory();
     irepair::stop::end_with_the_pipe();
     let cli = Cli::parse_from(kebab(std::env::args_os()));
     let done = match cli.command {

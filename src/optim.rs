@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::model::kernels::optim::{Average, Descend};
+use crate::profile::{self, Part, Phase};
 use crate::weights::{Weights, squared_norm};
 
 /// Which optimizer.
@@ -59,6 +60,17 @@ impl Optimizer {
         learning_rate: f64,
         scale: f64,
     ) -> Result<()> {
+        profile::phase(Phase::Optimizer, || self.step_each(weights, gradients, learning_rate, scale))
+    }
+
+    fn step_each(
+        &mut self,
+        weights: &mut Weights,
+        gradients: &BTreeMap<String, Tensor>,
+        learning_rate: f64,
+        scale: f64,
+    ) -> Result<()> {
+        let _span = profile::span(Part::Update);
         for (name, gradient) in gradients {
             let state = self.states.entry(name.clone()).or_insert(TensorState {
                 steps: 0,

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::Change;
 use crate::config::RepairSettings;
 use crate::eval::Measures;
+use crate::model::kernels::matmul::Precision;
 use crate::train::{Line, StepLine};
 
 /// `irepair/run.json`.
@@ -46,6 +47,8 @@ pub struct RunRecord {
     pub peak_rss_mib: Option<u64>,
     pub threads: usize,
     pub device: String,
+    /// Of the operands of large products while training.
+    pub dtype: Precision,
 }
 
 /// Rows of a run.

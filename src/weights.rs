@@ -11,6 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 
+use crate::model::kernels::matmul::Precision;
+use crate::profile::{Phase, phase};
+
 /// Where a tensor stands in the model: only [`Place::Block`] tensors can be in the slice of a block-level repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -48,6 +51,7 @@ pub struct Weights {
     original: BTreeMap<String, Tensor>,
     touched: BTreeMap<String, Tensor>,
     kernels: Kernels,
+    precision: Precision,
     keep_originals: bool,
 }
 
@@ -86,6 +90,7 @@ impl Weights {
             original: tensors,
             touched: BTreeMap::new(),
             kernels: if on_cpu { Kernels::Cpu } else { Kernels::Composed },
+            precision: Precision::F32,
             keep_originals: true,
         })
     }
@@ -96,6 +101,11 @@ impl Weights {
             self.kernels = kernels;
         }
         self
+    }
+
+    /// Choose what the operands of the large products are rounded to. The weights themselves stay f32.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// Whether a touched tensor's original is kept for the reference. Without an objective that asks the reference
@@ -228,6 +238,8 @@ pub struct Param {
     pub tensor: Tensor,
     pub name: Arc<str>,
     pub want: Want,
+    /// Of the products it takes part in.
+    pub precision: Precision,
     ledger: Arc<Ledger>,
 }
 
@@ -244,7 +256,7 @@ impl View<'_> {
             Some(var) => var.as_tensor().clone(),
             None => self.weights.tensor(self.who, name)?.clone(),
         };
-        Ok(Param { tensor, name: name.into(), want, ledger: self.ledger.clone() })
+        Ok(Param { tensor, name: name.into(), want, precision: self.weights.precision, ledger: self.ledger.clone() })
     }
 
     /// Whether anything is wanted of the tensors at this place.
@@ -267,7 +279,7 @@ impl View<'_> {
     pub fn backward(&mut self, loss: Tensor) -> Result<()> {
         let missing = |name: &str| format!("no gradient reached {name}");
         self.ledger.lock().reached.clear();
-        let mut store = loss.backward()?;
+        let mut store = phase(Phase::Backward, || loss.backward())?;
         match self.weights.kernels {
             Kernels::Cpu => {
                 let entries = self.ledger.lock();

@@ -1,6 +1,7 @@
 //! `bench`: the time of one iteration on random weights, in the keys of the PyTorch reference's `bench`.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -11,8 +12,11 @@ use crate::cli::{Bench, Shape};
 use crate::generate::{Generation, Job, Sampling, generate};
 use crate::methods::{self, StepInput};
 use crate::model::Model;
+use crate::model::kernels::matmul::{Mat, Precision, large_product};
 use crate::optim::{Optimizer, OptimizerKind};
+use crate::profile::{self, Part, Phase, Profile};
 use crate::random::{Purpose, Stream};
+use crate::report::table::table;
 use crate::tokens::{Batch, LossOn, Packed, PairBatch};
 use crate::weights::{Kernels, Weights, Who};
 use crate::{bail_input, device};
@@ -44,6 +48,10 @@ pub fn run(args: &Bench) -> Result<()> {
     };
     let threads = device::set_threads(args.threads)?;
     let device = device::choose(&args.device)?.device;
+    let (precision, why_not) = device::precision(args.dtype, &device);
+    if let Some(why) = why_not {
+        bail_input!("--dtype {:?}: {why}", args.dtype);
+    }
     let (name, blocks, heads, channels) = args.config.sizes();
     let model = Model::from_config(&json!({
         "model_type": "gpt2", "n_layer": blocks, "n_head": heads, "n_embd": channels,
@@ -51,7 +59,8 @@ pub fn run(args: &Bench) -> Result<()> {
     }))?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
     let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
-    let mut times = match named {
+    weights.set_precision(precision);
+    let (mut times, profile) = match named {
         Some(named) => repair_times(args, &methods::Method::new(&named.recipe())?, &model, &mut weights)?,
         None => generation_times(args, &model, &weights)?,
     };
@@ -59,19 +68,72 @@ pub fn run(args: &Bench) -> Result<()> {
     let middle = times.len() / 2;
     let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
     let round = |x: f64| (x * 1e4).round() / 1e4;
+    if args.profile {
+        eprint!("{}", profile_text(&profile, args.iterations, threads, product_rate(precision)));
+    }
     println!(
         "{}",
         json!({
             "impl": format!("irepair {}{}", env!("CARGO_PKG_VERSION"), if args.composed { " composed" } else { "" }),
-            "config": name, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
+            "config": name, "dtype": precision, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
             "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
         })
     );
     Ok(())
 }
 
-/// Seconds of each timed iteration of a method.
-fn repair_times(args: &Bench, method: &methods::Method, model: &Model, weights: &mut Weights) -> Result<Vec<f64>> {
+/// Floating-point operations a second of a square product that fits the caches: what the machine can do with ours.
+fn product_rate(precision: Precision) -> f64 {
+    const SIDE: usize = 1024;
+    let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 1000) as f32 / 1000.0 - 0.5).collect();
+    let mut out = vec![0f32; SIDE * SIDE];
+    let m = Mat::new(&a, SIDE, SIDE);
+    let mut seconds = || {
+        let begun = Instant::now();
+        large_product(&mut out, m, m.t(), 0.0, 1.0, precision);
+        begun.elapsed().as_secs_f64()
+    };
+    let best = (0..10).map(|_| seconds()).fold(f64::INFINITY, f64::min);
+    2.0 * (SIDE as f64).powi(3) / best
+}
+
+/// Where the time of all timed iterations went, a mean iteration.
+fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64) -> String {
+    let n = iterations as f64;
+    let row = |name: &str, by_phase: Vec<f64>| {
+        let total: f64 = by_phase.iter().sum();
+        let [f, b, o] = [0, 1, 2].map(|i| format!("{:.1}", 1e3 * by_phase[i] / n));
+        [name.to_owned(), f, b, o, format!("{:.1}", 1e3 * total / n), format!("{:.1} %", 100.0 * total / profile.wall)]
+    };
+    let of = |part: Part| Phase::ALL.iter().map(|(phase, _)| profile.seconds(part, *phase)).collect::<Vec<_>>();
+    let mut rows: Vec<_> = Part::ALL.iter().map(|(part, name)| row(name, of(*part))).collect();
+    let all = Phase::ALL.iter().map(|(phase, _)| Part::ALL.iter().map(|(p, _)| profile.seconds(*p, *phase)).sum());
+    rows.push(row("all", all.collect()));
+    let large = profile.of(Part::Product) + profile.of(Part::HeadProduct);
+    let reached = profile.large_operations / large;
+    let mut text = table(["ms an iteration", "forward", "backward", "optimizer", "all", "share"], &rows);
+    let _ = writeln!(
+        text,
+        "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, {:.0} % of the {:.0} that a \
+         1,024-sided product reaches here; {:.0} GFLOP/s over all\ncores waiting: {:.1} % of {threads} threads' time",
+        profile.operations / n / 1e9,
+        profile.large_operations / n / 1e9,
+        reached / 1e9,
+        100.0 * reached / rate,
+        rate / 1e9,
+        profile.operations / profile.wall / 1e9,
+        100.0 * (1.0 - profile.processor / (profile.wall * threads as f64)).max(0.0),
+    );
+    text
+}
+
+/// Seconds of each timed iteration of a method, and where they went.
+fn repair_times(
+    args: &Bench,
+    method: &methods::Method,
+    model: &Model,
+    weights: &mut Weights,
+) -> Result<(Vec<f64>, Profile)> {
     weights.keep_originals(method.needs_reference());
     let device = weights.device();
     let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
@@ -82,6 +144,9 @@ fn repair_times(args: &Bench, method: &methods::Method, model: &Model, weights: 
         let batch = |rows: &[Vec<u32>]| Batch::new(rows.iter().map(|r| (&r[..0], r.as_slice())), LossOn::All);
         let pairs = PairBatch { rejected: batch(&draw()), chosen: batch(&draw()) };
         let normal = Packed::new(draw().iter().map(Vec::as_slice));
+        if iteration == 1 {
+            profile::start();
+        }
         let begun = Instant::now();
         let input = StepInput { model, weights, pairs: &pairs, normal: Some(&normal) };
         let report = method.step(&input)?;
@@ -91,7 +156,7 @@ fn repair_times(args: &Bench, method: &methods::Method, model: &Model, weights: 
             times.push(begun.elapsed().as_secs_f64());
         }
     }
-    Ok(times)
+    Ok((times, profile::stop().unwrap_or_default()))
 }
 
 fn random_ids(stream: &mut Stream, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
@@ -99,7 +164,7 @@ fn random_ids(stream: &mut Stream, batch: usize, tokens: usize) -> Vec<Vec<u32>>
 }
 
 /// Seconds of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32.
-fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Vec<f64>> {
+fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<(Vec<f64>, Profile)> {
     let view = weights.frozen(Who::Patient)?;
     let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: args.tokens, end: None, seed: 0 };
     let mut times = Vec::new();
@@ -107,13 +172,16 @@ fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Ve
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
         let jobs: Vec<Job> =
             random_ids(&mut stream, args.batch, 32).into_iter().map(|ids| Job { ids, prompt: 0, sample: 0 }).collect();
+        if iteration == 1 {
+            profile::start();
+        }
         let begun = Instant::now();
         generate(model, &view, &jobs, &settings)?;
         if iteration > 0 {
             times.push(begun.elapsed().as_secs_f64());
         }
     }
-    Ok(times)
+    Ok((times, profile::stop().unwrap_or_default()))
 }
 
 /// Normal weights of deviation 0.02, norms of 1, biases of 0: GPT-2's own beginning.

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::{Loaded, open};
+use super::Loaded;
 use crate::cli::Generate;
 use crate::fault::Fault;
 use crate::generate::{Generation, Job, Sampling, generate};
@@ -17,7 +17,7 @@ use crate::{bail_input, data, demo, stop};
 pub fn run(args: &Generate) -> Result<()> {
     check(args)?;
     let scorer = args.scorer.as_deref().map(scorers::named).transpose()?;
-    let loaded = open(&args.model.model, args.model.revision.as_deref(), &args.model.device, args.model.threads)?;
+    let loaded = args.model.open()?;
     let (prompts, jobs) = jobs(args, &loaded)?;
     let settings = Generation {
         sampling: if args.greedy {
@@ -29,7 +29,8 @@ pub fn run(args: &Generate) -> Result<()> {
         end: loaded.end_token(),
         seed: args.seed,
     };
-    let weights = loaded.weights()?;
+    let mut weights = loaded.weights()?;
+    weights.set_precision(loaded.precision);
     stop::listen()?;
     let written = write_all(args, &loaded, &weights.frozen(Who::Patient)?, &prompts, &jobs, &settings, scorer)?;
     let share = 100.0 * written.removed as f64 / (written.kept + written.removed).max(1) as f64;

@@ -12,6 +12,7 @@ use candle_core::Device;
 use crate::checkpoint::Checkpoint;
 use crate::hub::{self, Source};
 use crate::model::Model;
+use crate::model::kernels::matmul::Precision;
 use crate::tokens::Encoder;
 use crate::weights::Weights;
 use crate::{bail_input, device};
@@ -24,12 +25,33 @@ pub struct Loaded {
     pub device: Device,
     /// Why this device.
     pub device_why: String,
+    /// Of the large products.
+    pub precision: Precision,
+}
+
+/// What a command computes on.
+pub struct On<'a> {
+    pub device: &'a str,
+    pub dtype: Precision,
+    pub threads: Option<usize>,
+}
+
+impl crate::cli::ModelArgs {
+    /// Opens the model that the arguments name.
+    pub fn open(&self) -> Result<Loaded> {
+        let on = On { device: &self.device, dtype: self.dtype, threads: self.threads };
+        open(&self.model, self.revision.as_deref(), &on)
+    }
 }
 
 /// Opens a model folder: configuration, headers, tokenizer.
-pub fn open(model: &str, revision: Option<&str>, device: &str, threads: Option<usize>) -> Result<Loaded> {
-    device::set_threads(threads)?;
-    let choice = device::choose(device)?;
+pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
+    device::set_threads(on.threads)?;
+    let choice = device::choose(on.device)?;
+    let (precision, why_not) = device::precision(on.dtype, &choice.device);
+    if let Some(why) = why_not {
+        eprintln!("--dtype {:?}: {why}; f32 is used", on.dtype);
+    }
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;
     let model = Model::from_config(&checkpoint.config)?;
@@ -41,7 +63,7 @@ pub fn open(model: &str, revision: Option<&str>, device: &str, threads: Option<u
         );
     }
     let encoder = Encoder::from_file(&tokenizer, model.sizes().vocabulary)?;
-    Ok(Loaded { source, model, encoder, device: choice.device, device_why: choice.why })
+    Ok(Loaded { source, model, encoder, device: choice.device, device_why: choice.why, precision })
 }
 
 impl Loaded {
@@ -49,7 +71,7 @@ impl Loaded {
         &self.source.checkpoint
     }
 
-    /// Reads the weights.
+    /// Reads the weights; products are f32 until a precision is set.
     pub fn weights(&self) -> Result<Weights> {
         self.checkpoint().load(&self.model, &self.device)
     }

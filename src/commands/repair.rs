@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::{Loaded, open};
+use super::{Loaded, On, open};
 use crate::cli::Repair;
 use crate::config::RepairSettings;
 use crate::eval::Yardstick;
 use crate::fault::Fault;
 use crate::methods::Method;
+use crate::model::kernels::matmul::Precision;
 use crate::optim::Optimizer;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
@@ -26,7 +27,8 @@ use output::Output;
 pub fn run(args: &Repair) -> Result<()> {
     let begun = Instant::now();
     let settings = RepairSettings::resolve(args.config.as_deref(), &args.options)?;
-    let loaded = open(&settings.model, settings.revision.as_deref(), &settings.device, args.threads)?;
+    let on = On { device: &settings.device, dtype: settings.dtype, threads: args.threads };
+    let loaded = open(&settings.model, settings.revision.as_deref(), &on)?;
     let say = |text: String| {
         if !args.output.quiet {
             eprintln!("{text}");
@@ -63,7 +65,10 @@ pub fn run(args: &Repair) -> Result<()> {
         say(format!("going on from step {}", trainer.step));
     }
     let mut progress = Progress::new("repair", trainer.step, settings.max_steps, args.output.quiet);
+    trainer.weights.set_precision(loaded.precision);
     let end = trainer.run(&mut progress);
+    // What is reported is measured as users will run it.
+    trainer.weights.set_precision(Precision::F32);
     progress.finish();
     let end = end.map_err(|e| out.explain(e))?;
     if end == End::Interrupted {
@@ -109,6 +114,7 @@ pub fn run(args: &Repair) -> Result<()> {
         peak_rss_mib: None,
         threads: rayon::current_num_threads(),
         device: device_name(&loaded),
+        dtype: loaded.precision,
     };
     let left_out = out.write(loaded.checkpoint(), &base_hash, &trainer.weights)?;
     run.changed = out.verify(loaded.checkpoint(), &loaded.model, &trainer.weights, &run.sliced)?;
@@ -177,6 +183,7 @@ fn trainer<'a>(
         loss_on: format!("{:?}", settings.loss_on),
         seed: settings.seed,
         batch_size: settings.batch_size,
+        dtype: loaded.precision,
     };
     let empty = Weights::new(Vec::new(), Default::default())?;
     Ok(Trainer {

@@ -6,7 +6,6 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
-use super::open;
 use crate::cli::Sensitivity;
 use crate::data::{self, Pair};
 use crate::report::plot::{blocks_svg, short};
@@ -37,14 +36,15 @@ pub fn run(args: &Sensitivity) -> Result<()> {
             );
         }
     }
-    let loaded = open(&args.model.model, args.model.revision.as_deref(), &args.model.device, args.model.threads)?;
+    let loaded = args.model.open()?;
     let pairs = read(args)?;
     let lengths = Lengths::within(loaded.model.sizes().context, args.max_length, args.max_prompt_length)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         eprintln!("cut to length: {} prompts, {} responses of {} pairs", cut.prompts, cut.responses, tokens.len());
     }
-    let weights = loaded.weights()?;
+    let mut weights = loaded.weights()?;
+    weights.set_precision(loaded.precision);
     let blocks = loaded.model.sizes().blocks;
     let mut mean = vec![0f64; blocks];
     let mut batches = Vec::new();

@@ -9,9 +9,11 @@ use candle_core::{D, DType, Device, Tensor};
 pub use super::kernels::activation::Activation;
 pub use super::kernels::attention::{AttentionShape, Cache};
 pub use super::kernels::linear::Orientation;
+use super::kernels::matmul::Precision;
 use super::kernels::{attention, embedding, head, linear, norm};
+use crate::profile::{Part, span};
 use crate::tokens::Packed;
-use crate::weights::{Kernels, View, Want};
+use crate::weights::{Kernels, Param, View, Want};
 
 /// What a block needs beside its input: where the sequences are, and in generation the layer's cache.
 pub struct Rows<'a> {
@@ -94,8 +96,8 @@ fn linear_onto(
         });
     }
     let mut y = match orientation {
-        Orientation::InOut => x.matmul(&weight.tensor)?,
-        Orientation::OutIn => x.matmul(&weight.tensor.t()?)?,
+        Orientation::InOut => matmul(x, &weight.tensor, weight.precision)?,
+        Orientation::OutIn => matmul(x, &weight.tensor.t()?, weight.precision)?,
     };
     if let Some(bias) = bias {
         y = y.broadcast_add(&bias.tensor)?;
@@ -103,6 +105,14 @@ fn linear_onto(
     Ok(match residual {
         Some(residual) => (residual + y)?,
         None => y,
+    })
+}
+
+/// A product whose operands are rounded to `precision`, in f32.
+fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
+    Ok(match precision {
+        Precision::F32 => x.matmul(w)?,
+        Precision::Bf16 => x.to_dtype(DType::BF16)?.matmul(&w.to_dtype(DType::BF16)?)?.to_dtype(DType::F32)?,
     })
 }
 
@@ -195,7 +205,7 @@ pub fn token_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], targets: &[
         let kind = head::HeadKind::TokenLogp(targets.to_vec());
         return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
     }
-    let logp = composed_logp(&weight.tensor, h, rows)?;
+    let logp = composed_logp(&weight.tensor, h, rows, weight.precision)?;
     let targets = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
     Ok(logp.gather(&targets, 1)?.squeeze(1)?)
 }
@@ -208,32 +218,33 @@ pub fn kl(view: &View, reference: &View, name: &str, h: &Tensor, ref_h: &Tensor,
         let kind = head::HeadKind::Kl { hidden: ref_h.detach().index_select(&index, 0)?, weight: ref_weight };
         return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
     }
-    let logp_ref = composed_logp(&ref_weight, ref_h, rows)?.detach();
-    let logp = composed_logp(&weight.tensor, h, rows)?;
+    let logp_ref = composed_logp(&ref_weight, ref_h, rows, weight.precision)?.detach();
+    let logp = composed_logp(&weight.tensor, h, rows, weight.precision)?;
     Ok((logp_ref.exp()? * (logp_ref - logp)?)?.sum(D::Minus1)?)
 }
 
-fn composed_logp(weight: &Tensor, h: &Tensor, rows: &[u32]) -> Result<Tensor> {
+fn composed_logp(weight: &Tensor, h: &Tensor, rows: &[u32], precision: Precision) -> Result<Tensor> {
     let index = Tensor::from_slice(rows, rows.len(), h.device())?;
-    let logits = h.index_select(&index, 0)?.matmul(&weight.t()?)?;
+    let logits = matmul(&h.index_select(&index, 0)?, &weight.t()?, precision)?;
     Ok(candle_nn::ops::log_softmax(&logits, D::Minus1)?)
 }
 
 /// Logits of all rows of h (n,C) → (n,V). For generation and inspection: no graph.
 pub fn logits(view: &View, name: &str, h: &Tensor) -> Result<Tensor> {
-    let weight = view.param(name)?.tensor;
+    let Param { tensor: weight, precision, .. } = view.param(name)?;
     let (rows, columns) = h.dims2().context("hidden states")?;
     if view.kernels() == Kernels::Cpu {
         let vocabulary = weight.dim(0)?;
         let mut out = super::kernels::zeros(rows * vocabulary);
+        let _span = span(Part::Head);
         super::kernels::read(h, |h| {
             super::kernels::read(&weight, |w| {
-                use super::kernels::matmul::{Cores, Mat, product};
+                use super::kernels::matmul::{Mat, large_product};
                 let w = Mat::new(w, vocabulary, columns);
-                product(&mut out, Mat::new(h, rows, columns), w.t(), 0.0, 1.0, Cores::All);
+                large_product(&mut out, Mat::new(h, rows, columns), w.t(), 0.0, 1.0, precision);
             })
         })??;
         return Ok(Tensor::from_vec(out, (rows, vocabulary), &Device::Cpu)?);
     }
-    Ok(h.matmul(&weight.t()?)?)
+    matmul(h, &weight.t()?, precision)
 }

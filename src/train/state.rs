@@ -14,6 +14,7 @@ use super::{Best, Trainer};
 use crate::bail_input;
 use crate::checkpoint::{Stored, write_tensors};
 use crate::fault::Fault;
+use crate::model::kernels::matmul::Precision;
 use crate::optim::{Optimizer, TensorState};
 
 const FORMAT_VERSION: u32 = 1;
@@ -30,6 +31,7 @@ pub struct Fingerprint {
     pub loss_on: String,
     pub seed: u64,
     pub batch_size: usize,
+    pub dtype: Precision,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -175,6 +177,7 @@ impl Trainer<'_> {
             ("--loss-on", saved.loss_on != now.loss_on),
             ("--seed", saved.seed != now.seed),
             ("--batch-size", saved.batch_size != now.batch_size),
+            ("--dtype", saved.dtype != now.dtype),
         ];
         if let Some((what, _)) = differences.iter().find(|(_, differs)| *differs) {
             bail_input!("--resume: the saved state is of another {what}; run with the same one, or with --overwrite");

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{exp, par_rows, read, values, vectorized, zeros};
 
+use crate::profile::{Part, span};
+
 /// An activation function as `config.json` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -96,6 +98,7 @@ impl CustomOp1 for Activation {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Activation);
         let x = values(x, layout)?;
         let mut y = zeros(x.len());
         par_rows(&mut y, 1, |first, y| {
@@ -111,6 +114,7 @@ impl CustomOp1 for Activation {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Activation);
         let grad = grad.contiguous()?;
         let mut gx = zeros(x.elem_count());
         read(x, |x| {

@@ -13,6 +13,8 @@ use rayon::prelude::*;
 use super::matmul::{Cores, Mat, product, product_into};
 use super::{Shared, dot, exp, max, read, sum, values, vectorized, zeros};
 
+use crate::profile::{Part, span};
+
 /// Sizes and scaling of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
@@ -346,10 +348,12 @@ impl CustomOp1 for Attention {
     }
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Attention);
         self.forward(&self.fused(values(qkv, layout)?))
     }
 
     fn bwd(&self, qkv: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Attention);
         let grad = grad.contiguous()?;
         let mut gx = zeros(qkv.elem_count());
         let place = Shared(gx.as_mut_ptr());
@@ -373,6 +377,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Attention);
         self.forward(&self.apart(values(q, q_l)?, values(k, k_l)?, values(v, v_l)?))
     }
 
@@ -384,6 +389,7 @@ impl CustomOp3 for Attention {
         _out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let _span = span(Part::Attention);
         let grad = grad.contiguous()?;
         let (mut gq, mut gk, mut gv) = (zeros(q.elem_count()), zeros(k.elem_count()), zeros(v.elem_count()));
         let places = (Shared(gq.as_mut_ptr()), Shared(gk.as_mut_ptr()), Shared(gv.as_mut_ptr()));

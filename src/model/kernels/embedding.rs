@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{par_rows, read, sum_of_squares, values, vectorized, zeros};
+use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
 
 /// `h (N,C) = tokens[id] + positions[pos]`, applied to an *anchor*: a tensor of one value that only carries the graph,
@@ -26,6 +27,7 @@ impl CustomOp1 for Embedding {
     }
 
     fn cpu_fwd(&self, anchor: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Embedding);
         values(anchor, layout)?;
         let (_, columns) = self.tokens.tensor.dims2()?;
         let mut h = zeros(self.ids.len() * columns);
@@ -45,6 +47,7 @@ impl CustomOp1 for Embedding {
     }
 
     fn bwd(&self, _anchor: &Tensor, _h: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Embedding);
         let (_, columns) = self.tokens.tensor.dims2()?;
         let grad = grad.contiguous()?;
         read(&grad, |g| {

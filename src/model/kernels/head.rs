@@ -9,15 +9,36 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::matmul::{Cores, Mat, product};
+use super::matmul::{Mat, Precision, large_product};
 use super::{exp, fold, max, par_rows, read, values, vectorized, zeros};
+use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
 
-/// Logits of a chunk take about this many values (16 MiB).
-const CHUNK_VALUES: usize = 1 << 22;
+/// Logits of a chunk take at most about this many values (32 MiB).
+const CHUNK_VALUES: usize = 1 << 23;
 
-fn chunk_rows(vocabulary: usize) -> usize {
-    (CHUNK_VALUES / vocabulary).clamp(16, 512)
+/// Positions in a chunk: all chunks about as large, because each reads the whole head, however few its positions.
+fn chunk_rows(rows: usize, vocabulary: usize) -> usize {
+    let most = (CHUNK_VALUES / vocabulary).clamp(16, 512);
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}
+
+/// The head's matrix (V,C) as its products see it.
+#[derive(Clone, Copy)]
+struct Vocabulary<'a> {
+    w: &'a [f32],
+    columns: usize,
+    precision: Precision,
+}
+
+impl Vocabulary<'_> {
+    fn len(&self) -> usize {
+        self.w.len() / self.columns
+    }
+
+    fn mat(&self) -> Mat {
+        Mat::new(self.w, self.len(), self.columns)
+    }
 }
 
 /// What a head operation computes of the logits at each position.
@@ -29,23 +50,21 @@ enum Target<'a> {
 }
 
 /// f_i of each row of x (n,C) under head w (V,C), and with `slopes` also u_i = ∂f_i/∂x_i (n,C).
-fn scan(x: &[f32], w: &[f32], columns: usize, target: &Target, slopes: Option<&mut [f32]>) -> Vec<f32> {
-    scan_with(x, w, columns, target, slopes, |_, _| ())
+fn scan(x: &[f32], head: Vocabulary, target: &Target, slopes: Option<&mut [f32]>) -> Vec<f32> {
+    scan_with(x, head, target, slopes, |_, _| ())
 }
 
 /// As [`scan`]; `visit(first row, ∂f/∂logits of the chunk)` also sees the gradient by the logits.
 fn scan_with(
     x: &[f32],
-    w: &[f32],
-    columns: usize,
+    head: Vocabulary,
     target: &Target,
     mut slopes: Option<&mut [f32]>,
     mut visit: impl FnMut(usize, &mut [f32]),
 ) -> Vec<f32> {
-    let rows = x.len() / columns;
-    let vocabulary = w.len() / columns;
-    let head = Mat::new(w, vocabulary, columns);
-    let chunk = chunk_rows(vocabulary).min(rows.max(1));
+    let Vocabulary { columns, precision, .. } = head;
+    let (rows, vocabulary) = (x.len() / columns, head.len());
+    let chunk = chunk_rows(rows, vocabulary);
     let mut logits = zeros(chunk * vocabulary);
     let mut ref_logits = zeros(if matches!(target, Target::Reference(..)) { chunk * vocabulary } else { 0 });
     let mut out = zeros(rows);
@@ -53,7 +72,7 @@ fn scan_with(
         let count = chunk.min(rows - first);
         let logits = &mut logits[..count * vocabulary];
         let x = Mat::new(&x[first * columns..][..count * columns], count, columns);
-        product(logits, x, head.t(), 0.0, 1.0, Cores::All);
+        large_product(logits, x, head.mat().t(), 0.0, 1.0, precision);
         let out = &mut out[first..first + count];
         match target {
             Target::Token(tokens) => {
@@ -65,7 +84,8 @@ fn scan_with(
             Target::Reference(ref_x, ref_w) => {
                 let ref_logits = &mut ref_logits[..count * vocabulary];
                 let ref_x = Mat::new(&ref_x[first * columns..][..count * columns], count, columns);
-                product(ref_logits, ref_x, Mat::new(ref_w, vocabulary, columns).t(), 0.0, 1.0, Cores::All);
+                let ref_head = Mat::new(ref_w, vocabulary, columns);
+                large_product(ref_logits, ref_x, ref_head.t(), 0.0, 1.0, precision);
                 let ref_logits = &*ref_logits;
                 each_row(logits, vocabulary, out, |row, logits, out| {
                     *out = kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary]);
@@ -75,7 +95,7 @@ fn scan_with(
         // The rows now hold ∂f/∂logits.
         if let Some(slopes) = slopes.as_deref_mut() {
             let slopes = &mut slopes[first * columns..][..count * columns];
-            product(slopes, Mat::new(logits, count, vocabulary), head, 0.0, 1.0, Cores::All);
+            large_product(slopes, Mat::new(logits, count, vocabulary), head.mat(), 0.0, 1.0, precision);
         }
         visit(first, logits);
     }
@@ -196,11 +216,13 @@ impl CustomOp1 for Head {
     }
 
     fn cpu_fwd(&self, h: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Head);
         let (_, columns) = self.weight.tensor.dims2()?;
         let x = self.gather(values(h, layout)?, columns);
         let mut slopes = self.keep_slopes.then(|| zeros(x.len()));
         let out = read(&self.weight.tensor, |w| {
-            self.with_target(|target| scan(&x, w, columns, target, slopes.as_deref_mut()))
+            let head = Vocabulary { w, columns, precision: self.weight.precision };
+            self.with_target(|target| scan(&x, head, target, slopes.as_deref_mut()))
         })??;
         if let Ok(mut place) = self.slopes.lock() {
             *place = slopes;
@@ -209,6 +231,7 @@ impl CustomOp1 for Head {
     }
 
     fn bwd(&self, h: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Head);
         let (_, columns) = self.weight.tensor.dims2()?;
         let g = grad.to_vec1::<f32>()?;
         if self.weight.want != Want::Nothing {
@@ -234,11 +257,12 @@ impl Head {
         }
         let x = read(h, |h| self.gather(h, columns))?;
         read(&self.weight.tensor, |w| {
-            let vocabulary = w.len() / columns;
+            let head = Vocabulary { w, columns, precision: self.weight.precision };
+            let vocabulary = head.len();
             self.with_target(|target| {
                 self.weight.add_gradient(|sum, keep| {
                     let mut keep = keep;
-                    scan_with(&x, w, columns, target, None, |first, slope| {
+                    scan_with(&x, head, target, None, |first, slope| {
                         let count = slope.len() / vocabulary;
                         par_rows(slope, vocabulary, |row, slope| {
                             for (i, slope) in slope.chunks_exact_mut(vocabulary).enumerate() {
@@ -247,7 +271,7 @@ impl Head {
                             }
                         });
                         let x = Mat::new(&x[first * columns..][..count * columns], count, columns);
-                        product(sum, Mat::new(slope, count, vocabulary).t(), x, keep, 1.0, Cores::All);
+                        large_product(sum, Mat::new(slope, count, vocabulary).t(), x, keep, 1.0, head.precision);
                         keep = 1.0;
                     });
                 });

@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::matmul::{Cores, Mat, product};
+use super::matmul::{Mat, Precision, large_product};
 use super::{add_column_sums, par_rows, read, sum_of_squares, values, vectorized, zeros};
+use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
 
 /// How a weight matrix lies on disk and in memory.
@@ -60,7 +61,8 @@ impl Linear {
         }
         let keep = if residual.is_some() || self.bias.is_some() { 1.0 } else { 0.0 };
         read(&self.weight.tensor, |w| {
-            product(&mut y, Mat::new(x, rows, input), self.matrix(w, input, output), keep, 1.0, Cores::All);
+            let (x, w) = (Mat::new(x, rows, input), self.matrix(w, input, output));
+            large_product(&mut y, x, w, keep, 1.0, self.weight.precision);
         })?;
         let mut dims = shape.dims().to_vec();
         if let Some(last) = dims.last_mut() {
@@ -86,8 +88,8 @@ impl Linear {
         let mut gx = zeros(rows * input);
         read(&grad, |g| {
             read(&self.weight.tensor, |w| {
-                let w = self.matrix(w, input, output);
-                product(&mut gx, Mat::new(g, rows, output), w.t(), 0.0, 1.0, Cores::All);
+                let (g, w) = (Mat::new(g, rows, output), self.matrix(w, input, output));
+                large_product(&mut gx, g, w.t(), 0.0, 1.0, self.weight.precision);
             })
         })??;
         Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
@@ -96,12 +98,13 @@ impl Linear {
     fn parameters(&self, x: &[f32], g: &[f32], input: usize, output: usize) -> Result<()> {
         let rows = x.len() / input;
         let (x_m, g_m) = (Mat::new(x, rows, input), Mat::new(g, rows, output));
+        let precision = self.weight.precision;
         match self.weight.want {
             Want::Nothing => {}
-            Want::Norm => self.weight.add_square(outer_square(x, g, rows, input, output))?,
+            Want::Norm => self.weight.add_square(outer_square(x, g, rows, input, output, precision))?,
             Want::Gradient => self.weight.add_gradient(|sum, keep| match self.orientation {
-                Orientation::InOut => product(sum, x_m.t(), g_m, keep, 1.0, Cores::All),
-                Orientation::OutIn => product(sum, g_m.t(), x_m, keep, 1.0, Cores::All),
+                Orientation::InOut => large_product(sum, x_m.t(), g_m, keep, 1.0, precision),
+                Orientation::OutIn => large_product(sum, g_m.t(), x_m, keep, 1.0, precision),
             }),
         }
         if let Some(bias) = &self.bias {
@@ -123,21 +126,21 @@ impl Linear {
 ///
 /// `‖xᵀg‖² = Σ (xxᵀ ∘ ggᵀ)`: for few rows two N × N Gram matrices cost less than the in × out gradient, and nothing of
 /// its size is ever allocated. Which form runs depends on the shape alone.
-pub fn outer_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize) -> f64 {
+pub fn outer_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
     // Only the lower half of the Gram matrices is computed, in tiles of TILE rows.
     let tiles = rows.div_ceil(TILE);
     let gram = (tiles * (tiles + 1) / 2) * TILE * TILE * (input + output);
     if gram < rows * input * output {
-        gram_square(x, g, rows, input, output)
+        gram_square(x, g, rows, input, output, precision)
     } else {
-        direct_square(x, g, rows, input, output)
+        direct_square(x, g, rows, input, output, precision)
     }
 }
 
 const TILE: usize = 128;
 
 /// [`outer_square`] by Gram matrices: N²·(in + out) multiplications at most, N² memory at most.
-pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize) -> f64 {
+pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
     let mut xx = zeros(TILE * TILE);
     let mut gg = zeros(TILE * TILE);
     let mut total = 0f64;
@@ -148,7 +151,7 @@ pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usiz
             let tile = |m: &[f32], columns: usize, out: &mut [f32]| {
                 let a = Mat::new(&m[i * columns..][..i_rows * columns], i_rows, columns);
                 let b = Mat::new(&m[j * columns..][..j_rows * columns], j_rows, columns);
-                product(out, a, b.t(), 0.0, 1.0, Cores::All);
+                large_product(out, a, b.t(), 0.0, 1.0, precision);
             };
             let (xx, gg) = (&mut xx[..i_rows * j_rows], &mut gg[..i_rows * j_rows]);
             tile(x, input, xx);
@@ -173,7 +176,7 @@ pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usiz
 }
 
 /// [`outer_square`] by the gradient itself, a strip of it at a time.
-pub fn direct_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize) -> f64 {
+pub fn direct_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
     const STRIP: usize = 512;
     let mut strip = zeros(STRIP.min(input) * output);
     let mut total = 0f64;
@@ -182,7 +185,7 @@ pub fn direct_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: us
         // SAFETY: columns first..first+width of every row of x.
         let columns = unsafe { Mat::strided(x.as_ptr().add(first), rows, width, input) };
         let out = &mut strip[..width * output];
-        product(out, columns.t(), Mat::new(g, rows, output), 0.0, 1.0, Cores::All);
+        large_product(out, columns.t(), Mat::new(g, rows, output), 0.0, 1.0, precision);
         total += sum_of_squares(out);
     }
     total
@@ -194,10 +197,12 @@ impl CustomOp1 for Linear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Bias);
         self.forward(values(x, layout)?, None, layout.shape())
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Bias);
         self.backward(x, grad)
     }
 }
@@ -211,10 +216,12 @@ impl CustomOp2 for LinearResidual {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, r: &CpuStorage, r_l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Bias);
         self.0.forward(values(x, x_l)?, Some(values(r, r_l)?), x_l.shape())
     }
 
     fn bwd(&self, x: &Tensor, r: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _span = span(Part::Bias);
         Ok((self.0.backward(x, grad)?, r.track_op().then(|| grad.clone())))
     }
 }
@@ -231,8 +238,8 @@ mod tests {
     fn gram_and_direct_norms_agree() {
         for (rows, input, output) in [(3, 5, 7), (200, 33, 17), (129, 600, 40), (256, 64, 256)] {
             let (x, g) = (wave(rows * input, 0.37), wave(rows * output, 0.91));
-            let gram = gram_square(&x, &g, rows, input, output);
-            let direct = direct_square(&x, &g, rows, input, output);
+            let gram = gram_square(&x, &g, rows, input, output, Precision::F32);
+            let direct = direct_square(&x, &g, rows, input, output, Precision::F32);
             let mut plain = 0f64;
             for i in 0..input {
                 for o in 0..output {

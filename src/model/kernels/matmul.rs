@@ -1,6 +1,9 @@
-//! The matrix product: a thin, safe face on `gemm` (AVX-512 where the processor has it).
+//! The matrix product: a thin, safe face on our packed kernel and on `gemm`, by shape and precision.
 
 use gemm::Parallelism;
+use serde::{Deserialize, Serialize};
+
+use crate::profile;
 
 /// A matrix view: `rows × cols` with strides in values.
 #[derive(Clone, Copy)]
@@ -38,6 +41,67 @@ pub enum Cores {
     One,
 }
 
+/// What the operands of the large products are rounded to; sums, and everything else, are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Operands as they are.
+    #[value(alias = "float32")]
+    F32,
+    /// Operands rounded to bf16 (mixed precision).
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl Precision {
+    /// Whether the CPU kernels have a fast product for it here.
+    pub fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let fast = super::packed::available(self);
+        #[cfg(not(target_arch = "x86_64"))]
+        let fast = false;
+        fast || self == Self::F32
+    }
+}
+
+/// [`product`] on all cores, its operands in this precision; f32 where it is not
+/// [`available`](Precision::available).
+pub fn large_product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, precision: Precision) {
+    assert_eq!(out.len(), a.rows * b.cols, "output of {} × {}", a.rows, b.cols);
+    let _span = profile::product_span();
+    #[cfg(target_arch = "x86_64")]
+    if precision != Precision::F32 && precision.available() {
+        profile::count_product(a.rows, a.cols, b.cols, true);
+        // SAFETY: `out` has room for every row, and is borrowed mutably.
+        return unsafe { packed_product(out.as_mut_ptr(), b.cols, a, b, keep, scale, precision, Cores::All) };
+    }
+    product(out, a, b, keep, scale, Cores::All);
+}
+
+/// # Safety
+/// As [`product_into`], and the precision must be available.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn packed_product(
+    out: *mut f32,
+    stride: usize,
+    a: Mat,
+    b: Mat,
+    keep: f32,
+    scale: f32,
+    precision: Precision,
+    cores: Cores,
+) {
+    use super::packed::{Operand, Output, product};
+    assert_eq!(a.cols, b.rows, "inner sizes");
+    assert!([a, b].iter().all(|m| m.row_stride == 1 || m.col_stride == 1), "rows or columns are contiguous");
+    let out = Output { ptr: super::Shared(out), stride, keep, scale };
+    let left = Operand { ptr: a.ptr, across: a.rows, across_stride: a.row_stride, depth_stride: a.col_stride };
+    let right = Operand { ptr: b.ptr, across: b.cols, across_stride: b.col_stride, depth_stride: b.row_stride };
+    // SAFETY: as the caller promises.
+    unsafe { product(out, left, right, a.cols, precision, cores) }
+}
+
 /// `out = keep·out + scale·a·b`, `out` row-major (a.rows, b.cols).
 pub fn product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
     assert_eq!(out.len(), a.rows * b.cols, "output of {} × {}", a.rows, b.cols);
@@ -51,16 +115,16 @@ pub fn product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, cores: Co
 /// `out` must be writable at `r·stride + c` for every row of `a` and column of `b`, and no one else may use it.
 pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
     assert_eq!(a.cols, b.rows, "inner sizes");
+    profile::count_product(a.rows, a.cols, b.cols, cores == Cores::All);
+    // `gemm` would first copy `b` transposed, which at a few hundred rows of `a` costs more than the multiplication.
     #[cfg(target_arch = "x86_64")]
     {
-        use super::rows::{self, Operand};
-        // Short dot products are mostly their final additions; the general product serves those.
+        // Small ones are not worth the packing.
         const SHORT: usize = 128;
-        if a.col_stride == 1 && b.row_stride == 1 && b.cols > 1 && a.cols >= SHORT && rows::available() {
-            let a_rows = Operand { ptr: a.ptr, rows: a.rows, stride: a.row_stride };
-            let b_rows = Operand { ptr: b.ptr, rows: b.cols, stride: b.col_stride };
+        let deep = a.col_stride == 1 && b.row_stride == 1 && b.cols > 1;
+        if deep && a.cols >= SHORT && super::packed::available(Precision::F32) {
             // SAFETY: as the caller promises.
-            return unsafe { rows::product(out, stride, a_rows, b_rows, a.cols, keep, scale, cores) };
+            return unsafe { packed_product(out, stride, a, b, keep, scale, Precision::F32, cores) };
         }
     }
     if a.rows == 1 && a.cols > 0 {

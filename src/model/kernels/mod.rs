@@ -13,7 +13,7 @@ pub mod linear;
 pub mod matmul;
 pub mod norm;
 pub mod optim;
-pub mod rows;
+pub mod packed;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use rayon::prelude::*;

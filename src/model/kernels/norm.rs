@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{Shared, dot, fold, par_rows, read, sum, sum_of_squares, values, vectorized, zeros};
+use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
 
 /// Layer norm of x (N,C) with weight and bias (C); their gradients go to the ledger.
@@ -28,6 +29,7 @@ impl CustomOp1 for LayerNorm {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Norm);
         let x = values(x, layout)?;
         let columns = self.weight.tensor.dims1()?;
         let mut y = zeros(x.len());
@@ -51,6 +53,7 @@ impl CustomOp1 for LayerNorm {
 
     /// With x̂ the normalized row and h = g ∘ w: ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var + ε), ∂w = Σ g ∘ x̂, ∂b = Σ g.
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Norm);
         let columns = self.weight.tensor.dims1()?;
         let grad = grad.contiguous()?;
         let mut gx = zeros(x.elem_count());

@@ -1,0 +1,559 @@
+//! The matrix product over packed panels with AVX-512, in two precisions: f32, or operands rounded to bf16 (to nearest,
+//! ties to even) with every sum in f32 (`vdpbf16ps`, twice the multiplications an instruction).
+//!
+//! A packed *unit* is 32 bits: one f32, or two bf16 that stand one above the other in the depth. `a` is packed into
+//! panels of [`HIGH`] rows, `b` into panels of [`WIDE`] columns; a tile is HIGH broadcasts times three vectors, 24 sums in
+//! registers, nothing added across lanes. Rounding happens while packing, so operands stay f32 in memory and nothing
+//! is kept. An output does not depend on the tile it falls into, nor on how many other rows there are.
+
+#![cfg(target_arch = "x86_64")]
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::Shared;
+use super::matmul::{Cores, Precision};
+
+/// Rows of `a` in a tile.
+const HIGH: usize = 8;
+/// Columns of `b` in a tile: three vectors.
+const WIDE: usize = 48;
+/// Units of depth that a panel of `b` holds at a time: 48 KiB (measured: 128 is 5 to 15 % slower, 384 as well).
+const DEEP: usize = 256;
+/// With fewer panels of `b` than this, `b` is packed whole first and the jobs also divide the rows of `a`.
+const FEW: usize = 8;
+/// Panels of `a` that a job takes then.
+const JOB: usize = 4;
+
+/// Whether this processor can run [`product`] in this precision.
+pub fn available(precision: Precision) -> bool {
+    let f32 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+    match precision {
+        Precision::F32 => f32,
+        Precision::Bf16 => f32 && is_x86_feature_detected!("avx512bf16"),
+    }
+}
+
+/// An operand: `across` counts rows of `a` or columns of `b`. One of the strides is 1.
+#[derive(Clone, Copy)]
+pub struct Operand {
+    pub ptr: *const f32,
+    pub across: usize,
+    pub across_stride: usize,
+    pub depth_stride: usize,
+}
+// SAFETY: only read, by jobs that end before the product returns.
+unsafe impl Send for Operand {}
+unsafe impl Sync for Operand {}
+
+/// Where a product goes: `out = keep·out + scale·a·b`.
+#[derive(Clone, Copy)]
+pub struct Output {
+    pub ptr: Shared,
+    pub stride: usize,
+    pub keep: f32,
+    pub scale: f32,
+}
+
+thread_local! {
+    /// Room for panels, kept from product to product: fresh pages would cost as much as the packing.
+    static ROOM: RefCell<[Vec<u32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// Lends this thread's room `which` of at least `len` units (of any content) to `work`.
+fn with_room<R>(which: usize, len: usize, work: impl FnOnce(&mut [u32]) -> R) -> R {
+    let mut room = ROOM.with_borrow_mut(|rooms| std::mem::take(&mut rooms[which]));
+    if room.len() < len {
+        room.resize(len, 0);
+    }
+    let result = work(&mut room[..len]);
+    ROOM.with_borrow_mut(|rooms| rooms[which] = room);
+    result
+}
+
+/// `out = keep·out + scale·a·b` over `depth`.
+///
+/// # Safety
+/// The operands must be readable and the output writable over these sizes, by no one else; [`available`] must hold.
+pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precision: Precision, cores: Cores) {
+    // Values of depth in a unit.
+    let pair = if precision == Precision::Bf16 { 2 } else { 1 };
+    let units = depth.div_ceil(pair);
+    let (a_panels, b_panels) = (a.across.div_ceil(HIGH), b.across.div_ceil(WIDE));
+    let each = |jobs: usize, work: &(dyn Fn(usize) + Sync)| match cores {
+        Cores::All if jobs > 1 => (0..jobs).into_par_iter().for_each(work),
+        _ => (0..jobs).for_each(work),
+    };
+    let pack = |from: Operand, width: usize, panel: usize, units: std::ops::Range<usize>, to: *mut u32| {
+        let source = Source { from, depth, first: panel * width, width };
+        // SAFETY: `to` has room for `units` rows of a panel, and this processor has the instructions.
+        unsafe {
+            match precision {
+                Precision::F32 => source.pack_f32(units, to),
+                Precision::Bf16 => source.pack_bf16(units, to),
+            }
+        }
+    };
+    with_room(0, a_panels * HIGH * units, |room| {
+        let a_packed = Units(room.as_mut_ptr());
+        each(a_panels, &|panel| pack(a, HIGH, panel, 0..units, a_packed.at(panel * HIGH * units)));
+        // One panel of b over `deep`, against some panels of a; meanwhile the values packed next come nearer.
+        let multiply = |panel: usize,
+                        deep: &std::ops::Range<usize>,
+                        packed: *const u32,
+                        rows: std::ops::Range<usize>,
+                        next: Option<&Ahead>| {
+            let keep = if deep.start == 0 { out.keep } else { 1.0 };
+            let count = rows.len();
+            for (turn, row) in rows.enumerate() {
+                if let Some(next) = next {
+                    next.fetch(turn, count);
+                }
+                let (first_row, first_column) = (row * HIGH, panel * WIDE);
+                let tile = Tile {
+                    a: a_packed.at(row * HIGH * units + deep.start * HIGH),
+                    b: packed,
+                    units: deep.len(),
+                    rows: HIGH.min(a.across - first_row),
+                    columns: WIDE.min(b.across - first_column),
+                };
+                let place = out.ptr.at(first_row * out.stride + first_column);
+                // SAFETY: the tile's panels are packed, and its outputs exist and belong to this job.
+                unsafe { tile.run(precision, place, out.stride, keep, out.scale) };
+            }
+        };
+        let blocks = || (0..units.max(1)).step_by(DEEP).map(|from| from..(from + DEEP).min(units));
+        if b_panels >= FEW || a_panels <= JOB {
+            each(b_panels, &|panel| {
+                with_room(1, DEEP * WIDE, |room| {
+                    for deep in blocks() {
+                        pack(b, WIDE, panel, deep.clone(), room.as_mut_ptr());
+                        let next = match deep.end < units {
+                            true => Ahead::new(b, panel, depth, deep.end * pair, DEEP * pair),
+                            false => Ahead::new(b, panel + 1, depth, 0, DEEP * pair),
+                        };
+                        multiply(panel, &deep, room.as_ptr(), 0..a_panels, Some(&next));
+                    }
+                });
+            });
+        } else {
+            with_room(1, b_panels * WIDE * units, |room| {
+                let b_packed = Units(room.as_mut_ptr());
+                each(b_panels, &|panel| pack(b, WIDE, panel, 0..units, b_packed.at(panel * WIDE * units)));
+                let chunks = a_panels.div_ceil(JOB);
+                each(b_panels * chunks, &|job| {
+                    let (panel, chunk) = (job / chunks, job % chunks);
+                    let rows = chunk * JOB..((chunk + 1) * JOB).min(a_panels);
+                    for deep in blocks() {
+                        let packed = b_packed.at(panel * WIDE * units + deep.start * WIDE);
+                        multiply(panel, &deep, packed, rows.clone(), None);
+                    }
+                });
+            });
+        }
+    });
+}
+
+/// The part of an operand that is packed next, as runs of contiguous values to prefetch.
+struct Ahead {
+    from: *const f32,
+    runs: usize,
+    stride: usize,
+    /// Cache lines a run.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Depth `first..first + deep` of a panel of `b`; nothing beyond the operand's edge.
+    fn new(b: Operand, panel: usize, depth: usize, first: usize, deep: usize) -> Self {
+        const LINE: usize = 16;
+        let wide = b.across.saturating_sub(panel * WIDE).min(WIDE);
+        let deep = depth.saturating_sub(first).min(deep);
+        // Never read through, so it may point anywhere.
+        let from = b.ptr.wrapping_add(panel * WIDE * b.across_stride + first * b.depth_stride);
+        let (runs, stride, length) =
+            if b.across_stride == 1 { (deep, b.depth_stride, wide) } else { (wide, b.across_stride, deep) };
+        Self { from, runs: if length == 0 { 0 } else { runs }, stride, lines: length.div_ceil(LINE) }
+    }
+
+    /// Prefetches the `turn`-th of `turns` shares.
+    fn fetch(&self, turn: usize, turns: usize) {
+        let all = self.runs * self.lines;
+        for line in turn * all / turns..(turn + 1) * all / turns {
+            let place = self.from.wrapping_add(line / self.lines * self.stride + line % self.lines * 16);
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+        }
+    }
+}
+
+/// Packed units that jobs writing to disjoint places may share.
+#[derive(Clone, Copy)]
+struct Units(*mut u32);
+// SAFETY: every job writes only its own panels, and reads panels that are complete.
+unsafe impl Send for Units {}
+unsafe impl Sync for Units {}
+
+impl Units {
+    fn at(self, offset: usize) -> *mut u32 {
+        // SAFETY: callers stay within the room the pointer was made of.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// What a panel is packed from: columns `first..first + width` of an operand, zeros beyond its edge.
+struct Source {
+    from: Operand,
+    depth: usize,
+    first: usize,
+    width: usize,
+}
+
+impl Source {
+    /// Up to 16 places across from `at`: how many exist.
+    fn present(&self, at: usize) -> usize {
+        self.from.across.saturating_sub(self.first + at).min(16).min(self.width - at)
+    }
+
+    /// # Safety
+    /// The operand must be readable at this place.
+    unsafe fn place(&self, across: usize, depth: usize) -> *const f32 {
+        // SAFETY: as the caller promises.
+        unsafe { self.from.ptr.add((self.first + across) * self.from.across_stride + depth * self.from.depth_stride) }
+    }
+
+    /// # Safety
+    /// `to` must have room for `units.len() · width` units, and the processor AVX-512.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pack_f32(&self, units: std::ops::Range<usize>, to: *mut u32) {
+        // SAFETY: loads are masked to what exists, stores go to the panel.
+        unsafe {
+            for at in (0..self.width).step_by(16) {
+                let (present, wide) = (self.present(at), mask(self.width - at));
+                if self.from.across_stride == 1 {
+                    for (row, unit) in units.clone().enumerate() {
+                        let v = load(self.place(at, unit), present);
+                        store(to.add(row * self.width + at), wide, _mm512_castps_si512(v));
+                    }
+                } else {
+                    for unit in units.clone().step_by(16) {
+                        let deep = (units.end - unit).min(16);
+                        let mut rows = [_mm512_setzero_si512(); 16];
+                        for (x, row) in rows.iter_mut().enumerate().take(present) {
+                            *row = _mm512_castps_si512(load(self.place(at + x, unit), deep));
+                        }
+                        self.spread(rows, wide, to.add((unit - units.start) * self.width + at), deep);
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Source::pack_f32`], and the processor must have AVX512-BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn pack_bf16(&self, units: std::ops::Range<usize>, to: *mut u32) {
+        // SAFETY: loads are masked to what exists, stores go to the panel.
+        unsafe {
+            let interleave = _mm512_set_epi16(
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+                17, 1, 16, 0,
+            );
+            let pair = |upper: __m512, lower: __m512| -> __m512i {
+                // SAFETY: both are 512 bits.
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(lower, upper))
+            };
+            for at in (0..self.width).step_by(16) {
+                let (present, wide) = (self.present(at), mask(self.width - at));
+                if self.from.across_stride == 1 {
+                    for (row, unit) in units.clone().enumerate() {
+                        let upper = load(self.place(at, 2 * unit), present);
+                        let lower = match 2 * unit + 1 < self.depth {
+                            true => load(self.place(at, 2 * unit + 1), present),
+                            false => _mm512_setzero_ps(),
+                        };
+                        let v = _mm512_permutexvar_epi16(interleave, pair(upper, lower));
+                        store(to.add(row * self.width + at), wide, v);
+                    }
+                } else {
+                    for unit in units.clone().step_by(16) {
+                        let deep = (units.end - unit).min(16);
+                        let values = (2 * deep).min(self.depth - 2 * unit);
+                        let mut rows = [_mm512_setzero_si512(); 16];
+                        for (x, row) in rows.iter_mut().enumerate().take(present) {
+                            let first = load(self.place(at + x, 2 * unit), values.min(16));
+                            let second = match values > 16 {
+                                true => load(self.place(at + x, 2 * unit + 16), values - 16),
+                                false => _mm512_setzero_ps(),
+                            };
+                            *row = pair(first, second);
+                        }
+                        self.spread(rows, wide, to.add((unit - units.start) * self.width + at), deep);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sixteen places across, each with sixteen units of depth, into `deep` rows of the panel.
+    ///
+    /// # Safety
+    /// The panel must have these rows.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn spread(&self, rows: [__m512i; 16], wide: __mmask16, to: *mut u32, deep: usize) {
+        for (unit, v) in transposed(rows).into_iter().enumerate().take(deep) {
+            // SAFETY: as the caller promises.
+            unsafe { store(to.add(unit * self.width), wide, v) };
+        }
+    }
+}
+
+/// A mask of the first `count` lanes.
+fn mask(count: usize) -> __mmask16 {
+    if count >= 16 { u16::MAX } else { (1 << count) - 1 }
+}
+
+/// # Safety
+/// The first `count` values must be readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(from: *const f32, count: usize) -> __m512 {
+    // SAFETY: masked to `count` values.
+    unsafe { if count >= 16 { _mm512_loadu_ps(from) } else { _mm512_maskz_loadu_ps(mask(count), from) } }
+}
+
+/// # Safety
+/// The places of `wide` must be writable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store(to: *mut u32, wide: __mmask16, v: __m512i) {
+    // SAFETY: masked to `wide`.
+    unsafe { _mm512_mask_storeu_epi32(to.cast(), wide, v) }
+}
+
+/// The transpose of a 16 × 16 matrix of units, a row a vector.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transposed(r: [__m512i; 16]) -> [__m512i; 16] {
+    // Pairs of rows, then fours, then 128-bit quarters of fours.
+    let mut t = [_mm512_setzero_si512(); 16];
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    // q[4g + c]: column c of each quarter (so c, c+4, c+8, c+12) of rows 4g..4g+4.
+    let mut q = [_mm512_setzero_si512(); 16];
+    for g in 0..4 {
+        q[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
+        q[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
+        q[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
+        q[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
+    }
+    let mut out = [_mm512_setzero_si512(); 16];
+    for c in 0..4 {
+        let low01 = _mm512_shuffle_i32x4::<0b10_00_10_00>(q[c], q[4 + c]);
+        let high01 = _mm512_shuffle_i32x4::<0b11_01_11_01>(q[c], q[4 + c]);
+        let low23 = _mm512_shuffle_i32x4::<0b10_00_10_00>(q[8 + c], q[12 + c]);
+        let high23 = _mm512_shuffle_i32x4::<0b11_01_11_01>(q[8 + c], q[12 + c]);
+        out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low01, low23);
+        out[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low01, low23);
+        out[4 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high01, high23);
+        out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high01, high23);
+    }
+    out
+}
+
+/// A panel of `a` times a panel of `b`.
+struct Tile {
+    a: *const u32,
+    b: *const u32,
+    units: usize,
+    rows: usize,
+    columns: usize,
+}
+
+/// The sums of a tile over `units` of depth; the instruction decides the precision. Written in assembly because the
+/// compiler keeps half of the 24 sums on the stack.
+macro_rules! sums {
+    ($multiply:literal, $tile:expr, $sums:expr) => {
+        std::arch::asm!(
+            "vpxord zmm8, zmm8, zmm8", "vpxord zmm9, zmm9, zmm9", "vpxord zmm10, zmm10, zmm10",
+            "vpxord zmm11, zmm11, zmm11", "vpxord zmm12, zmm12, zmm12", "vpxord zmm13, zmm13, zmm13",
+            "vpxord zmm14, zmm14, zmm14", "vpxord zmm15, zmm15, zmm15", "vpxord zmm16, zmm16, zmm16",
+            "vpxord zmm17, zmm17, zmm17", "vpxord zmm18, zmm18, zmm18", "vpxord zmm19, zmm19, zmm19",
+            "vpxord zmm20, zmm20, zmm20", "vpxord zmm21, zmm21, zmm21", "vpxord zmm22, zmm22, zmm22",
+            "vpxord zmm23, zmm23, zmm23", "vpxord zmm24, zmm24, zmm24", "vpxord zmm25, zmm25, zmm25",
+            "vpxord zmm26, zmm26, zmm26", "vpxord zmm27, zmm27, zmm27", "vpxord zmm28, zmm28, zmm28",
+            "vpxord zmm29, zmm29, zmm29", "vpxord zmm30, zmm30, zmm30", "vpxord zmm31, zmm31, zmm31",
+            "2:",
+            "vmovups zmm0, [{b}]", "vmovups zmm1, [{b} + 64]", "vmovups zmm2, [{b} + 128]",
+            "vpbroadcastd zmm3, [{a}]", "vpbroadcastd zmm4, [{a} + 4]",
+            concat!($multiply, " zmm8, zmm0, zmm3"), concat!($multiply, " zmm9, zmm1, zmm3"),
+            concat!($multiply, " zmm10, zmm2, zmm3"), "vpbroadcastd zmm5, [{a} + 8]",
+            concat!($multiply, " zmm11, zmm0, zmm4"), concat!($multiply, " zmm12, zmm1, zmm4"),
+            concat!($multiply, " zmm13, zmm2, zmm4"), "vpbroadcastd zmm6, [{a} + 12]",
+            concat!($multiply, " zmm14, zmm0, zmm5"), concat!($multiply, " zmm15, zmm1, zmm5"),
+            concat!($multiply, " zmm16, zmm2, zmm5"), "vpbroadcastd zmm3, [{a} + 16]",
+            concat!($multiply, " zmm17, zmm0, zmm6"), concat!($multiply, " zmm18, zmm1, zmm6"),
+            concat!($multiply, " zmm19, zmm2, zmm6"), "vpbroadcastd zmm4, [{a} + 20]",
+            concat!($multiply, " zmm20, zmm0, zmm3"), concat!($multiply, " zmm21, zmm1, zmm3"),
+            concat!($multiply, " zmm22, zmm2, zmm3"), "vpbroadcastd zmm5, [{a} + 24]",
+            concat!($multiply, " zmm23, zmm0, zmm4"), concat!($multiply, " zmm24, zmm1, zmm4"),
+            concat!($multiply, " zmm25, zmm2, zmm4"), "vpbroadcastd zmm6, [{a} + 28]",
+            concat!($multiply, " zmm26, zmm0, zmm5"), concat!($multiply, " zmm27, zmm1, zmm5"),
+            concat!($multiply, " zmm28, zmm2, zmm5"),
+            concat!($multiply, " zmm29, zmm0, zmm6"), concat!($multiply, " zmm30, zmm1, zmm6"),
+            concat!($multiply, " zmm31, zmm2, zmm6"),
+            "add {a}, 32", "add {b}, 192",
+            "dec {n}", "jnz 2b",
+            "vmovups [{s}], zmm8", "vmovups [{s} + 64], zmm9", "vmovups [{s} + 128], zmm10",
+            "vmovups [{s} + 192], zmm11", "vmovups [{s} + 256], zmm12", "vmovups [{s} + 320], zmm13",
+            "vmovups [{s} + 384], zmm14", "vmovups [{s} + 448], zmm15", "vmovups [{s} + 512], zmm16",
+            "vmovups [{s} + 576], zmm17", "vmovups [{s} + 640], zmm18", "vmovups [{s} + 704], zmm19",
+            "vmovups [{s} + 768], zmm20", "vmovups [{s} + 832], zmm21", "vmovups [{s} + 896], zmm22",
+            "vmovups [{s} + 960], zmm23", "vmovups [{s} + 1024], zmm24", "vmovups [{s} + 1088], zmm25",
+            "vmovups [{s} + 1152], zmm26", "vmovups [{s} + 1216], zmm27", "vmovups [{s} + 1280], zmm28",
+            "vmovups [{s} + 1344], zmm29", "vmovups [{s} + 1408], zmm30", "vmovups [{s} + 1472], zmm31",
+            a = inout(reg) $tile.a => _,
+            b = inout(reg) $tile.b => _,
+            n = inout(reg) $tile.units => _,
+            s = in(reg) $sums,
+            out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
+            out("zmm6") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
+            out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+            out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
+            out("zmm30") _, out("zmm31") _,
+            options(nostack),
+        )
+    };
+}
+
+impl Tile {
+    /// # Safety
+    /// `units` of both panels must be packed, `rows` × `columns` outputs exist, and the processor have the instructions.
+    unsafe fn run(&self, precision: Precision, out: *mut f32, stride: usize, keep: f32, scale: f32) {
+        let mut sums = [0f32; HIGH * WIDE];
+        if self.units > 0 {
+            // SAFETY: reads `units` of both panels, writes the 384 sums.
+            unsafe {
+                match precision {
+                    Precision::F32 => sums!("vfmadd231ps", self, sums.as_mut_ptr()),
+                    Precision::Bf16 => sums!("vdpbf16ps", self, sums.as_mut_ptr()),
+                }
+            }
+        }
+        // SAFETY: as the caller promises.
+        unsafe { self.finish(&sums, out, stride, keep, scale) }
+    }
+
+    /// # Safety
+    /// As [`Tile::run`].
+    #[target_feature(enable = "avx512f")]
+    unsafe fn finish(&self, sums: &[f32; HIGH * WIDE], out: *mut f32, stride: usize, keep: f32, scale: f32) {
+        let (keep_v, scale_v) = (_mm512_set1_ps(keep), _mm512_set1_ps(scale));
+        for row in 0..self.rows {
+            for at in (0..self.columns).step_by(16) {
+                let lanes = mask(self.columns - at);
+                // SAFETY: masked to the outputs that exist.
+                unsafe {
+                    let place = out.add(row * stride + at);
+                    let v = _mm512_mul_ps(scale_v, _mm512_loadu_ps(sums.as_ptr().add(row * WIDE + at)));
+                    // Not read where nothing is kept: it may be NaN.
+                    let v = match keep == 0.0 {
+                        true => v,
+                        false => _mm512_fmadd_ps(keep_v, _mm512_maskz_loadu_ps(lanes, place), v),
+                    };
+                    _mm512_mask_storeu_ps(place, lanes, v);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(len: usize, step: f32) -> Vec<f32> {
+        (0..len).map(|i| (i as f32 * step).sin() + 0.1).collect()
+    }
+
+    fn rounded(values: &[f32], precision: Precision) -> Vec<f32> {
+        match precision {
+            Precision::F32 => values.to_vec(),
+            Precision::Bf16 => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
+        }
+    }
+
+    /// Strides (across, depth) of an operand that is contiguous along the depth, or across.
+    fn operand(data: &[f32], across: usize, depth: usize, along_depth: bool) -> Operand {
+        let (across_stride, depth_stride) = if along_depth { (depth, 1) } else { (1, across) };
+        Operand { ptr: data.as_ptr(), across, across_stride, depth_stride }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn run(a: Operand, b: Operand, depth: usize, keep: f32, precision: Precision, cores: Cores) -> Vec<f32> {
+        let mut out = vec![if keep == 0.0 { f32::NAN } else { 3.0 }; a.across * b.across];
+        let place = Output { ptr: Shared(out.as_mut_ptr()), stride: b.across, keep, scale: 2.0 };
+        // SAFETY: the buffers have these sizes.
+        unsafe { product(place, a, b, depth, precision, cores) };
+        out
+    }
+
+    #[test]
+    fn equals_plain_sums_in_every_orientation_and_precision() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            if !available(precision) {
+                continue;
+            }
+            for (m, n, k) in
+                [(1, 1, 1), (8, 48, 2), (9, 50, 33), (70, 100, 301), (3, 500, 47), (64, 5, 16), (17, 33, 600)]
+            {
+                let (a, b) = (wave(m * k, 0.37), wave(n * k, 0.91));
+                let (ra, rb) = (rounded(&a, precision), rounded(&b, precision));
+                for (a_deep, b_deep, keep, cores) in [
+                    (true, true, 0.0, Cores::All),
+                    (true, false, 0.5, Cores::One),
+                    (false, true, 1.0, Cores::All),
+                    (false, false, 0.0, Cores::One),
+                ] {
+                    let out = run(operand(&a, m, k, a_deep), operand(&b, n, k, b_deep), k, keep, precision, cores);
+                    let at = |across, x, all, deep| if deep { across * k + x } else { x * all + across };
+                    for i in 0..m {
+                        for j in 0..n {
+                            let sum: f64 = (0..k)
+                                .map(|x| f64::from(ra[at(i, x, m, a_deep)]) * f64::from(rb[at(j, x, n, b_deep)]))
+                                .sum();
+                            let want = f64::from(keep) * 3.0 + 2.0 * sum;
+                            let got = f64::from(out[i * n + j]);
+                            let near = 1e-5 * (k as f64).max(16.0);
+                            assert!((got - want).abs() < near, "{precision:?} {m}×{n}×{k} ({i},{j}): {got} {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A row's outputs are the same bits alone and among others, in whatever tile they fall.
+    #[test]
+    fn an_output_does_not_depend_on_its_neighbours() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            if !available(precision) {
+                continue;
+            }
+            let (m, n, k) = (45, 103, 700);
+            let (a, b) = (wave(m * k, 0.37), wave(n * k, 0.91));
+            let b_all = operand(&b, n, k, true);
+            let all = run(operand(&a, m, k, true), b_all, k, 0.0, precision, Cores::All);
+            for i in 0..m {
+                let alone = run(operand(&a[i * k..][..k], 1, k, true), b_all, k, 0.0, precision, Cores::One);
+                assert_eq!(alone, all[i * n..][..n]);
+            }
+        }
+    }
+}
