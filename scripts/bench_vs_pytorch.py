@@ -56,6 +56,8 @@ def main():
     ap.add_argument("--python", help="an interpreter that has torch and transformers")
     ap.add_argument("--configs", nargs="+", default=["gpt2"], choices=["gpt2", "gpt2-large"])
     ap.add_argument("--methods", nargs="+", default=[*METHODS, "generate"], choices=[*METHODS, "generate"])
+    ap.add_argument("--dtypes", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"],
+                    help="bf16: mixed precision; PyTorch's under autocast")
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--iterations", type=int, default=5)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
@@ -65,26 +67,45 @@ def main():
                               check=True, capture_output=True, text=True).stdout.split()
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads; torch {versions[0]}, transformers {versions[1]};"
           f" {args.rounds} rounds of {args.iterations} iterations, 4 × 64 tokens (generation: 16 prompts of 32, 64 new tokens)\n")
-    print("| config | method | irepair s | PyTorch s | time ratio | irepair MiB | PyTorch MiB | memory ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    head = ["config", "method", "irepair", "irepair bf16", "PyTorch", "PyTorch bf16",
+            "f32 / f32", "bf16 / f32", "bf16 / bf16", "memory: irepair", "irepair bf16", "PyTorch", "f32 / f32", "bf16 / f32"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for config in args.configs:
         for method in args.methods:
-            ours, theirs = [], []
+            # Generation has no mixed form in common use here.
+            dtypes = ["f32"] if method == "generate" else args.dtypes
+            runs = {(who, dtype): [] for dtype in dtypes for who in ("irepair", "PyTorch")}
             for _ in range(args.rounds):
-                shape = ["--batch", "16", "--tokens", "64"] if method == "generate" else ["--batch", "4", "--tokens", "64"]
-                ours.append(run([args.irepair, "bench", "--config", config, "--method", method, *shape,
-                                 "--iterations", str(args.iterations), "--threads", str(args.threads)]))
-                if method == "generate":
-                    theirs.append(run([python, "-c", GENERATE, str(args.threads), config]))
-                else:
-                    theirs.append(run([python, str(ROOT / "scripts" / "irepair_ref.py"), "bench", "--config", config,
-                                       "--method", METHODS[method], "--iterations", str(args.iterations),
-                                       "--threads", str(args.threads)]))
-            seconds = [statistics.median(r["median_s"] for r in runs) for runs in (ours, theirs)]
-            memory = [max(r["peak_rss_mib"] for r in runs) for runs in (ours, theirs)]
-            ratio = statistics.median(a["median_s"] / b["median_s"] for a, b in zip(ours, theirs))
-            print(f"| {config} | {method} | {seconds[0]:.3f} | {seconds[1]:.3f} | {ratio:.2f} |"
-                  f" {memory[0]} | {memory[1]} | {memory[0] / memory[1]:.2f} |", flush=True)
+                for who, dtype in runs:
+                    runs[who, dtype].append(run(command(args, python, who, config, method, dtype)))
+            seconds = {k: statistics.median(r["median_s"] for r in v) for k, v in runs.items()}
+            memory = {k: max(r["peak_rss_mib"] for r in v) for k, v in runs.items()}
+
+            def ratio(ours, theirs):
+                """Median over the rounds of the ratio within a round."""
+                if ours not in runs or theirs not in runs:
+                    return "–"
+                return f"{statistics.median(a['median_s'] / b['median_s'] for a, b in zip(runs[ours], runs[theirs])):.2f}"
+
+            ours, ours16, theirs, theirs16 = [(w, d) for w in ("irepair", "PyTorch") for d in ("f32", "bf16")]
+            cells = [config, method, *(f"{seconds[k]:.3f} s" if k in seconds else "–" for k in (ours, ours16, theirs, theirs16)),
+                     ratio(ours, theirs), ratio(ours16, theirs), ratio(ours16, theirs16),
+                     *(f"{memory[k]} MiB" if k in memory else "–" for k in (ours, ours16, theirs)),
+                     *(f"{memory[k] / memory[theirs]:.2f}" if k in memory else "–" for k in (ours, ours16))]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def command(args, python, who, config, method, dtype):
+    """The command line of one measurement."""
+    common = ["--iterations", str(args.iterations), "--threads", str(args.threads)]
+    if who == "irepair":
+        shape = ["--batch", "16" if method == "generate" else "4", "--tokens", "64"]
+        return [args.irepair, "bench", "--config", config, "--method", method, "--dtype", dtype, *shape, *common]
+    if method == "generate":
+        return [python, "-c", GENERATE, str(args.threads), config]
+    script = str(ROOT / "scripts" / "irepair_ref.py")
+    mixed = ["--bf16"] if dtype == "bf16" else []
+    return [python, script, "bench", "--config", config, "--method", METHODS[method], *mixed, *common]
 
 
 if __name__ == "__main__":

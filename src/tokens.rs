@@ -24,6 +24,36 @@ pub enum LossOn {
     All,
 }
 
+/// Rows of a sequence in a packed batch. A *fork* has two endings after one beginning: the beginning's rows, the first
+/// ending's (`hidden`), the second ending's; the second does not see the first, and its positions go on from the
+/// beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// In the batch.
+    pub rows: Range<usize>,
+    /// Counted from the sequence's first row: rows that those after them do not see.
+    pub hidden: Range<usize>,
+}
+
+impl Sequence {
+    /// A sequence without a fork.
+    pub fn plain(rows: Range<usize>) -> Self {
+        Self { rows, hidden: 0..0 }
+    }
+
+    /// The rows that `row` sees, itself the last of them, all counted from the first row: some of the beginning, and
+    /// those next to it. With a window, only the last `window` of them.
+    pub fn seen(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
+        let window = window.unwrap_or(usize::MAX);
+        if self.hidden.is_empty() || row < self.hidden.end {
+            return [0..0, (row + 1).saturating_sub(window)..row + 1];
+        }
+        let own = self.hidden.end.max((row + 1).saturating_sub(window))..row + 1;
+        let left = window - own.len();
+        [self.hidden.start.saturating_sub(left)..self.hidden.start, own]
+    }
+}
+
 /// Token ids of several sequences, one after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
@@ -31,8 +61,8 @@ pub struct Packed {
     pub ids: Vec<u32>,
     /// Position of each token in its sequence: (N)
     pub positions: Vec<u32>,
-    /// Rows of each sequence: (B)
-    pub sequences: Arc<[Range<usize>]>,
+    /// (B)
+    pub sequences: Arc<[Sequence]>,
 }
 
 impl Packed {
@@ -45,11 +75,24 @@ impl Packed {
     pub fn continuing<'a>(sequences: impl IntoIterator<Item = (&'a [u32], usize)>) -> Self {
         let (mut ids, mut positions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for (sequence, past) in sequences {
-            rows.push(ids.len()..ids.len() + sequence.len());
+            rows.push(Sequence::plain(ids.len()..ids.len() + sequence.len()));
             ids.extend_from_slice(sequence);
             positions.extend((past..past + sequence.len()).map(|p| p as u32));
         }
         Self { ids, positions, sequences: rows.into() }
+    }
+
+    /// Forks of (beginning, first ending, second ending): the beginning's rows are computed once for both.
+    pub fn forks<'a>(forks: impl IntoIterator<Item = [&'a [u32]; 3]>) -> Self {
+        let (mut ids, mut positions, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
+        for [beginning, first, second] in forks {
+            let start = ids.len();
+            let split = beginning.len();
+            [beginning, first, second].iter().for_each(|part| ids.extend_from_slice(part));
+            positions.extend((0..split + first.len()).chain(split..split + second.len()).map(|p| p as u32));
+            sequences.push(Sequence { rows: start..ids.len(), hidden: split..split + first.len() });
+        }
+        Self { ids, positions, sequences: sequences.into() }
     }
 
     /// All rows: `0..N`.
@@ -64,7 +107,7 @@ pub struct Batch {
     pub packed: Packed,
     pub rows: Vec<u32>,
     pub targets: Vec<u32>,
-    /// Number of predictions of each sequence, in order.
+    /// Number of predictions of each sequence (of each ending of a fork), in order.
     pub counts: Vec<usize>,
 }
 
@@ -87,6 +130,29 @@ impl Batch {
         }
         Self { packed: Packed::new(joined.iter().map(Vec::as_slice)), rows, targets, counts }
     }
+
+    /// Pairs as forks, chosen first; the same predictions as of both responses apart.
+    pub fn forks(pairs: &[&TokenPair], loss_on: LossOn) -> Self {
+        let packed = Packed::forks(pairs.iter().map(|p| [p.prompt.as_slice(), &p.chosen, &p.rejected]));
+        let (mut rows, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
+        for (pair, sequence) in pairs.iter().zip(packed.sequences.iter()) {
+            for (response, skipped) in [(&pair.chosen, 0), (&pair.rejected, pair.chosen.len())] {
+                let split = pair.prompt.len();
+                let first = match loss_on {
+                    LossOn::Response => split.max(1),
+                    LossOn::All => 1,
+                };
+                // Token t of prompt and response; its row lies further on if it is of the second ending.
+                let row_of = |t: usize| sequence.rows.start + if t < split { t } else { t + skipped };
+                let ids = || pair.prompt.iter().chain(response.iter()).copied();
+                let length = split + response.len();
+                rows.extend((first..length).map(|t| row_of(t - 1) as u32));
+                targets.extend(ids().skip(first));
+                counts.push(length.saturating_sub(first));
+            }
+        }
+        Self { packed, rows, targets, counts }
+    }
 }
 
 /// A pair in tokens.
@@ -97,11 +163,13 @@ pub struct TokenPair {
     pub rejected: Vec<u32>,
 }
 
-/// A batch of the chosen and a batch of the rejected responses of the same pairs.
+/// The chosen and the rejected responses of the same pairs.
 #[derive(Debug, Clone)]
 pub struct PairBatch {
     pub chosen: Batch,
     pub rejected: Batch,
+    /// Both, forking from their prompts: counts alternate chosen, rejected.
+    pub forks: Batch,
 }
 
 impl PairBatch {
@@ -109,7 +177,7 @@ impl PairBatch {
         let batch = |response: fn(&TokenPair) -> &Vec<u32>| {
             Batch::new(pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice())), loss_on)
         };
-        Self { chosen: batch(|p| &p.chosen), rejected: batch(|p| &p.rejected) }
+        Self { chosen: batch(|p| &p.chosen), rejected: batch(|p| &p.rejected), forks: Batch::forks(pairs, loss_on) }
     }
 }
 
@@ -267,7 +335,7 @@ mod tests {
         let batch = Batch::new([(&[5, 6][..], &[7, 8][..]), (&[9][..], &[10][..])], LossOn::Response);
         assert_eq!(batch.packed.ids, [5, 6, 7, 8, 9, 10]);
         assert_eq!(batch.packed.positions, [0, 1, 2, 3, 0, 1]);
-        assert_eq!(*batch.packed.sequences, [0..4, 4..6]);
+        assert_eq!(*batch.packed.sequences, [Sequence::plain(0..4), Sequence::plain(4..6)]);
         assert_eq!((batch.rows.as_slice(), batch.targets.as_slice()), (&[1, 2, 4][..], &[7, 8, 10][..]));
         assert_eq!(batch.counts, [2, 1]);
         let all = Batch::new([(&[5, 6][..], &[7, 8][..])], LossOn::All);

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use irepair::generate::{Generation, Job, Sampling, generate};
 use irepair::loss;
 use irepair::methods::{self, Method, StepInput};
+use irepair::model::kernels::matmul::Precision;
 use irepair::model::{ARCHES, Model};
 use irepair::optim::{Optimizer, OptimizerKind};
-use irepair::tokens::{Batch, LossOn, PairBatch};
+use irepair::tokens::{Batch, LossOn, PairBatch, TokenPair};
 use irepair::weights::{Place, Want, Weights, Who};
 use irepair::{checkpoint, sensitivity};
 
@@ -30,6 +31,90 @@ fn packed_equals_one_by_one() {
             let (together, count) = nll(&pairs.iter().collect::<Vec<_>>());
             let alone: f64 = pairs.iter().map(|p| nll(&[p])).map(|(mean, n)| mean * n / count).sum();
             close(together, alone, 1e-6, name);
+        }
+    }
+}
+
+/// Chosen and rejected responses that fork from one prompt are the two sequences apart: the same log-probabilities, and
+/// the same gradients of all tensors, in windowed layers too.
+#[test]
+fn forks_equal_their_endings_apart() {
+    for name in CHECKPOINTS {
+        let golden = Golden::open(name);
+        let mut pairs = golden.pairs();
+        // Also a pair without a prompt.
+        let mut bare = pairs[0].clone();
+        bare.prompt.clear();
+        pairs.push(bare);
+        for (kernels, loss_on) in KERNELS.into_iter().zip([LossOn::Response, LossOn::All]) {
+            let what = format!("{name} {kernels:?}");
+            let weights = golden.weights(kernels);
+            let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), loss_on);
+            // Σ logp(chosen) − 2·Σ logp(rejected), so that mixing the two up shows.
+            let run = |apart: bool| {
+                let mut view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
+                let logp = |view: &_, batch: &Batch| {
+                    let h = golden.model.hidden(view, &batch.packed).expect("hidden");
+                    golden.model.token_logp(view, &h, &batch.rows, &batch.targets).expect("logp")
+                };
+                let factors = |counts: &[usize], of: [f32; 2]| {
+                    let all: Vec<f32> = counts.iter().zip(of.iter().cycle()).flat_map(|(n, f)| vec![*f; *n]).collect();
+                    candle_core::Tensor::new(all, &candle_core::Device::Cpu).expect("factors")
+                };
+                let mut logps = Vec::new();
+                let parts = match apart {
+                    true => vec![(&batch.chosen, [1.0, 1.0]), (&batch.rejected, [-2.0, -2.0])],
+                    false => vec![(&batch.forks, [1.0, -2.0])],
+                };
+                for (batch, of) in parts {
+                    let logp = logp(&view, batch);
+                    logps.push(logp.to_vec1::<f32>().expect("values"));
+                    let loss = (logp * factors(&batch.counts, of)).expect("weighed").sum_all().expect("sum");
+                    view.backward(loss).expect("backward");
+                }
+                (logps, view.harvest().expect("harvest").gradients)
+            };
+            let ((apart, gradients), (forked, fork_gradients)) = (run(true), run(false));
+            let mut in_turn = Vec::new();
+            let mut starts = [0, 0];
+            for (chosen, rejected) in batch.chosen.counts.iter().zip(&batch.rejected.counts) {
+                for (which, count) in [chosen, rejected].into_iter().enumerate() {
+                    in_turn.extend_from_slice(&apart[which][starts[which]..][..*count]);
+                    starts[which] += count;
+                }
+            }
+            all_close(&forked[0], &in_turn, 1e-5, &what);
+            for (tensor, gradient) in gradients {
+                let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
+                all_close(&flat(&fork_gradients[&tensor]), &flat(&gradient), 1e-4, &format!("{what} {tensor}"));
+            }
+        }
+    }
+}
+
+/// Operands rounded to bf16: on the scale of its rounding (2⁻⁸), NLL and sensitivities are those of f32, the same block is
+/// the most sensitive, and rounding does happen.
+#[test]
+fn mixed_precision_is_near_f32() {
+    for name in CHECKPOINTS {
+        let golden = Golden::open(name);
+        let batch = golden.batch(LossOn::Response).rejected;
+        for kernels in KERNELS {
+            if kernels == irepair::weights::Kernels::Cpu && !Precision::Bf16.available() {
+                continue;
+            }
+            let what = format!("{name} {kernels:?}");
+            let mut weights = golden.weights(kernels);
+            let (exact, nll) = sensitivity::sensitivity(&golden.model, &weights, &batch).expect("f32");
+            weights.set_precision(Precision::Bf16);
+            let (mixed, mixed_nll) = sensitivity::sensitivity(&golden.model, &weights, &batch).expect("bf16");
+            close(mixed_nll, nll, 0.01, &what);
+            assert_ne!(mixed, exact, "{what}: nothing was rounded");
+            for (mixed, exact) in mixed.iter().zip(&exact) {
+                close(*mixed, *exact, 0.05, &what);
+            }
+            let largest = |of: &[f64]| sensitivity::pick(of, |a, b| a > b).expect("a block");
+            assert_eq!(largest(&mixed), largest(&exact), "{what}");
         }
     }
 }
@@ -75,12 +160,13 @@ fn a_step_changes_only_what_the_slice_names() {
             for kernels in KERNELS {
                 let what = format!("{} {} {kernels:?}", arch.model_type, named.name);
                 let mut weights = random_weights(&model).with_kernels(kernels);
-                let rows = [(&[1u32, 2, 3][..], &[4u32, 5, 6, 7, 8, 9, 10][..]), (&[11, 12], &[13, 14, 15])];
-                let batch = Batch::new(rows, LossOn::Response);
-                let pairs = PairBatch {
-                    chosen: Batch::new([(&[1u32, 2][..], &[3u32, 4][..])], LossOn::Response),
-                    rejected: batch,
+                let pair = |prompt: &[u32], chosen: &[u32], rejected: &[u32]| TokenPair {
+                    prompt: prompt.to_vec(),
+                    chosen: chosen.to_vec(),
+                    rejected: rejected.to_vec(),
                 };
+                let pairs = [pair(&[1, 2, 3], &[4, 5], &[4, 5, 6, 7, 8, 9, 10]), pair(&[11, 12], &[3], &[13, 14, 15])];
+                let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
                 let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
                 let mut method = Method::new(&named.recipe()).expect(&what);
                 method.select.prepare(&model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);

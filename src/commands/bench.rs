@@ -17,7 +17,7 @@ use crate::optim::{Optimizer, OptimizerKind};
 use crate::profile::{self, Part, Phase, Profile};
 use crate::random::{Purpose, Stream};
 use crate::report::table::table;
-use crate::tokens::{Batch, LossOn, Packed, PairBatch};
+use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 use crate::weights::{Kernels, Weights, Who};
 use crate::{bail_input, device};
 
@@ -141,8 +141,10 @@ fn repair_times(
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
         let mut draw = || random_ids(&mut stream, args.batch, args.tokens);
-        let batch = |rows: &[Vec<u32>]| Batch::new(rows.iter().map(|r| (&r[..0], r.as_slice())), LossOn::All);
-        let pairs = PairBatch { rejected: batch(&draw()), chosen: batch(&draw()) };
+        let texts = draw().into_iter().zip(draw());
+        let pairs: Vec<TokenPair> =
+            texts.map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected }).collect();
+        let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All);
         let normal = Packed::new(draw().iter().map(Vec::as_slice));
         if iteration == 1 {
             profile::start();

@@ -12,7 +12,7 @@ pub use super::kernels::linear::Orientation;
 use super::kernels::matmul::Precision;
 use super::kernels::{attention, embedding, head, linear, norm};
 use crate::profile::{Part, span};
-use crate::tokens::Packed;
+use crate::tokens::{Packed, Sequence};
 use crate::weights::{Kernels, Param, View, Want};
 
 /// What a block needs beside its input: where the sequences are, and in generation the layer's cache.
@@ -160,10 +160,10 @@ fn composed_attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor,
     let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
     let mut outputs = Vec::with_capacity(rows.packed.sequences.len());
     for (index, sequence) in rows.packed.sequences.iter().enumerate() {
-        let t = sequence.len();
+        let t = sequence.rows.len();
         // (T, heads·D) → (heads, T, D)
         let split = |x: &Tensor, heads: usize| -> Result<Tensor> {
-            Ok(x.narrow(0, sequence.start, t)?.reshape((t, heads, d))?.transpose(0, 1)?.contiguous()?)
+            Ok(x.narrow(0, sequence.rows.start, t)?.reshape((t, heads, d))?.transpose(0, 1)?.contiguous()?)
         };
         let (q, mut k, mut v) = (split(q, h)?, split(k, hk)?, split(v, hk)?);
         if let Some(cache) = &rows.cache {
@@ -176,7 +176,7 @@ fn composed_attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor,
         };
         let (k, v) = (share(&k)?, share(&v)?);
         let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale))?;
-        let scores = scores.broadcast_add(&mask(t, seen, shape.window, q.device())?)?;
+        let scores = scores.broadcast_add(&mask(sequence, t, seen, shape.window, q.device())?)?;
         let p = candle_nn::ops::softmax(&scores, D::Minus1)?;
         outputs.push(p.matmul(&v.contiguous()?)?.transpose(0, 1)?.reshape((t, h * d))?);
     }
@@ -184,15 +184,12 @@ fn composed_attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor,
 }
 
 /// (queries, keys): 0 where a query sees a key, −∞ where not; the last query is at the last key's position.
-fn mask(queries: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
+fn mask(sequence: &Sequence, queries: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
     let past = keys - queries;
     let values: Vec<f32> = (0..queries)
         .flat_map(|i| {
-            let position = past + i;
-            (0..keys).map(move |j| {
-                let visible = j <= position && window.is_none_or(|w| j + w > position);
-                if visible { 0.0 } else { f32::NEG_INFINITY }
-            })
+            let seen = sequence.seen(past + i, window);
+            (0..keys).map(move |j| if seen.iter().any(|s| s.contains(&j)) { 0.0 } else { f32::NEG_INFINITY })
         })
         .collect();
     Ok(Tensor::from_vec(values, (queries, keys), device)?)

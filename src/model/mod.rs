@@ -168,7 +168,7 @@ impl Model {
     pub fn next_logits(&self, view: &View, packed: &Packed, caches: &Caches) -> Result<Tensor> {
         let h = self.embed(view, packed)?;
         let h = self.blocks_with(view, packed, h, 0..self.sizes.blocks, Some(caches))?;
-        let last: Vec<u32> = packed.sequences.iter().map(|s| s.end as u32 - 1).collect();
+        let last: Vec<u32> = packed.sequences.iter().map(|s| s.rows.end as u32 - 1).collect();
         let h = if last.len() == packed.ids.len() {
             h
         } else {

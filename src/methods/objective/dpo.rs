@@ -26,19 +26,19 @@ impl Dpo {
         Self { beta, reference: Mutex::new(HashMap::new()) }
     }
 
+    /// Of each ending of the batch's forks, chosen and rejected in turn.
     fn reference_logps(&self, input: &StepInput, batch: &Batch) -> Result<Vec<f64>> {
-        let keys: Vec<(Vec<u32>, usize)> = batch
-            .packed
-            .sequences
-            .iter()
-            .zip(&batch.counts)
-            .map(|(rows, count)| (batch.packed.ids[rows.clone()].to_vec(), *count))
-            .collect();
+        let ids = &batch.packed.ids;
+        let endings = batch.packed.sequences.iter().flat_map(|s| {
+            let (start, end) = (s.rows.start, s.rows.end);
+            let (from, to) = (start + s.hidden.start, start + s.hidden.end);
+            [ids[start..to].to_vec(), [&ids[start..from], &ids[to..end]].concat()]
+        });
+        let keys: Vec<(Vec<u32>, usize)> = endings.zip(batch.counts.iter().copied()).collect();
         let mut known = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
         if keys.iter().any(|k| !known.contains_key(k)) {
             let view = input.weights.frozen(Who::Reference)?;
-            let (logps, _) = sequence_logps(input.model, &view, batch)?;
-            for (key, logp) in keys.iter().zip(logps) {
+            for (key, logp) in keys.iter().zip(sequence_logps(input.model, &view, batch)?) {
                 known.insert(key.clone(), f64::from(logp.to_scalar::<f32>()?));
             }
         }
@@ -46,41 +46,39 @@ impl Dpo {
     }
 }
 
-/// Summed log-probability of each sequence's counted tokens, as scalars; and their sum over all, in nats.
-fn sequence_logps(model: &Model, view: &View, batch: &Batch) -> Result<(Vec<Tensor>, f64)> {
+/// Summed log-probability of each ending's counted tokens, as scalars.
+fn sequence_logps(model: &Model, view: &View, batch: &Batch) -> Result<Vec<Tensor>> {
     let h = model.hidden(view, &batch.packed)?;
     let logp = model.token_logp(view, &h, &batch.rows, &batch.targets)?;
     let mut sums = Vec::with_capacity(batch.counts.len());
-    let (mut first, mut total) = (0, 0f64);
+    let mut first = 0;
     for &count in &batch.counts {
-        let sum = logp.narrow(0, first, count)?.sum_all()?;
-        total += f64::from(sum.to_scalar::<f32>()?);
-        sums.push(sum);
+        sums.push(logp.narrow(0, first, count)?.sum_all()?);
         first += count;
     }
-    Ok((sums, total))
+    Ok(sums)
 }
 
 impl Objective for Dpo {
     fn evaluate(&self, input: &StepInput, view: &View) -> Result<Evaluated> {
-        let (chosen, rejected) = (&input.pairs.chosen, &input.pairs.rejected);
-        let (ref_chosen, ref_rejected) = (self.reference_logps(input, chosen)?, self.reference_logps(input, rejected)?);
-        let (good, good_total) = sequence_logps(input.model, view, chosen)?;
-        let (bad, _) = sequence_logps(input.model, view, rejected)?;
-        let pairs = good.len() as f64;
-        let mut value = 0f64;
-        let mut terms = Vec::with_capacity(good.len());
-        for (index, (good, bad)) in good.iter().zip(&bad).enumerate() {
+        let batch = &input.pairs.forks;
+        let reference = self.reference_logps(input, batch)?;
+        let logps = sequence_logps(input.model, view, batch)?;
+        let pairs = (logps.len() / 2) as f64;
+        let (mut value, mut good_total) = (0f64, 0f64);
+        let mut terms = Vec::with_capacity(logps.len() / 2);
+        for (logps, reference) in logps.chunks_exact(2).zip(reference.chunks_exact(2)) {
+            let (good, bad) = (&logps[0], &logps[1]);
+            good_total += f64::from(good.to_scalar::<f32>()?);
             let margin = (good - bad)?;
-            let reference = ref_chosen[index] - ref_rejected[index];
-            let z = self.beta * (f64::from(margin.to_scalar::<f32>()?) - reference);
+            let z = self.beta * (f64::from(margin.to_scalar::<f32>()?) - (reference[0] - reference[1]));
             value += loss::softplus(-z) / pairs;
             // ∂(−log σ(z))/∂margin = −β·σ(−z): put in as a factor, since composed of relu and |z| its gradient at
             // z = 0, where every run begins, would be 0.
             terms.push((margin * (-self.beta * loss::sigmoid(-z) / pairs))?);
         }
         let graph = Tensor::stack(&terms, 0)?.sum_all()?;
-        Ok(Evaluated { graph, value, nll_good: -good_total / chosen.rows.len().max(1) as f64 })
+        Ok(Evaluated { graph, value, nll_good: -good_total / input.pairs.chosen.rows.len().max(1) as f64 })
     }
 
     fn needs_reference(&self) -> bool {

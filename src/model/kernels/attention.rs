@@ -14,6 +14,7 @@ use super::matmul::{Cores, Mat, product, product_into};
 use super::{Shared, dot, exp, max, read, sum, values, vectorized, zeros};
 
 use crate::profile::{Part, span};
+use crate::tokens::Sequence;
 
 /// Sizes and scaling of one attention layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,8 +29,8 @@ pub struct AttentionShape {
     pub window: Option<usize>,
 }
 
-/// The rows of each sequence in a packed batch.
-pub type Sequences = Arc<[Range<usize>]>;
+/// The sequences of a packed batch.
+pub type Sequences = Arc<[Sequence]>;
 
 /// Keys and values of the positions seen so far, of each sequence at one layer.
 #[derive(Debug, Default)]
@@ -97,25 +98,37 @@ impl Rows {
 }
 
 impl AttentionShape {
-    /// The keys that queries at positions `queries` can see at most.
-    fn seen(&self, queries: &Range<usize>) -> Range<usize> {
-        let first = self.window.map_or(0, |w| (queries.start + 1).saturating_sub(w));
-        first..queries.end
+    /// A run of keys that holds all that the `queries` can see.
+    fn seen(&self, sequence: &Sequence, queries: &Range<usize>) -> Range<usize> {
+        let first = |row| {
+            let [beginning, own] = sequence.seen(row, self.window);
+            if beginning.is_empty() { own.start } else { beginning.start }
+        };
+        queries.clone().map(first).min().unwrap_or(0)..queries.end
     }
 
-    /// Probabilities of a tile: `scores` (queries, keys) in place, `keys.start` the position of column 0.
+    /// Probabilities of a tile: `scores` (queries, keys) in place, `keys.start` the row of column 0.
     #[inline(always)]
-    fn softmax(&self, scores: &mut [f32], queries: &Range<usize>, keys: &Range<usize>) {
-        for (row, position) in scores.chunks_exact_mut(keys.len()).zip(queries.clone()) {
-            let visible = self.seen(&(position..position + 1));
-            let (from, to) = (visible.start - keys.start, visible.end - keys.start);
-            row[..from].fill(0.0);
-            row[to..].fill(0.0);
-            let row = &mut row[from..to];
-            let top = max(row);
-            row.iter_mut().for_each(|x| *x = exp((*x - top) * self.scale));
-            let inverse = 1.0 / sum(row);
-            row.iter_mut().for_each(|x| *x *= inverse);
+    fn softmax(&self, sequence: &Sequence, scores: &mut [f32], queries: &Range<usize>, keys: &Range<usize>) {
+        for (scores, row) in scores.chunks_exact_mut(keys.len()).zip(queries.clone()) {
+            let [beginning, own] = sequence.seen(row, self.window);
+            let [a, b, c, d] = match beginning.is_empty() {
+                true => [own.start, own.start, own.start, own.end],
+                false => [beginning.start, beginning.end, own.start, own.end],
+            }
+            .map(|key| key - keys.start);
+            scores[..a].fill(0.0);
+            scores[b..c].fill(0.0);
+            scores[d..].fill(0.0);
+            let top = max(&scores[a..b]).max(max(&scores[c..d]));
+            let mut total = 0.0;
+            for part in [a..b, c..d] {
+                let part = &mut scores[part];
+                part.iter_mut().for_each(|x| *x = exp((*x - top) * self.scale));
+                total += sum(part);
+            }
+            let inverse = 1.0 / total;
+            scores.iter_mut().for_each(|x| *x *= inverse);
         }
     }
 
@@ -123,19 +136,19 @@ impl AttentionShape {
     ///
     /// # Safety
     /// `out` must be writable for `queries` rows of `head_dim`, by this job alone.
-    unsafe fn head(&self, [q, k, v]: [Rows; 3], out: *mut f32, queries: usize, past: usize) {
+    unsafe fn head(&self, sequence: &Sequence, [q, k, v]: [Rows; 3], out: *mut f32, queries: usize, past: usize) {
         let d = self.head_dim;
         let out_stride = self.heads * d;
         if queries == 1 {
             // A single query (generation): dot products beat a matrix product of one row.
-            let keys = self.seen(&(past..past + 1));
+            let keys = self.seen(sequence, &(past..past + 1));
             let mut scores = zeros(keys.len());
             vectorized(|| {
                 let query = q.row(0, d);
                 for (score, key) in scores.iter_mut().zip(keys.clone()) {
                     *score = dot(query, k.row(key, d));
                 }
-                self.softmax(&mut scores, &(past..past + 1), &keys);
+                self.softmax(sequence, &mut scores, &(past..past + 1), &keys);
                 // SAFETY: one row, ours.
                 let out = unsafe { std::slice::from_raw_parts_mut(out, d) };
                 out.fill(0.0);
@@ -149,10 +162,10 @@ impl AttentionShape {
         for first in (0..queries).step_by(TILE) {
             let rows = first..(first + TILE).min(queries);
             let positions = past + rows.start..past + rows.end;
-            let keys = self.seen(&positions);
+            let keys = self.seen(sequence, &positions);
             let scores = &mut scores[..rows.len() * keys.len()];
             product(scores, q.mat(rows.clone(), d), k.mat(keys.clone(), d).t(), 0.0, 1.0, Cores::One);
-            vectorized(|| self.softmax(scores, &positions, &keys));
+            vectorized(|| self.softmax(sequence, scores, &positions, &keys));
             let p = Mat::new(scores, rows.len(), keys.len());
             // SAFETY: the rows of this tile, ours.
             unsafe {
@@ -165,8 +178,8 @@ impl AttentionShape {
     ///
     /// # Safety
     /// The gradient pointers must be writable for this group's columns of `queries` rows, by this job alone.
-    unsafe fn group_backward(&self, at: &Packed, rows: &Range<usize>, group: usize, out: &Gradients) {
-        let d = self.head_dim;
+    unsafe fn group_backward(&self, at: &Packed, sequence: &Sequence, group: usize, out: &Gradients) {
+        let (d, rows) = (self.head_dim, &sequence.rows);
         let queries = rows.len();
         let k = Rows::new(at.k, at.k_stride, rows.start * at.k_stride + at.k_offset + group * d);
         let v = Rows::new(at.v, at.v_stride, rows.start * at.v_stride + at.v_offset + group * d);
@@ -181,12 +194,12 @@ impl AttentionShape {
             let gq = out.q.at(rows.start * at.q_stride + at.q_offset + head * d);
             for first in (0..queries).step_by(TILE) {
                 let tile = first..(first + TILE).min(queries);
-                let keys = self.seen(&tile);
+                let keys = self.seen(sequence, &tile);
                 let size = tile.len() * keys.len();
                 let (p, dp) = (&mut p[..size], &mut dp[..size]);
                 product(p, q.mat(tile.clone(), d), k.mat(keys.clone(), d).t(), 0.0, 1.0, Cores::One);
                 product(dp, go.mat(tile.clone(), d), v.mat(keys.clone(), d).t(), 0.0, 1.0, Cores::One);
-                vectorized(|| self.softmax(p, &tile, &keys));
+                vectorized(|| self.softmax(sequence, p, &tile, &keys));
                 let p_m = Mat::new(p, tile.len(), keys.len());
                 // SAFETY: rows of this group's columns, ours.
                 unsafe {
@@ -272,7 +285,7 @@ impl Attention {
     }
 
     fn forward(&self, at: &Packed) -> Result<(CpuStorage, Shape)> {
-        let rows = self.sequences.last().map_or(0, |s| s.end);
+        let rows = self.sequences.last().map_or(0, |s| s.rows.end);
         let width = self.q_width();
         let mut out = zeros(rows * width);
         let result = Shared(out.as_mut_ptr());
@@ -290,7 +303,8 @@ impl Attention {
         };
         let cache = guard.as_deref();
         jobs.into_par_iter().for_each(|(sequence, head)| {
-            let rows = &self.sequences[sequence];
+            let found = &self.sequences[sequence];
+            let rows = &found.rows;
             let group = head / per_group;
             let q = Rows::new(at.q, at.q_stride, rows.start * at.q_stride + at.q_offset + head * d);
             let (k, v, past) = match cache {
@@ -306,7 +320,7 @@ impl Attention {
                 ),
             };
             // SAFETY: this job's rows and columns of `out`.
-            unsafe { shape.head([q, k, v], result.at(rows.start * width + head * d), rows.len(), past) };
+            unsafe { shape.head(found, [q, k, v], result.at(rows.start * width + head * d), rows.len(), past) };
         });
         Ok((CpuStorage::F32(out), (rows, width).into()))
     }
@@ -316,8 +330,8 @@ impl Attention {
             bail!("cache of {} sequences used with {}", cache.sequences.len(), self.sequences.len());
         }
         let width = self.kv_width();
-        for (cached, rows) in cache.sequences.iter_mut().zip(self.sequences.iter()) {
-            for row in rows.clone() {
+        for (cached, sequence) in cache.sequences.iter_mut().zip(self.sequences.iter()) {
+            for row in sequence.rows.clone() {
                 cached.keys.extend_from_slice(&at.k[row * at.k_stride + at.k_offset..][..width]);
                 cached.values.extend_from_slice(&at.v[row * at.v_stride + at.v_offset..][..width]);
             }
