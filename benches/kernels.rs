@@ -157,7 +157,7 @@ fn wants(c: &mut Criterion) {
     for want in [Want::Nothing, Want::Norm, Want::Gradient] {
         group.bench_function(format!("{want:?}"), |b| {
             b.iter(|| {
-                let mut view = weights.view(Who::Patient, |_| want).expect("view");
+                let view = weights.view(Who::Patient, |_| want).expect("view");
                 let y = layers::linear(&view, "l", Orientation::InOut, Bias::Yes, &x).expect("forward");
                 view.backward(y.sum_all().expect("loss")).expect("backward");
             });

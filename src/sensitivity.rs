@@ -11,7 +11,7 @@ use crate::weights::{Place, View, Want, Weights, Who};
 /// ‖∂NLL(batch)/∂θ_b‖₂ of every block b of the patient, and the NLL itself in nats a token. Squares are accumulated in
 /// f64; embeddings, final norm and head belong to no block. Errors if a gradient is missing.
 pub fn sensitivity(model: &Model, weights: &Weights, batch: &Batch) -> Result<(Vec<f64>, f64)> {
-    let mut view: View = weights.view(Who::Patient, |spec| match spec.place {
+    let view: View = weights.view(Who::Patient, |spec| match spec.place {
         Place::Block(_) => Want::Norm,
         _ => Want::Nothing,
     })?;

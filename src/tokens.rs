@@ -163,13 +163,17 @@ pub struct TokenPair {
     pub rejected: Vec<u32>,
 }
 
+/// Rows of a part of [`PairBatch::forks`], unless one pair has more.
+const FORK_ROWS: usize = 256;
+
 /// The chosen and the rejected responses of the same pairs.
 #[derive(Debug, Clone)]
 pub struct PairBatch {
     pub chosen: Batch,
     pub rejected: Batch,
-    /// Both, forking from their prompts: counts alternate chosen, rejected.
-    pub forks: Batch,
+    /// Both, forking from their prompts: counts alternate chosen, rejected. In parts of few rows, so that a graph over
+    /// one of them stays small.
+    pub forks: Vec<Batch>,
 }
 
 impl PairBatch {
@@ -177,7 +181,21 @@ impl PairBatch {
         let batch = |response: fn(&TokenPair) -> &Vec<u32>| {
             Batch::new(pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice())), loss_on)
         };
-        Self { chosen: batch(|p| &p.chosen), rejected: batch(|p| &p.rejected), forks: Batch::forks(pairs, loss_on) }
+        let rows = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
+        let mut parts: Vec<Vec<&TokenPair>> = Vec::new();
+        let mut room = 0;
+        for &pair in pairs {
+            match parts.last_mut() {
+                Some(part) if rows(pair) <= room => part.push(pair),
+                _ => {
+                    parts.push(vec![pair]);
+                    room = FORK_ROWS;
+                }
+            }
+            room = room.saturating_sub(rows(pair));
+        }
+        let forks = parts.iter().map(|part| Batch::forks(part, loss_on)).collect();
+        Self { chosen: batch(|p| &p.chosen), rejected: batch(|p| &p.rejected), forks }
     }
 }
 

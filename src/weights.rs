@@ -5,6 +5,7 @@
 //! touched tensors, not of a second model**. A view costs reference counts. A pass through it yields, beside the loss,
 //! a [`Harvest`]: norms or gradients of the parameters that the view asked for, and nothing of the others.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -210,7 +211,7 @@ impl Weights {
             vars,
             places,
             ledger: Arc::new(Ledger::default()),
-            collected: BTreeMap::new(),
+            collected: RefCell::default(),
         })
     }
 
@@ -229,7 +230,7 @@ pub struct View<'w> {
     places: BTreeSet<Place>,
     ledger: Arc<Ledger>,
     /// Sums of the gradients of `vars`.
-    collected: BTreeMap<&'w str, Tensor>,
+    collected: RefCell<BTreeMap<&'w str, Tensor>>,
 }
 
 /// A tensor and what its pass must find out about it.
@@ -276,7 +277,7 @@ impl View<'_> {
 
     /// Run the backward pass of `loss` (a scalar) and free its graph. Several losses may follow each other: gradients
     /// add up. Errors if a wanted gradient did not arrive: that is a broken graph, never a zero.
-    pub fn backward(&mut self, loss: Tensor) -> Result<()> {
+    pub fn backward(&self, loss: Tensor) -> Result<()> {
         let missing = |name: &str| format!("no gradient reached {name}");
         self.ledger.lock().reached.clear();
         let mut store = phase(Phase::Backward, || loss.backward())?;
@@ -290,11 +291,12 @@ impl View<'_> {
             Kernels::Composed => {
                 for (name, var) in &self.vars {
                     let gradient = store.remove(var).with_context(|| missing(name))?;
-                    let sum = match self.collected.remove(*name) {
+                    let mut collected = self.collected.borrow_mut();
+                    let sum = match collected.remove(*name) {
                         Some(before) => (before + gradient)?,
                         None => gradient,
                     };
-                    self.collected.insert(name, sum);
+                    collected.insert(name, sum);
                 }
             }
         }
@@ -302,12 +304,13 @@ impl View<'_> {
     }
 
     /// What the backward passes brought in.
-    pub fn harvest(mut self) -> Result<Harvest> {
+    pub fn harvest(self) -> Result<Harvest> {
         let mut harvest = Harvest { squares: BTreeMap::new(), gradients: BTreeMap::new() };
         let mut entries = std::mem::take(&mut *self.ledger.lock());
+        let mut collected = self.collected.into_inner();
         for (&name, want) in &self.wants {
             let missing = || format!("no gradient reached {name}");
-            let composed = self.collected.remove(name);
+            let composed = collected.remove(name);
             match (want, composed) {
                 (Want::Nothing, _) => {}
                 (Want::Norm, Some(gradient)) => {

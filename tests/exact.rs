@@ -52,7 +52,7 @@ fn forks_equal_their_endings_apart() {
             let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), loss_on);
             // Σ logp(chosen) − 2·Σ logp(rejected), so that mixing the two up shows.
             let run = |apart: bool| {
-                let mut view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
+                let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
                 let logp = |view: &_, batch: &Batch| {
                     let h = golden.model.hidden(view, &batch.packed).expect("hidden");
                     golden.model.token_logp(view, &h, &batch.rows, &batch.targets).expect("logp")
@@ -64,7 +64,7 @@ fn forks_equal_their_endings_apart() {
                 let mut logps = Vec::new();
                 let parts = match apart {
                     true => vec![(&batch.chosen, [1.0, 1.0]), (&batch.rejected, [-2.0, -2.0])],
-                    false => vec![(&batch.forks, [1.0, -2.0])],
+                    false => batch.forks.iter().map(|part| (part, [1.0, -2.0])).collect(),
                 };
                 for (batch, of) in parts {
                     let logp = logp(&view, batch);
@@ -83,7 +83,7 @@ fn forks_equal_their_endings_apart() {
                     starts[which] += count;
                 }
             }
-            all_close(&forked[0], &in_turn, 1e-5, &what);
+            all_close(&forked.concat(), &in_turn, 1e-5, &what);
             for (tensor, gradient) in gradients {
                 let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
                 all_close(&flat(&fork_gradients[&tensor]), &flat(&gradient), 1e-4, &format!("{what} {tensor}"));
@@ -127,7 +127,7 @@ fn gradients_equal_finite_differences() {
         let batch = golden.batch(LossOn::Response).rejected;
         for kernels in KERNELS {
             let mut weights = golden.weights(kernels);
-            let mut view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
+            let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
             let loss = loss::nll(&golden.model, &view, &batch).expect("nll");
             view.backward(loss).expect("backward");
             let gradients = view.harvest().expect("harvest").gradients;

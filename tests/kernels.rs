@@ -50,7 +50,7 @@ fn pass(
     let store = loss.backward().expect("backward");
     let inputs = vars.iter().map(|v| flat(store.get(v).expect("gradient"))).collect();
     // Another view for the parameters: the kernels' ledger has those of the pass above already.
-    let mut view = weights.view(Who::Patient, |_| want).expect("view");
+    let view = weights.view(Who::Patient, |_| want).expect("view");
     let y2 = layer(&view, &tensors).expect("forward");
     view.backward((&y2 * wave(y2.dims(), 0.29)).expect("weigh").sum_all().expect("loss")).expect("backward");
     Pass { output: flat(&y), inputs, harvest: view.harvest().expect("harvest") }

@@ -60,7 +60,7 @@ fn every_gradient_equals_the_reference() {
         let weights = golden.weights(kernels);
         let batch = golden.batch(LossOn::Response).rejected;
         let in_block = |place| matches!(place, Place::Block(_));
-        let mut view = weights
+        let view = weights
             .view(Who::Patient, |s| if in_block(s.place) { Want::Gradient } else { Want::Nothing })
             .expect("view");
         let loss = loss::nll(&golden.model, &view, &batch).expect("nll");

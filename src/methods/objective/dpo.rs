@@ -60,25 +60,31 @@ fn sequence_logps(model: &Model, view: &View, batch: &Batch) -> Result<Vec<Tenso
 }
 
 impl Objective for Dpo {
-    fn evaluate(&self, input: &StepInput, view: &View) -> Result<Evaluated> {
-        let batch = &input.pairs.forks;
-        let reference = self.reference_logps(input, batch)?;
-        let logps = sequence_logps(input.model, view, batch)?;
-        let pairs = (logps.len() / 2) as f64;
+    fn evaluate(
+        &self,
+        input: &StepInput,
+        view: &View,
+        take: &mut dyn FnMut(Tensor) -> Result<()>,
+    ) -> Result<Evaluated> {
+        let pairs = input.pairs.forks.iter().map(|part| part.counts.len() / 2).sum::<usize>() as f64;
         let (mut value, mut good_total) = (0f64, 0f64);
-        let mut terms = Vec::with_capacity(logps.len() / 2);
-        for (logps, reference) in logps.chunks_exact(2).zip(reference.chunks_exact(2)) {
-            let (good, bad) = (&logps[0], &logps[1]);
-            good_total += f64::from(good.to_scalar::<f32>()?);
-            let margin = (good - bad)?;
-            let z = self.beta * (f64::from(margin.to_scalar::<f32>()?) - (reference[0] - reference[1]));
-            value += loss::softplus(-z) / pairs;
-            // ∂(−log σ(z))/∂margin = −β·σ(−z): put in as a factor, since composed of relu and |z| its gradient at
-            // z = 0, where every run begins, would be 0.
-            terms.push((margin * (-self.beta * loss::sigmoid(-z) / pairs))?);
+        for part in &input.pairs.forks {
+            let reference = self.reference_logps(input, part)?;
+            let logps = sequence_logps(input.model, view, part)?;
+            let mut terms = Vec::with_capacity(logps.len() / 2);
+            for (logps, reference) in logps.chunks_exact(2).zip(reference.chunks_exact(2)) {
+                let (good, bad) = (&logps[0], &logps[1]);
+                good_total += f64::from(good.to_scalar::<f32>()?);
+                let margin = (good - bad)?;
+                let z = self.beta * (f64::from(margin.to_scalar::<f32>()?) - (reference[0] - reference[1]));
+                value += loss::softplus(-z) / pairs;
+                // ∂(−log σ(z))/∂margin = −β·σ(−z): put in as a factor, since composed of relu and |z| its gradient at
+                // z = 0, where every run begins, would be 0.
+                terms.push((margin * (-self.beta * loss::sigmoid(-z) / pairs))?);
+            }
+            take(Tensor::stack(&terms, 0)?.sum_all()?)?;
         }
-        let graph = Tensor::stack(&terms, 0)?.sum_all()?;
-        Ok(Evaluated { graph, value, nll_good: -good_total / input.pairs.chosen.rows.len().max(1) as f64 })
+        Ok(Evaluated { value, nll_good: -good_total / input.pairs.chosen.rows.len().max(1) as f64 })
     }
 
     fn needs_reference(&self) -> bool {

@@ -34,8 +34,6 @@ pub struct Terms {
 
 /// An objective on one batch.
 pub struct Evaluated {
-    /// A scalar on the view's graph whose gradient is the objective's.
-    pub graph: Tensor,
     /// The objective's value.
     pub value: f64,
     /// NLL of the chosen responses in nats a token.
@@ -44,7 +42,10 @@ pub struct Evaluated {
 
 /// What a slice is changed for.
 pub trait Objective: Send + Sync {
-    fn evaluate(&self, input: &StepInput, view: &View) -> Result<Evaluated>;
+    /// Gives `take` scalars on the view's graph whose gradients add up to the objective's: one, or several where that
+    /// keeps less of the graph at a time.
+    fn evaluate(&self, input: &StepInput, view: &View, take: &mut dyn FnMut(Tensor) -> Result<()>)
+    -> Result<Evaluated>;
 
     /// Whether it asks the frozen reference.
     fn needs_reference(&self) -> bool {
@@ -80,12 +81,12 @@ pub fn named(name: &str, beta: f64) -> Result<Box<dyn Objective>> {
 
 /// Value and gradients of weight·objective + kl_weight·KL by the slice.
 pub fn gradients(method: &Method, input: &StepInput, slice: Slice) -> Result<(Terms, Gradients)> {
-    let mut view = input.weights.view(Who::Patient, |spec| slice.want(spec))?;
+    let view = input.weights.view(Who::Patient, |spec| slice.want(spec))?;
     // One graph at a time: the objective's activations are freed before the KL term's exist.
-    let (loss, mut terms) = objective_term(method, input, &view)?;
-    if method.weight != 0.0 {
-        view.backward(loss)?;
-    }
+    let mut terms = objective_term(method, input, &view, &mut |graph| match method.weight {
+        0.0 => Ok(()),
+        weight => view.backward((graph * weight)?),
+    })?;
     if method.kl_weight != 0.0 {
         let loss = kl_term(method.kl_weight, input, &view, slice.lowest(), &mut terms)?;
         view.backward(loss)?;
@@ -96,17 +97,21 @@ pub fn gradients(method: &Method, input: &StepInput, slice: Slice) -> Result<(Te
 /// Value of weight·objective + kl_weight·KL, without a graph.
 pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let view = input.weights.view(Who::Patient, |_| Want::Nothing)?;
-    let (_, mut terms) = objective_term(method, input, &view)?;
+    let mut terms = objective_term(method, input, &view, &mut |_| Ok(()))?;
     if method.kl_weight != 0.0 {
         kl_term(method.kl_weight, input, &view, Place::Head, &mut terms)?;
     }
     Ok(terms)
 }
 
-fn objective_term(method: &Method, input: &StepInput, view: &View) -> Result<(Tensor, Terms)> {
-    let Evaluated { graph, value, nll_good } = method.objective.evaluate(input, view)?;
-    let terms = Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None };
-    Ok(((graph * method.weight)?, terms))
+fn objective_term(
+    method: &Method,
+    input: &StepInput,
+    view: &View,
+    take: &mut dyn FnMut(Tensor) -> Result<()>,
+) -> Result<Terms> {
+    let Evaluated { value, nll_good } = method.objective.evaluate(input, view, take)?;
+    Ok(Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None })
 }
 
 /// Adds the KL term to `terms` and returns it, weighted, as a scalar on the view's graph.

@@ -1,6 +1,7 @@
 //! `nll`: the mean NLL of the chosen responses' tokens (IRepair, DAPT).
 
 use anyhow::Result;
+use candle_core::Tensor;
 
 use super::{Evaluated, Objective};
 use crate::loss;
@@ -10,9 +11,15 @@ use crate::weights::View;
 pub struct Nll;
 
 impl Objective for Nll {
-    fn evaluate(&self, input: &StepInput, view: &View) -> Result<Evaluated> {
+    fn evaluate(
+        &self,
+        input: &StepInput,
+        view: &View,
+        take: &mut dyn FnMut(Tensor) -> Result<()>,
+    ) -> Result<Evaluated> {
         let graph = loss::nll(input.model, view, &input.pairs.chosen)?;
         let value = f64::from(graph.to_scalar::<f32>()?);
-        Ok(Evaluated { graph, value, nll_good: value })
+        take(graph)?;
+        Ok(Evaluated { value, nll_good: value })
     }
 }
