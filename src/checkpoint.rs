@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -102,17 +104,18 @@ impl Checkpoint {
     /// than f32, f16, bf16, or a value that is not finite.
     pub fn load(&self, model: &Model, device: &Device) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
-        let mut open: Vec<Option<File>> = self.files.iter().map(|_| None).collect();
+        let mut maps: Vec<Option<Mapped>> = self.files.iter().map(|_| None).collect();
         for spec in model.specs() {
             let (name, entry) = self.entry(&spec)?;
             let path = self.dir.join(&self.files[entry.file]);
-            let file = match &mut open[entry.file] {
-                Some(file) => file,
-                place => place.insert(File::open(&path).with_context(|| path.display().to_string())?),
+            let map = match &mut maps[entry.file] {
+                Some(map) => map,
+                place => place.insert(Mapped::open(&path)?),
             };
             let values =
-                read_f32(file, entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+                map.values(entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
+            let finite = values.par_chunks(1 << 16).all(|part| part.iter().fold(true, |all, v| all & v.is_finite()));
+            if let Some(at) = (!finite).then(|| values.iter().position(|v| !v.is_finite())).flatten() {
                 bail_input!(
                     "{}: tensor {name} has {} at value {at}; this checkpoint is broken",
                     path.display(),
@@ -264,37 +267,56 @@ fn read_bytes(file: &mut File, entry: &Entry) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A tensor's values in f32, read piece by piece: memory grows by the tensor alone.
-fn read_f32(file: &mut File, entry: &Entry) -> Result<Vec<f32>> {
-    const PIECE: usize = 1 << 20;
-    let width = match entry.dtype {
-        Dtype::F32 => 4,
-        Dtype::F16 | Dtype::BF16 => 2,
-        other => bail!("stored as {other:?}; have: F32, F16, BF16"),
-    };
-    let count: usize = entry.shape.iter().product();
-    let mut values = Vec::with_capacity(count);
-    let mut buffer = vec![0u8; PIECE];
-    file.seek(SeekFrom::Start(entry.offset))?;
-    let mut left = entry.bytes as usize;
-    while left > 0 {
-        let piece = &mut buffer[..left.min(PIECE)];
-        file.read_exact(piece)?;
-        left -= piece.len();
-        values.extend(from_bytes(piece, entry.dtype));
+/// A weight file mapped into memory: values are converted on all cores straight from its pages, which are let go again.
+struct Mapped(Mmap);
+
+impl Mapped {
+    fn open(path: &Path) -> Result<Self> {
+        let place = || path.display().to_string();
+        let file = File::open(path).with_context(place)?;
+        // SAFETY: the map is read only while tensors are converted. A file cut short meanwhile would end the program; its
+        // length was checked when its header was read.
+        Ok(Self(unsafe { Mmap::map(&file) }.with_context(place)?))
     }
-    if values.len() != count || entry.bytes as usize != count * width {
-        bail!("{} bytes for {count} values", entry.bytes);
+
+    /// A tensor's values in f32: memory grows by them alone.
+    fn values(&self, entry: &Entry) -> Result<Vec<f32>> {
+        const PIECE: usize = 1 << 18;
+        let width = match entry.dtype {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::BF16 => 2,
+            other => bail!("stored as {other:?}; have: F32, F16, BF16"),
+        };
+        let count: usize = entry.shape.iter().product();
+        let (from, length) = (entry.offset as usize, entry.bytes as usize);
+        let bytes = self.0.get(from..from + length).context("the file is shorter than its header says")?;
+        if length != count * width {
+            bail!("{length} bytes for {count} values");
+        }
+        let mut values = vec![0f32; count];
+        values.par_chunks_mut(PIECE).zip(bytes.par_chunks(PIECE * width)).for_each(|(values, bytes)| {
+            convert(bytes, entry.dtype, values);
+        });
+        #[cfg(unix)]
+        // SAFETY: the pages are unchanged file contents, which come back when they are read again.
+        unsafe {
+            // Only a hint: without it the pages stay counted as ours until the file is closed.
+            self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length).ok();
+        }
+        Ok(values)
     }
-    Ok(values)
 }
 
-/// Stored bytes as f32.
-fn from_bytes(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+/// Stored bytes into f32 values, as many.
+fn convert(bytes: &[u8], dtype: Dtype, values: &mut [f32]) {
     match dtype {
-        Dtype::F16 => bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-        _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F16 => {
+            values.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(v, b)| *v = f16::from_le_bytes(*b).to_f32())
+        }
+        Dtype::BF16 => {
+            values.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(v, b)| *v = bf16::from_le_bytes(*b).to_f32())
+        }
+        _ => values.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b)),
     }
 }
 
@@ -327,7 +349,8 @@ impl Checkpoint {
             let dtype = self.entries[&disk].dtype;
             let tensor = weights.tensor(Who::Patient, &name)?;
             let bytes = to_bytes(tensor, dtype)?;
-            let values = from_bytes(&bytes, dtype);
+            let mut values = vec![0f32; tensor.elem_count()];
+            convert(&bytes, dtype, &mut values);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
                 return Err(Fault::Check(format!(
                     "{disk} would be written with {value} in it ({dtype:?}); lower --learning-rate"
@@ -502,7 +525,7 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
         if base.bytes(name)? == other.bytes(name)? {
             continue;
         }
-        let read = |c: &Checkpoint, e: &Entry| read_f32(&mut File::open(c.dir.join(&c.files[e.file]))?, e);
+        let read = |c: &Checkpoint, e: &Entry| Mapped::open(&c.dir.join(&c.files[e.file]))?.values(e);
         let (before, after) = (read(base, entry)?, read(other, theirs)?);
         let norm = before.iter().zip(&after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
