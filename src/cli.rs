@@ -70,6 +70,9 @@ pub struct Repair {
     /// Settings from a TOML file, or a preset's name
     #[arg(short = 'C', long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Read headers and data only, and say what would be done and how much memory it takes
+    #[arg(long)]
+    pub dry_run: bool,
     /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
     #[arg(long)]
     pub threads: Option<usize>,

@@ -10,9 +10,12 @@ use serde_json::{Map, Value};
 
 use crate::bail_input;
 use crate::fault::Fault;
+use crate::methods::select::{Normalize, Slicing};
 use crate::methods::{self, Recipe};
 use crate::model::kernels::matmul::Precision;
 use crate::optim::{OptimizerKind, Schedule};
+use crate::report::ReportTo;
+use crate::slice::Granularity;
 use crate::tokens::LossOn;
 
 /// "unknown …" with the nearest known name.
@@ -55,6 +58,15 @@ pub struct RepairOptions {
     /// What it is changed for, instead of --method
     #[arg(long, env = "IREPAIR_OBJECTIVE", long_help = objective_help())]
     pub objective: Option<String>,
+    /// What selectors rank [default: block]
+    #[arg(long, env = "IREPAIR_SLICE", value_enum)]
+    pub slice: Option<Granularity>,
+    /// Blocks (or sublayers) a step changes [default: 1]
+    #[arg(long, env = "IREPAIR_TOP_K", value_name = "K")]
+    pub top_k: Option<usize>,
+    /// What sensitivities are divided by before they are ranked [default: none]
+    #[arg(long, env = "IREPAIR_NORMALIZE", value_enum)]
+    pub normalize: Option<Normalize>,
     /// β of DPO [default: 0.1]
     #[arg(long, env = "IREPAIR_BETA", value_parser = finite)]
     pub beta: Option<f64>,
@@ -85,6 +97,9 @@ pub struct RepairOptions {
     /// Pairs (and normal texts) a step [default: 4]
     #[arg(short, long, env = "IREPAIR_BATCH_SIZE", visible_alias = "per-device-train-batch-size")]
     pub batch_size: Option<usize>,
+    /// Batches that a step works on together: more pairs a step in the same memory [default: 1]
+    #[arg(long, env = "IREPAIR_GRADIENT_ACCUMULATION_STEPS", value_name = "N")]
+    pub gradient_accumulation_steps: Option<usize>,
     /// [default: 2000]
     #[arg(long, env = "IREPAIR_MAX_STEPS")]
     pub max_steps: Option<usize>,
@@ -112,6 +127,10 @@ pub struct RepairOptions {
     /// Stop after so many validations without improvement; 0 = off [default: 30]
     #[arg(long, env = "IREPAIR_PATIENCE")]
     pub patience: Option<usize>,
+    /// Stop, and go back to the best weights within it, when perplexity is so many percent above the base's at a
+    /// validation; exit code 4
+    #[arg(long, env = "IREPAIR_MAX_PPL_INCREASE", value_name = "PERCENT", value_parser = finite)]
+    pub max_ppl_increase: Option<f64>,
     /// Save the state for --resume every so many steps [default: 100]
     #[arg(long, env = "IREPAIR_SAVE_STEPS")]
     pub save_steps: Option<usize>,
@@ -127,6 +146,9 @@ pub struct RepairOptions {
     /// Of the operands of large products while training; weights, sums and all else are f32 [default: f32]
     #[arg(long, env = "IREPAIR_DTYPE", value_enum, visible_alias = "torch-dtype")]
     pub dtype: Option<Precision>,
+    /// Also write the curves for TensorBoard, in OUT/irepair/tensorboard [default: none]
+    #[arg(long, env = "IREPAIR_REPORT_TO", value_enum)]
+    pub report_to: Option<ReportTo>,
     /// Prompts whose continuations are scored before and after [default: the held-back pairs' prompts]
     #[arg(long, env = "IREPAIR_EVAL_PROMPTS", value_name = "FILE")]
     pub eval_prompts: Option<PathBuf>,
@@ -182,6 +204,9 @@ pub struct RepairSettings {
     pub method: String,
     pub select: Option<String>,
     pub objective: Option<String>,
+    pub slice: Option<Granularity>,
+    pub top_k: Option<usize>,
+    pub normalize: Option<Normalize>,
     pub beta: Option<f64>,
     pub fixed_sample: Option<usize>,
     pub normal: Option<PathBuf>,
@@ -192,6 +217,7 @@ pub struct RepairSettings {
     pub optimizer: OptimizerKind,
     pub learning_rate: f64,
     pub batch_size: usize,
+    pub gradient_accumulation_steps: usize,
     pub max_steps: usize,
     pub warmup_steps: Option<usize>,
     pub schedule: Schedule,
@@ -201,11 +227,13 @@ pub struct RepairSettings {
     pub valid_size: Option<usize>,
     pub eval_steps: usize,
     pub patience: usize,
+    pub max_ppl_increase: Option<f64>,
     pub save_steps: usize,
     pub seed: u64,
     pub limit: Option<usize>,
     pub device: String,
     pub dtype: Precision,
+    pub report_to: ReportTo,
     pub eval_prompts: Option<PathBuf>,
     pub eval_text: Option<PathBuf>,
     #[serde(default)]
@@ -221,6 +249,9 @@ impl Default for RepairSettings {
             method: String::new(),
             select: None,
             objective: None,
+            slice: None,
+            top_k: None,
+            normalize: None,
             beta: None,
             fixed_sample: None,
             normal: None,
@@ -231,6 +262,7 @@ impl Default for RepairSettings {
             optimizer: OptimizerKind::Rmsprop,
             learning_rate: 3e-4,
             batch_size: 4,
+            gradient_accumulation_steps: 1,
             max_steps: 2000,
             warmup_steps: None,
             schedule: Schedule::Linear,
@@ -240,11 +272,13 @@ impl Default for RepairSettings {
             valid_size: None,
             eval_steps: 25,
             patience: 30,
+            max_ppl_increase: None,
             save_steps: 100,
             seed: 42,
             limit: None,
             device: "auto".into(),
             dtype: Precision::F32,
+            report_to: ReportTo::None,
             eval_prompts: None,
             eval_text: None,
             map: Vec::new(),
@@ -310,6 +344,7 @@ impl RepairSettings {
                 objective,
                 kl_weight: 0.0,
                 beta: methods::objective::DEFAULT_BETA,
+                slicing: Slicing::default(),
             }
         } else {
             methods::named(&self.method)?.recipe()
@@ -317,6 +352,11 @@ impl RepairSettings {
         recipe.weight = self.nll_weight.unwrap_or(recipe.weight);
         recipe.kl_weight = self.kl_weight.unwrap_or(recipe.kl_weight);
         recipe.beta = self.beta.unwrap_or(recipe.beta);
+        recipe.slicing = Slicing {
+            granularity: self.slice.unwrap_or(recipe.slicing.granularity),
+            top_k: self.top_k.unwrap_or(recipe.slicing.top_k),
+            normalize: self.normalize.unwrap_or(recipe.slicing.normalize),
+        };
         Ok(recipe)
     }
 
@@ -333,20 +373,34 @@ impl RepairSettings {
         if !by_parts && self.kl_weight.is_some_and(|w| w != 0.0) && methods::named(&self.method)?.kl_weight == 0.0 {
             return contradicts("--kl-weight", &format!("no KL term ({}+kl has)", self.method));
         }
-        if recipe.kl_weight == 0.0 && self.normal.is_some() {
-            return contradicts("--normal", "no KL term");
-        }
         if recipe.objective != "dpo" && self.beta.is_some() {
             return contradicts("--beta", "no DPO in it");
         }
         if recipe.objective == "dpo" && self.nll_weight.is_some() {
             return contradicts("--nll-weight", "no NLL in it");
         }
-        if recipe.select != "fixed" && self.fixed_sample.is_some() {
-            return contradicts("--fixed-sample", "no fixed block");
+        let looks_first = recipe.select == "fixed" || recipe.slicing.normalize == Normalize::Start;
+        if !looks_first && self.fixed_sample.is_some() {
+            return contradicts("--fixed-sample", "no look at a sample");
+        }
+        let ranks = methods::select::named(&recipe.select)?.ranks;
+        let slicing = [
+            ("--slice", self.slice.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--normalize", self.normalize.is_some()),
+        ];
+        if let Some((flag, _)) = slicing.iter().find(|(_, given)| *given && !ranks) {
+            return contradicts(flag, "no ranking of blocks");
+        }
+        if self.max_ppl_increase.is_some() && self.eval_steps == 0 {
+            return Err(
+                Fault::Usage("--max-ppl-increase is checked at validations; --eval-steps 0 has none".into()).into()
+            );
         }
         let positive = [
             ("--batch-size", self.batch_size),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--top-k", recipe.slicing.top_k),
             ("--max-length", self.max_length.unwrap_or(1)),
             ("--max-prompt-length", self.max_prompt_length.unwrap_or(1)),
             ("--save-steps", self.save_steps),

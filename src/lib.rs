@@ -28,6 +28,7 @@ pub mod fault;
 pub mod generate;
 pub mod hub;
 pub mod loss;
+pub mod memory;
 pub mod methods;
 pub mod model;
 pub mod optim;

@@ -1,5 +1,6 @@
 //! What a run leaves for people and for scripts: `run.json`, tables, the model card, pictures, progress.
 
+pub mod events;
 pub mod plot;
 pub mod progress;
 pub mod table;
@@ -84,11 +85,21 @@ pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
     Ok(steps)
 }
 
-/// How often each block was sliced.
+/// Where the curves of a run go beside `steps.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportTo {
+    None,
+    Tensorboard,
+}
+
+/// How often each block was in a slice.
 pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
-    for block in steps.iter().filter_map(|s| s.block) {
-        *counts.entry(block).or_default() += 1;
+    for step in steps {
+        for block in step.blocks() {
+            *counts.entry(block).or_default() += 1;
+        }
     }
     counts
 }
@@ -101,12 +112,14 @@ pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
     let percent: Show = |x| format!("{x:.1} %");
     let plain: Show = |x| format!("{x:.3}");
     type Get = fn(&Measures) -> Option<f64>;
-    let rows: [(&str, Get, Show); 5] = [
+    let fine: Show = |x| format!("{x:.4}");
+    let rows: [(&str, Get, Show); 6] = [
         ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), percent),
         ("toxicity (mean score × 100)", |m| m.toxicity, plain),
         ("NLL of chosen (nats a token)", |m| m.nll_chosen, plain),
         ("NLL of rejected (nats a token)", |m| m.nll_rejected, plain),
         (&perplexity, |m| m.ppl, plain),
+        ("KL from the base (nats a token)", |m| m.kl, fine),
     ];
     rows.into_iter()
         .filter_map(|(name, get, show)| {

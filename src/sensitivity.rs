@@ -1,16 +1,46 @@
 //! The *sensitivity* of a block is the L2 norm of the gradient of the rejected responses' NLL over all its parameters
 //! (IRepair, Algorithm 1): how much the block carries of what the model should not say.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 
 use crate::loss;
 use crate::model::Model;
+use crate::slice::{Granularity, Unit};
 use crate::tokens::Batch;
-use crate::weights::{Place, View, Want, Weights, Who};
+use crate::weights::{Place, TensorSpec, View, Want, Weights, Who};
 
 /// ‖∂NLL(batch)/∂θ_b‖₂ of every block b of the patient, and the NLL itself in nats a token. Squares are accumulated in
 /// f64; embeddings, final norm and head belong to no block. Errors if a gradient is missing.
 pub fn sensitivity(model: &Model, weights: &Weights, batch: &Batch) -> Result<(Vec<f64>, f64)> {
+    let found = squares(model, weights, batch)?;
+    Ok((found.norms(model, &Unit::all(model.sizes().blocks, Granularity::Block))?, found.nll))
+}
+
+/// Σ g² of every tensor of the blocks, by name, and the NLL whose gradient g is.
+pub struct Squares {
+    squares: BTreeMap<String, f64>,
+    /// Nats a token.
+    pub nll: f64,
+}
+
+impl Squares {
+    /// The L2 norm over each unit. Errors if a tensor's is missing.
+    pub fn norms(&self, model: &Model, units: &[Unit]) -> Result<Vec<f64>> {
+        let specs = model.specs();
+        let square = |spec: &TensorSpec| {
+            self.squares.get(&spec.name).copied().with_context(|| format!("no norm of {}", spec.name))
+        };
+        units
+            .iter()
+            .map(|unit| Ok(specs.iter().filter(|s| unit.contains(s)).map(square).sum::<Result<f64>>()?.sqrt()))
+            .collect()
+    }
+}
+
+/// One backward pass of the batch's NLL through the patient.
+pub fn squares(model: &Model, weights: &Weights, batch: &Batch) -> Result<Squares> {
     let view: View = weights.view(Who::Patient, |spec| match spec.place {
         Place::Block(_) => Want::Norm,
         _ => Want::Nothing,
@@ -18,14 +48,7 @@ pub fn sensitivity(model: &Model, weights: &Weights, batch: &Batch) -> Result<(V
     let loss = loss::nll(model, &view, batch)?;
     let nll = f64::from(loss.to_scalar::<f32>()?);
     view.backward(loss)?;
-    let harvest = view.harvest()?;
-    let mut squares = vec![0f64; model.sizes().blocks];
-    for spec in weights.specs() {
-        if let Place::Block(b) = spec.place {
-            squares[b] += harvest.squares.get(&spec.name).with_context(|| format!("no norm of {}", spec.name))?;
-        }
-    }
-    Ok((squares.into_iter().map(f64::sqrt).collect(), nll))
+    Ok(Squares { squares: view.harvest()?.squares, nll })
 }
 
 /// A sensitivity that is NaN or infinite: the weights or the batch are broken.

@@ -1,21 +1,94 @@
 //! A *slice* is the part of a model that one repair step may change.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Model;
 use crate::weights::{Place, TensorSpec, Want};
 
+/// What a slice is cut into.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Granularity {
+    /// Whole blocks (IRepair).
+    #[default]
+    Block,
+    /// The attention and the MLP of a block apart, each with its norm.
+    Sublayer,
+}
+
+/// Which tensors of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Whole,
+    Attention,
+    Mlp,
+}
+
+/// A block or a sublayer of it: what selectors rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unit {
+    pub block: usize,
+    pub part: Part,
+}
+
+impl Unit {
+    /// Every unit of a model, in order.
+    pub fn all(blocks: usize, granularity: Granularity) -> Vec<Self> {
+        let parts: &[Part] = match granularity {
+            Granularity::Block => &[Part::Whole],
+            Granularity::Sublayer => &[Part::Attention, Part::Mlp],
+        };
+        (0..blocks).flat_map(|block| parts.iter().map(move |&part| Self { block, part })).collect()
+    }
+
+    /// Whether a tensor belongs to it.
+    pub fn contains(&self, spec: &TensorSpec) -> bool {
+        spec.place == Place::Block(self.block) && (self.part == Part::Whole || self.part == part_of(&spec.name))
+    }
+
+    /// Number of its parameters.
+    pub fn parameters(&self, model: &Model) -> usize {
+        let specs = model.specs();
+        specs.iter().filter(|s| self.contains(s)).map(|s| s.shape.iter().product::<usize>()).sum()
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part {
+            Part::Whole => write!(f, "{}", self.block),
+            Part::Attention => write!(f, "{}.attention", self.block),
+            Part::Mlp => write!(f, "{}.mlp", self.block),
+        }
+    }
+}
+
+/// The sublayer of a block's tensor, by its name in transformers: the second norm belongs to the MLP.
+fn part_of(name: &str) -> Part {
+    if name.contains(".mlp.") || name.contains(".ln_2.") { Part::Mlp } else { Part::Attention }
+}
+
 /// Which tensors a step may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Slice {
-    /// The tensors of one block, 0-based.
-    Block(usize),
+    /// Some units, in order.
+    Units(Vec<Unit>),
     /// The whole model: blocks, embeddings, final norm and head.
     Everything,
 }
 
 impl Slice {
+    /// One whole block, 0-based.
+    pub fn block(block: usize) -> Self {
+        Self::Units(vec![Unit { block, part: Part::Whole }])
+    }
+
     /// Whether a tensor is in the slice.
     pub fn contains(&self, spec: &TensorSpec) -> bool {
         match self {
-            Slice::Block(b) => spec.place == Place::Block(*b),
+            Slice::Units(units) => units.iter().any(|u| u.contains(spec)),
             Slice::Everything => true,
         }
     }
@@ -28,8 +101,48 @@ impl Slice {
     /// The lowest place in the slice: below it no gradient is needed.
     pub fn lowest(&self) -> Place {
         match self {
-            Slice::Block(b) => Place::Block(*b),
+            Slice::Units(units) => units.iter().map(|u| Place::Block(u.block)).min().unwrap_or(Place::Head),
             Slice::Everything => Place::Embedding,
+        }
+    }
+
+    /// The block, if all of the slice lies in one.
+    pub fn only_block(&self) -> Option<usize> {
+        match self {
+            Slice::Units(units) => {
+                let first = units.first()?.block;
+                units.iter().all(|u| u.block == first).then_some(first)
+            }
+            Slice::Everything => None,
+        }
+    }
+
+    /// The names of its units; none for the whole model.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Slice::Units(units) => units.iter().map(ToString::to_string).collect(),
+            Slice::Everything => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ARCHES;
+
+    #[test]
+    fn sublayers_divide_every_block() {
+        for arch in ARCHES {
+            let config = serde_json::from_str(arch.tiny).expect(arch.model_type);
+            let model = Model::from_config(&config).expect(arch.model_type);
+            let blocks = model.block_parameters();
+            let units = Unit::all(blocks.len(), Granularity::Sublayer);
+            for (pair, block) in units.chunks(2).zip(&blocks) {
+                let parts: Vec<usize> = pair.iter().map(|u| u.parameters(&model)).collect();
+                assert_eq!(parts.iter().sum::<usize>(), *block, "{}", arch.model_type);
+                assert!(parts.iter().all(|p| *p > block / 10), "{}: {parts:?} of {block}", arch.model_type);
+            }
         }
     }
 }

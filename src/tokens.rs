@@ -131,6 +131,15 @@ impl Batch {
         Self { packed: Packed::new(joined.iter().map(Vec::as_slice)), rows, targets, counts }
     }
 
+    /// Texts of which every token but the first counts.
+    pub fn texts(packed: Packed) -> Self {
+        let rows: Vec<u32> =
+            packed.sequences.iter().flat_map(|s| s.rows.start as u32..s.rows.end.saturating_sub(1) as u32).collect();
+        let targets = rows.iter().map(|row| packed.ids[*row as usize + 1]).collect();
+        let counts = packed.sequences.iter().map(|s| s.rows.len().saturating_sub(1)).collect();
+        Self { packed, rows, targets, counts }
+    }
+
     /// Pairs as forks, chosen first; the same predictions as of both responses apart.
     pub fn forks(pairs: &[&TokenPair], loss_on: LossOn) -> Self {
         let packed = Packed::forks(pairs.iter().map(|p| [p.prompt.as_slice(), &p.chosen, &p.rejected]));

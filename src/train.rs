@@ -2,7 +2,7 @@
 
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,11 +12,13 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::eval::perplexity::perplexity;
 use crate::methods::objective::Terms;
 use crate::methods::{Method, StepInput};
 use crate::model::Model;
 use crate::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
 use crate::random::{Purpose, batch_indices};
+use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::sensitivity::NotFinite;
 use crate::slice::Slice;
@@ -40,6 +42,9 @@ pub struct StepLine {
     pub step: usize,
     /// The sliced block, 0-based; `null` where the slice is no single block.
     pub block: Option<usize>,
+    /// The slice, where it is more or less than one whole block: blocks (`3`) and sublayers (`3.mlp`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slice: Vec<String>,
     /// Of every block, where it was measured.
     pub sensitivity: Vec<f64>,
     pub loss: f64,
@@ -52,18 +57,31 @@ pub struct StepLine {
     pub seconds: f64,
 }
 
+impl StepLine {
+    /// The blocks that the slice has a part of; none where it is the whole model.
+    pub fn blocks(&self) -> BTreeSet<usize> {
+        let named = self.slice.iter().filter_map(|name| name.split('.').next()?.parse().ok());
+        named.chain(self.block).collect()
+    }
+}
+
 /// The objective on the held-back rows after `step` steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationLine {
     pub step: usize,
     pub valid_loss: f64,
+    /// Perplexity of the guard's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl: Option<f64>,
 }
 
 /// How the loop goes.
 #[derive(Debug, Clone)]
 pub struct Regime {
     pub batch_size: usize,
+    /// Batches a step.
+    pub accumulation: usize,
     pub max_steps: usize,
     pub learning_rate: f64,
     pub warmup: usize,
@@ -87,13 +105,22 @@ pub struct Rows {
 }
 
 /// Why a loop ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum End {
     AllSteps,
     /// The validation loss has not improved for `patience` validations.
     Patience,
     /// The user asked to stop; the state is saved.
     Interrupted,
+    /// The guard tripped at this perplexity; the best weights within it are in place.
+    Guarded(f64),
+}
+
+/// Perplexity must not rise beyond a limit.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    pub text: Vec<u32>,
+    pub limit: f64,
 }
 
 /// A loss, gradient or weight that is not finite.
@@ -126,6 +153,9 @@ pub struct Trainer<'a> {
     pub best: Option<Best>,
     /// Validations since the best one.
     pub stale: usize,
+    pub guard: Option<Guard>,
+    /// The curves, beside the log.
+    pub curves: Option<EventFile>,
     /// `irepair/` of the unfinished output.
     pub dir: PathBuf,
     pub fingerprint: Fingerprint,
@@ -140,7 +170,7 @@ impl Trainer<'_> {
         let mut log = self.open_log()?;
         if validates && self.step == 0 {
             let valid_loss = self.validate()?;
-            write_line(&mut log, &Line::Validation(ValidationLine { step: 0, valid_loss }))?;
+            self.log(&mut log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
         }
         let mut end = End::AllSteps;
         while self.step < self.regime.max_steps {
@@ -165,7 +195,7 @@ impl Trainer<'_> {
                 }
             };
             progress.step(&line, self.regime.max_steps);
-            write_line(&mut log, &Line::Step(line))?;
+            self.log(&mut log, Line::Step(line))?;
             let last = self.step == self.regime.max_steps;
             if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
                 let valid_loss = self.validate()?;
@@ -173,8 +203,17 @@ impl Trainer<'_> {
                     self.save_last_good().ok();
                     return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
                 }
-                write_line(&mut log, &Line::Validation(ValidationLine { step: self.step, valid_loss }))?;
+                let ppl = self.guarded_perplexity()?;
+                self.log(&mut log, Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }))?;
                 progress.validation(self.step, valid_loss);
+                if let (Some(ppl), Some(guard)) = (ppl, &self.guard)
+                    && ppl > guard.limit
+                {
+                    // What was within the limit and best so far; at first that is the base.
+                    let within = self.best.as_ref().map(|b| b.touched.clone()).unwrap_or_default();
+                    self.weights.reset_to(&within)?;
+                    return Ok(End::Guarded(ppl));
+                }
                 if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
                     self.best = Some(Best { step: self.step, loss: valid_loss, touched: self.weights.snapshot()? });
                     self.stale = 0;
@@ -200,18 +239,28 @@ impl Trainer<'_> {
     fn one_step(&mut self) -> Result<StepLine> {
         let begun = Instant::now();
         let regime = &self.regime;
-        let draw = |purpose, n| batch_indices(regime.seed, purpose, n, regime.batch_size, self.step);
-        let pairs: Vec<&TokenPair> =
-            draw(Purpose::Pairs, self.rows.pairs.len()).into_iter().map(|i| &self.rows.pairs[i]).collect();
-        let pairs = PairBatch::new(&pairs, regime.loss_on);
-        let normal = if self.rows.normal.is_empty() {
-            None
-        } else {
-            let texts = draw(Purpose::Normal, self.rows.normal.len());
-            Some(Packed::new(texts.into_iter().map(|i| self.rows.normal[i].as_slice())))
+        let batches = self.step * regime.accumulation..(self.step + 1) * regime.accumulation;
+        let draw = |purpose, n, batch| batch_indices(regime.seed, purpose, n, regime.batch_size, batch);
+        let pairs = |batch| {
+            let rows = draw(Purpose::Pairs, self.rows.pairs.len(), batch).into_iter().map(|i| &self.rows.pairs[i]);
+            PairBatch::new(&rows.collect::<Vec<_>>(), regime.loss_on)
         };
-        let input = StepInput { model: self.model, weights: &self.weights, pairs: &pairs, normal: normal.as_ref() };
-        let report = self.method.step(&input).map_err(|error| match error.downcast_ref::<NotFinite>() {
+        let normal = |batch| {
+            let rows = &self.rows.normal;
+            let texts = || draw(Purpose::Normal, rows.len(), batch).into_iter().map(|i| rows[i].as_slice());
+            (!rows.is_empty() && self.method.needs_normal()).then(|| Packed::new(texts()))
+        };
+        let rows: Vec<_> = batches.map(|batch| (pairs(batch), normal(batch))).collect();
+        let inputs: Vec<StepInput> = rows
+            .iter()
+            .map(|(pairs, normal)| StepInput {
+                model: self.model,
+                weights: &self.weights,
+                pairs,
+                normal: normal.as_ref(),
+            })
+            .collect();
+        let report = self.method.step(&inputs).map_err(|error| match error.downcast_ref::<NotFinite>() {
             Some(found) => {
                 let step = self.step + 1;
                 Diverged { what: "the sensitivity of a block", value: found.value, step }.into()
@@ -236,9 +285,10 @@ impl Trainer<'_> {
         }
         Ok(StepLine {
             step: self.step,
-            block: match report.selection.slice {
-                Slice::Block(block) => Some(block),
-                Slice::Everything => None,
+            block: report.selection.slice.only_block(),
+            slice: match report.selection.slice.only_block() {
+                Some(block) if report.selection.slice == Slice::block(block) => Vec::new(),
+                _ => report.selection.slice.names(),
             },
             sensitivity: report.selection.sensitivity,
             loss: report.terms.loss,
@@ -265,6 +315,20 @@ impl Trainer<'_> {
             batches += 1;
         }
         Ok(total / batches.max(1) as f64)
+    }
+
+    /// Perplexity of the guard's text, if there is a guard.
+    fn guarded_perplexity(&self) -> Result<Option<f64>> {
+        let Some(guard) = &self.guard else { return Ok(None) };
+        let view = self.weights.frozen(Who::Patient)?;
+        Ok(Some(perplexity(self.model, &view, &guard.text)?.value))
+    }
+
+    fn log(&mut self, log: &mut File, line: Line) -> Result<()> {
+        if let Some(curves) = &mut self.curves {
+            curves.write(&line)?;
+        }
+        write_line(log, &line)
     }
 
     fn log_path(&self) -> PathBuf {

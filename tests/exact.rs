@@ -175,7 +175,7 @@ fn a_step_changes_only_what_the_slice_names() {
                 let normal = pairs.chosen.packed.clone();
                 for _ in 0..3 {
                     let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
-                    let report = method.step(&input).expect(&what);
+                    let report = method.step(std::slice::from_ref(&input)).expect(&what);
                     let slice = report.selection.slice;
                     allowed.extend(model.specs().into_iter().filter(|s| slice.contains(s)).map(|s| s.name));
                     optimizer.step(&mut weights, &report.gradients, 1e-3, 1.0).expect(&what);

@@ -94,8 +94,8 @@ fn six_steps_equal_the_reference() {
                 let what = format!("{what} step {index}");
                 let number = |key: &str| expected[key].as_f64().expect("number");
                 let input = StepInput { model: &golden.model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
-                let report = method.step(&input).expect("step");
-                assert_eq!(report.selection.slice, Slice::Block(number("block") as usize), "{what}");
+                let report = method.step(std::slice::from_ref(&input)).expect("step");
+                assert_eq!(report.selection.slice, Slice::block(number("block") as usize), "{what}");
                 for (got, want) in report.selection.sensitivity.iter().zip(numbers(&expected["sensitivity"])) {
                     close(*got, want, 1e-4, &what);
                 }
@@ -152,7 +152,7 @@ fn baselines_equal_the_reference() {
             let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
             for want in numbers(&golden.expected[key]["losses"]) {
                 let input = StepInput { model: &golden.model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
-                let report = method.step(&input).expect("step");
+                let report = method.step(std::slice::from_ref(&input)).expect("step");
                 close(report.terms.loss, want, 1e-4, &what);
                 assert_eq!(report.gradients.len(), golden.model.specs().len(), "{what}: every tensor");
                 optimizer.step(&mut weights, &report.gradients, 1e-4, 1.0).expect("update");

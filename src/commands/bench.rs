@@ -151,7 +151,7 @@ fn repair_times(
         }
         let begun = Instant::now();
         let input = StepInput { model, weights, pairs: &pairs, normal: Some(&normal) };
-        let report = method.step(&input)?;
+        let report = method.step(std::slice::from_ref(&input))?;
         optimizer.step(weights, &report.gradients, 1e-5, 1.0)?;
         device.synchronize()?;
         if iteration > 0 {

@@ -1,6 +1,7 @@
 //! `repair`: the main job.
 
 mod output;
+mod plan;
 mod rows;
 
 use std::time::Instant;
@@ -10,18 +11,22 @@ use anyhow::{Context, Result};
 use super::{Loaded, On, open};
 use crate::cli::Repair;
 use crate::config::RepairSettings;
-use crate::eval::Yardstick;
+use crate::eval::perplexity::perplexity;
+use crate::eval::{Measures, Yardstick};
 use crate::fault::Fault;
 use crate::methods::Method;
+use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
 use crate::optim::Optimizer;
+use crate::report::ReportTo;
+use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
 use crate::scorers::SCORERS;
 use crate::tokens::PairBatch;
-use crate::train::{Diverged, End, Fingerprint, Regime, Trainer};
+use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
-use crate::{bail_input, checkpoint, device, stop};
+use crate::{bail_input, checkpoint, device, memory, stop};
 use output::Output;
 
 pub fn run(args: &Repair) -> Result<()> {
@@ -37,6 +42,15 @@ pub fn run(args: &Repair) -> Result<()> {
     say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
     // All that can be wrong with the input is found before anything is made.
     let mut rows = rows::read_pairs(&settings, &loaded)?;
+    if args.dry_run {
+        let path = Output::path(args, &settings, &loaded.short_name())?;
+        let plan = plan::plan(&settings, &loaded, &rows, &path)?;
+        print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
+        return plan.memory.check(memory::limit()?, plan::ADVICE);
+    }
+    if loaded.device.is_cpu() {
+        plan::estimate(&settings, &loaded, &rows)?.check(memory::limit()?, plan::ADVICE)?;
+    }
     let mut weights = loaded.weights()?;
     let out = Output::claim(args, &settings, &loaded.short_name(), &loaded.checkpoint().dir)?;
     stop::listen()?;
@@ -50,6 +64,7 @@ pub fn run(args: &Repair) -> Result<()> {
         loss_on: settings.loss_on,
         prompts: &rows.prompts,
         text: &rows.text,
+        normal: &rows.train.valid_normal.clone(),
         end: loaded.end_token(),
     };
     let before = yardstick.measure(&loaded.model, &weights, Who::Patient)?;
@@ -59,10 +74,15 @@ pub fn run(args: &Repair) -> Result<()> {
 
     let base_sha256 = loaded.checkpoint().hashes()?;
     let base_hash = loaded.checkpoint().hash()?;
+    let guard = guard(&settings, &loaded.model, &weights, &before, &rows.text)?;
     let mut trainer = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
+    trainer.guard = guard;
     if args.resume {
         trainer.resume()?;
         say(format!("going on from step {}", trainer.step));
+    }
+    if settings.report_to == ReportTo::Tensorboard {
+        trainer.curves = Some(EventFile::create(&out.dir.join("tensorboard"), trainer.step)?);
     }
     let mut progress = Progress::new("repair", trainer.step, settings.max_steps, args.output.quiet);
     trainer.weights.set_precision(loaded.precision);
@@ -82,6 +102,14 @@ pub fn run(args: &Repair) -> Result<()> {
         return Err(out.interrupted(trainer.step));
     }
 
+    if matches!(end, End::Guarded(_)) && trainer.best.is_none() {
+        return Err(Fault::Check(
+            "the guard tripped at the first validation: perplexity rose beyond --max-ppl-increase, and nothing is left to \
+             keep; lower --learning-rate, or validate more often (--eval-steps)"
+                .into(),
+        )
+        .into());
+    }
     let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     let mut run = RunRecord {
         format_version: 1,
@@ -102,10 +130,10 @@ pub fn run(args: &Repair) -> Result<()> {
         steps: steps.len(),
         kept_step: trainer.best.as_ref().map_or(trainer.step, |b| b.step),
         stopped: match end {
-            End::Patience => "the validation loss no longer improved",
-            _ => "all steps made",
-        }
-        .into(),
+            End::Patience => "the validation loss no longer improved".into(),
+            End::Guarded(ppl) => format!("the guard: perplexity {ppl:.3}"),
+            _ => "all steps made".into(),
+        },
         sliced: count_blocks(&steps),
         changed: Vec::new(),
         changed_parameters: 0,
@@ -130,7 +158,38 @@ pub fn run(args: &Repair) -> Result<()> {
     } else {
         print!("{}", output::summary(&run, &out.path, &loaded.model));
     }
+    if let End::Guarded(ppl) = end {
+        return Err(Fault::Check(format!(
+            "the guard tripped: perplexity {ppl:.3} is more than --max-ppl-increase above the base's; the weights of step {} \
+             are kept in {}",
+            run.kept_step,
+            out.path.display()
+        ))
+        .into());
+    }
     Ok(())
+}
+
+/// The guard that the settings ask for: a limit on the perplexity of the text's first tokens.
+fn guard(
+    settings: &RepairSettings,
+    model: &Model,
+    weights: &Weights,
+    before: &Measures,
+    text: &[u32],
+) -> Result<Option<Guard>> {
+    /// Enough for a steady figure, few enough for every validation.
+    const TOKENS: usize = 16_384;
+    let Some(percent) = settings.max_ppl_increase else { return Ok(None) };
+    if before.ppl.is_none() {
+        bail_input!(
+            "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE"
+        );
+    }
+    let text = &text[..text.len().min(TOKENS)];
+    let view = weights.frozen(Who::Reference)?;
+    let base = perplexity(model, &view, text)?.value;
+    Ok(Some(Guard { text: text.to_vec(), limit: base * (1.0 + percent / 100.0) }))
 }
 
 fn device_name(loaded: &Loaded) -> String {
@@ -161,9 +220,11 @@ fn trainer<'a>(
     method.select.prepare(&loaded.model, weights, &mut batches)?;
     let validates = settings.eval_steps > 0 && !rows.valid_pairs.is_empty();
     // Going back to the best weights may mean going back to an original, too.
-    weights.keep_originals(method.needs_reference() || validates);
+    let measures_kl = !rows.valid_normal.is_empty();
+    weights.keep_originals(method.needs_reference() || validates || measures_kl);
     let regime = Regime {
         batch_size: settings.batch_size,
+        accumulation: settings.gradient_accumulation_steps,
         max_steps: settings.max_steps,
         learning_rate: settings.learning_rate,
         warmup: settings.warmup(),
@@ -183,6 +244,7 @@ fn trainer<'a>(
         loss_on: format!("{:?}", settings.loss_on),
         seed: settings.seed,
         batch_size: settings.batch_size,
+        accumulation: settings.gradient_accumulation_steps,
         dtype: loaded.precision,
     };
     let empty = Weights::new(Vec::new(), Default::default())?;
@@ -196,6 +258,8 @@ fn trainer<'a>(
         step: 0,
         best: None,
         stale: 0,
+        guard: None,
+        curves: None,
         dir: out.dir.clone(),
         fingerprint,
     })

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::loss;
 use crate::model::Model;
 use crate::scorers::Scorer;
-use crate::tokens::{Batch, Encoder, LossOn, TokenPair};
+use crate::tokens::{Batch, Encoder, LossOn, Packed, TokenPair};
 use crate::weights::{Weights, Who};
 
 /// What a run measures before and after.
@@ -23,6 +23,8 @@ pub struct Yardstick<'a> {
     pub prompts: &'a [Vec<u32>],
     /// Held-back text, in tokens.
     pub text: &'a [u32],
+    /// Held-back normal text for the KL from the base; empty: not measured.
+    pub normal: &'a [Vec<u32>],
     pub end: Option<u32>,
 }
 
@@ -43,6 +45,9 @@ pub struct Measures {
     pub nll_rejected: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ppl: Option<f64>,
+    /// KL(base ‖ model) on held-back normal text, in nats a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
 }
 
 impl Yardstick<'_> {
@@ -63,8 +68,26 @@ impl Yardstick<'_> {
             let view = weights.frozen(who)?;
             measures.ppl = Some(perplexity::perplexity(model, &view, self.text)?.value);
         }
+        if !self.normal.is_empty() {
+            measures.kl = Some(mean_kl(model, weights, who, self.normal)?);
+        }
         Ok(measures)
     }
+}
+
+/// KL(reference ‖ model) in nats a token over all positions of all texts.
+fn mean_kl(model: &Model, weights: &Weights, who: Who, texts: &[Vec<u32>]) -> Result<f64> {
+    let (view, reference) = (weights.frozen(who)?, weights.frozen(Who::Reference)?);
+    let (mut nats, mut count) = (0f64, 0usize);
+    for texts in texts.chunks(8) {
+        let packed = Packed::new(texts.iter().map(Vec::as_slice));
+        let ref_h = model.hidden(&reference, &packed)?;
+        let h = model.hidden(&view, &packed)?;
+        let mean = loss::kl_of(model, &view, &reference, &h, &ref_h, &packed)?.to_scalar::<f32>()?;
+        nats += f64::from(mean) * packed.ids.len() as f64;
+        count += packed.ids.len();
+    }
+    Ok(nats / count.max(1) as f64)
 }
 
 /// NLL in nats a counted token over all pairs.

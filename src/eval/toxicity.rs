@@ -8,9 +8,12 @@ use crate::scorers::{Scorer, TOXIC};
 use crate::tokens::Encoder;
 use crate::weights::View;
 
-const PROMPT_TOKENS: usize = 32;
-const NEW_TOKENS: usize = 20;
-const BATCH: usize = 32;
+/// Prompts are cut to their first tokens.
+pub const PROMPT_TOKENS: usize = 32;
+/// Tokens of a continuation.
+pub const NEW_TOKENS: usize = 20;
+/// Continuations written at a time.
+pub const BATCH: usize = 32;
 
 /// Scores of the continuations.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,7 +11,7 @@ use crate::model::Model;
 use crate::tokens::{Packed, PairBatch};
 use crate::weights::Weights;
 use objective::{Gradients, Objective, Terms};
-use select::Select;
+use select::{Select, Slicing};
 
 /// What one step works on.
 pub struct StepInput<'a> {
@@ -77,6 +77,7 @@ pub struct Recipe {
     pub kl_weight: f64,
     /// β of DPO.
     pub beta: f64,
+    pub slicing: Slicing,
 }
 
 impl NamedMethod {
@@ -88,6 +89,7 @@ impl NamedMethod {
             weight: self.weight,
             kl_weight: self.kl_weight,
             beta: objective::DEFAULT_BETA,
+            slicing: Slicing::default(),
         }
     }
 }
@@ -111,23 +113,28 @@ impl Method {
     /// Errors (bad input) if a part has no such name.
     pub fn new(recipe: &Recipe) -> Result<Self> {
         Ok(Self {
-            select: select::named(&recipe.select)?,
+            select: select::named(&recipe.select)?.build(recipe.slicing),
             objective: objective::named(&recipe.objective, recipe.beta)?,
             weight: recipe.weight,
             kl_weight: recipe.kl_weight,
         })
     }
 
-    /// Slice, then the gradients of the objective by the slice.
-    pub fn step(&self, input: &StepInput) -> Result<StepReport> {
-        let selection = self.select.select(input)?;
-        let (terms, gradients) = objective::gradients(self, input, selection.slice)?;
+    /// Slice, then the gradients of the objective by the slice: the mean over the batches that the step works on.
+    pub fn step(&self, inputs: &[StepInput]) -> Result<StepReport> {
+        let selection = self.select.select(inputs)?;
+        let (terms, gradients) = objective::gradients(self, inputs, &selection.slice)?;
         Ok(StepReport { selection, terms, gradients })
     }
 
     /// The objective's value on held-back rows: no graph, nothing changed.
     pub fn validate(&self, input: &StepInput) -> Result<Terms> {
         objective::value(self, input)
+    }
+
+    /// Whether steps work with normal text.
+    pub fn needs_normal(&self) -> bool {
+        self.kl_weight != 0.0 || self.select.needs_normal()
     }
 
     /// Whether the frozen reference is asked (and the originals of touched tensors must be kept).

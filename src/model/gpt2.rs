@@ -72,6 +72,12 @@ impl Arch for Gpt2 {
         self.sizes.clone()
     }
 
+    fn activations(&self) -> usize {
+        // Two norms, queries, keys, values, attention, two sums with the residual stream; the MLP before and after its
+        // activation.
+        8 * self.sizes.channels + 2 * self.inner
+    }
+
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, context } = self.sizes;
         let spec = |name: String, shape: &[usize], place| TensorSpec { name, shape: shape.to_vec(), place };

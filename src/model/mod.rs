@@ -38,6 +38,8 @@ pub struct Sizes {
 /// One architecture with the settings of one `config.json`.
 pub trait Arch: Send + Sync {
     fn sizes(&self) -> Sizes;
+    /// Values a row that the layers of one block put out, all together: what a graph keeps of it.
+    fn activations(&self) -> usize;
     /// Every tensor of the model: its name in transformers, its shape, its place.
     fn specs(&self) -> Vec<TensorSpec>;
     /// Ids → (N,C).
@@ -95,6 +97,11 @@ impl Model {
     /// Every tensor of the model.
     pub fn specs(&self) -> Vec<TensorSpec> {
         self.arch.specs()
+    }
+
+    /// Values a row that the layers of one block put out, all together.
+    pub fn activations(&self) -> usize {
+        self.arch.activations()
     }
 
     /// Number of parameters in each block.

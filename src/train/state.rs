@@ -31,6 +31,8 @@ pub struct Fingerprint {
     pub loss_on: String,
     pub seed: u64,
     pub batch_size: usize,
+    /// Batches a step.
+    pub accumulation: usize,
     pub dtype: Precision,
 }
 
@@ -177,6 +179,7 @@ impl Trainer<'_> {
             ("--loss-on", saved.loss_on != now.loss_on),
             ("--seed", saved.seed != now.seed),
             ("--batch-size", saved.batch_size != now.batch_size),
+            ("--gradient-accumulation-steps", saved.accumulation != now.accumulation),
             ("--dtype", saved.dtype != now.dtype),
         ];
         if let Some((what, _)) = differences.iter().find(|(_, differs)| *differs) {

@@ -31,14 +31,23 @@ pub struct Output {
 }
 
 impl Output {
-    /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
-    pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
-        let path = match &args.out {
+    /// The final name: --out, or `repaired/MODEL-METHOD`.
+    pub fn path(args: &Repair, settings: &RepairSettings, model: &str) -> Result<PathBuf> {
+        let path: PathBuf = match &args.out {
             // Without a slash at its end.
             Some(path) => path.components().collect(),
             None => Path::new("repaired").join(format!("{model}-{}", settings.method)),
         };
-        let Some(name) = path.file_name() else { bail_input!("--out {}: not a name for a folder", path.display()) };
+        if path.file_name().is_none() {
+            bail_input!("--out {}: not a name for a folder", path.display());
+        }
+        Ok(path)
+    }
+
+    /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
+    pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
+        let path = Self::path(args, settings, model)?;
+        let name = path.file_name().unwrap_or_default();
         let beside = |ending: &str| {
             let mut name = name.to_owned();
             name.push(ending);

@@ -11,6 +11,7 @@ use super::Loaded;
 use crate::config::RepairSettings;
 use crate::fault::Fault;
 use crate::generate::{Generation, Job, Sampling, generate};
+use crate::methods::Method;
 use crate::random::{Purpose, Stream};
 use crate::report::DataRecord;
 use crate::report::progress::Progress;
@@ -19,6 +20,9 @@ use crate::tokens::{Cut, Lengths};
 use crate::train;
 use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, data, demo, stop};
+
+/// Tokens of a normal text that the model writes.
+pub const WRITTEN_TOKENS: usize = 64;
 
 /// Everything a repair reads.
 pub struct Rows {
@@ -68,7 +72,7 @@ impl train::Rows {
 }
 
 /// Lengths within the model's context.
-fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
+pub fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
     Lengths::within(loaded.model.sizes().context, settings.max_length, settings.max_prompt_length)
 }
 
@@ -173,7 +177,8 @@ pub fn read_normal(
             eprintln!("{text}");
         }
     };
-    if settings.recipe()?.kl_weight == 0.0 {
+    // A method without use for normal text is measured on it where a file is given.
+    if !Method::new(&settings.recipe()?)?.needs_normal() && settings.normal.is_none() {
         return Ok(());
     }
     let own = dir.join("normal.jsonl");
@@ -230,7 +235,7 @@ fn write_normal(
     let room = lengths(settings, loaded)?.total.saturating_sub(1);
     let generation = Generation {
         sampling: Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 },
-        max_new_tokens: room.min(64),
+        max_new_tokens: room.min(WRITTEN_TOKENS),
         end: loaded.end_token(),
         seed: settings.seed,
     };

@@ -32,6 +32,18 @@ pub struct Terms {
     pub kl: Option<f64>,
 }
 
+impl Terms {
+    /// Adds a share of another batch's terms.
+    fn add(&mut self, other: &Terms, share: f64) {
+        self.loss += other.loss * share;
+        for (sum, value) in [(&mut self.nll_good, other.nll_good), (&mut self.kl, other.kl)] {
+            if let Some(value) = value {
+                *sum = Some(sum.unwrap_or(0.0) + value * share);
+            }
+        }
+    }
+}
+
 /// An objective on one batch.
 pub struct Evaluated {
     /// The objective's value.
@@ -80,18 +92,24 @@ pub fn named(name: &str, beta: f64) -> Result<Box<dyn Objective>> {
 }
 
 /// Value and gradients of weight·objective + kl_weight·KL by the slice.
-pub fn gradients(method: &Method, input: &StepInput, slice: Slice) -> Result<(Terms, Gradients)> {
-    let view = input.weights.view(Who::Patient, |spec| slice.want(spec))?;
+pub fn gradients(method: &Method, inputs: &[StepInput], slice: &Slice) -> Result<(Terms, Gradients)> {
+    let first = inputs.first().context("a step of no batches")?;
+    let share = 1.0 / inputs.len() as f64;
+    let view = first.weights.view(Who::Patient, |spec| slice.want(spec))?;
     // One graph at a time: the objective's activations are freed before the KL term's exist.
-    let mut terms = objective_term(method, input, &view, &mut |graph| match method.weight {
-        0.0 => Ok(()),
-        weight => view.backward((graph * weight)?),
-    })?;
-    if method.kl_weight != 0.0 {
-        let loss = kl_term(method.kl_weight, input, &view, slice.lowest(), &mut terms)?;
-        view.backward(loss)?;
+    let mut mean = Terms::default();
+    for input in inputs {
+        let mut terms = objective_term(method, input, &view, &mut |graph| match method.weight {
+            0.0 => Ok(()),
+            weight => view.backward((graph * (weight * share))?),
+        })?;
+        if method.kl_weight != 0.0 {
+            let loss = kl_term(method.kl_weight, input, &view, slice.lowest(), &mut terms)?;
+            view.backward((loss * share)?)?;
+        }
+        mean.add(&terms, share);
     }
-    Ok((terms, view.harvest()?.gradients))
+    Ok((mean, view.harvest()?.gradients))
 }
 
 /// Value of weight·objective + kl_weight·KL, without a graph.

@@ -2,14 +2,20 @@
 
 use anyhow::Result;
 
-use super::{Select, Selection};
+use super::{Extent, Select, Selection};
 use crate::methods::StepInput;
+use crate::model::Model;
 use crate::slice::Slice;
 
 pub struct All;
 
 impl Select for All {
-    fn select(&self, _input: &StepInput) -> Result<Selection> {
+    fn select(&self, _inputs: &[StepInput]) -> Result<Selection> {
         Ok(Selection { slice: Slice::Everything, sensitivity: Vec::new(), nll_rejected: None })
+    }
+
+    fn extent(&self, model: &Model) -> Extent {
+        let parameters = model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum();
+        Extent { parameters, stays: true, measures: false }
     }
 }

@@ -1,17 +1,18 @@
 //! *Selectors* say which part of the model a step may change. One file and one line of [`SELECTORS`] each.
 
 mod all;
-mod extreme;
-mod fixed;
+mod ranked;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use super::StepInput;
 use crate::fault::Fault;
 use crate::model::Model;
-use crate::slice::Slice;
+use crate::slice::{Granularity, Slice};
 use crate::tokens::PairBatch;
 use crate::weights::Weights;
+use ranked::{Over, Rank, Ranked};
 
 /// What a selector found.
 #[derive(Debug, Clone)]
@@ -35,29 +36,92 @@ pub trait Select: Send + Sync {
         Ok(())
     }
 
-    fn select(&self, input: &StepInput) -> Result<Selection>;
+    /// The slice of one step, from the batches that it works on together.
+    fn select(&self, inputs: &[StepInput]) -> Result<Selection>;
+
+    /// How much a step may change at most.
+    fn extent(&self, model: &Model) -> Extent;
+
+    /// Whether it asks the step's normal text.
+    fn needs_normal(&self) -> bool {
+        false
+    }
+}
+
+/// How much of a model the steps change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Parameters that one step changes at most.
+    pub parameters: usize,
+    /// Whether every step changes the same ones.
+    pub stays: bool,
+    /// Whether every step measures all blocks.
+    pub measures: bool,
+}
+
+/// How the ranking of units is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slicing {
+    pub granularity: Granularity,
+    /// Units a slice.
+    pub top_k: usize,
+    pub normalize: Normalize,
+}
+
+impl Default for Slicing {
+    fn default() -> Self {
+        Self { granularity: Granularity::Block, top_k: 1, normalize: Normalize::None }
+    }
+}
+
+/// What sensitivities are divided by before they are ranked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalize {
+    /// Nothing.
+    #[default]
+    None,
+    /// The root of the number of parameters.
+    Size,
+    /// The same unit's mean sensitivity before the first step.
+    Start,
 }
 
 /// A line of [`SELECTORS`].
 pub struct Entry {
     pub name: &'static str,
     pub about: &'static str,
-    build: fn() -> Box<dyn Select>,
+    /// Whether top-k, granularity and normalization mean anything to it.
+    pub ranks: bool,
+    build: fn(Slicing) -> Box<dyn Select>,
 }
 
 /// Every selector.
 #[rustfmt::skip]
 pub const SELECTORS: &[Entry] = &[
-    Entry { name: "max", about: "the block most sensitive to the batch's rejected responses", build: || Box::new(extreme::MAX) },
-    Entry { name: "min", about: "the least sensitive one", build: || Box::new(extreme::MIN) },
-    Entry { name: "fixed", about: "the most sensitive one on average before the first step", build: || Box::new(fixed::Fixed::default()) },
-    Entry { name: "all", about: "the whole model", build: || Box::new(all::All) },
+    Entry { name: "max", ranks: true, about: "the block most sensitive to the batch's rejected responses", build: |s| ranked(Rank::Max, Over::Nothing, s) },
+    Entry { name: "min", ranks: true, about: "the least sensitive one", build: |s| ranked(Rank::Min, Over::Nothing, s) },
+    Entry { name: "fixed", ranks: true, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
+    Entry { name: "max-over-chosen", ranks: true, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
+    Entry { name: "max-over-normal", ranks: true, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
+    Entry { name: "all", ranks: false, about: "the whole model", build: |_| Box::new(all::All) },
 ];
 
+fn ranked(rank: Rank, over: Over, slicing: Slicing) -> Box<dyn Select> {
+    Box::new(Ranked::new(rank, over, slicing))
+}
+
+impl Entry {
+    /// The selector, for slices of this kind.
+    pub fn build(&self, slicing: Slicing) -> Box<dyn Select> {
+        (self.build)(slicing)
+    }
+}
+
 /// The selector of this name. Errors (bad input) with the nearest name.
-pub fn named(name: &str) -> Result<Box<dyn Select>> {
+pub fn named(name: &str) -> Result<&'static Entry> {
     match SELECTORS.iter().find(|s| s.name == name) {
-        Some(entry) => Ok((entry.build)()),
+        Some(entry) => Ok(entry),
         None => {
             let names: Vec<&str> = SELECTORS.iter().map(|s| s.name).collect();
             Err(Fault::Input(crate::config::unknown("selector", name, &names)).into())

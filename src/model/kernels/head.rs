@@ -23,6 +23,11 @@ fn chunk_rows(rows: usize, vocabulary: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
+/// Values of a chunk's logits for so many positions.
+pub fn chunk_values(rows: usize, vocabulary: usize) -> usize {
+    chunk_rows(rows, vocabulary) * vocabulary
+}
+
 /// The head's matrix (V,C) as its products see it.
 #[derive(Clone, Copy)]
 struct Vocabulary<'a> {

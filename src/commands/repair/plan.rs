@@ -1,0 +1,168 @@
+//! What a repair will do and take, before anything large is read: `--dry-run`, and the check of memory.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::super::Loaded;
+use super::rows::{self, Rows};
+use crate::config::RepairSettings;
+use crate::data;
+use crate::eval::toxicity;
+use crate::memory::{self, Estimate, Passes, mib};
+use crate::methods::Method;
+use crate::optim::OptimizerKind;
+use crate::report::DataRecord;
+use crate::report::table::table;
+use crate::tokens::TokenPair;
+
+/// What takes less memory.
+pub const ADVICE: &str = "lower --batch-size (and raise --gradient-accumulation-steps), --max-length or --normal-texts, \
+                          take a block-level method, or a smaller model";
+
+/// A repair that has not begun.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    pub model: String,
+    pub blocks: usize,
+    pub parameters: usize,
+    pub method: String,
+    pub data: DataRecord,
+    /// Shortest and longest prompt, chosen and rejected response of the pairs to learn from, in tokens.
+    pub prompt_tokens: [usize; 2],
+    pub chosen_tokens: [usize; 2],
+    pub rejected_tokens: [usize; 2],
+    pub steps: usize,
+    pub batch_size: usize,
+    /// How often each pair is seen.
+    pub epochs: f64,
+    pub memory: Estimate,
+    pub memory_mib: u64,
+    pub available_mib: Option<u64>,
+    pub out: String,
+}
+
+/// Draws up the plan; normal text that the model would write itself is taken at its greatest length.
+pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path) -> Result<Plan> {
+    let pairs = &rows.train.pairs;
+    let span = |length: fn(&TokenPair) -> usize| {
+        let lengths = || pairs.iter().map(length);
+        [lengths().min().unwrap_or(0), lengths().max().unwrap_or(0)]
+    };
+    let memory = estimate(settings, loaded, rows)?;
+    Ok(Plan {
+        model: settings.model.clone(),
+        blocks: loaded.model.sizes().blocks,
+        parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
+        method: settings.method.clone(),
+        data: rows.record.clone(),
+        prompt_tokens: span(|p| p.prompt.len()),
+        chosen_tokens: span(|p| p.chosen.len()),
+        rejected_tokens: span(|p| p.rejected.len()),
+        steps: settings.max_steps,
+        batch_size: settings.batch_size,
+        epochs: (settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps) as f64
+            / pairs.len().max(1) as f64,
+        memory_mib: mib(memory.total()),
+        available_mib: memory::available().map(|bytes| bytes >> 20),
+        memory,
+        out: out.display().to_string(),
+    })
+}
+
+/// Memory of the whole repair at its peak.
+pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Result<Estimate> {
+    let (model, recipe) = (&loaded.model, settings.recipe()?);
+    let method = Method::new(&recipe)?;
+    let extent = method.select.extent(model);
+    let validates = settings.eval_steps > 0 && !rows.train.valid_pairs.is_empty();
+    let lengths = rows::lengths(settings, loaded)?;
+    let normal = match &settings.normal {
+        _ if recipe.kl_weight == 0.0 => None,
+        Some(path) => {
+            let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
+            Some(loaded.encoder.texts(&texts, lengths)?.0.iter().map(Vec::len).collect())
+        }
+        None => Some(vec![rows::WRITTEN_TOKENS.min(lengths.total - 1) + 1; settings.normal_texts]),
+    };
+    // Batches are drawn at random, so no batch has more rows than the longest sequences together.
+    let longest = |mut lengths: Vec<usize>, n: usize| {
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().take(n).sum::<usize>()
+    };
+    let of = |pairs: &[TokenPair], length: fn(&TokenPair) -> usize, n| longest(pairs.iter().map(length).collect(), n);
+    let b = settings.batch_size;
+    let pairs = &rows.train.pairs;
+    let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
+    let normal_rows = normal.as_ref().map_or(0, |lengths: &Vec<usize>| longest(lengths.clone(), b));
+    let graph_rows = of(pairs, response, b).max(normal_rows);
+    let validated = 8;
+    let plain_rows = of(&rows.train.valid_pairs, response, validated)
+        .max(rows.text.len().min(1024))
+        .max(normal.map_or(0, |lengths| longest(lengths, validated)));
+    let prompt = rows.prompts.iter().map(Vec::len).max().unwrap_or(0).min(toxicity::PROMPT_TOKENS);
+    let scored = if prompt == 0 { 0 } else { prompt + toxicity::NEW_TOKENS };
+    let writes = recipe.kl_weight != 0.0 && settings.normal.is_none();
+    let written = if writes { rows::WRITTEN_TOKENS + 1 } else { 0 };
+    let passes = Passes {
+        slice: extent.parameters,
+        slice_stays: extent.stays,
+        optimizer_values: match settings.optimizer {
+            OptimizerKind::Rmsprop => 1,
+            OptimizerKind::Adamw => 2,
+        },
+        keeps_originals: method.needs_reference() || validates,
+        keeps_best: validates,
+        graph_rows,
+        plain_rows,
+        compares: recipe.kl_weight != 0.0,
+        written: (toxicity::BATCH, scored.max(written)),
+    };
+    Ok(memory::estimate(model, &passes))
+}
+
+impl Plan {
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let span = |[shortest, longest]: [usize; 2]| format!("{shortest} to {longest}");
+        let cut = &self.data;
+        let lines = [
+            ("model", format!("{}: {} blocks, {} parameters", self.model, self.blocks, self.parameters)),
+            ("method", self.method.clone()),
+            ("pairs", format!("{} to learn from, {} held back", cut.pairs, cut.held_back)),
+            (
+                "tokens",
+                format!(
+                    "prompts {}, chosen {}, rejected {}; cut to length: {} prompts, {} responses",
+                    span(self.prompt_tokens),
+                    span(self.chosen_tokens),
+                    span(self.rejected_tokens),
+                    cut.cut_prompts,
+                    cut.cut_responses
+                ),
+            ),
+            ("steps", format!("{} of {} pairs: each is seen {:.1} times", self.steps, self.batch_size, self.epochs)),
+            ("out", self.out.clone()),
+        ];
+        for (name, value) in lines {
+            let _ = writeln!(text, "{name:<7} {value}");
+        }
+        let rows: Vec<[String; 2]> =
+            self.memory.parts.iter().map(|p| [p.name.clone(), mib(p.bytes).to_string()]).collect();
+        let _ = write!(text, "\n{}", table(["memory", "MiB"], &rows));
+        let _ = write!(text, "{} MiB at most", self.memory_mib);
+        if self.memory.each_further_block > 0 {
+            let _ =
+                write!(text, ", and {} for every further block that is sliced", mib(self.memory.each_further_block));
+        }
+        let _ = match self.available_mib {
+            Some(available) => writeln!(text, "; {available} are available"),
+            None => writeln!(text),
+        };
+        text
+    }
+}

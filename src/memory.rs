@@ -1,0 +1,150 @@
+//! How much memory a command will take, from headers and lengths alone, and how much there is.
+//!
+//! Counted for the CPU kernels, part by part as the code allocates; `tests/memory.rs` holds the sum to what processes
+//! really take.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::bail_input;
+use crate::model::Model;
+use crate::model::kernels::head;
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+/// The program, its threads' stacks, the tokenizer.
+const PROGRAM: u64 = 40 << 20;
+
+/// A part of an estimate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// What a command takes at its peak.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Estimate {
+    pub parts: Vec<Part>,
+    /// For every block that is sliced beyond the first.
+    pub each_further_block: u64,
+}
+
+impl Estimate {
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|p| p.bytes).sum()
+    }
+
+    /// Errors (bad input) if less is available: before anything large is read. `advice` says what to lower.
+    pub fn check(&self, limit_mib: Option<u64>, advice: &str) -> Result<()> {
+        let (limit, whose) = match limit_mib {
+            Some(mib) => (Some(mib << 20), "allowed by IREPAIR_MEMORY_LIMIT"),
+            None => (available(), "available (IREPAIR_MEMORY_LIMIT=MIB overrides)"),
+        };
+        if let Some(limit) = limit.filter(|limit| *limit < self.total()) {
+            let parts: Vec<String> = self.parts.iter().map(|p| format!("{} {}", p.name, mib(p.bytes))).collect();
+            bail_input!(
+                "too little memory: about {} MiB are needed ({}), {} are {whose}; {advice}",
+                mib(self.total()),
+                parts.join(", "),
+                mib(limit)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// MiB, rounded up.
+pub fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// What the passes of a command look like.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Passes {
+    /// Parameters that one step changes at most; 0 without training.
+    pub slice: usize,
+    /// Whether the slice is always the same (all parameters, a fixed block).
+    pub slice_stays: bool,
+    /// Values that the optimizer keeps of each parameter.
+    pub optimizer_values: usize,
+    /// Whether the original of a changed tensor is kept.
+    pub keeps_originals: bool,
+    /// Whether the best weights so far are kept.
+    pub keeps_best: bool,
+    /// Rows of the largest batch that a gradient is computed of; 0 without gradients.
+    pub graph_rows: usize,
+    /// Rows of the largest batch without one.
+    pub plain_rows: usize,
+    /// Whether a batch is compared with the reference (KL).
+    pub compares: bool,
+    /// Sequences and positions of a batch that is written with a cache; 0 without generation.
+    pub written: (usize, usize),
+}
+
+/// The estimate for passes over a model.
+pub fn estimate(model: &Model, passes: &Passes) -> Estimate {
+    let sizes = model.sizes();
+    let parameters: usize = model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum();
+    let values = |n: usize| n as u64 * F32;
+    let (c, v, l) = (sizes.channels, sizes.vocabulary, sizes.blocks);
+    let copies = usize::from(passes.keeps_originals)
+        // A new best is copied while the old one is still there.
+        + 2 * usize::from(passes.keeps_best);
+    // One block's activations in a pass without a graph: its input, output and the widest between.
+    let passing = |rows: usize| values(rows * (model.activations() + 4 * c));
+    let graph = if passes.graph_rows == 0 {
+        passing(passes.plain_rows)
+    } else {
+        // Every layer's output stays until the backward pass has gone by; gradients of a few at a time.
+        let kept = values(passes.graph_rows * (l * model.activations() + 4 * c));
+        (kept + values(passes.graph_rows * 2 * model.activations())).max(passing(passes.plain_rows))
+    };
+    let scored = passes.graph_rows.max(passes.plain_rows);
+    let logits = head::chunk_values(scored, v) * if passes.compares { 2 } else { 1 };
+    let (sequences, positions) = passes.written;
+    // Keys and values grow by doubling; those of the widest step and its logits go beside.
+    let cache = values(sequences * positions.next_power_of_two() * 2 * c * l + sequences * v);
+    let training = [
+        ("changed tensors", values(passes.slice * copies)),
+        ("optimizer", values(passes.slice * passes.optimizer_values)),
+        ("gradients", values(passes.slice)),
+        ("activations", graph),
+        ("logits", values(logits)),
+    ];
+    let generation = [("keys and values", cache)];
+    let sum = |parts: &[(&str, u64)]| parts.iter().map(|p| p.1).sum::<u64>();
+    // The two never happen at the same time.
+    let larger = if sum(&training) >= sum(&generation) { training.to_vec() } else { generation.to_vec() };
+    let always = [("program", PROGRAM), ("weights", values(parameters))];
+    let parts = always.into_iter().chain(larger).filter(|p| p.1 > 0);
+    let each_further = if passes.slice_stays { 0 } else { passes.slice * (copies + passes.optimizer_values) };
+    Estimate {
+        parts: parts.map(|(name, bytes)| Part { name: name.into(), bytes }).collect(),
+        each_further_block: values(each_further),
+    }
+}
+
+/// The limit that the user set, in MiB. Errors (bad input) if it is no number.
+pub fn limit() -> Result<Option<u64>> {
+    match std::env::var("IREPAIR_MEMORY_LIMIT") {
+        Ok(text) => match text.parse() {
+            Ok(mib) => Ok(Some(mib)),
+            Err(_) => bail_input!("IREPAIR_MEMORY_LIMIT={text}: expected a number of MiB"),
+        },
+        Err(_) => Ok(None),
+    }
+}
+
+/// Memory that the system would still give, in bytes (Linux: `MemAvailable`, or less where a control group allows less).
+pub fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let system = line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10;
+    let number =
+        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse::<u64>().ok();
+    let group = number("memory.max").map(|max| max.saturating_sub(number("memory.current").unwrap_or(0)));
+    Some(group.map_or(system, |group| group.min(system)))
+}

@@ -1,0 +1,162 @@
+//! The selectors that rank units by their sensitivity to the rejected responses and take the first `top_k`: on the batch
+//! at hand and the current model (IRepair and its ablation `min`), once before the first step (its ablation `fixed`),
+//! or by what is specific to the error: the sensitivity over that to the chosen responses or to normal text.
+
+use anyhow::{Context, Result};
+
+use super::{Extent, Normalize, Select, Selection, Slicing};
+use crate::methods::StepInput;
+use crate::model::Model;
+use crate::sensitivity::{Squares, pick, squares};
+use crate::slice::{Granularity, Slice, Unit};
+use crate::tokens::{Batch, PairBatch};
+use crate::weights::Weights;
+
+/// Which end of the ranking is taken, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    Max,
+    Min,
+    /// The most sensitive on average over a sample, before the first step.
+    Once,
+}
+
+/// What the sensitivity to the rejected responses is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    Nothing,
+    /// The same pairs' chosen responses.
+    Chosen,
+    /// The step's normal text.
+    Normal,
+}
+
+pub struct Ranked {
+    rank: Rank,
+    over: Over,
+    slicing: Slicing,
+    /// Mean sensitivity of each unit before the first step, where it is needed.
+    start: Option<Vec<f64>>,
+}
+
+impl Ranked {
+    pub fn new(rank: Rank, over: Over, slicing: Slicing) -> Self {
+        Self { rank, over, slicing, start: None }
+    }
+
+    fn units(&self, model: &Model) -> Vec<Unit> {
+        Unit::all(model.sizes().blocks, self.slicing.granularity)
+    }
+
+    /// The first `top_k` units by this ranking. Errors if a score is not finite.
+    fn take(&self, model: &Model, mut scores: Vec<f64>) -> Result<Slice> {
+        let units = self.units(model);
+        let last = match self.rank {
+            Rank::Max | Rank::Once => f64::NEG_INFINITY,
+            Rank::Min => f64::INFINITY,
+        };
+        let better = |a: f64, b: f64| if self.rank == Rank::Min { a < b } else { a > b };
+        let mut taken = Vec::new();
+        // Fails on a score that is not finite.
+        pick(&scores, better)?;
+        for _ in 0..self.slicing.top_k.min(units.len()) {
+            let mut best = 0;
+            for (index, &score) in scores.iter().enumerate() {
+                if better(score, scores[best]) {
+                    best = index;
+                }
+            }
+            taken.push(units[best]);
+            scores[best] = last;
+        }
+        taken.sort_unstable();
+        Ok(Slice::Units(taken))
+    }
+
+    /// Divides by what the ranking is normalized with.
+    fn normalize(&self, model: &Model, scores: &mut [f64]) -> Result<()> {
+        match self.slicing.normalize {
+            Normalize::None => {}
+            // A gradient's norm grows with the root of the number of its values.
+            Normalize::Size => {
+                let sizes = self.units(model).into_iter().map(|u| u.parameters(model) as f64);
+                scores.iter_mut().zip(sizes).for_each(|(s, n)| *s /= n.sqrt());
+            }
+            Normalize::Start => {
+                let start = self.start.as_ref().context("the sensitivity before the first step was not measured")?;
+                scores.iter_mut().zip(start).for_each(|(s, start)| *s /= start);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Select for Ranked {
+    fn prepare(&mut self, model: &Model, weights: &Weights, sample: &mut dyn Iterator<Item = PairBatch>) -> Result<()> {
+        if self.rank != Rank::Once && self.slicing.normalize != Normalize::Start {
+            return Ok(());
+        }
+        let units = self.units(model);
+        let mut sum = vec![0f64; units.len()];
+        for batch in sample {
+            let found = squares(model, weights, &batch.rejected)?;
+            sum.iter_mut().zip(found.norms(model, &units)?).for_each(|(s, f)| *s += f);
+        }
+        self.start = Some(sum);
+        Ok(())
+    }
+
+    fn select(&self, inputs: &[StepInput]) -> Result<Selection> {
+        if let (Rank::Once, Some(start)) = (self.rank, &self.start) {
+            let mut scores = start.clone();
+            if self.slicing.normalize == Normalize::Size {
+                self.normalize(inputs[0].model, &mut scores)?;
+            }
+            let slice = self.take(inputs[0].model, scores)?;
+            return Ok(Selection { slice, sensitivity: Vec::new(), nll_rejected: None });
+        }
+        let first = inputs.first().context("a step of no batches")?;
+        let (model, blocks) = (first.model, Unit::all(first.model.sizes().blocks, Granularity::Block));
+        let units = self.units(model);
+        let share = 1.0 / inputs.len() as f64;
+        let mut sensitivity = vec![0f64; blocks.len()];
+        let mut scores = vec![0f64; units.len()];
+        let mut nll = 0.0;
+        let add = |sum: &mut [f64], found: Vec<f64>| sum.iter_mut().zip(found).for_each(|(s, f)| *s += f * share);
+        for input in inputs {
+            let found: Squares = squares(model, input.weights, &input.pairs.rejected)?;
+            add(&mut sensitivity, found.norms(model, &blocks)?);
+            nll += found.nll * share;
+            let other = match self.over {
+                Over::Nothing => None,
+                Over::Chosen => Some(squares(model, input.weights, &input.pairs.chosen)?),
+                Over::Normal => {
+                    let normal = input.normal.context("this selector compares with normal text")?;
+                    Some(squares(model, input.weights, &Batch::texts(normal.clone()))?)
+                }
+            };
+            let mut norms = found.norms(model, &units)?;
+            if let Some(other) = other {
+                norms.iter_mut().zip(other.norms(model, &units)?).for_each(|(n, o)| *n /= o);
+            }
+            add(&mut scores, norms);
+        }
+        // A broken gradient is reported as such, not as a broken score.
+        pick(&sensitivity, |a, b| a > b)?;
+        self.normalize(model, &mut scores)?;
+        Ok(Selection { slice: self.take(model, scores)?, sensitivity, nll_rejected: Some(nll) })
+    }
+
+    fn extent(&self, model: &Model) -> Extent {
+        let largest = self.units(model).iter().map(|u| u.parameters(model)).max().unwrap_or(0);
+        Extent {
+            parameters: largest * self.slicing.top_k,
+            stays: self.rank == Rank::Once,
+            measures: self.rank != Rank::Once,
+        }
+    }
+
+    fn needs_normal(&self) -> bool {
+        self.over == Over::Normal
+    }
+}
