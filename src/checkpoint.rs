@@ -432,16 +432,14 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// `path` gets `bytes` whole or stays as it was: written beside, then renamed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_parts(path, [bytes])
+    write_with(path, |file| Ok(file.write_all(bytes)?))
 }
 
-fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
+fn write_with(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let writing = || format!("writing {}", path.display());
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(writing)?;
-    for part in parts {
-        file.write_all(part).with_context(writing)?;
-    }
+    write(file.as_file_mut()).with_context(writing)?;
     file.as_file().sync_all().with_context(writing)?;
     // Temporary files are private; results are for everyone whom the umask lets read them.
     #[cfg(unix)]
@@ -460,8 +458,7 @@ pub fn write_patch(base: &Checkpoint, base_hash: &str, weights: &Weights, path: 
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
         let entry = &base.entries[disk];
-        let stored = Stored { dtype: entry.dtype, shape: entry.shape.clone(), bytes: to_bytes(tensor, entry.dtype)? };
-        tensors.insert(disk.to_owned(), stored);
+        tensors.insert(disk.to_owned(), Stored::values(tensor, entry.dtype));
     }
     write_tensors(path, &[("base_sha256", base_hash), ("format", "pt"), ("format_version", "1")], &tensors)
 }
@@ -470,13 +467,29 @@ pub fn write_patch(base: &Checkpoint, base_hash: &str, weights: &Weights, path: 
 pub struct Stored {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
+    pub content: Content,
+}
+
+/// What a [`Stored`] tensor holds.
+pub enum Content {
+    /// Values, turned into bytes of the dtype when their turn comes: all of them at once would double the memory.
+    Values(Tensor),
+    Bytes(Vec<u8>),
 }
 
 impl Stored {
-    /// A tensor's values in f32.
-    pub fn f32(tensor: &Tensor) -> Result<Self> {
-        Ok(Self { dtype: Dtype::F32, shape: tensor.dims().to_vec(), bytes: to_bytes(tensor, Dtype::F32)? })
+    /// A tensor's values in a dtype.
+    pub fn values(tensor: &Tensor, dtype: Dtype) -> Self {
+        Self { dtype, shape: tensor.dims().to_vec(), content: Content::Values(tensor.clone()) }
+    }
+
+    /// Bytes of no other meaning to safetensors.
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self { dtype: Dtype::U8, shape: vec![bytes.len()], content: Content::Bytes(bytes) }
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }
 
@@ -488,15 +501,24 @@ pub fn write_tensors(path: &Path, metadata: &[(&str, &str)], tensors: &BTreeMap<
     header.insert("__metadata__".into(), metadata.into());
     let mut end = 0;
     for (name, t) in tensors {
-        let offsets = [end, end + t.bytes.len()];
+        let offsets = [end, end + t.len()];
         header.insert(name.clone(), serde_json::json!({"dtype": t.dtype, "shape": t.shape, "data_offsets": offsets}));
         end = offsets[1];
     }
     let mut header = serde_json::to_vec(&Value::Object(header))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     let length = (header.len() as u64).to_le_bytes();
-    let parts = [&length[..], &header].into_iter().chain(tensors.values().map(|t| t.bytes.as_slice()));
-    write_parts(path, parts)
+    write_with(path, |file| {
+        file.write_all(&length)?;
+        file.write_all(&header)?;
+        for stored in tensors.values() {
+            match &stored.content {
+                Content::Values(tensor) => file.write_all(&to_bytes(tensor, stored.dtype)?)?,
+                Content::Bytes(bytes) => file.write_all(bytes)?,
+            }
+        }
+        Ok(())
+    })
 }
 
 /// A tensor that differs between two checkpoints.

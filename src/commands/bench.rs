@@ -74,8 +74,13 @@ pub fn run(args: &Bench) -> Result<()> {
     println!(
         "{}",
         json!({
-            "impl": format!("irepair {}{}", env!("CARGO_PKG_VERSION"), if args.composed { " composed" } else { "" }),
-            "config": name, "dtype": precision, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
+            "impl": format!(
+                "irepair {}{}{}",
+                env!("CARGO_PKG_VERSION"),
+                if precision == Precision::Bf16 { " bf16" } else { "" },
+                if args.composed { " composed" } else { "" }
+            ),
+            "config": name, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
             "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
         })
     );

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
 use super::{Best, Trainer};
@@ -66,23 +66,22 @@ impl Trainer<'_> {
         optimizer: Option<&Optimizer>,
     ) -> Result<()> {
         let mut tensors = BTreeMap::new();
-        let mut add = |name: String, tensor: &Tensor| -> Result<()> {
-            tensors.insert(name, Stored::f32(tensor)?);
-            Ok(())
+        let mut add = |name: String, tensor: &Tensor| {
+            tensors.insert(name, Stored::values(tensor, Dtype::F32));
         };
         for (name, tensor) in patient {
-            add(format!("patient.{name}"), tensor)?;
+            add(format!("patient.{name}"), tensor);
         }
         let mut optimizer_steps = BTreeMap::new();
         for (name, state) in optimizer.iter().flat_map(|o| &o.states) {
             optimizer_steps.insert(name.clone(), state.steps);
-            add(format!("squares.{name}"), &state.squares)?;
+            add(format!("squares.{name}"), &state.squares);
             if let Some(average) = &state.average {
-                add(format!("average.{name}"), average)?;
+                add(format!("average.{name}"), average);
             }
         }
         for (name, tensor) in self.best.iter().flat_map(|b| &b.touched) {
-            add(format!("best.{name}"), tensor)?;
+            add(format!("best.{name}"), tensor);
         }
         let header = Header {
             format_version: FORMAT_VERSION,
