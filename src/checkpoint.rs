@@ -146,6 +146,18 @@ impl Checkpoint {
         Ok(hex(&hash.finalize()))
     }
 
+    /// Dtype and shape of a tensor by its name on disk.
+    pub fn dtype_and_shape(&self, name: &str) -> Result<(Dtype, Vec<usize>)> {
+        let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
+        Ok((entry.dtype, entry.shape.clone()))
+    }
+
+    /// The file of a tensor, and where in it its bytes begin.
+    pub fn place(&self, name: &str) -> Result<(&str, u64)> {
+        let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
+        Ok((&self.files[entry.file], entry.offset))
+    }
+
     /// The bytes of a tensor on disk.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
@@ -369,9 +381,7 @@ impl Checkpoint {
 /// Copies the base's folder into `out` (which must exist) and puts the patient's touched tensors in place. Returns the
 /// names of files left out because they hold the unrepaired weights in another form.
 pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<String>> {
-    let mut left_out = Vec::new();
-    copy_folder(base, &base.dir, out, Path::new(""), &mut left_out)?;
-    left_out.sort();
+    let left_out = copy_model(base, out)?;
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
         let entry = &base.entries[disk];
@@ -382,6 +392,15 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
         file.write_all(&to_bytes(tensor, entry.dtype)?).with_context(|| format!("writing {}", path.display()))?;
         file.sync_all().with_context(|| format!("writing {}", path.display()))?;
     }
+    Ok(left_out)
+}
+
+/// Copies a model's folder into `out`, which must exist. Returns the names of files left out because they hold the
+/// weights in another form.
+pub fn copy_model(base: &Checkpoint, out: &Path) -> Result<Vec<String>> {
+    let mut left_out = Vec::new();
+    copy_folder(base, &base.dir, out, Path::new(""), &mut left_out)?;
+    left_out.sort();
     Ok(left_out)
 }
 
@@ -450,17 +469,6 @@ fn write_with(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Resul
     }
     file.persist(path).with_context(writing)?;
     Ok(())
-}
-
-/// The touched tensors alone, in their stored dtypes and under their names on disk.
-pub fn write_patch(base: &Checkpoint, base_hash: &str, weights: &Weights, path: &Path) -> Result<()> {
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in weights.touched() {
-        let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
-        let entry = &base.entries[disk];
-        tensors.insert(disk.to_owned(), Stored::values(tensor, entry.dtype));
-    }
-    write_tensors(path, &[("base_sha256", base_hash), ("format", "pt"), ("format_version", "1")], &tensors)
 }
 
 /// A tensor as it goes to disk.

@@ -33,6 +33,11 @@ pub enum Command {
     #[command(after_help = "Examples:\n  irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl\n  \
                             irepair generate --model gpt2 --unconditional 15000 --scorer lexicon --keep-below 0.5 --out normal.jsonl")]
     Generate(Generate),
+    /// Make, show, apply or take back a patch: what a repair changed, without the model
+    #[command(after_help = "Examples:\n  irepair patch show repaired/irepair/patch.safetensors\n  \
+                            irepair patch apply gpt2-large patch.safetensors --out repaired\n  \
+                            irepair patch revert repaired patch.safetensors --out base")]
+    Patch(Patch),
     /// Time one iteration on random weights; prints one JSON line
     #[command(
         after_help = "Example:\n  irepair bench --config gpt2 --method irepair+kl --batch 4 --tokens 64 --iterations 5 --threads 2"
@@ -191,6 +196,47 @@ pub struct Generate {
     pub limit: Option<usize>,
     #[command(flatten)]
     pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Patch {
+    #[command(subcommand)]
+    pub command: PatchCommand,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PatchCommand {
+    /// Write the difference of two model folders
+    Diff {
+        /// Hub id or folder
+        base: String,
+        repaired: String,
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// Replace --out if it exists
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Make the repaired model from the base
+    Apply {
+        /// Hub id or folder
+        base: String,
+        patch: PathBuf,
+        #[arg(short, long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Make the base from the repaired model
+    Revert {
+        repaired: String,
+        patch: PathBuf,
+        #[arg(short, long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Blocks, norms and sizes
+    Show { patch: PathBuf },
 }
 
 #[derive(Debug, Args)]

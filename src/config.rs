@@ -64,6 +64,10 @@ pub struct RepairOptions {
     /// Blocks (or sublayers) a step changes [default: 1]
     #[arg(long, env = "IREPAIR_TOP_K", value_name = "K")]
     pub top_k: Option<usize>,
+    /// Only these blocks are ranked, 0-based: 2,3,4 [default: all]
+    #[arg(long, env = "IREPAIR_BLOCKS", value_delimiter = ',', value_name = "B,…")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Vec<usize>>,
     /// What sensitivities are divided by before they are ranked [default: none]
     #[arg(long, env = "IREPAIR_NORMALIZE", value_enum)]
     pub normalize: Option<Normalize>,
@@ -206,6 +210,7 @@ pub struct RepairSettings {
     pub objective: Option<String>,
     pub slice: Option<Granularity>,
     pub top_k: Option<usize>,
+    pub blocks: Option<Vec<usize>>,
     pub normalize: Option<Normalize>,
     pub beta: Option<f64>,
     pub fixed_sample: Option<usize>,
@@ -251,6 +256,7 @@ impl Default for RepairSettings {
             objective: None,
             slice: None,
             top_k: None,
+            blocks: None,
             normalize: None,
             beta: None,
             fixed_sample: None,
@@ -356,6 +362,7 @@ impl RepairSettings {
             granularity: self.slice.unwrap_or(recipe.slicing.granularity),
             top_k: self.top_k.unwrap_or(recipe.slicing.top_k),
             normalize: self.normalize.unwrap_or(recipe.slicing.normalize),
+            blocks: self.blocks.clone().unwrap_or(recipe.slicing.blocks),
         };
         Ok(recipe)
     }
@@ -387,6 +394,7 @@ impl RepairSettings {
         let slicing = [
             ("--slice", self.slice.is_some()),
             ("--top-k", self.top_k.is_some()),
+            ("--blocks", self.blocks.is_some()),
             ("--normalize", self.normalize.is_some()),
         ];
         if let Some((flag, _)) = slicing.iter().find(|(_, given)| *given && !ranks) {

@@ -32,6 +32,7 @@ pub mod memory;
 pub mod methods;
 pub mod model;
 pub mod optim;
+pub mod patch;
 pub mod profile;
 pub mod random;
 pub mod report;

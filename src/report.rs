@@ -130,6 +130,11 @@ pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
         .collect()
 }
 
+/// N of `…h.N.…` or `…layers.N.…`.
+pub fn block_number(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}
+
 /// Norms of the changes by block (`None`: outside the blocks), over all tensors of it.
 pub fn change_by_block(
     changed: &[Change],

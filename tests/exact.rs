@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use irepair::generate::{Generation, Job, Sampling, generate};
 use irepair::loss;
-use irepair::methods::{self, Method, StepInput};
+use irepair::methods::select::{Normalize, SELECTORS, Slicing};
+use irepair::methods::{self, Method, Recipe, StepInput};
 use irepair::model::kernels::matmul::Precision;
 use irepair::model::{ARCHES, Model};
 use irepair::optim::{Optimizer, OptimizerKind};
+use irepair::slice::Granularity;
 use irepair::tokens::{Batch, LossOn, PairBatch, TokenPair};
 use irepair::weights::{Place, Want, Weights, Who};
 use irepair::{checkpoint, sensitivity};
@@ -119,6 +121,46 @@ fn mixed_precision_is_near_f32() {
     }
 }
 
+/// A step on two batches is the mean of theirs; DPO, a mean over pairs, does not see how its pairs are divided.
+#[test]
+fn accumulated_batches_are_one_step() {
+    let golden = Golden::open("gpt2");
+    let (pairs, normal) = (golden.pairs(), golden.normal());
+    let weights = golden.weights(irepair::weights::Kernels::Cpu);
+    for name in ["dpo", "irepair+kl"] {
+        let method = Method::new(&methods::named(name).expect(name).recipe()).expect(name);
+        let batch = |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
+        let step = |batches: &[PairBatch]| {
+            let input = |pairs| StepInput { model: &golden.model, weights: &weights, pairs, normal: Some(&normal) };
+            method.step(&batches.iter().map(input).collect::<Vec<_>>()).expect(name)
+        };
+        let half = pairs.len() / 2;
+        let (first, second) = (batch(&pairs[..half]), batch(&pairs[half..2 * half]));
+        let together = step(&[first.clone(), second.clone()]);
+        let apart = [step(&[first]), step(&[second])];
+        let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
+        let mean = |of: &dyn Fn(&methods::StepReport) -> f64| (of(&apart[0]) + of(&apart[1])) / 2.0;
+        close(together.terms.loss, mean(&|r| r.terms.loss), 1e-5, name);
+        for (tensor, gradient) in &together.gradients {
+            // Where the two chose another slice alone, there is nothing to compare.
+            let (Some(a), Some(b)) = (apart[0].gradients.get(tensor), apart[1].gradients.get(tensor)) else { continue };
+            let mean: Vec<f32> = flat(a).iter().zip(flat(b)).map(|(a, b)| (a + b) / 2.0).collect();
+            all_close(&flat(gradient), &mean, 1e-4, &format!("{name} {tensor}"));
+        }
+        if name == "dpo" {
+            let whole = step(&[batch(&pairs[..2 * half])]);
+            close(together.terms.loss, whole.terms.loss, 1e-5, name);
+            for (tensor, gradient) in &together.gradients {
+                all_close(&flat(gradient), &flat(&whole.gradients[tensor]), 1e-4, &format!("{name} whole {tensor}"));
+            }
+        } else {
+            for (block, sensitivity) in together.selection.sensitivity.iter().enumerate() {
+                close(*sensitivity, mean(&|r| r.selection.sensitivity[block]), 1e-5, name);
+            }
+        }
+    }
+}
+
 /// Along its own gradient, every tensor's loss changes by the gradient's norm (central differences).
 #[test]
 fn gradients_equal_finite_differences() {
@@ -156,9 +198,19 @@ fn gradients_equal_finite_differences() {
 fn a_step_changes_only_what_the_slice_names() {
     for arch in ARCHES {
         let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config")).expect(arch.model_type);
-        for named in methods::METHODS {
+        let named = methods::METHODS.iter().map(|m| (m.name.to_owned(), m.recipe()));
+        // And every selector with two sublayers a slice, ranked by each normalization.
+        let cut = SELECTORS.iter().filter(|s| s.ranks).flat_map(|select| {
+            [Normalize::None, Normalize::Size, Normalize::Start].map(|normalize| {
+                let granularity = Granularity::Sublayer;
+                let slicing = Slicing { granularity, top_k: 2, normalize, blocks: Vec::new() };
+                let recipe = methods::METHODS[0].recipe();
+                (format!("{} {slicing:?}", select.name), Recipe { select: select.name.into(), slicing, ..recipe })
+            })
+        });
+        for (name, recipe) in named.chain(cut) {
             for kernels in KERNELS {
-                let what = format!("{} {} {kernels:?}", arch.model_type, named.name);
+                let what = format!("{} {name} {kernels:?}", arch.model_type);
                 let mut weights = random_weights(&model).with_kernels(kernels);
                 let pair = |prompt: &[u32], chosen: &[u32], rejected: &[u32]| TokenPair {
                     prompt: prompt.to_vec(),
@@ -168,7 +220,7 @@ fn a_step_changes_only_what_the_slice_names() {
                 let pairs = [pair(&[1, 2, 3], &[4, 5], &[4, 5, 6, 7, 8, 9, 10]), pair(&[11, 12], &[3], &[13, 14, 15])];
                 let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
                 let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
-                let mut method = Method::new(&named.recipe()).expect(&what);
+                let mut method = Method::new(&recipe).expect(&what);
                 method.select.prepare(&model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
                 let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
                 let mut allowed = BTreeSet::new();
@@ -186,7 +238,7 @@ fn a_step_changes_only_what_the_slice_names() {
                     let changed = before != after;
                     assert_eq!(changed, allowed.contains(&spec.name), "{what}: {}", spec.name);
                 }
-                if named.kl_weight != 0.0 {
+                if recipe.kl_weight != 0.0 {
                     let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
                     let kl = method.validate(&input).expect(&what).kl.expect("kl");
                     assert!(kl > 1e-6, "{what}: KL {kl} after steps");

@@ -135,6 +135,15 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
         .collect()
 }
 
+/// [`files`] of those that are there (a method without KL has no normal text).
+fn files_there(dir: &Path) -> BTreeMap<PathBuf, String> {
+    ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "config.json"]
+        .into_iter()
+        .filter(|name| dir.join(name).exists())
+        .map(|name| (name.into(), hash_file(&dir.join(name)).expect(name)))
+        .collect()
+}
+
 #[test]
 fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     let dir = tempfile::tempdir().expect("dir");
@@ -169,31 +178,81 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     assert_eq!(json["blocks"].as_array().expect("blocks").len(), 6);
 }
 
+/// Twenty-four kills: while the normal text is written, between saves, and in the middle of one (a state is saved at every
+/// step, so that most of a run is saving; a temporary file left behind shows where the kill fell).
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
     let dir = tempfile::tempdir().expect("dir");
-    let whole = dir.path().join("whole");
-    ok(&irepair(&demo(&whole, &["-q"])));
-    let steps = read_steps(&whole.join("irepair/steps.jsonl")).expect("steps");
-    // Kill when the log has reached so many steps: between saves, right at one, before the first.
-    for (round, kill_at) in [1, 3, 5, 6, 10].into_iter().enumerate() {
-        let out = dir.path().join(format!("killed-{round}"));
-        let log = dir.path().join(format!("killed-{round}.partial/irepair/steps.jsonl"));
-        let mut child = command(&demo(&out, &["-q"])).spawn().expect("starts");
-        while read_steps(&log).map_or(0, |s| s.len()) < kill_at && child.try_wait().expect("wait").is_none() {
-            std::thread::sleep(Duration::from_millis(2));
+    let often = ["-q", "--save-steps", "1"];
+    let mut in_a_save = 0;
+    for (method, kills) in [("irepair+kl", 8), ("dapt", 16)] {
+        let more = [&often[..], &["--method", method]].concat();
+        let whole = dir.path().join(format!("whole-{method}"));
+        ok(&irepair(&demo(&whole, &more)));
+        let steps = read_steps(&whole.join("irepair/steps.jsonl")).expect("steps");
+        for round in 0..kills {
+            let out = dir.path().join(format!("killed-{method}-{round}"));
+            let work = dir.path().join(format!("killed-{method}-{round}.partial/irepair"));
+            let (log, state) = (work.join("steps.jsonl"), work.join("state"));
+            let kill_at = round * 12 / kills;
+            let what = format!("{method} killed at step {kill_at}, round {round}");
+            let temporary = || {
+                let entries = state.read_dir().into_iter().flatten().flatten();
+                entries.filter(|e| e.file_name() != "state.safetensors").count() > 0
+            };
+            let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+            let mut runs = || child.try_wait().expect("wait").is_none();
+            while read_steps(&log).map_or(0, |s| s.len()) < kill_at && runs() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // Every other time, in the next save.
+            while round % 2 == 1 && !temporary() && runs() {
+                std::thread::yield_now();
+            }
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+            assert!(!out.exists(), "{what}: a half-written output bears its final name");
+            in_a_save += usize::from(temporary());
+            let has_state = state.join("state.safetensors").exists();
+            ok(&irepair(&demo(&out, &if has_state { [&more[..], &["--resume"]].concat() } else { more.clone() })));
+            assert_eq!(files_there(&out), files_there(&whole), "{what}");
+            let resumed = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
+            let numbers = |steps: &[irepair::train::StepLine]| {
+                steps.iter().map(|s| (s.step, s.loss, s.block)).collect::<Vec<_>>()
+            };
+            assert_eq!(numbers(&resumed), numbers(&steps), "{what}");
         }
-        child.kill().expect("kill");
-        child.wait().expect("wait");
-        assert!(!out.exists(), "a half-written output bears its final name");
-        let has_state = log.with_file_name("state").join("state.safetensors").exists();
-        ok(&irepair(&demo(&out, if has_state { &["-q", "--resume"] } else { &["-q"] })));
-        assert_eq!(files(&out), files(&whole), "killed at {kill_at}");
-        let resumed = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
-        let numbers =
-            |steps: &[irepair::train::StepLine]| steps.iter().map(|s| (s.step, s.loss, s.block)).collect::<Vec<_>>();
-        assert_eq!(numbers(&resumed), numbers(&steps), "killed at {kill_at}");
     }
+    assert!(in_a_save >= 3, "only {in_a_save} kills fell into a save");
+}
+
+/// No room for a state: the run says so and ends, the last good state stays, and the run goes on from it.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_good_state() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("full"));
+    let more = ["-q", "--method", "dapt", "--save-steps", "2"];
+    ok(&irepair(&demo(&whole, &more)));
+    let log = dir.path().join("full.partial/irepair/steps.jsonl");
+    let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+    while read_steps(&log).map_or(0, |s| s.len()) < 5 && child.try_wait().expect("wait").is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+    // A limit on the size of files (8 MiB: the base fits, a state does not) is a disk that is full to this process alone.
+    let resumed = demo(&out, &[&more[..], &["--resume"]].concat());
+    let quoted: Vec<String> = resumed.iter().map(|word| format!("'{word}'")).collect();
+    let script =
+        format!("trap '' XFSZ; ulimit -f 16384; exec '{}' {}", env!("CARGO_BIN_EXE_irepair"), quoted.join(" "));
+    let limited = Command::new("sh").args(["-c", &script]).output().expect("runs");
+    let error = String::from_utf8_lossy(&limited.stderr);
+    assert_eq!(limited.status.code(), Some(1), "{error}");
+    assert!(error.contains("state.safetensors"), "{error}");
+    assert!(!out.exists());
+    ok(&irepair(&resumed));
+    assert_eq!(files_there(&out)[Path::new("model.safetensors")], files_there(&whole)[Path::new("model.safetensors")]);
 }
 
 #[cfg(unix)]
@@ -432,4 +491,114 @@ fn json_holds_the_record() {
     assert_eq!(run.settings.method, "irepair");
     assert_eq!(run.data.normal, 0);
     assert!(read_steps(&out.join("irepair/steps.jsonl")).expect("steps").iter().all(|s| s.kl.is_none()));
+}
+
+/// The patch of a repair leads to its bytes and back, for every golden checkpoint (shards, f16, bf16); `diff` makes the same.
+#[test]
+fn patches_lead_there_and_back() {
+    for name in CHECKPOINTS {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = |name: &str| dir.path().join(name);
+        let (model, data) = (golden::dir().join(name), golden::dir().join("pairs.jsonl"));
+        let (out, again, back, made) = (path("out"), path("again"), path("back"), path("made.safetensors"));
+        let arguments =
+            ["repair", "--model", text(&model), "--data", text(&data), "--method", "irepair", "--max-steps", "2"];
+        let more = ["--valid-size", "0", "--eval-steps", "0", "--batch-size", "2", "--out", text(&out), "-q"];
+        ok(&irepair(&[&arguments[..], &more].concat()));
+        let patch = out.join("irepair/patch.safetensors");
+        ok(&irepair(&["patch", "apply", text(&model), text(&patch), "--out", text(&again)]));
+        ok(&irepair(&["patch", "revert", text(&out), text(&patch), "--out", text(&back)]));
+        ok(&irepair(&["patch", "diff", text(&model), text(&out), "--out", text(&made)]));
+        assert_eq!(std::fs::read(&made).expect("patch"), std::fs::read(&patch).expect("patch"), "{name}");
+        let files = std::fs::read_dir(&model).expect("dir").map(|e| e.expect("entry").file_name());
+        for file in files.filter(|file| out.join(file).exists()) {
+            let bytes = |dir: &Path| std::fs::read(dir.join(&file)).expect("file");
+            assert_eq!(bytes(&again), bytes(&out), "{name}: {file:?} applied");
+            assert_eq!(bytes(&back), bytes(&model), "{name}: {file:?} reverted");
+        }
+        let shown = ok(&irepair(&["patch", "show", text(&patch), "--json"]));
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("json");
+        assert!(shown["bytes"].as_u64() < shown["tensor_bytes"].as_u64().map(|b| b + 8192), "{name}: {shown}");
+        // Not the base, the base twice, a truncated patch, a doctored one: refused, and nothing is left.
+        let refused = |arguments: &[&str], code: i32, word: &str| {
+            let output = irepair(&[arguments, &["--out", text(&path("never"))]].concat());
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(code) && error.contains(word), "{name}: {error}");
+            assert!(!path("never").exists());
+        };
+        refused(&["patch", "apply", text(&out), text(&patch)], 3, "it is what the patch leads to");
+        refused(&["patch", "revert", text(&model), text(&patch)], 3, "sha256");
+        let whole = std::fs::read(&patch).expect("patch");
+        std::fs::write(path("cut"), &whole[..whole.len() - 9]).expect("writes");
+        refused(&["patch", "apply", text(&model), text(&path("cut"))], 3, "no usable patch");
+        let mut doctored = whole.clone();
+        *doctored.last_mut().expect("bytes") ^= 1;
+        std::fs::write(path("doctored"), &doctored).expect("writes");
+        let output = irepair(&["patch", "apply", text(&model), text(&path("doctored")), "--out", text(&path("never"))]);
+        assert!(matches!(output.status.code(), Some(3 | 4)), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!path("never").exists());
+    }
+}
+
+#[test]
+fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let plan = ok(&irepair(&demo(&out, &["--dry-run"])));
+    for words in ["48 to learn from, 16 held back", "12 of 4 pairs", "activations", "MiB at most"] {
+        assert!(plan.contains(words), "{words:?} is not in:\n{plan}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(&irepair(&demo(&out, &["--dry-run", "--json"])))).expect("json");
+    assert!(json["memory_mib"].as_u64().expect("memory") > 10);
+    for more in [&["-q"][..], &["-q", "--dry-run"]] {
+        let output = command(&demo(&out, more)).env("IREPAIR_MEMORY_LIMIT", "10").output().expect("runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{error}");
+        assert!(error.contains("too little memory") && error.contains("--batch-size"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something was written");
+}
+
+#[test]
+fn the_guard_stops_and_goes_back() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let wild = ["-q", "--learning-rate", "3e-2", "--warmup-steps", "0", "--eval-steps", "1", "--schedule", "constant"];
+    let output = irepair(&demo(&out, &[&wild[..], &["--max-ppl-increase", "5"]].concat()));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(error.contains("guard") && !out.exists(), "{error}");
+    // A gentle run into the same guard, later: what was within it is kept.
+    let gentle =
+        ["-q", "--learning-rate", "2e-3", "--warmup-steps", "0", "--eval-steps", "1", "--schedule", "constant"];
+    let output = irepair(&demo(&out, &[&gentle[..], &["--max-ppl-increase", "2"]].concat()));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    let run = record(&out);
+    assert!(run.stopped.contains("guard") && run.kept_step < run.steps, "{} {}", run.kept_step, run.steps);
+    let rise = run.after.ppl.expect("ppl") / run.before.ppl.expect("ppl");
+    assert!(rise < 1.021, "perplexity rose by {rise}");
+}
+
+#[test]
+fn curves_go_to_tensorboard() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    ok(&irepair(&demo(&out, &["-q", "--report-to", "tensorboard", "--gradient-accumulation-steps", "2"])));
+    let folder = out.join("irepair/tensorboard");
+    let file = folder.read_dir().expect("folder").next().expect("a file").expect("entry").path();
+    assert!(text(&file).contains("events.out.tfevents."));
+    let bytes = std::fs::read(&file).expect("events");
+    let (mut at, mut records) = (0, 0);
+    while at < bytes.len() {
+        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes")) as usize;
+        at += 8 + 4 + length + 4;
+        records += 1;
+    }
+    let lines = std::fs::read_to_string(out.join("irepair/steps.jsonl")).expect("log").lines().count();
+    assert_eq!((at, records), (bytes.len(), lines + 1));
+    for tag in ["train/loss", "train/kl", "valid/loss", "sensitivity/block_05"] {
+        assert!(bytes.windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
+    }
 }

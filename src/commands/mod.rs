@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod doctor;
 pub mod generate;
+pub mod patch;
 pub mod repair;
 pub mod sensitivity;
 

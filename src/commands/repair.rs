@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::{Loaded, On, open};
+use crate::checkpoint::Checkpoint;
 use crate::cli::Repair;
 use crate::config::RepairSettings;
 use crate::eval::perplexity::perplexity;
@@ -23,10 +24,11 @@ use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
 use crate::scorers::SCORERS;
+use crate::slice::Granularity;
 use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
-use crate::{bail_input, checkpoint, device, memory, stop};
+use crate::{bail_input, checkpoint, device, memory, patch, stop};
 use output::Output;
 
 pub fn run(args: &Repair) -> Result<()> {
@@ -41,6 +43,15 @@ pub fn run(args: &Repair) -> Result<()> {
     };
     say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
     // All that can be wrong with the input is found before anything is made.
+    let (blocks, slicing) = (loaded.model.sizes().blocks, settings.recipe()?.slicing);
+    if let Some(block) = slicing.blocks.iter().find(|b| **b >= blocks) {
+        bail_input!("--blocks {block}: this model has blocks 0 to {}", blocks - 1);
+    }
+    let ranked = if slicing.blocks.is_empty() { blocks } else { slicing.blocks.len() };
+    let units = ranked * if slicing.granularity == Granularity::Sublayer { 2 } else { 1 };
+    if slicing.top_k > units {
+        bail_input!("--top-k {}: there are {units} to choose from", slicing.top_k);
+    }
     let mut rows = rows::read_pairs(&settings, &loaded)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
@@ -94,14 +105,6 @@ pub fn run(args: &Repair) -> Result<()> {
     if end == End::Interrupted {
         return Err(out.interrupted(trainer.step));
     }
-    // Finished work is safe before anything else is tried, and what is measured is what will be on disk.
-    trainer.save()?;
-    loaded.checkpoint().round(&mut trainer.weights)?;
-    let after = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
-    if stop::asked() {
-        return Err(out.interrupted(trainer.step));
-    }
-
     if matches!(end, End::Guarded(_)) && trainer.best.is_none() {
         return Err(Fault::Check(
             "the guard tripped at the first validation: perplexity rose beyond --max-ppl-increase, and nothing is left to \
@@ -110,6 +113,14 @@ pub fn run(args: &Repair) -> Result<()> {
         )
         .into());
     }
+    // Finished work is safe before anything else is tried, and what is measured is what will be on disk.
+    trainer.save()?;
+    loaded.checkpoint().round(&mut trainer.weights)?;
+    let after = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
+    if stop::asked() {
+        return Err(out.interrupted(trainer.step));
+    }
+
     let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     let mut run = RunRecord {
         format_version: 1,
@@ -144,8 +155,10 @@ pub fn run(args: &Repair) -> Result<()> {
         device: device_name(&loaded),
         dtype: loaded.precision,
     };
-    let left_out = out.write(loaded.checkpoint(), &base_hash, &trainer.weights)?;
+    let left_out = out.write(loaded.checkpoint(), &trainer.weights)?;
     run.changed = out.verify(loaded.checkpoint(), &loaded.model, &trainer.weights, &run.sliced)?;
+    let written = Checkpoint::open(&out.partial, "output", None)?;
+    patch::diff(loaded.checkpoint(), &written, &out.dir.join("patch.safetensors")).context("the patch")?;
     run.changed_parameters = run.changed.iter().map(|c| c.values).sum();
     run.seconds = begun.elapsed().as_secs_f64();
     run.peak_rss_mib = device::peak_rss_mib();
@@ -288,10 +301,9 @@ impl Output {
 }
 
 impl Output {
-    /// Copies the base, puts the changed tensors in place, and writes the patch. Returns what was not copied.
-    fn write(&self, base: &checkpoint::Checkpoint, base_hash: &str, weights: &Weights) -> Result<Vec<String>> {
+    /// Copies the base and puts the changed tensors in place. Returns what was not copied.
+    fn write(&self, base: &Checkpoint, weights: &Weights) -> Result<Vec<String>> {
         let left_out = checkpoint::write(base, weights, &self.partial)?;
-        checkpoint::write_patch(base, base_hash, weights, &self.dir.join("patch.safetensors")).context("the patch")?;
         Ok(left_out)
     }
 }

@@ -113,7 +113,7 @@ impl Method {
     /// Errors (bad input) if a part has no such name.
     pub fn new(recipe: &Recipe) -> Result<Self> {
         Ok(Self {
-            select: select::named(&recipe.select)?.build(recipe.slicing),
+            select: select::named(&recipe.select)?.build(recipe.slicing.clone()),
             objective: objective::named(&recipe.objective, recipe.beta)?,
             weight: recipe.weight,
             kl_weight: recipe.kl_weight,

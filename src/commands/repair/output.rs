@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
-use crate::report::{RunRecord, before_after, change_by_block, model_card};
+use crate::report::{RunRecord, before_after, block_number, change_by_block, model_card};
 use crate::weights::{Place, Weights};
 use crate::{bail_input, checkpoint};
 use checkpoint::{Change, Checkpoint};
@@ -248,9 +248,4 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
     let _ = writeln!(text, "next: irepair generate --model {} --out texts.jsonl --prompts FILE", out.display());
     text
-}
-
-/// N of `…h.N.…` or `…layers.N.…`.
-fn block_number(name: &str) -> Option<usize> {
-    name.split('.').find_map(|part| part.parse().ok())
 }

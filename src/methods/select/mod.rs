@@ -60,17 +60,19 @@ pub struct Extent {
 }
 
 /// How the ranking of units is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slicing {
     pub granularity: Granularity,
     /// Units a slice.
     pub top_k: usize,
     pub normalize: Normalize,
+    /// The blocks that are ranked; empty: all of them.
+    pub blocks: Vec<usize>,
 }
 
 impl Default for Slicing {
     fn default() -> Self {
-        Self { granularity: Granularity::Block, top_k: 1, normalize: Normalize::None }
+        Self { granularity: Granularity::Block, top_k: 1, normalize: Normalize::None, blocks: Vec::new() }
     }
 }
 

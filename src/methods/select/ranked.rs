@@ -45,7 +45,8 @@ impl Ranked {
     }
 
     fn units(&self, model: &Model) -> Vec<Unit> {
-        Unit::all(model.sizes().blocks, self.slicing.granularity)
+        let ranked = |unit: &Unit| self.slicing.blocks.is_empty() || self.slicing.blocks.contains(&unit.block);
+        Unit::all(model.sizes().blocks, self.slicing.granularity).into_iter().filter(ranked).collect()
     }
 
     /// The first `top_k` units by this ranking. Errors if a score is not finite.

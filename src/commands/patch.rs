@@ -1,0 +1,81 @@
+//! `patch`: what a repair changed, as a file of its own: made from two folders, shown, applied, taken back.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::checkpoint::Checkpoint;
+use crate::cli::{Patch, PatchCommand};
+use crate::fault::Fault;
+use crate::patch::{Direction, PatchFile, Summary, diff};
+use crate::report::plot::short;
+use crate::report::table::table;
+use crate::report::{block_number, change_by_block};
+use crate::{bail_input, hub};
+
+pub fn run(args: &Patch) -> Result<()> {
+    match &args.command {
+        PatchCommand::Diff { base, repaired, out, overwrite } => {
+            if out.is_dir() || (out.exists() && !overwrite) {
+                bail_input!("{} exists; choose another --out, or replace it with --overwrite", out.display());
+            }
+            say(args.json, &diff(&open(base)?, &open(repaired)?, out)?, out)
+        }
+        PatchCommand::Apply { base, patch, out } => walk(base, patch, Direction::Apply, out, args.json),
+        PatchCommand::Revert { repaired, patch, out } => walk(repaired, patch, Direction::Revert, out, args.json),
+        PatchCommand::Show { patch } => say(args.json, &PatchFile::open(patch)?.summary()?, patch),
+    }
+}
+
+fn open(model: &str) -> Result<Checkpoint> {
+    Ok(hub::open_model(model, None)?.checkpoint)
+}
+
+/// Writes the folder beside its name and renames it when it is whole.
+fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) -> Result<()> {
+    let (from, patch) = (open(from)?, PatchFile::open(patch)?);
+    if std::fs::symlink_metadata(out).is_ok() {
+        bail_input!("{} exists; choose another --out", out.display());
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", out.display()));
+    std::fs::create_dir_all(parent).map_err(cannot)?;
+    let partial = tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
+    // A folder in it, because temporary ones are private.
+    let folder = partial.path().join("model");
+    std::fs::create_dir(&folder).map_err(cannot)?;
+    patch.apply(&from, direction, &folder)?;
+    std::fs::rename(&folder, out).with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
+    let sha256 = match direction {
+        Direction::Apply => &patch.repaired_sha256,
+        Direction::Revert => &patch.base_sha256,
+    };
+    if json {
+        println!("{}", serde_json::json!({ "out": out, "tensors": patch.tensors.len(), "sha256": sha256 }));
+    } else {
+        println!("{}: {} tensors changed; its weights have sha256 {sha256}", out.display(), patch.tensors.len());
+    }
+    Ok(())
+}
+
+fn say(json: bool, summary: &Summary, path: &Path) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string(summary)?);
+        return Ok(());
+    }
+    let rows: Vec<[String; 4]> = change_by_block(&summary.changes, block_number)
+        .into_values()
+        .map(|c| [c.name, c.values.to_string(), short(c.norm), format!("{:.2} %", 100.0 * c.norm / c.base_norm)])
+        .collect();
+    print!("{}", table(["changed", "values", "norm of change", "of its norm"], &rows));
+    println!(
+        "{}: {} tensors in {} bytes ({:.0} % of theirs)\nfrom weights with sha256 {}\nto   weights with sha256 {}",
+        path.display(),
+        summary.changes.len(),
+        summary.bytes,
+        100.0 * summary.bytes as f64 / summary.tensor_bytes as f64,
+        summary.base_sha256,
+        summary.repaired_sha256
+    );
+    Ok(())
+}
