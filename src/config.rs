@@ -34,7 +34,13 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 }
 
 /// Presets compiled into the program, by name.
-const PRESETS: &[(&str, &str)] = &[("demo", include_str!("../configs/demo.toml"))];
+const PRESETS: &[(&str, &str)] = &[
+    ("demo", include_str!("../configs/demo.toml")),
+    ("quick", include_str!("../configs/quick.toml")),
+    ("paper-gpt2-large", include_str!("../configs/paper-gpt2-large.toml")),
+    ("paper-gpt2-xl", include_str!("../configs/paper-gpt2-xl.toml")),
+    ("paper-gpt-neo-1.3b", include_str!("../configs/paper-gpt-neo-1.3b.toml")),
+];
 
 /// Everything that can be set of a repair; what is `None` comes from the layer below.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
@@ -77,6 +83,9 @@ pub struct RepairOptions {
     /// Pairs that `fixed` looks at before the first step [default: 2000, or all there are]
     #[arg(long, env = "IREPAIR_FIXED_SAMPLE", value_name = "N")]
     pub fixed_sample: Option<usize>,
+    /// Steps on each block that `trial` makes before the first step [default: 10]
+    #[arg(long, env = "IREPAIR_TRIAL_STEPS", value_name = "N")]
+    pub trial_steps: Option<usize>,
     /// Normal texts for the KL term; without it the model writes its own
     #[arg(long, env = "IREPAIR_NORMAL", value_name = "FILE")]
     pub normal: Option<PathBuf>,
@@ -214,6 +223,7 @@ pub struct RepairSettings {
     pub normalize: Option<Normalize>,
     pub beta: Option<f64>,
     pub fixed_sample: Option<usize>,
+    pub trial_steps: usize,
     pub normal: Option<PathBuf>,
     pub normal_texts: usize,
     pub nll_weight: Option<f64>,
@@ -260,6 +270,7 @@ impl Default for RepairSettings {
             normalize: None,
             beta: None,
             fixed_sample: None,
+            trial_steps: 10,
             normal: None,
             normal_texts: 512,
             nll_weight: None,
@@ -407,6 +418,7 @@ impl RepairSettings {
         }
         let positive = [
             ("--batch-size", self.batch_size),
+            ("--trial-steps", self.trial_steps),
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
             ("--top-k", recipe.slicing.top_k),
             ("--max-length", self.max_length.unwrap_or(1)),
@@ -462,7 +474,10 @@ fn read_file<T: Serialize + DeserializeOwned + Default>(path: &Path) -> Result<(
     {
         return Ok((format!("preset {name}"), parse_toml::<T>(&format!("preset {name}"), text)?));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("--config {name}: {e}")))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        let presets: Vec<&str> = PRESETS.iter().map(|(preset, _)| *preset).collect();
+        Fault::Input(format!("--config {name}: {e}; {}", unknown("preset", &name, &presets)))
+    })?;
     let layer = parse_toml::<T>(&name, &text)?;
     Ok((name, layer))
 }

@@ -79,7 +79,7 @@ pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
     for (index, line) in text.lines().enumerate() {
         match serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))? {
             Line::Step(line) => steps.push(line),
-            Line::Validation(_) => {}
+            Line::Validation(_) | Line::Trial(_) => {}
         }
     }
     Ok(steps)

@@ -117,6 +117,33 @@ impl Slice {
         }
     }
 
+    /// The slice of units named as [`Slice::names`] names them. `None` for names that mean nothing.
+    pub fn named(names: &[String]) -> Option<Self> {
+        let unit = |name: &String| {
+            let (block, part) = match name.split_once('.') {
+                None => (name.as_str(), Part::Whole),
+                Some((block, "attention")) => (block, Part::Attention),
+                Some((block, "mlp")) => (block, Part::Mlp),
+                Some(_) => return None,
+            };
+            Some(Unit { block: block.parse().ok()?, part })
+        };
+        names.iter().map(unit).collect::<Option<Vec<_>>>().map(Self::Units)
+    }
+
+    /// Several slices as one. `None` if one is the whole model.
+    pub fn union(slices: &[Self]) -> Option<Self> {
+        let mut all = Vec::new();
+        for slice in slices {
+            match slice {
+                Slice::Units(units) => all.extend_from_slice(units),
+                Slice::Everything => return None,
+            }
+        }
+        all.sort_unstable();
+        Some(Self::Units(all))
+    }
+
     /// The names of its units; none for the whole model.
     pub fn names(&self) -> Vec<String> {
         match self {
@@ -130,6 +157,14 @@ impl Slice {
 mod tests {
     use super::*;
     use crate::model::ARCHES;
+
+    #[test]
+    fn slices_are_known_by_their_names() {
+        let slice = Slice::Units(Unit::all(2, Granularity::Sublayer));
+        assert_eq!(Slice::named(&slice.names()), Some(slice));
+        assert_eq!(Slice::named(&["3".into()]), Some(Slice::block(3)));
+        assert_eq!(Slice::named(&["3.head".into()]), None);
+    }
 
     #[test]
     fn sublayers_divide_every_block() {

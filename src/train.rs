@@ -13,7 +13,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::eval::perplexity::perplexity;
-use crate::methods::objective::Terms;
+use crate::methods::objective::{self, Terms};
 use crate::methods::{Method, StepInput};
 use crate::model::Model;
 use crate::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
@@ -31,8 +31,17 @@ pub use state::Fingerprint;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Line {
+    Trial(TrialLine),
     Step(StepLine),
     Validation(ValidationLine),
+}
+
+/// The objective on the held-back rows after trial steps on these units alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrialLine {
+    pub trial: Vec<String>,
+    pub valid_loss: f64,
 }
 
 /// One step, counted from 1.
@@ -82,6 +91,8 @@ pub struct Regime {
     pub batch_size: usize,
     /// Batches a step.
     pub accumulation: usize,
+    /// Steps of a trial.
+    pub trial_steps: usize,
     pub max_steps: usize,
     pub learning_rate: f64,
     pub warmup: usize,
@@ -168,6 +179,10 @@ impl Trainer<'_> {
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
         let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
         let mut log = self.open_log()?;
+        if !self.make_trials(&mut log, progress)? {
+            self.save()?;
+            return Ok(End::Interrupted);
+        }
         if validates && self.step == 0 {
             let valid_loss = self.validate()?;
             self.log(&mut log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
@@ -236,10 +251,42 @@ impl Trainer<'_> {
         Ok(end)
     }
 
-    fn one_step(&mut self) -> Result<StepLine> {
-        let begun = Instant::now();
+    /// What the selector wants tried before the first step: a few steps on each slice alone, from the base, with the
+    /// run's first batches; the best ones are its slice. False if the user asked to stop.
+    fn make_trials(&mut self, log: &mut File, progress: &mut Progress) -> Result<bool> {
+        let mut results = Vec::new();
+        for slice in self.method.select.trials(self.model) {
+            let mut optimizer = Optimizer::new(self.optimizer.kind);
+            for step in 0..self.regime.trial_steps {
+                if stop::asked() {
+                    self.weights.reset_to(&BTreeMap::new())?;
+                    return Ok(false);
+                }
+                let rows = self.draw(step);
+                let (_, gradients) = objective::gradients(&self.method, &self.inputs(&rows), &slice)?;
+                let scale = clip_factor(gradient_norm(&gradients)?, self.regime.max_grad_norm);
+                optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
+            }
+            let valid_loss = self.validate()?;
+            self.weights.reset_to(&BTreeMap::new())?;
+            progress.trial(&slice.names(), valid_loss);
+            self.log(log, Line::Trial(TrialLine { trial: slice.names(), valid_loss }))?;
+            // A trial that diverged is the worst there is.
+            results.push((if valid_loss.is_finite() { valid_loss } else { f64::INFINITY }, slice));
+        }
+        if !results.is_empty() {
+            // Stable: of equals, the lowest comes first.
+            results.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let best: Vec<Slice> =
+                results.into_iter().take(self.method.select.top_k()).map(|(_, slice)| slice).collect();
+            self.method.select.settle(Slice::union(&best).context("a trial of the whole model")?);
+        }
+        Ok(true)
+    }
+
+    /// The batches of a step.
+    fn draw(&self, step: usize) -> Vec<(PairBatch, Option<Packed>)> {
         let regime = &self.regime;
-        let batches = self.step * regime.accumulation..(self.step + 1) * regime.accumulation;
         let draw = |purpose, n, batch| batch_indices(regime.seed, purpose, n, regime.batch_size, batch);
         let pairs = |batch| {
             let rows = draw(Purpose::Pairs, self.rows.pairs.len(), batch).into_iter().map(|i| &self.rows.pairs[i]);
@@ -250,16 +297,25 @@ impl Trainer<'_> {
             let texts = || draw(Purpose::Normal, rows.len(), batch).into_iter().map(|i| rows[i].as_slice());
             (!rows.is_empty() && self.method.needs_normal()).then(|| Packed::new(texts()))
         };
-        let rows: Vec<_> = batches.map(|batch| (pairs(batch), normal(batch))).collect();
-        let inputs: Vec<StepInput> = rows
-            .iter()
-            .map(|(pairs, normal)| StepInput {
-                model: self.model,
-                weights: &self.weights,
-                pairs,
-                normal: normal.as_ref(),
-            })
-            .collect();
+        let batches = step * regime.accumulation..(step + 1) * regime.accumulation;
+        batches.map(|batch| (pairs(batch), normal(batch))).collect()
+    }
+
+    fn inputs<'r>(&'r self, rows: &'r [(PairBatch, Option<Packed>)]) -> Vec<StepInput<'r>> {
+        let input = |(pairs, normal): &'r (PairBatch, Option<Packed>)| StepInput {
+            model: self.model,
+            weights: &self.weights,
+            pairs,
+            normal: normal.as_ref(),
+        };
+        rows.iter().map(input).collect()
+    }
+
+    fn one_step(&mut self) -> Result<StepLine> {
+        let begun = Instant::now();
+        let regime = &self.regime;
+        let rows = self.draw(self.step);
+        let inputs = self.inputs(&rows);
         let report = self.method.step(&inputs).map_err(|error| match error.downcast_ref::<NotFinite>() {
             Some(found) => {
                 let step = self.step + 1;
@@ -345,6 +401,7 @@ impl Trainer<'_> {
                     let step = match serde_json::from_str(l) {
                         Ok(Line::Step(line)) => line.step,
                         Ok(Line::Validation(line)) => line.step,
+                        Ok(Line::Trial(_)) => 0,
                         Err(_) => return false,
                     };
                     self.step > 0 && step <= self.step

@@ -578,7 +578,7 @@ fn the_guard_stops_and_goes_back() {
     let run = record(&out);
     assert!(run.stopped.contains("guard") && run.kept_step < run.steps, "{} {}", run.kept_step, run.steps);
     let rise = run.after.ppl.expect("ppl") / run.before.ppl.expect("ppl");
-    assert!(rise < 1.021, "perplexity rose by {rise}");
+    assert!(rise < 1.05, "perplexity rose by {rise}");
 }
 
 #[test]

@@ -230,14 +230,22 @@ fn trainer<'a>(
     let mut batches = rows.pairs[..sample]
         .chunks(settings.batch_size)
         .map(|pairs| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on));
+    if !method.select.trials(&loaded.model).is_empty() && rows.valid_pairs.is_empty() {
+        bail_input!(
+            "--select {}: trials are judged on held-back pairs; --valid-size 0 holds none back",
+            settings.recipe()?.select
+        );
+    }
     method.select.prepare(&loaded.model, weights, &mut batches)?;
-    let validates = settings.eval_steps > 0 && !rows.valid_pairs.is_empty();
+    let validates =
+        (settings.eval_steps > 0 || !method.select.trials(&loaded.model).is_empty()) && !rows.valid_pairs.is_empty();
     // Going back to the best weights may mean going back to an original, too.
     let measures_kl = !rows.valid_normal.is_empty();
     weights.keep_originals(method.needs_reference() || validates || measures_kl);
     let regime = Regime {
         batch_size: settings.batch_size,
         accumulation: settings.gradient_accumulation_steps,
+        trial_steps: settings.trial_steps,
         max_steps: settings.max_steps,
         learning_rate: settings.learning_rate,
         warmup: settings.warmup(),

@@ -35,6 +35,7 @@ impl EventFile {
     /// The numbers of a line of the log.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let (step, values) = match line {
+            Line::Trial(line) => (0, vec![(format!("trial/{}", line.trial.join("+")), line.valid_loss)]),
             Line::Step(line) => {
                 let mut values = vec![("train/loss".to_owned(), line.loss)];
                 let named = [("train/nll_good", line.nll_good), ("train/nll_bad", line.nll_bad), ("train/kl", line.kl)];

@@ -49,6 +49,16 @@ impl Progress {
         }
     }
 
+    /// A slice was tried.
+    pub fn trial(&mut self, names: &[String], loss: f64) {
+        let text = format!("trial of block {}: held-back loss {loss:.4}", names.join(", "));
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None if !self.quiet => eprintln!("{text}"),
+            None => {}
+        }
+    }
+
     /// The held-back rows were looked at.
     pub fn validation(&mut self, _step: usize, loss: f64) {
         self.valid = Some(loss);

@@ -16,8 +16,9 @@ use crate::checkpoint::{Stored, write_tensors};
 use crate::fault::Fault;
 use crate::model::kernels::matmul::Precision;
 use crate::optim::{Optimizer, TensorState};
+use crate::slice::Slice;
 
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// What a state belongs to: another model, other data or other words on the command line are another run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ struct Header {
     best_step: Option<usize>,
     best_loss: Option<f64>,
     optimizer_steps: BTreeMap<String, u64>,
+    /// The units that the trials came to.
+    settled: Option<Vec<String>>,
 }
 
 fn path(dir: &Path) -> PathBuf {
@@ -91,6 +94,7 @@ impl Trainer<'_> {
             best_step: self.best.as_ref().map(|b| b.step),
             best_loss: self.best.as_ref().map(|b| b.loss),
             optimizer_steps,
+            settled: self.method.select.settled().map(Slice::names),
         };
         let path = path(&self.dir);
         if let Some(parent) = path.parent() {
@@ -162,6 +166,10 @@ impl Trainer<'_> {
         }
         if let (Some(step), Some(loss)) = (header.best_step, header.best_loss) {
             self.best = Some(Best { step, loss, touched: best });
+        }
+        if let Some(names) = &header.settled {
+            let slice = Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")))?;
+            self.method.select.settle(slice);
         }
         self.step = header.step;
         self.stale = header.stale;

@@ -2,6 +2,7 @@
 
 mod all;
 mod ranked;
+mod trial;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::StepInput;
 use crate::fault::Fault;
 use crate::model::Model;
-use crate::slice::{Granularity, Slice};
+use crate::slice::{Granularity, Slice, Unit};
 use crate::tokens::PairBatch;
 use crate::weights::Weights;
 use ranked::{Over, Rank, Ranked};
@@ -34,6 +35,24 @@ pub trait Select: Send + Sync {
         _sample: &mut dyn Iterator<Item = PairBatch>,
     ) -> Result<()> {
         Ok(())
+    }
+
+    /// Slices to try before the first step; none if there is nothing to try (any more).
+    fn trials(&self, _model: &Model) -> Vec<Slice> {
+        Vec::new()
+    }
+
+    /// How many of the tried slices make the slice.
+    fn top_k(&self) -> usize {
+        1
+    }
+
+    /// What the trials came to.
+    fn settle(&mut self, _slice: Slice) {}
+
+    /// What they came to, if they were made.
+    fn settled(&self) -> Option<&Slice> {
+        None
     }
 
     /// The slice of one step, from the batches that it works on together.
@@ -68,6 +87,19 @@ pub struct Slicing {
     pub normalize: Normalize,
     /// The blocks that are ranked; empty: all of them.
     pub blocks: Vec<usize>,
+}
+
+impl Slicing {
+    /// The units that are ranked.
+    fn units(&self, model: &Model) -> Vec<Unit> {
+        let ranked = |unit: &Unit| self.blocks.is_empty() || self.blocks.contains(&unit.block);
+        Unit::all(model.sizes().blocks, self.granularity).into_iter().filter(ranked).collect()
+    }
+
+    /// Parameters of the largest slice.
+    fn largest(&self, model: &Model) -> usize {
+        self.units(model).iter().map(|u| u.parameters(model)).max().unwrap_or(0) * self.top_k
+    }
 }
 
 impl Default for Slicing {
@@ -106,6 +138,7 @@ pub const SELECTORS: &[Entry] = &[
     Entry { name: "fixed", ranks: true, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
     Entry { name: "max-over-chosen", ranks: true, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
     Entry { name: "max-over-normal", ranks: true, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
+    Entry { name: "trial", ranks: true, about: "the block whose trial steps lower the held-back loss most, once", build: |s| Box::new(trial::Trial::new(s)) },
     Entry { name: "all", ranks: false, about: "the whole model", build: |_| Box::new(all::All) },
 ];
 

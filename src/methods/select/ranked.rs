@@ -45,8 +45,7 @@ impl Ranked {
     }
 
     fn units(&self, model: &Model) -> Vec<Unit> {
-        let ranked = |unit: &Unit| self.slicing.blocks.is_empty() || self.slicing.blocks.contains(&unit.block);
-        Unit::all(model.sizes().blocks, self.slicing.granularity).into_iter().filter(ranked).collect()
+        self.slicing.units(model)
     }
 
     /// The first `top_k` units by this ranking. Errors if a score is not finite.
@@ -149,9 +148,8 @@ impl Select for Ranked {
     }
 
     fn extent(&self, model: &Model) -> Extent {
-        let largest = self.units(model).iter().map(|u| u.parameters(model)).max().unwrap_or(0);
         Extent {
-            parameters: largest * self.slicing.top_k,
+            parameters: self.slicing.largest(model),
             stays: self.rank == Rank::Once,
             measures: self.rank != Rank::Once,
         }
