@@ -289,6 +289,28 @@ fn settings_that_cannot_work() {
     repair(&["--resume", "--valid-size", "0"], &["--resume", "no unfinished run"]);
     let config = bench.file("my.toml", "seed = 1\nlerning-rate = 1\n");
     repair(&["--config", &config], &["my.toml:2", "did you mean \"learning-rate\""]);
+    let spare = ["--valid-size", "0", "--batch-size", "2"];
+    let spared = |more: &[&str], words: &[&str]| repair(&[&spare[..], more].concat(), words);
+    spared(&["--gradient-accumulation-steps", "9"], &["fewer than a step", "--gradient-accumulation-steps"]);
+    spared(&["--gradient-accumulation-steps", "0"], &["--gradient-accumulation-steps 0"]);
+    spared(&["--top-k", "99"], &["--top-k 99"]);
+    spared(&["--blocks", "0,77"], &["--blocks 77", "blocks 0 to"]);
+    spared(&["--method", "irepair-fixed", "--fixed-sample", "999"], &["--fixed-sample 999"]);
+    spared(&["--select", "trial", "--objective", "dpo"], &["trial", "--valid-size"]);
+    spared(&["--select", "maxx"], &["did you mean \"max\""]);
+    spared(&["--config", "quik"], &["did you mean \"quick\""]);
+    spared(&["--dtype", "bf16", "--max-length", "65"], &["64 positions"]);
+    let contradictions: [&[&str]; 6] = [
+        &["--method", "dapt", "--select", "max"],
+        &["--method", "dapt", "--kl-weight", "1"],
+        &["--method", "dapt", "--top-k", "2"],
+        &["--method", "dpo", "--slice", "sublayer"],
+        &["--method", "irepair", "--beta", "0.2"],
+        &["--max-ppl-increase", "5", "--eval-steps", "0"],
+    ];
+    for contradiction in contradictions {
+        refused(&[&["repair"][..], contradiction].concat(), 2, &[contradiction[0]]);
+    }
     let normal = bench.file("normal.jsonl", "{\"text\": \"just one text of some words\"}");
     repair(&["--valid-size", "0", "--normal", &normal], &["normal.jsonl", "fewer than a batch"]);
     assert!(!Path::new(out).exists());

@@ -558,6 +558,16 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
         assert!(error.contains("too little memory") && error.contains("--batch-size"), "{error}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something was written");
+    // The other commands, too, before they read the weights.
+    let texts = text(&dir.path().join("texts.jsonl")).to_owned();
+    let others: [&[&str]; 3] =
+        [&["sensitivity"], &["generate", "--out", &texts], &["bench", "--config", "gpt2-xl", "--method", "dpo"]];
+    for arguments in others {
+        let output = command(arguments).env("IREPAIR_MEMORY_LIMIT", "10").output().expect("runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?} {error}");
+        assert!(error.contains("too little memory") && error.contains("lower --batch"), "{error}");
+    }
 }
 
 #[test]
@@ -570,9 +580,8 @@ fn the_guard_stops_and_goes_back() {
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("guard") && !out.exists(), "{error}");
     // A gentle run into the same guard, later: what was within it is kept.
-    let gentle =
-        ["-q", "--learning-rate", "2e-3", "--warmup-steps", "0", "--eval-steps", "1", "--schedule", "constant"];
-    let output = irepair(&demo(&out, &[&gentle[..], &["--max-ppl-increase", "2"]].concat()));
+    let gentle = ["-q", "--learning-rate", "1e-3", "--warmup-steps", "11", "--eval-steps", "1"];
+    let output = irepair(&demo(&out, &[&gentle[..], &["--max-ppl-increase", "5"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     let run = record(&out);

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::cli::{Bench, Shape};
 use crate::generate::{Generation, Job, Sampling, generate};
+use crate::memory::{self, Passes};
 use crate::methods::{self, StepInput};
 use crate::model::Model;
 use crate::model::kernels::matmul::{Mat, Precision, large_product};
@@ -58,6 +59,29 @@ pub fn run(args: &Bench) -> Result<()> {
         "n_positions": 1024, "vocab_size": 50257,
     }))?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
+    if device.is_cpu() {
+        let rows = args.batch * args.tokens;
+        let passes = match &named {
+            Some(named) => {
+                let method = methods::Method::new(&named.recipe())?;
+                let extent = method.select.extent(&model);
+                Passes {
+                    slice: extent.parameters,
+                    slice_stays: extent.stays,
+                    optimizer_values: 1,
+                    keeps_originals: method.needs_reference(),
+                    graph_rows: rows,
+                    compares: method.kl_weight != 0.0,
+                    ..Passes::default()
+                }
+            }
+            None => {
+                Passes { written: (args.batch, 32 + args.tokens), plain_rows: 32 * args.batch, ..Passes::default() }
+            }
+        };
+        memory::estimate(&model, &passes)
+            .check(memory::limit()?, "lower --batch or --tokens, or take a smaller --config")?;
+    }
     let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
     weights.set_precision(precision);
     let (mut times, profile) = match named {

@@ -9,6 +9,7 @@ use super::Loaded;
 use crate::cli::Generate;
 use crate::fault::Fault;
 use crate::generate::{Generation, Job, Sampling, generate};
+use crate::memory::Passes;
 use crate::report::progress::Progress;
 use crate::scorers::{self, Scorer};
 use crate::weights::Who;
@@ -29,6 +30,13 @@ pub fn run(args: &Generate) -> Result<()> {
         end: loaded.end_token(),
         seed: args.seed,
     };
+    let longest = jobs.iter().map(|j| j.ids.len()).max().unwrap_or(0);
+    let passes = Passes {
+        plain_rows: longest * args.batch_size,
+        written: (args.batch_size, longest + settings.max_new_tokens),
+        ..Passes::default()
+    };
+    loaded.check_memory(&passes, "lower --batch-size or --max-new-tokens")?;
     let mut weights = loaded.weights()?;
     weights.set_precision(loaded.precision);
     stop::listen()?;

@@ -12,6 +12,7 @@ use candle_core::Device;
 
 use crate::checkpoint::Checkpoint;
 use crate::hub::{self, Source};
+use crate::memory::{self, Passes};
 use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
 use crate::tokens::Encoder;
@@ -70,6 +71,14 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
 impl Loaded {
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.source.checkpoint
+    }
+
+    /// Errors (bad input) if passes over this model take more memory than there is. To be asked before anything is read.
+    pub fn check_memory(&self, passes: &Passes, advice: &str) -> Result<()> {
+        if !self.device.is_cpu() {
+            return Ok(());
+        }
+        memory::estimate(&self.model, passes).check(memory::limit()?, advice)
     }
 
     /// Reads the weights; products are f32 until a precision is set.

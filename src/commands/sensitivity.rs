@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::cli::Sensitivity;
 use crate::data::{self, Pair};
+use crate::memory::Passes;
 use crate::report::plot::{blocks_svg, short};
 use crate::report::table::table;
 use crate::sensitivity::{Density, density, pick, sensitivity};
@@ -43,6 +44,9 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         eprintln!("cut to length: {} prompts, {} responses of {} pairs", cut.prompts, cut.responses, tokens.len());
     }
+    let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
+    let graph_rows = tokens.chunks(args.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
+    loaded.check_memory(&Passes { graph_rows, ..Passes::default() }, "lower --batch-size or --max-length")?;
     let mut weights = loaded.weights()?;
     weights.set_precision(loaded.precision);
     let blocks = loaded.model.sizes().blocks;

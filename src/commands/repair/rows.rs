@@ -97,6 +97,14 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
             settings.batch_size
         );
     }
+    let step = settings.batch_size * settings.gradient_accumulation_steps;
+    if left < step {
+        bail_input!(
+            "{left} pairs to learn from are fewer than a step of {} batches of {}; lower --gradient-accumulation-steps",
+            settings.gradient_accumulation_steps,
+            settings.batch_size
+        );
+    }
     let (pairs, valid_pairs) = split(tokens, held_back, settings.seed, 0);
     let prompts = match &settings.eval_prompts {
         Some(path) => encode_prompts(loaded, data::read_prompts(path, &data::KeyMap::new(), None)?)?,
