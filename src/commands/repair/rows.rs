@@ -89,11 +89,14 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     };
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
-    let left = tokens.len().saturating_sub(held_back);
+    let all = tokens.len();
+    let (pairs, valid_pairs) = split(tokens, held_back, settings.seed, 0, |index, pair| {
+        (pair.prompt.clone(), if pair.prompt.is_empty() { index } else { 0 })
+    });
+    let (left, held_back) = (pairs.len(), valid_pairs.len());
     if left < settings.batch_size {
         bail_input!(
-            "{} pairs less {held_back} held back are fewer than a batch of {}; lower --batch-size or --valid-size",
-            tokens.len(),
+            "{all} pairs less {held_back} held back are fewer than a batch of {}; lower --batch-size or --valid-size",
             settings.batch_size
         );
     }
@@ -105,7 +108,6 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
             settings.batch_size
         );
     }
-    let (pairs, valid_pairs) = split(tokens, held_back, settings.seed, 0);
     let prompts = match &settings.eval_prompts {
         Some(path) => encode_prompts(loaded, data::read_prompts(path, &data::KeyMap::new(), None)?)?,
         None if settings.model == "demo" => encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?,
@@ -158,11 +160,42 @@ fn read_corpus(path: &Path) -> Result<String> {
     Ok(std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("--eval-text {}: {e}", path.display())))?)
 }
 
-/// Holds back a seeded choice of rows; both parts keep the order of the file.
-fn split<T>(rows: Vec<T>, held_back: usize, seed: u64, which: u64) -> (Vec<T>, Vec<T>) {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
+/// Holds back a seeded choice of rows; both parts keep the order of the file. Rows of one group go together: held-back
+/// pairs whose prompts were learned from would say nothing of other prompts. So a few more than `held_back` may be.
+fn split<T, K: Ord + Clone>(
+    rows: Vec<T>,
+    held_back: usize,
+    seed: u64,
+    which: u64,
+    group: impl Fn(usize, &T) -> K,
+) -> (Vec<T>, Vec<T>) {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut group_of = std::collections::BTreeMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        let next = groups.len();
+        let place = *group_of.entry(group(index, row)).or_insert(next);
+        if place == next {
+            groups.push(Vec::new());
+        }
+        groups[place].push(index);
+    }
+    let mut order: Vec<usize> = (0..groups.len()).collect();
     Stream::new(seed, Purpose::Split, which, 0).shuffle(&mut order);
-    let chosen: std::collections::BTreeSet<usize> = order.into_iter().take(held_back).collect();
+    let mut chosen = std::collections::BTreeSet::new();
+    for place in order {
+        if chosen.len() >= held_back {
+            break;
+        }
+        if groups[place].len() <= held_back {
+            chosen.extend(groups[place].iter().copied());
+        }
+    }
+    if chosen.len() < held_back {
+        // Too few groups to keep apart: rows it is.
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        Stream::new(seed, Purpose::Split, which, 0).shuffle(&mut order);
+        chosen = order.into_iter().take(held_back).collect();
+    }
     let (mut kept, mut held) = (Vec::new(), Vec::new());
     for (index, row) in rows.into_iter().enumerate() {
         if chosen.contains(&index) { held.push(row) } else { kept.push(row) }
@@ -215,7 +248,7 @@ pub fn read_normal(
             settings.batch_size
         );
     }
-    let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1);
+    let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| index);
     rows.record.cut_texts = cut;
     rows.record.normal = normal.len();
     rows.record.normal_held_back = valid_normal.len();
@@ -275,4 +308,22 @@ fn write_normal(
     }
     checkpoint::write_whole(path, &lines)?;
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_one_prompt_stay_together() {
+        let rows: Vec<(u32, u32)> = (0..40).map(|i| (i % 10, i)).collect();
+        let (kept, held) = split(rows.clone(), 6, 7, 0, |_, row| row.0);
+        assert_eq!((kept.len(), held.len()), (32, 8));
+        assert!(held.iter().all(|h| kept.iter().all(|k| k.0 != h.0)), "{held:?}");
+        assert!(kept.is_sorted_by_key(|r| r.1));
+        // One prompt for all: rows are held back.
+        assert_eq!(split(rows.clone(), 6, 7, 0, |_, _| 0).1.len(), 6);
+        // Alone, every row is a group, and the number is exact.
+        assert_eq!(split(rows, 6, 7, 0, |index, _| index).1.len(), 6);
+    }
 }
