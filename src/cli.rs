@@ -247,6 +247,9 @@ pub struct Bench {
     /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
     #[arg(long, default_value = "irepair+kl")]
     pub method: String,
+    /// Blocks, instead of the shape's own number
+    #[arg(long, value_name = "L")]
+    pub blocks: Option<usize>,
     /// Sequences a batch
     #[arg(long, visible_alias = "batch-size", default_value_t = 4)]
     pub batch: usize,

@@ -1,7 +1,7 @@
 //! How much memory a command will take, from headers and lengths alone, and how much there is.
 //!
-//! Counted for the CPU kernels, part by part as the code allocates; `tests/memory.rs` holds the sum to what processes
-//! really take.
+//! Counted for the CPU kernels, part by part as the code allocates; `bench --profile` prints the sum beside what the
+//! process really took.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};

@@ -222,6 +222,10 @@ fn a_step_changes_only_what_the_slice_names() {
                 let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
                 let mut method = Method::new(&recipe).expect(&what);
                 method.select.prepare(&model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
+                // The loop makes the trials; any outcome will do here.
+                if let Some(last) = method.select.trials(&model).pop() {
+                    method.select.settle(last);
+                }
                 let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
                 let mut allowed = BTreeSet::new();
                 let normal = pairs.chosen.packed.clone();

@@ -35,7 +35,9 @@ impl Shape {
 }
 
 pub fn run(args: &Bench) -> Result<()> {
-    for (flag, value) in [("--batch", args.batch), ("--iterations", args.iterations)] {
+    for (flag, value) in
+        [("--batch", args.batch), ("--iterations", args.iterations), ("--blocks", args.blocks.unwrap_or(1))]
+    {
         if value == 0 {
             bail_input!("{flag} 0: must be at least 1");
         }
@@ -54,11 +56,13 @@ pub fn run(args: &Bench) -> Result<()> {
         bail_input!("--dtype {:?}: {why}", args.dtype);
     }
     let (name, blocks, heads, channels) = args.config.sizes();
+    let blocks = args.blocks.unwrap_or(blocks);
     let model = Model::from_config(&json!({
         "model_type": "gpt2", "n_layer": blocks, "n_head": heads, "n_embd": channels,
         "n_positions": 1024, "vocab_size": 50257,
     }))?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
+    let mut estimate = None;
     if device.is_cpu() {
         let rows = args.batch * args.tokens;
         let passes = match &named {
@@ -79,8 +83,9 @@ pub fn run(args: &Bench) -> Result<()> {
                 Passes { written: (args.batch, 32 + args.tokens), plain_rows: 32 * args.batch, ..Passes::default() }
             }
         };
-        memory::estimate(&model, &passes)
-            .check(memory::limit()?, "lower --batch or --tokens, or take a smaller --config")?;
+        let found = memory::estimate(&model, &passes);
+        found.check(memory::limit()?, "lower --batch or --tokens, or take a smaller --config")?;
+        estimate = Some(memory::mib(found.total()));
     }
     let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
     weights.set_precision(precision);
@@ -93,7 +98,11 @@ pub fn run(args: &Bench) -> Result<()> {
     let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
     let round = |x: f64| (x * 1e4).round() / 1e4;
     if args.profile {
+        let peak = device::peak_rss_mib();
         eprint!("{}", profile_text(&profile, args.iterations, threads, product_rate(precision)));
+        if let (Some(estimate), Some(peak)) = (estimate, peak) {
+            eprintln!("memory: {peak} MiB at most, {estimate} estimated");
+        }
     }
     println!(
         "{}",
