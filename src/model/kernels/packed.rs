@@ -2,7 +2,7 @@
 //! ties to even) with every sum in f32 (`vdpbf16ps`, twice the multiplications an instruction).
 //!
 //! A packed *unit* is 32 bits: one f32, or two bf16 that stand one above the other in the depth. `a` is packed into
-//! panels of [`HIGH`] rows, `b` into panels of [`WIDE`] columns; a tile is HIGH broadcasts times three vectors, 24 sums in
+//! panels of `HIGH` rows, `b` into panels of `WIDE` columns; a tile is HIGH broadcasts times three vectors, 24 sums in
 //! registers, nothing added across lanes. Rounding happens while packing, so operands stay f32 in memory and nothing
 //! is kept. An output does not depend on the tile it falls into, nor on how many other rows there are.
 
