@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -52,6 +53,8 @@ pub struct Checkpoint {
     pub files: Vec<String>,
     /// By name on disk.
     pub entries: BTreeMap<String, Entry>,
+    /// Of the weight files, once they are asked for: they take seconds at 3 GB.
+    hashes: OnceLock<BTreeMap<String, String>>,
 }
 
 impl Checkpoint {
@@ -71,7 +74,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { dir: dir.into(), name: name.into(), revision, config, files, entries })
+        Ok(Self { dir: dir.into(), name: name.into(), revision, config, files, entries, hashes: OnceLock::new() })
     }
 
     /// The name on disk of a tensor that transformers calls `name`: files have it with or without `transformer.`.
@@ -129,8 +132,12 @@ impl Checkpoint {
     }
 
     /// SHA-256 of each weight file, by name.
-    pub fn hashes(&self) -> Result<BTreeMap<String, String>> {
-        self.files.iter().map(|f| Ok((f.clone(), hash_file(&self.dir.join(f))?))).collect()
+    pub fn hashes(&self) -> Result<&BTreeMap<String, String>> {
+        if let Some(hashes) = self.hashes.get() {
+            return Ok(hashes);
+        }
+        let found = self.files.iter().map(|f| Ok((f.clone(), hash_file(&self.dir.join(f))?))).collect::<Result<_>>()?;
+        Ok(self.hashes.get_or_init(|| found))
     }
 
     /// One hash for all the weights: the file's, or with shards the hash of their hashes in order.

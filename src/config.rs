@@ -411,6 +411,12 @@ impl RepairSettings {
         if let Some((flag, _)) = slicing.iter().find(|(_, given)| *given && !ranks) {
             return contradicts(flag, "no ranking of blocks");
         }
+        if recipe.select == "fixed" && self.normalize == Some(Normalize::Start) {
+            return contradicts("--normalize start", "a block chosen at the start: all are equal there");
+        }
+        if recipe.select == "trial" && self.normalize.is_some() {
+            return contradicts("--normalize", "trials, which rank by loss");
+        }
         if self.max_ppl_increase.is_some() && self.eval_steps == 0 {
             return Err(
                 Fault::Usage("--max-ppl-increase is checked at validations; --eval-steps 0 has none".into()).into()

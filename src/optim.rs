@@ -60,17 +60,7 @@ impl Optimizer {
         learning_rate: f64,
         scale: f64,
     ) -> Result<()> {
-        profile::phase(Phase::Optimizer, || self.step_each(weights, gradients, learning_rate, scale))
-    }
-
-    fn step_each(
-        &mut self,
-        weights: &mut Weights,
-        gradients: &BTreeMap<String, Tensor>,
-        learning_rate: f64,
-        scale: f64,
-    ) -> Result<()> {
-        let _span = profile::span(Part::Update);
+        let (_phase, _span) = (profile::phase(Phase::Optimizer), profile::span(Part::Update));
         for (name, gradient) in gradients {
             let state = self.states.entry(name.clone()).or_insert(TensorState {
                 steps: 0,

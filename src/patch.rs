@@ -70,11 +70,16 @@ pub struct Summary {
 
 /// Writes the patch that leads from `base` to `repaired`. Errors if their tensors differ in name, shape or dtype, or not
 /// at all in value.
-pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<Summary> {
+pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<()> {
     let changes = checkpoint::compare(base, repaired)?;
     if changes.is_empty() {
         return Err(Fault::Check(format!("{} and {} are equal: there is no patch", base.name, repaired.name)).into());
     }
+    write(base, repaired, &changes, path)
+}
+
+/// [`diff`] where the changes are known already.
+pub fn write(base: &Checkpoint, repaired: &Checkpoint, changes: &[Change], path: &Path) -> Result<()> {
     let encoded: Vec<(String, Entry, Vec<u8>)> = changes
         .par_iter()
         .map(|change| {
@@ -99,8 +104,7 @@ pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<Sum
     ];
     let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (*k, v.as_str())).collect();
     let tensors = encoded.into_iter().map(|(name, _, bytes)| (name, Stored::bytes(bytes))).collect();
-    checkpoint::write_tensors(path, &metadata, &tensors)?;
-    PatchFile::open(path)?.summary()
+    checkpoint::write_tensors(path, &metadata, &tensors)
 }
 
 impl PatchFile {
@@ -121,7 +125,8 @@ impl PatchFile {
         Ok(Self { path: path.into(), bytes, base_sha256, repaired_sha256, tensors })
     }
 
-    pub fn summary(&self) -> Result<Summary> {
+    /// What it changes, and how large it is.
+    pub fn summary(&self) -> Summary {
         let values = |e: &Entry| e.shape.iter().product::<usize>();
         let change = |(name, e): (&String, &Entry)| Change {
             name: name.clone(),
@@ -129,19 +134,18 @@ impl PatchFile {
             base_norm: e.base_norm,
             values: values(e),
         };
-        Ok(Summary {
+        Summary {
             base_sha256: self.base_sha256.clone(),
             repaired_sha256: self.repaired_sha256.clone(),
             bytes: self.bytes.len() as u64,
             tensor_bytes: self.tensors.values().map(|e| (values(e) * e.dtype.bitsize() / 8) as u64).sum(),
             changes: self.tensors.iter().map(change).collect(),
-        })
+        }
     }
 
     /// The XOR difference of a tensor.
-    fn difference(&self, name: &str, entry: &Entry) -> Result<Vec<u8>> {
+    fn difference(&self, tensors: &SafeTensors, name: &str, entry: &Entry) -> Result<Vec<u8>> {
         let broken = |why: String| Fault::Input(format!("{}: tensor {name}: {why}", self.path.display()));
-        let tensors = SafeTensors::deserialize(&self.bytes).map_err(|e| broken(e.to_string()))?;
         let stored = tensors.tensor(name).map_err(|e| broken(e.to_string()))?;
         let width = entry.dtype.bitsize() / 8;
         let length = entry.shape.iter().product::<usize>() * width;
@@ -174,12 +178,13 @@ impl PatchFile {
             );
         }
         checkpoint::copy_model(from, out)?;
+        let tensors = SafeTensors::deserialize(&self.bytes).context("a patch that was read before")?;
         for (name, entry) in &self.tensors {
             let (dtype, shape) = from.dtype_and_shape(name)?;
             if (dtype, &shape) != (entry.dtype, &entry.shape) {
                 bail_input!("{}: tensor {name} is {dtype:?} {shape:?} in the model", self.path.display());
             }
-            let difference = self.difference(name, entry)?;
+            let difference = self.difference(&tensors, name, entry)?;
             let (file, offset) = from.place(name)?;
             let path = out.join(file);
             let writing = || format!("writing {}", path.display());

@@ -176,18 +176,25 @@ pub fn product_span() -> Span {
     Span(())
 }
 
-/// `work` in this phase.
-pub fn phase<R>(phase: Phase, work: impl FnOnce() -> R) -> R {
-    let change = |to: Phase| {
-        record(|r| {
-            r.settle();
-            std::mem::replace(&mut r.phase, to)
-        })
-    };
-    let before = change(phase);
-    let result = work();
-    before.map(change);
-    result
+/// Ends when dropped: then the phase before goes on.
+pub struct InPhase(Option<Phase>);
+
+fn change_phase(to: Phase) -> Option<Phase> {
+    record(|r| {
+        r.settle();
+        std::mem::replace(&mut r.phase, to)
+    })
+}
+
+/// This phase from here on, until the value is dropped.
+pub fn phase(phase: Phase) -> InPhase {
+    InPhase(change_phase(phase))
+}
+
+impl Drop for InPhase {
+    fn drop(&mut self) {
+        self.0.map(change_phase);
+    }
 }
 
 /// A product of (m,k)·(k,n) was made, on whatever thread.
@@ -226,19 +233,20 @@ mod tests {
     fn time_is_counted_once_and_where_it_belongs() {
         start();
         let nap = || std::thread::sleep(Duration::from_millis(20));
-        phase(Phase::Backward, || {
+        {
+            let _backward = phase(Phase::Backward);
             let _head = span(Part::Head);
             nap();
-            {
-                let _product = span(Part::HeadProduct);
-                nap();
-            }
-        });
+            let _product = span(Part::HeadProduct);
+            nap();
+        }
+        nap();
         count_product(2, 3, 4, true);
         let profile = stop().expect("a profile");
         assert!(profile.seconds(Part::Head, Phase::Backward) >= 0.02);
         assert!(profile.seconds(Part::HeadProduct, Phase::Backward) >= 0.02);
         assert_eq!(profile.seconds(Part::Head, Phase::Forward), 0.0);
+        assert!(profile.seconds(Part::Other, Phase::Forward) >= 0.02, "the phase before goes on");
         let total: f64 = Part::ALL.iter().map(|(p, _)| profile.of(*p)).sum();
         assert!((total - profile.wall).abs() < 0.005, "{total} of {}", profile.wall);
         // Other tests of this process may add theirs.

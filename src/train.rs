@@ -165,6 +165,8 @@ pub struct Trainer<'a> {
     /// Validations since the best one.
     pub stale: usize,
     pub guard: Option<Guard>,
+    /// The perplexity that the guard tripped at.
+    pub tripped: Option<f64>,
     /// The curves, beside the log.
     pub curves: Option<EventFile>,
     /// `irepair/` of the unfinished output.
@@ -189,7 +191,10 @@ impl Trainer<'_> {
         }
         let mut end = End::AllSteps;
         while self.step < self.regime.max_steps {
-            // A run that had ended by its patience and is resumed has still ended.
+            // A run that had ended by its guard or its patience and is resumed has still ended.
+            if let Some(ppl) = self.tripped {
+                return Ok(End::Guarded(ppl));
+            }
             if self.regime.patience > 0 && self.stale >= self.regime.patience {
                 end = End::Patience;
                 break;
@@ -227,6 +232,7 @@ impl Trainer<'_> {
                     // What was within the limit and best so far; at first that is the base.
                     let within = self.best.as_ref().map(|b| b.touched.clone()).unwrap_or_default();
                     self.weights.reset_to(&within)?;
+                    self.tripped = Some(ppl);
                     return Ok(End::Guarded(ppl));
                 }
                 if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
@@ -277,6 +283,9 @@ impl Trainer<'_> {
         if !results.is_empty() {
             // Stable: of equals, the lowest comes first.
             results.sort_by(|a, b| a.0.total_cmp(&b.0));
+            if results[0].0 == f64::INFINITY {
+                return Err(Diverged { what: "the loss of every trial", value: f64::INFINITY, step: 0 }.into());
+            }
             let best: Vec<Slice> =
                 results.into_iter().take(self.method.select.top_k()).map(|(_, slice)| slice).collect();
             self.method.select.settle(Slice::union(&best).context("a trial of the whole model")?);

@@ -280,7 +280,8 @@ impl View<'_> {
     pub fn backward(&self, loss: Tensor) -> Result<()> {
         let missing = |name: &str| format!("no gradient reached {name}");
         self.ledger.lock().reached.clear();
-        let mut store = phase(Phase::Backward, || loss.backward())?;
+        let _phase = phase(Phase::Backward);
+        let mut store = loss.backward()?;
         match self.weights.kernels {
             Kernels::Cpu => {
                 let entries = self.ledger.lock();

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use irepair::checkpoint::{Checkpoint, compare, hash_file};
+use irepair::model::kernels::matmul::Precision;
 use irepair::report::{RunRecord, read_steps};
 
 use crate::golden::{self, CHECKPOINTS, close, numbers};
@@ -131,15 +132,8 @@ fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
     ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "config.json"]
         .into_iter()
-        .map(|name| (name.into(), hash_file(&dir.join(name)).expect(name)))
-        .collect()
-}
-
-/// [`files`] of those that are there (a method without KL has no normal text).
-fn files_there(dir: &Path) -> BTreeMap<PathBuf, String> {
-    ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "config.json"]
-        .into_iter()
-        .filter(|name| dir.join(name).exists())
+        // A method without a KL term has no normal text.
+        .filter(|name| *name != "irepair/normal.jsonl" || dir.join(name).exists())
         .map(|name| (name.into(), hash_file(&dir.join(name)).expect(name)))
         .collect()
 }
@@ -154,6 +148,12 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     }
     ok(&irepair(&demo(&two, &["-q", "--threads", "1"])));
     ok(&irepair(&demo(&other, &["-q", "--seed", "7"])));
+    // The line that says what to do next runs as it stands.
+    let next = said.lines().find_map(|l| l.strip_prefix("next: irepair ")).expect("a next line");
+    let texts = dir.path().join("texts.jsonl");
+    let next = next.replace("texts.jsonl", text(&texts));
+    ok(&irepair(&next.split(' ').collect::<Vec<_>>()));
+    assert_eq!(std::fs::read_to_string(&texts).expect("texts").lines().count(), 120);
     assert_eq!(files(&one), files(&two), "the number of threads changed the bytes");
     assert_ne!(files(&one)[Path::new("model.safetensors")], files(&other)[Path::new("model.safetensors")]);
     let run = record(&one);
@@ -215,7 +215,7 @@ fn a_killed_run_resumes_to_the_same_bytes() {
             in_a_save += usize::from(temporary());
             let has_state = state.join("state.safetensors").exists();
             ok(&irepair(&demo(&out, &if has_state { [&more[..], &["--resume"]].concat() } else { more.clone() })));
-            assert_eq!(files_there(&out), files_there(&whole), "{what}");
+            assert_eq!(files(&out), files(&whole), "{what}");
             let resumed = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
             let numbers = |steps: &[irepair::train::StepLine]| {
                 steps.iter().map(|s| (s.step, s.loss, s.block)).collect::<Vec<_>>()
@@ -252,7 +252,7 @@ fn a_full_disk_leaves_the_last_good_state() {
     assert!(error.contains("state.safetensors"), "{error}");
     assert!(!out.exists());
     ok(&irepair(&resumed));
-    assert_eq!(files_there(&out)[Path::new("model.safetensors")], files_there(&whole)[Path::new("model.safetensors")]);
+    assert_eq!(files(&out)[Path::new("model.safetensors")], files(&whole)[Path::new("model.safetensors")]);
 }
 
 #[cfg(unix)]
@@ -610,4 +610,38 @@ fn curves_go_to_tensorboard() {
     for tag in ["train/loss", "train/kl", "valid/loss", "sensitivity/block_05"] {
         assert!(bytes.windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
     }
+}
+
+/// The trial's winner is the slice of every step; a run that was killed keeps it. In mixed precision where there is one.
+#[test]
+fn trials_choose_the_slice_of_the_whole_run() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("killed"));
+    let parts = ["-q", "--select", "trial", "--objective", "dpo", "--kl-weight", "2", "--slice", "sublayer"];
+    let more = [&parts[..], &["--trial-steps", "2", "--dtype", "bf16", "--learning-rate", "1e-4"]].concat();
+    ok(&irepair(&demo(&whole, &more)));
+    let log = std::fs::read_to_string(whole.join("irepair/steps.jsonl")).expect("log");
+    let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
+    let trials: Vec<&serde_json::Value> = lines.iter().filter(|l| l.get("trial").is_some()).collect();
+    assert_eq!(trials.len(), 12, "an attention and an MLP in each of six blocks");
+    let loss = |t: &serde_json::Value| t["valid_loss"].as_f64().expect("loss");
+    let best = trials.iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).expect("trials");
+    for step in lines.iter().filter(|l| l.get("lr").is_some()) {
+        assert_eq!(step["slice"], best["trial"]);
+    }
+    let run = record(&whole);
+    assert_eq!(run.dtype == Precision::Bf16, Precision::Bf16.available());
+    assert!(
+        run.changed.iter().all(|c| c.name.contains(".mlp.") || c.name.contains(".ln_2."))
+            || run.changed.iter().all(|c| c.name.contains(".attn.") || c.name.contains(".ln_1."))
+    );
+    let log = dir.path().join("killed.partial/irepair/steps.jsonl");
+    let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+    while read_steps(&log).map_or(0, |s| s.len()) < 7 && child.try_wait().expect("wait").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+    ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
+    assert_eq!(files(&out), files(&whole));
 }

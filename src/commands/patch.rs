@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::checkpoint::Checkpoint;
 use crate::cli::{Patch, PatchCommand};
 use crate::fault::Fault;
-use crate::patch::{Direction, PatchFile, Summary, diff};
+use crate::patch::{Direction, PatchFile, diff};
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
@@ -19,11 +19,12 @@ pub fn run(args: &Patch) -> Result<()> {
             if out.is_dir() || (out.exists() && !overwrite) {
                 bail_input!("{} exists; choose another --out, or replace it with --overwrite", out.display());
             }
-            say(args.json, &diff(&open(base)?, &open(repaired)?, out)?, out)
+            diff(&open(base)?, &open(repaired)?, out)?;
+            show(args.json, out)
         }
         PatchCommand::Apply { base, patch, out } => walk(base, patch, Direction::Apply, out, args.json),
         PatchCommand::Revert { repaired, patch, out } => walk(repaired, patch, Direction::Revert, out, args.json),
-        PatchCommand::Show { patch } => say(args.json, &PatchFile::open(patch)?.summary()?, patch),
+        PatchCommand::Show { patch } => show(args.json, patch),
     }
 }
 
@@ -58,9 +59,10 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     Ok(())
 }
 
-fn say(json: bool, summary: &Summary, path: &Path) -> Result<()> {
+fn show(json: bool, path: &Path) -> Result<()> {
+    let summary = PatchFile::open(path)?.summary();
     if json {
-        println!("{}", serde_json::to_string(summary)?);
+        println!("{}", serde_json::to_string(&summary)?);
         return Ok(());
     }
     let rows: Vec<[String; 4]> = change_by_block(&summary.changes, block_number)

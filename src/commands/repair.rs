@@ -24,7 +24,6 @@ use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
 use crate::scorers::SCORERS;
-use crate::slice::Granularity;
 use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
@@ -43,15 +42,7 @@ pub fn run(args: &Repair) -> Result<()> {
     };
     say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
     // All that can be wrong with the input is found before anything is made.
-    let (blocks, slicing) = (loaded.model.sizes().blocks, settings.recipe()?.slicing);
-    if let Some(block) = slicing.blocks.iter().find(|b| **b >= blocks) {
-        bail_input!("--blocks {block}: this model has blocks 0 to {}", blocks - 1);
-    }
-    let ranked = if slicing.blocks.is_empty() { blocks } else { slicing.blocks.len() };
-    let units = ranked * if slicing.granularity == Granularity::Sublayer { 2 } else { 1 };
-    if slicing.top_k > units {
-        bail_input!("--top-k {}: there are {units} to choose from", slicing.top_k);
-    }
+    settings.recipe()?.slicing.check(&loaded.model)?;
     let mut rows = rows::read_pairs(&settings, &loaded)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
@@ -83,7 +74,7 @@ pub fn run(args: &Repair) -> Result<()> {
         return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
     }
 
-    let base_sha256 = loaded.checkpoint().hashes()?;
+    let base_sha256 = loaded.checkpoint().hashes()?.clone();
     let base_hash = loaded.checkpoint().hash()?;
     let guard = guard(&settings, &loaded.model, &weights, &before, &rows.text)?;
     let mut trainer = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
@@ -156,9 +147,11 @@ pub fn run(args: &Repair) -> Result<()> {
         dtype: loaded.precision,
     };
     let left_out = out.write(loaded.checkpoint(), &trainer.weights)?;
-    run.changed = out.verify(loaded.checkpoint(), &loaded.model, &trainer.weights, &run.sliced)?;
     let written = Checkpoint::open(&out.partial, "output", None)?;
-    patch::diff(loaded.checkpoint(), &written, &out.dir.join("patch.safetensors")).context("the patch")?;
+    run.changed = out.verify(loaded.checkpoint(), &written, &loaded.model, &trainer.weights, &run.sliced)?;
+    let patch_path = out.dir.join("patch.safetensors");
+    patch::write(loaded.checkpoint(), &written, &run.changed, &patch_path).context("the patch")?;
+    rows::write_prompts(&loaded, &rows.prompts, &out.dir)?;
     run.changed_parameters = run.changed.iter().map(|c| c.values).sum();
     run.seconds = begun.elapsed().as_secs_f64();
     run.peak_rss_mib = device::peak_rss_mib();
@@ -280,6 +273,7 @@ fn trainer<'a>(
         best: None,
         stale: 0,
         guard: None,
+        tripped: None,
         curves: None,
         dir: out.dir.clone(),
         fingerprint,

@@ -49,6 +49,8 @@ struct Header {
     optimizer_steps: BTreeMap<String, u64>,
     /// The units that the trials came to.
     settled: Option<Vec<String>>,
+    /// Perplexity at which the guard ended the run.
+    tripped: Option<f64>,
 }
 
 fn path(dir: &Path) -> PathBuf {
@@ -94,6 +96,7 @@ impl Trainer<'_> {
             best_step: self.best.as_ref().map(|b| b.step),
             best_loss: self.best.as_ref().map(|b| b.loss),
             optimizer_steps,
+            tripped: self.tripped,
             settled: self.method.select.settled().map(Slice::names),
         };
         let path = path(&self.dir);
@@ -171,6 +174,7 @@ impl Trainer<'_> {
             let slice = Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")))?;
             self.method.select.settle(slice);
         }
+        self.tripped = header.tripped;
         self.step = header.step;
         self.stale = header.stale;
         Ok(())

@@ -104,17 +104,17 @@ impl Output {
         Ok(Self { path, partial, dir, lock_path, _lock: lock })
     }
 
-    /// Opens what was written and compares it with the base. Errors (a failed check) if nothing changed or something
+    /// Compares what was written with the base. Errors (a failed check) if nothing changed or something
     /// outside the slices did.
     pub fn verify(
         &self,
         base: &Checkpoint,
+        written: &Checkpoint,
         model: &Model,
         weights: &Weights,
         sliced: &BTreeMap<usize, usize>,
     ) -> Result<Vec<Change>> {
-        let written = Checkpoint::open(&self.partial, "output", None)?;
-        let changed = checkpoint::compare(base, &written)?;
+        let changed = checkpoint::compare(base, written)?;
         if changed.is_empty() {
             return Err(Fault::Check(format!(
                 "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
@@ -246,6 +246,9 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
     );
     let _ =
         writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
-    let _ = writeln!(text, "next: irepair generate --model {} --out texts.jsonl --prompts FILE", out.display());
+    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
+    let prompts =
+        if run.data.held_back == 0 { "FILE".into() } else { format!("{}/irepair/prompts.jsonl", out.display()) };
+    let _ = writeln!(text, "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl", out.display());
     text
 }

@@ -146,6 +146,18 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     Ok(Rows { train, prompts, text, record })
 }
 
+/// Keeps the held-back prompts with the run, so that its texts can be written and scored again.
+pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], dir: &Path) -> Result<()> {
+    let mut lines = Vec::new();
+    for ids in prompts.iter().filter(|ids| !ids.is_empty()) {
+        writeln!(lines, "{}", json!({ "prompt": loaded.encoder.decode(ids)? }))?;
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    checkpoint::write_whole(&dir.join("prompts.jsonl"), &lines)
+}
+
 fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u32>>> {
     prompts.iter().map(|p| loaded.encoder.prompt(p)).collect()
 }

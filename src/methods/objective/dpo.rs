@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::{Evaluated, Objective};
+use super::{Evaluated, Objective, Take};
 use crate::loss;
 use crate::methods::StepInput;
 use crate::model::Model;
@@ -60,12 +60,7 @@ fn sequence_logps(model: &Model, view: &View, batch: &Batch) -> Result<Vec<Tenso
 }
 
 impl Objective for Dpo {
-    fn evaluate(
-        &self,
-        input: &StepInput,
-        view: &View,
-        take: &mut dyn FnMut(Tensor) -> Result<()>,
-    ) -> Result<Evaluated> {
+    fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated> {
         let pairs = input.pairs.forks.iter().map(|part| part.counts.len() / 2).sum::<usize>() as f64;
         let (mut value, mut good_total) = (0f64, 0f64);
         for part in &input.pairs.forks {

@@ -52,12 +52,14 @@ pub struct Evaluated {
     pub nll_good: f64,
 }
 
+/// What an objective gives its graphs to.
+pub type Take<'a> = dyn FnMut(Tensor) -> Result<()> + 'a;
+
 /// What a slice is changed for.
 pub trait Objective: Send + Sync {
     /// Gives `take` scalars on the view's graph whose gradients add up to the objective's: one, or several where that
     /// keeps less of the graph at a time.
-    fn evaluate(&self, input: &StepInput, view: &View, take: &mut dyn FnMut(Tensor) -> Result<()>)
-    -> Result<Evaluated>;
+    fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated>;
 
     /// Whether it asks the frozen reference.
     fn needs_reference(&self) -> bool {
@@ -122,12 +124,7 @@ pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     Ok(terms)
 }
 
-fn objective_term(
-    method: &Method,
-    input: &StepInput,
-    view: &View,
-    take: &mut dyn FnMut(Tensor) -> Result<()>,
-) -> Result<Terms> {
+fn objective_term(method: &Method, input: &StepInput, view: &View, take: &mut Take) -> Result<Terms> {
     let Evaluated { value, nll_good } = method.objective.evaluate(input, view, take)?;
     Ok(Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None })
 }

@@ -16,6 +16,6 @@ impl Select for All {
 
     fn extent(&self, model: &Model) -> Extent {
         let parameters = model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum();
-        Extent { parameters, stays: true, measures: false }
+        Extent { parameters, stays: true }
     }
 }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::StepInput;
+use crate::bail_input;
 use crate::fault::Fault;
 use crate::model::Model;
 use crate::slice::{Granularity, Slice, Unit};
@@ -74,8 +75,6 @@ pub struct Extent {
     pub parameters: usize,
     /// Whether every step changes the same ones.
     pub stays: bool,
-    /// Whether every step measures all blocks.
-    pub measures: bool,
 }
 
 /// How the ranking of units is cut.
@@ -94,6 +93,19 @@ impl Slicing {
     fn units(&self, model: &Model) -> Vec<Unit> {
         let ranked = |unit: &Unit| self.blocks.is_empty() || self.blocks.contains(&unit.block);
         Unit::all(model.sizes().blocks, self.granularity).into_iter().filter(ranked).collect()
+    }
+
+    /// Errors (bad input) if a model does not have what is asked for.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        let blocks = model.sizes().blocks;
+        if let Some(block) = self.blocks.iter().find(|b| **b >= blocks) {
+            bail_input!("--blocks {block}: this model has blocks 0 to {}", blocks - 1);
+        }
+        let units = self.units(model).len();
+        if self.top_k > units {
+            bail_input!("--top-k {}: there are {units} to choose from", self.top_k);
+        }
+        Ok(())
     }
 
     /// Parameters of the largest slice.

@@ -148,11 +148,7 @@ impl Select for Ranked {
     }
 
     fn extent(&self, model: &Model) -> Extent {
-        Extent {
-            parameters: self.slicing.largest(model),
-            stays: self.rank == Rank::Once,
-            measures: self.rank != Rank::Once,
-        }
+        Extent { parameters: self.slicing.largest(model), stays: self.rank == Rank::Once }
     }
 
     fn needs_normal(&self) -> bool {

@@ -49,6 +49,6 @@ impl Select for Trial {
     }
 
     fn extent(&self, model: &Model) -> Extent {
-        Extent { parameters: self.slicing.largest(model), stays: true, measures: false }
+        Extent { parameters: self.slicing.largest(model), stays: true }
     }
 }

@@ -165,10 +165,12 @@ struct Ahead {
     lines: usize,
 }
 
+/// Values of a cache line.
+const LINE: usize = 16;
+
 impl Ahead {
     /// Depth `first..first + deep` of a panel of `b`; nothing beyond the operand's edge.
     fn new(b: Operand, panel: usize, depth: usize, first: usize, deep: usize) -> Self {
-        const LINE: usize = 16;
         let wide = b.across.saturating_sub(panel * WIDE).min(WIDE);
         let deep = depth.saturating_sub(first).min(deep);
         // Never read through, so it may point anywhere.
@@ -182,7 +184,7 @@ impl Ahead {
     fn fetch(&self, turn: usize, turns: usize) {
         let all = self.runs * self.lines;
         for line in turn * all / turns..(turn + 1) * all / turns {
-            let place = self.from.wrapping_add(line / self.lines * self.stride + line % self.lines * 16);
+            let place = self.from.wrapping_add(line / self.lines * self.stride + line % self.lines * LINE);
             // SAFETY: a prefetch never faults.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
         }
