@@ -1,5 +1,6 @@
 //! `dpo`: −log σ(β·[(log π(y⁺|x) − log π(y⁻|x)) − (log ref(y⁺|x) − log ref(y⁻|x))]), log-probabilities summed over the
-//! counted tokens, mean over the pairs (Rafailov et al. 2023).
+//! counted tokens, mean over the pairs (Rafailov et al. 2023). `dpo-norm`: log-probabilities divided by the number of
+//! counted tokens (length-normalized DPO of Tülu 3, Lambert et al. 2024; TRL's `sigmoid_norm`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,16 +15,41 @@ use crate::model::Model;
 use crate::tokens::Batch;
 use crate::weights::{View, Who};
 
+/// What becomes of β times the margin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    /// −log σ(βm)
+    Sigmoid,
+    /// (m − 1/(2β))²
+    Square,
+}
+
+impl Curve {
+    /// Value and derivative at a margin.
+    fn at(self, beta: f64, margin: f64) -> (f64, f64) {
+        match self {
+            Curve::Sigmoid => (loss::softplus(-beta * margin), -beta * loss::sigmoid(-beta * margin)),
+            Curve::Square => {
+                let short = margin - 0.5 / beta;
+                (short * short, 2.0 * short)
+            }
+        }
+    }
+}
+
 pub struct Dpo {
     beta: f64,
+    /// Whether log-probabilities are means over a response's tokens instead of sums.
+    normalized: bool,
+    curve: Curve,
     /// log ref(y|x) of each sequence seen, by its ids and the number of them that count: the reference never moves, so
     /// each is computed once.
     reference: Mutex<HashMap<(Vec<u32>, usize), f64>>,
 }
 
 impl Dpo {
-    pub fn new(beta: f64) -> Self {
-        Self { beta, reference: Mutex::new(HashMap::new()) }
+    pub fn new(beta: f64, normalized: bool, curve: Curve) -> Self {
+        Self { beta, normalized, curve, reference: Mutex::new(HashMap::new()) }
     }
 
     /// Of each ending of the batch's forks, chosen and rejected in turn.
@@ -67,15 +93,18 @@ impl Objective for Dpo {
             let reference = self.reference_logps(input, part)?;
             let logps = sequence_logps(input.model, view, part)?;
             let mut terms = Vec::with_capacity(logps.len() / 2);
-            for (logps, reference) in logps.chunks_exact(2).zip(reference.chunks_exact(2)) {
-                let (good, bad) = (&logps[0], &logps[1]);
-                good_total += f64::from(good.to_scalar::<f32>()?);
-                let margin = (good - bad)?;
-                let z = self.beta * (f64::from(margin.to_scalar::<f32>()?) - (reference[0] - reference[1]));
-                value += loss::softplus(-z) / pairs;
-                // ∂(−log σ(z))/∂margin = −β·σ(−z): put in as a factor, since composed of relu and |z| its gradient at
-                // z = 0, where every run begins, would be 0.
-                terms.push((margin * (-self.beta * loss::sigmoid(-z) / pairs))?);
+            let sequences = logps.chunks_exact(2).zip(reference.chunks_exact(2)).zip(part.counts.chunks_exact(2));
+            for ((logps, reference), counts) in sequences {
+                let share = |count: usize| if self.normalized { 1.0 / count.max(1) as f64 } else { 1.0 };
+                let (share_good, share_bad) = (share(counts[0]), share(counts[1]));
+                good_total += f64::from(logps[0].to_scalar::<f32>()?);
+                let margin = ((&logps[0] * share_good)? - (&logps[1] * share_bad)?)?;
+                let reference = reference[0] * share_good - reference[1] * share_bad;
+                // The slope is put in as a factor: −log σ composed of relu and |z| would have none at z = 0, where every
+                // run begins.
+                let (height, slope) = self.curve.at(self.beta, f64::from(margin.to_scalar::<f32>()?) - reference);
+                value += height / pairs;
+                terms.push((margin * (slope / pairs))?);
             }
             take(Tensor::stack(&terms, 0)?.sum_all()?)?;
         }

@@ -3,12 +3,14 @@
 
 mod dpo;
 mod nll;
+mod unlikelihood;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
+use dpo::{Curve, Dpo};
 use super::{Method, StepInput};
 use crate::fault::Fault;
 use crate::loss;
@@ -79,7 +81,10 @@ pub struct Entry {
 #[rustfmt::skip]
 pub const OBJECTIVES: &[Entry] = &[
     Entry { name: "nll", about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
-    Entry { name: "dpo", about: "chosen over rejected, against the reference", build: |beta| Box::new(dpo::Dpo::new(beta)) },
+    Entry { name: "dpo", about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
+    Entry { name: "dpo-norm", about: "the same with log-probabilities per token (β about 2)", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
+    Entry { name: "ipo", about: "a margin per token of 1/(2β), no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
+    Entry { name: "unlikelihood", about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
 ];
 
 /// The objective of this name. Errors (bad input) with the nearest name.

@@ -1,0 +1,41 @@
+//! `unlikelihood`: the mean NLL of the chosen responses' tokens and the mean of −log(1 − p) over the rejected responses'
+//! tokens (Welleck et al. 2020).
+
+use anyhow::Result;
+
+use super::{Evaluated, Objective, Take};
+use crate::methods::StepInput;
+use crate::weights::View;
+
+pub struct Unlikelihood;
+
+impl Objective for Unlikelihood {
+    fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated> {
+        let pairs = input.pairs;
+        let (good, bad) = (pairs.chosen.rows.len().max(1) as f64, pairs.rejected.rows.len().max(1) as f64);
+        let (mut value, mut nll_good) = (0f64, 0f64);
+        for part in &pairs.forks {
+            let h = input.model.hidden(view, &part.packed)?;
+            let logp = input.model.token_logp(view, &h, &part.rows, &part.targets)?;
+            let mut terms = Vec::with_capacity(part.counts.len());
+            let mut first = 0;
+            for (index, &count) in part.counts.iter().enumerate() {
+                let logp = logp.narrow(0, first, count)?;
+                first += count;
+                let term = if index % 2 == 0 {
+                    let term = (logp.sum_all()?.neg()? / good)?;
+                    nll_good += f64::from(term.to_scalar::<f32>()?);
+                    term
+                } else {
+                    // A token that is certain would have an infinite loss.
+                    let p = logp.exp()?.clamp(0.0, 0.9999)?;
+                    (p.affine(-1.0, 1.0)?.log()?.sum_all()?.neg()? / bad)?
+                };
+                value += f64::from(term.to_scalar::<f32>()?);
+                terms.push(term);
+            }
+            take(candle_core::Tensor::stack(&terms, 0)?.sum_all()?)?;
+        }
+        Ok(Evaluated { value, nll_good })
+    }
+}
