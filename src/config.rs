@@ -77,7 +77,7 @@ pub struct RepairOptions {
     /// What sensitivities are divided by before they are ranked [default: none]
     #[arg(long, env = "IREPAIR_NORMALIZE", value_enum)]
     pub normalize: Option<Normalize>,
-    /// β of DPO [default: 0.1]
+    /// β of DPO and its like [default: 0.1; dpo-norm 5; ipo 0.5]
     #[arg(long, env = "IREPAIR_BETA", value_parser = finite)]
     pub beta: Option<f64>,
     /// Pairs that `fixed` looks at before the first step [default: 2000, or all there are]
@@ -360,7 +360,7 @@ impl RepairSettings {
                 weight: if objective == "nll" { 0.5 } else { 1.0 },
                 objective,
                 kl_weight: 0.0,
-                beta: methods::objective::DEFAULT_BETA,
+                beta: None,
                 slicing: Slicing::default(),
             }
         } else {
@@ -368,7 +368,7 @@ impl RepairSettings {
         };
         recipe.weight = self.nll_weight.unwrap_or(recipe.weight);
         recipe.kl_weight = self.kl_weight.unwrap_or(recipe.kl_weight);
-        recipe.beta = self.beta.unwrap_or(recipe.beta);
+        recipe.beta = self.beta.or(recipe.beta);
         recipe.slicing = Slicing {
             granularity: self.slice.unwrap_or(recipe.slicing.granularity),
             top_k: self.top_k.unwrap_or(recipe.slicing.top_k),
@@ -391,10 +391,11 @@ impl RepairSettings {
         if !by_parts && self.kl_weight.is_some_and(|w| w != 0.0) && methods::named(&self.method)?.kl_weight == 0.0 {
             return contradicts("--kl-weight", &format!("no KL term ({}+kl has)", self.method));
         }
-        if recipe.objective != "dpo" && self.beta.is_some() {
-            return contradicts("--beta", "no DPO in it");
+        let objective = methods::objective::named(&recipe.objective)?;
+        if objective.beta.is_none() && self.beta.is_some() {
+            return contradicts("--beta", "no β in it");
         }
-        if recipe.objective == "dpo" && self.nll_weight.is_some() {
+        if recipe.objective != "nll" && self.nll_weight.is_some() {
             return contradicts("--nll-weight", "no NLL in it");
         }
         let looks_first = recipe.select == "fixed" || recipe.slicing.normalize == Normalize::Start;
@@ -439,7 +440,7 @@ impl RepairSettings {
         let numbers = [
             ("--learning-rate", self.learning_rate),
             ("--nll-weight", self.nll_weight.unwrap_or(0.5)),
-            ("--beta", self.beta.unwrap_or(methods::objective::DEFAULT_BETA)),
+            ("--beta", self.beta.unwrap_or(1.0)),
             ("--max-grad-norm", self.max_grad_norm),
             ("--kl-weight", self.kl_weight.unwrap_or(1.0)),
         ];

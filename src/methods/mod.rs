@@ -75,8 +75,8 @@ pub struct Recipe {
     pub objective: String,
     pub weight: f64,
     pub kl_weight: f64,
-    /// β of DPO.
-    pub beta: f64,
+    /// β, where it is not the objective's own.
+    pub beta: Option<f64>,
     pub slicing: Slicing,
 }
 
@@ -88,7 +88,7 @@ impl NamedMethod {
             objective: self.objective.into(),
             weight: self.weight,
             kl_weight: self.kl_weight,
-            beta: objective::DEFAULT_BETA,
+            beta: None,
             slicing: Slicing::default(),
         }
     }
@@ -114,7 +114,7 @@ impl Method {
     pub fn new(recipe: &Recipe) -> Result<Self> {
         Ok(Self {
             select: select::named(&recipe.select)?.build(recipe.slicing.clone()),
-            objective: objective::named(&recipe.objective, recipe.beta)?,
+            objective: objective::named(&recipe.objective)?.build(recipe.beta),
             weight: recipe.weight,
             kl_weight: recipe.kl_weight,
         })

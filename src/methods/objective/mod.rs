@@ -20,9 +20,6 @@ use crate::weights::{Place, View, Want, Who};
 /// Gradients of a step, by tensor name: exactly the tensors of its slice.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// β of DPO where nothing else is said (Lee et al.).
-pub const DEFAULT_BETA: f64 = 0.1;
-
 /// The values of an objective's terms, in nats a token (DPO: nats).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Terms {
@@ -73,28 +70,34 @@ pub trait Objective: Send + Sync {
 pub struct Entry {
     pub name: &'static str,
     pub about: &'static str,
+    /// β where nothing else is said; `None`: the objective has none.
+    pub beta: Option<f64>,
     /// Made with β.
     build: fn(f64) -> Box<dyn Objective>,
 }
 
-/// Every objective.
+/// Every objective. β of DPO is Lee et al.'s, that of its length-normalized form Lambert et al.'s.
 #[rustfmt::skip]
 pub const OBJECTIVES: &[Entry] = &[
-    Entry { name: "nll", about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
-    Entry { name: "dpo", about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
-    Entry { name: "dpo-norm", about: "the same with log-probabilities per token (β about 2)", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
-    Entry { name: "ipo", about: "a margin per token of 1/(2β), no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
-    Entry { name: "unlikelihood", about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
+    Entry { name: "nll", beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
+    Entry { name: "dpo", beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
+    Entry { name: "dpo-norm", beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
+    Entry { name: "ipo", beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
+    Entry { name: "unlikelihood", beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
 ];
 
 /// The objective of this name. Errors (bad input) with the nearest name.
-pub fn named(name: &str, beta: f64) -> Result<Box<dyn Objective>> {
-    match OBJECTIVES.iter().find(|o| o.name == name) {
-        Some(entry) => Ok((entry.build)(beta)),
-        None => {
-            let names: Vec<&str> = OBJECTIVES.iter().map(|o| o.name).collect();
-            Err(Fault::Input(crate::config::unknown("objective", name, &names)).into())
-        }
+pub fn named(name: &str) -> Result<&'static Entry> {
+    OBJECTIVES.iter().find(|o| o.name == name).ok_or_else(|| {
+        let names: Vec<&str> = OBJECTIVES.iter().map(|o| o.name).collect();
+        Fault::Input(crate::config::unknown("objective", name, &names)).into()
+    })
+}
+
+impl Entry {
+    /// The objective, with this β or its own.
+    pub fn build(&self, beta: Option<f64>) -> Box<dyn Objective> {
+        (self.build)(beta.or(self.beta).unwrap_or_default())
     }
 }
 
