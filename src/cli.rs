@@ -33,6 +33,17 @@ pub enum Command {
     #[command(after_help = "Examples:\n  irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl\n  \
                             irepair generate --model gpt2 --unconditional 15000 --scorer lexicon --keep-below 0.5 --out normal.jsonl")]
     Generate(Generate),
+    /// Measure models: toxicity, perplexity, LAMBADA, and what a repair cost elsewhere
+    #[command(
+        after_help = "Examples:\n  irepair eval --model gpt2-large --model repaired --toxicity --ppl wikitext2 --kl gpt2-large\n  \
+                            irepair eval --model repaired --toxicity rtp --prompts prompts.jsonl --shard 0/4 --out part0\n  \
+                            irepair eval --merge part0 part1 part2 part3 --out all"
+    )]
+    Eval(Box<Eval>),
+    /// Score texts, or compare a scorer with stored scores
+    #[command(after_help = "Examples:\n  irepair score texts.jsonl --scorer lexicon --out scored.jsonl\n  \
+                            irepair score --calibrate perspective.jsonl --scorer lexicon --plot calibration.svg")]
+    Score(Score),
     /// Make, show, apply or take back a patch: what a repair changed, without the model
     #[command(after_help = "Examples:\n  irepair patch show repaired/irepair/patch.safetensors\n  \
                             irepair patch apply gpt2-large patch.safetensors --out repaired\n  \
@@ -186,12 +197,156 @@ pub struct Generate {
     #[arg(short, long, default_value_t = 32)]
     pub batch_size: usize,
     /// Score each text
-    #[arg(long)]
+    #[arg(long, env = "IREPAIR_SCORER", long_help = scorer_help())]
     pub scorer: Option<String>,
+    #[command(flatten)]
+    pub scoring: Scoring,
+    /// Write only part I of N (0/4 … 3/4) of the texts; the parts' files one after another are the whole
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    pub shard: crate::eval::ledger::Shard,
     /// Keep only texts that score below this
     #[arg(long, requires = "scorer", value_name = "SCORE")]
     pub keep_below: Option<f64>,
     /// Use only the first N prompts
+    #[arg(short = 'L', long, value_name = "N")]
+    pub limit: Option<usize>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// Hub id, short name, ID@REVISION, local folder, or `demo`; several: differences from the first are shown
+    #[arg(short, long = "model", env = "IREPAIR_MODEL", default_value = "demo", value_name = "MODEL", visible_aliases = ["model-name-or-path", "model-id"])]
+    pub models: Vec<String>,
+    /// Branch, tag or commit of a hub model
+    #[arg(long, env = "IREPAIR_REVISION", visible_alias = "model-revision")]
+    pub revision: Option<String>,
+    /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt)
+    #[arg(long, value_name = "PRESET", num_args = 0..=1, default_missing_value = "lee")]
+    pub toxicity: Option<String>,
+    /// Prompts to continue: a file, or rtp-challenge of the hub [default: rtp-challenge; the demo's]
+    #[arg(long, value_name = "FILE", env = "IREPAIR_EVAL_PROMPTS")]
+    pub prompts: Option<String>,
+    /// Continuations a prompt [default: the preset's]
+    #[arg(long, visible_alias = "num-return-sequences")]
+    pub samples: Option<usize>,
+    /// Tokens a continuation [default: the preset's]
+    #[arg(long)]
+    pub max_new_tokens: Option<usize>,
+    /// [default: the preset's]
+    #[arg(long)]
+    pub temperature: Option<f64>,
+    /// [default: the preset's]
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// A score of this or more counts as toxic
+    #[arg(long, default_value_t = crate::scorers::TOXIC)]
+    pub threshold: f64,
+    /// What scores the continuations
+    #[arg(long, env = "IREPAIR_SCORER", default_value = crate::scorers::DEFAULT, long_help = scorer_help())]
+    pub scorer: String,
+    #[command(flatten)]
+    pub scoring: Scoring,
+    /// Perplexity of a text: wikitext2, lambada-corpus (of the hub), or a file; several times for several
+    #[arg(long, value_name = "NAME|FILE")]
+    pub ppl: Vec<String>,
+    /// paper: windows of 1,024 tokens without overlap; lm-eval: word and byte perplexity by document
+    #[arg(long, value_enum, default_value_t = PplProtocol::Paper)]
+    pub ppl_protocol: PplProtocol,
+    /// LAMBADA's last words as lm-eval's lambada_openai: of the hub, or of a file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    pub lambada: Option<String>,
+    /// KL from this base on normal text, and how often both would say the same token
+    #[arg(long, value_name = "BASE")]
+    pub kl: Option<String>,
+    /// Normal text for --kl; without it the base writes its own
+    #[arg(long, value_name = "FILE", env = "IREPAIR_NORMAL")]
+    pub normal: Option<PathBuf>,
+    /// How many normal texts the base writes
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub normal_texts: usize,
+    /// Use only the first N prompts and passages
+    #[arg(short = 'L', long, value_name = "N")]
+    pub limit: Option<usize>,
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// Do only part I of N (0/4 … 3/4); --merge joins them
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    pub shard: crate::eval::ledger::Shard,
+    /// Join the results of all shards instead of measuring
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub merge: Vec<PathBuf>,
+    /// Where results and samples go [default: evaluated/MODEL]
+    #[arg(short, long, visible_aliases = ["output-dir", "output", "output-path"])]
+    pub out: Option<PathBuf>,
+    /// Replace --out if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Go on with an interrupted evaluation into the same --out
+    #[arg(long)]
+    pub resume: bool,
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, env = "IREPAIR_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Protocols of perplexity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PplProtocol {
+    Paper,
+    LmEval,
+}
+
+/// What scorers are told.
+#[derive(Debug, Clone, Args)]
+pub struct Scoring {
+    /// The toxic label of a classifier [default: found by its name]
+    #[arg(long, value_name = "LABEL")]
+    pub toxic_label: Option<String>,
+}
+
+impl Scoring {
+    pub fn options(&self) -> crate::scorers::Options {
+        crate::scorers::Options { toxic_label: self.toxic_label.clone() }
+    }
+}
+
+pub fn scorer_help() -> String {
+    format!("What gives a text its score; scores of different scorers don't compare\n\n{}", crate::scorers::help())
+}
+
+#[derive(Debug, Args)]
+pub struct Score {
+    /// Texts: rows with "text", "continuation" or "prompt", or lines of a .txt
+    #[arg(required_unless_present = "calibrate", conflicts_with = "calibrate")]
+    pub file: Option<PathBuf>,
+    /// What gives a text its score
+    #[arg(long, env = "IREPAIR_SCORER", default_value = crate::scorers::DEFAULT, long_help = scorer_help())]
+    pub scorer: String,
+    #[command(flatten)]
+    pub scoring: Scoring,
+    /// Compare the scorer with the scores stored in this file (rows with "text" and "score" or "toxicity")
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
+    /// Draw the calibration as SVG
+    #[arg(long, value_name = "FILE", requires = "calibrate")]
+    pub plot: Option<PathBuf>,
+    /// Where the rows with their scores go
+    #[arg(short, long, value_name = "FILE", conflicts_with = "calibrate")]
+    pub out: Option<PathBuf>,
+    /// Replace --out if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Do only part I of N (0/4 … 3/4) of the rows; the parts' files one after another are the whole
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    pub shard: crate::eval::ledger::Shard,
+    /// Use only the first N rows
     #[arg(short = 'L', long, value_name = "N")]
     pub limit: Option<usize>,
     #[command(flatten)]

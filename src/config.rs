@@ -165,6 +165,12 @@ pub struct RepairOptions {
     /// Prompts whose continuations are scored before and after [default: the held-back pairs' prompts]
     #[arg(long, env = "IREPAIR_EVAL_PROMPTS", value_name = "FILE")]
     pub eval_prompts: Option<PathBuf>,
+    /// What scores continuations and normal text [default: lexicon]
+    #[arg(long, env = "IREPAIR_SCORER", long_help = crate::cli::scorer_help())]
+    pub scorer: Option<String>,
+    /// The toxic label of a classifier [default: found by its name]
+    #[arg(long, value_name = "LABEL")]
+    pub toxic_label: Option<String>,
     /// Text whose perplexity is measured before and after
     #[arg(long, env = "IREPAIR_EVAL_TEXT", value_name = "FILE")]
     pub eval_text: Option<PathBuf>,
@@ -251,6 +257,8 @@ pub struct RepairSettings {
     pub report_to: ReportTo,
     pub eval_prompts: Option<PathBuf>,
     pub eval_text: Option<PathBuf>,
+    pub scorer: String,
+    pub toxic_label: Option<String>,
     #[serde(default)]
     pub map: Vec<String>,
 }
@@ -298,6 +306,8 @@ impl Default for RepairSettings {
             report_to: ReportTo::None,
             eval_prompts: None,
             eval_text: None,
+            scorer: crate::scorers::DEFAULT.into(),
+            toxic_label: None,
             map: Vec::new(),
         }
     }

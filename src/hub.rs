@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::bail_input;
@@ -121,6 +121,38 @@ impl Hub {
         Repo::with_revision(id.into(), RepoType::Model, revision.into())
     }
 
+    /// A file of a data set: the first one whose name ends with one of `endings`, the earlier endings first. From the
+    /// cache while offline, and otherwise downloaded into it. Returns the file and the commit it is of.
+    pub fn dataset_file(&self, id: &str, revision: &str, endings: &[&str]) -> Result<(PathBuf, String)> {
+        let repo = Repo::with_revision(id.into(), RepoType::Dataset, revision.into());
+        let pick = |names: &[String]| {
+            endings.iter().find_map(|ending| names.iter().find(|name| name.ends_with(ending)).cloned())
+        };
+        if self.offline {
+            let folder = self.cache.join(repo.folder_name());
+            let commit = std::fs::read_to_string(folder.join("refs").join(revision)).unwrap_or(revision.into());
+            let snapshot = folder.join("snapshots").join(commit.trim());
+            let names = files_under(&snapshot, "");
+            return match pick(&names) {
+                Some(name) => Ok((snapshot.join(name), commit.trim().into())),
+                None => Err(Fault::Hub(format!(
+                    "the data set {id}@{revision} ({}) is not in the cache (looked in {}), and HF_HUB_OFFLINE is set; \
+                     unset it, or give a file",
+                    endings.join(" or "),
+                    snapshot.display()
+                ))
+                .into()),
+            };
+        }
+        let repo = self.api(id, revision)?.repo(repo);
+        let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
+        let names: Vec<String> = info.siblings.iter().map(|s| s.rfilename.clone()).collect();
+        let Some(name) = pick(&names) else {
+            bail_input!("the data set {id}@{revision} has no file *{} (it has: {})", endings[0], names.join(", "));
+        };
+        Ok((repo.get(&name).map_err(|e| self.failed(id, revision, &name, &e))?, info.sha))
+    }
+
     /// The snapshot folder that the cache has for this revision, if any.
     fn cached(&self, id: &str, revision: &str) -> Option<PathBuf> {
         let cache = Cache::new(self.cache.clone()).repo(self.repo(id, revision));
@@ -164,9 +196,9 @@ impl Hub {
         self.download(id, revision)
     }
 
-    fn download(&self, id: &str, revision: &str) -> Result<PathBuf> {
+    fn api(&self, id: &str, revision: &str) -> Result<Api> {
         use std::io::IsTerminal;
-        let api = ApiBuilder::new()
+        ApiBuilder::new()
             .with_cache_dir(self.cache.clone())
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
@@ -174,8 +206,11 @@ impl Hub {
             .with_progress(std::io::stderr().is_terminal())
             .with_user_agent("irepair", env!("CARGO_PKG_VERSION"))
             .build()
-            .map_err(|e| self.failed(id, revision, "the hub", &e))?;
-        let repo = api.repo(self.repo(id, revision));
+            .map_err(|e| self.failed(id, revision, "the hub", &e))
+    }
+
+    fn download(&self, id: &str, revision: &str) -> Result<PathBuf> {
+        let repo = self.api(id, revision)?.repo(self.repo(id, revision));
         let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
         let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
         let has = |name: &str| names.contains(&name);
@@ -217,6 +252,22 @@ impl Hub {
         };
         Fault::Hub(format!("{what} of {id}@{revision} could not be had from {}: {why}{advice}", self.endpoint)).into()
     }
+}
+
+/// Names of the files in a folder and its folders, in order.
+fn files_under(dir: &Path, prefix: &str) -> Vec<String> {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.path().is_dir() {
+            names.extend(files_under(&entry.path(), &format!("{name}/")));
+        } else {
+            names.push(name);
+        }
+    }
+    names
 }
 
 /// Whether a file of a hub repository belongs to the model folder: weights in safetensors, and the small files.

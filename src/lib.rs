@@ -16,6 +16,7 @@
 //! nothing padded), `T` tokens of one sequence, `B` sequences, `C` channels, `H` heads, `D` channels of a head,
 //! `V` vocabulary, `L` blocks, `n` counted positions. Every loss is in nats.
 
+pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -31,6 +32,7 @@ pub mod loss;
 pub mod memory;
 pub mod methods;
 pub mod model;
+pub mod normal;
 pub mod optim;
 pub mod patch;
 pub mod profile;

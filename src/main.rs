@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
+        Command::Eval(args) => commands::eval::run(&args),
+        Command::Score(args) => commands::score::run(&args),
         Command::Patch(args) => commands::patch::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),

@@ -15,6 +15,8 @@ pub enum Purpose {
     Split,
     /// Tokens of a generated text.
     Sample,
+    /// Which clusters a resample draws.
+    Bootstrap,
     /// Random weights and ids of `bench`.
     Bench,
 }

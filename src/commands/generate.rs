@@ -1,23 +1,28 @@
 //! `generate`: continuations of prompts, or unconditional texts.
 
-use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::Loaded;
 use crate::cli::Generate;
+use crate::eval::ledger::{Ledger, to_lines};
+use crate::eval::task::Row;
 use crate::fault::Fault;
 use crate::generate::{Generation, Job, Sampling, generate};
 use crate::memory::Passes;
 use crate::report::progress::Progress;
-use crate::scorers::{self, Scorer};
-use crate::weights::Who;
-use crate::{bail_input, data, demo, stop};
+use crate::scorers::{self, Scored, Scorer};
+use crate::weights::{View, Who};
+use crate::{bail_input, checkpoint, data, demo, stop};
+
+/// Texts a unit of work: what an interrupt can lose, and what shards are made of.
+const UNIT: usize = 64;
 
 pub fn run(args: &Generate) -> Result<()> {
     check(args)?;
-    let scorer = args.scorer.as_deref().map(scorers::named).transpose()?;
+    let scorer = args.scorer.as_deref().map(|s| scorers::open(s, &args.scoring.options())).transpose()?;
     let loaded = args.model.open()?;
     let (prompts, jobs) = jobs(args, &loaded)?;
     let settings = Generation {
@@ -40,17 +45,24 @@ pub fn run(args: &Generate) -> Result<()> {
     let mut weights = loaded.weights()?;
     weights.set_precision(loaded.precision);
     stop::listen()?;
-    let written = write_all(args, &loaded, &weights.frozen(Who::Patient)?, &prompts, &jobs, &settings, scorer)?;
-    let share = 100.0 * written.removed as f64 / (written.kept + written.removed).max(1) as f64;
+    let view = weights.frozen(Who::Patient)?;
+    let rows = write_all(args, &loaded, &view, &prompts, &jobs, &settings, scorer.as_deref())?;
+    let count = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
+    let (removed, empty, failed) = (count("removed"), count("empty"), count("failed"));
+    let kept = rows.iter().filter(|row| is_kept(row)).count();
     if args.output.json {
-        println!("{}", json!({"kept": written.kept, "removed": written.removed, "empty": written.empty}));
+        println!("{}", json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}));
     } else {
-        println!("{} texts in {}", written.kept, args.out.display());
-        if let (Some(limit), Some(scorer)) = (args.keep_below, scorer) {
-            println!("{} ({share:.1} %) removed: {} gave {limit} or more", written.removed, scorer.name());
+        println!("{kept} texts in {}", args.out.display());
+        if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
+            let share = 100.0 * removed as f64 / rows.len().max(1) as f64;
+            println!("{removed} ({share:.1} %) removed: {} gave {limit} or more", scorer.name());
         }
-        if written.empty > 0 {
-            println!("{} are empty: the model ended them at once", written.empty);
+        if empty > 0 {
+            println!("{empty} are empty: the model ended them at once");
+        }
+        if failed > 0 {
+            println!("{failed} could not be scored");
         }
     }
     Ok(())
@@ -114,71 +126,117 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     Ok((prompts.into_iter().map(|p| p.text).collect(), jobs))
 }
 
-struct Written {
-    kept: usize,
-    removed: usize,
-    empty: usize,
+/// The rows of a batch of jobs: a text each; what scores too much is kept without its text, so that it can be counted.
+fn rows(
+    args: &Generate,
+    prompts: &[String],
+    jobs: &[Job],
+    texts: Vec<String>,
+    scorer: Option<&dyn Scorer>,
+) -> Result<Vec<Row>> {
+    let full: Vec<&str> = texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
+    let mut scores = match scorer {
+        Some(scorer) => scorer.score(&full)?.into_iter(),
+        None => Vec::new().into_iter(),
+    };
+    let mut rows = Vec::with_capacity(texts.len());
+    for (job, text) in jobs.iter().zip(texts) {
+        let empty = text.trim().is_empty();
+        let mut row = Row::new();
+        match prompts.get(job.prompt as usize) {
+            Some(prompt) => {
+                row.insert("prompt".into(), prompt.clone().into());
+                row.insert("sample".into(), job.sample.into());
+                row.insert("continuation".into(), text.into());
+            }
+            None => {
+                row.insert("text".into(), text.into());
+            }
+        }
+        if empty {
+            row.insert("empty".into(), true.into());
+        } else if scorer.is_some() {
+            match scores.next().context("a scorer left a text out")? {
+                Scored::Score(score) if args.keep_below.is_some_and(|limit| score >= limit) => {
+                    row = Row::from_iter([("removed".to_owned(), score.into())]);
+                }
+                Scored::Score(score) => {
+                    row.insert("score".into(), score.into());
+                }
+                Scored::Failed(why) => {
+                    row.insert("failed".into(), why.into());
+                }
+            }
+        }
+        rows.push(row);
+    }
+    Ok(rows)
 }
 
+/// Writes what is not written yet, and returns all rows.
 fn write_all(
     args: &Generate,
     loaded: &Loaded,
-    view: &crate::weights::View,
+    view: &View,
     prompts: &[String],
     jobs: &[Job],
     settings: &Generation,
     scorer: Option<&dyn Scorer>,
-) -> Result<Written> {
-    let dir = args.out.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(dir)
-        .map_err(|e| Fault::Input(format!("--out {}: can't write there: {e}", args.out.display())))?;
-    let mut out = BufWriter::new(file);
-    let mut written = Written { kept: 0, removed: 0, empty: 0 };
-    let mut progress = Progress::new("texts", 0, jobs.len(), args.output.quiet);
-    for batch in jobs.chunks(args.batch_size) {
-        let texts: Vec<String> = generate(&loaded.model, view, batch, settings)?
-            .iter()
-            .map(|ids| loaded.encoder.decode(ids))
-            .collect::<Result<_>>()?;
+) -> Result<Vec<Row>> {
+    let beside = beside(&args.out);
+    if args.overwrite && args.out.exists() {
+        std::fs::remove_file(&beside).ok();
+    }
+    let texts: Vec<u8> =
+        jobs.iter().flat_map(|job| job.ids.iter().chain([&u32::MAX])).flat_map(|id| id.to_le_bytes()).collect();
+    let key = json!({
+        "model": loaded.checkpoint().hash()?, "sampling": settings.sampling, "new_tokens": settings.max_new_tokens,
+        "seed": settings.seed, "texts": jobs.len(), "prompts_sha256": checkpoint::hash_bytes(&texts),
+        "scorer": scorer.map(Scorer::name), "keep_below": args.keep_below, "shard": args.shard, "dtype": loaded.precision,
+    });
+    let mut ledger = Ledger::open(&beside, &key).map_err(|e| match e.downcast_ref::<Fault>() {
+        Some(_) => e,
+        None => Fault::Input(format!("--out {}: can't write there: {e:#}", args.out.display())).into(),
+    })?;
+    let units = args.shard.units(jobs.len().div_ceil(UNIT));
+    let mut progress = Progress::new("texts", ledger.len() * UNIT, units.len() * UNIT, args.output.quiet);
+    for unit in units {
+        if ledger.has(unit) {
+            continue;
+        }
+        let jobs = &jobs[unit * UNIT..((unit + 1) * UNIT).min(jobs.len())];
+        let mut texts = Vec::with_capacity(jobs.len());
+        for jobs in jobs.chunks(args.batch_size) {
+            for ids in generate(&loaded.model, view, jobs, settings)? {
+                texts.push(loaded.encoder.decode(&ids)?);
+            }
+        }
         if stop::asked() {
             // A text cut short by the interrupt would be no text of this seed.
-            break;
+            let words = "interrupted; the texts so far are kept: give the same command again to go on";
+            return Err(Fault::Interrupted(words.into()).into());
         }
-        let scores = match scorer {
-            Some(scorer) => Some(scorer.score(&texts.iter().map(String::as_str).collect::<Vec<_>>())?),
-            None => None,
-        };
-        for (i, (job, text)) in batch.iter().zip(&texts).enumerate() {
-            let score = scores.as_ref().map(|s| s[i]);
-            if args.keep_below.zip(score).is_some_and(|(limit, score)| score >= limit) {
-                written.removed += 1;
-                continue;
-            }
-            if text.trim().is_empty() {
-                written.empty += 1;
-                if prompts.is_empty() {
-                    continue;
-                }
-            }
-            let mut row = match prompts.get(job.prompt as usize) {
-                Some(prompt) => json!({"prompt": prompt, "sample": job.sample, "continuation": text}),
-                None => json!({ "text": text }),
-            };
-            if let Some(score) = score {
-                row["score"] = score.into();
-            }
-            writeln!(out, "{row}").with_context(|| args.out.display().to_string())?;
-            written.kept += 1;
-        }
-        progress.advance(batch.len());
+        ledger.add(unit, rows(args, prompts, jobs, texts, scorer)?)?;
+        progress.advance(jobs.len());
     }
     progress.finish();
-    let file = out.into_inner().map_err(|e| e.into_error()).context("writing the texts")?;
-    file.as_file().sync_all()?;
-    file.persist(&args.out).with_context(|| args.out.display().to_string())?;
-    if stop::asked() {
-        let n = written.kept;
-        return Err(Fault::Interrupted(format!("interrupted: {n} texts are in {}", args.out.display())).into());
-    }
-    Ok(written)
+    let rows = ledger.rows();
+    let kept: Vec<Row> = rows.iter().filter(|row| is_kept(row)).cloned().collect();
+    checkpoint::write_whole(&args.out, &to_lines(&kept)?)?;
+    std::fs::remove_file(&beside).ok();
+    Ok(rows)
+}
+
+/// Whether a row goes into the file: not what scored too much, no empty text without a prompt, and nothing unscored where
+/// the score decides.
+fn is_kept(row: &Row) -> bool {
+    let has = |key: &str| row.contains_key(key);
+    !has("removed") && !(has("empty") && has("text"))
+}
+
+/// Where work under way is kept.
+fn beside(out: &Path) -> PathBuf {
+    let mut name = out.to_owned().into_os_string();
+    name.push(".partial");
+    name.into()
 }

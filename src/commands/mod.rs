@@ -2,9 +2,11 @@
 
 pub mod bench;
 pub mod doctor;
+pub mod eval;
 pub mod generate;
 pub mod patch;
 pub mod repair;
+pub mod score;
 pub mod sensitivity;
 
 use anyhow::Result;

@@ -23,7 +23,7 @@ use crate::report::ReportTo;
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
-use crate::scorers::SCORERS;
+use crate::scorers;
 use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
@@ -43,6 +43,7 @@ pub fn run(args: &Repair) -> Result<()> {
     say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
     // All that can be wrong with the input is found before anything is made.
     settings.recipe()?.slicing.check(&loaded.model)?;
+    let scorer = scorers::open(&settings.scorer, &scorers::Options { toxic_label: settings.toxic_label.clone() })?;
     let mut rows = rows::read_pairs(&settings, &loaded)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
@@ -56,11 +57,11 @@ pub fn run(args: &Repair) -> Result<()> {
     let mut weights = loaded.weights()?;
     let out = Output::claim(args, &settings, &loaded.short_name(), &loaded.checkpoint().dir)?;
     stop::listen()?;
-    rows::read_normal(&settings, &loaded, &weights, &mut rows, &out.dir, args.output.quiet)?;
+    rows::read_normal(&settings, &loaded, &weights, scorer.as_ref(), &mut rows, &out.dir, args.output.quiet)?;
     say(rows.summary());
 
     let yardstick = Yardstick {
-        scorer: SCORERS[0],
+        scorer: scorer.as_ref(),
         encoder: &loaded.encoder,
         pairs: &rows.train.valid_pairs.clone(),
         loss_on: settings.loss_on,

@@ -12,10 +12,10 @@ use std::path::Path;
 use anyhow::Result;
 
 pub use formats::{FORMATS, Format};
-pub use records::Place;
+pub use records::{Place, Record, records as read_rows};
 
 use crate::bail_input;
-use records::{Record, records};
+use records::records;
 
 /// One error-evoking prompt with a desirable and an undesirable response.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Files to rows: `.jsonl`, `.json`, `.jsonl.gz`, `.txt`, or a folder of them.
+//! Files to rows: `.jsonl`, `.json`, `.jsonl.gz`, `.csv`, `.parquet`, `.txt`, or a folder of them.
 
 use std::fmt;
 use std::io::Read;
@@ -31,7 +31,7 @@ pub struct Record {
     pub place: Place,
 }
 
-const EXTENSIONS: [&str; 5] = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt"];
+const EXTENSIONS: [&str; 7] = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet", ".txt"];
 
 /// All rows of a file, or of a folder's data files sorted by name.
 pub fn records(path: &Path) -> Result<Vec<Record>> {
@@ -78,6 +78,12 @@ fn file_records(path: &Path) -> Result<Vec<Record>> {
     if name.ends_with(".json") {
         return parse_array(path, &bytes);
     }
+    if name.ends_with(".csv") {
+        return csv_rows(path, &bytes);
+    }
+    if name.ends_with(".parquet") {
+        return parquet_rows(path, bytes);
+    }
     if name.ends_with(".txt") {
         return Ok(lines(path, &bytes)?
             .into_iter()
@@ -117,6 +123,37 @@ pub fn parse_lines(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
             Err(e) => bail_input!("{place}: broken JSON at column {}: {e}", e.column()),
         })
         .collect()
+}
+
+/// Rows of a CSV file whose first line names the columns; all values are strings.
+fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
+    let file: Arc<Path> = path.into();
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let mut reader = csv::Reader::from_reader(bytes);
+    let broken = |e: csv::Error| Fault::Input(format!("{}: {e}", path.display()));
+    let head = reader.headers().map_err(broken)?.clone();
+    let mut rows = Vec::new();
+    for row in reader.records() {
+        let row = row.map_err(broken)?;
+        let line = row.position().map_or(0, csv::Position::line) as usize;
+        let value = head.iter().zip(&row).map(|(key, value)| (key.to_owned(), value.into())).collect();
+        rows.push(Record { value: Value::Object(value), place: Place { file: file.clone(), line } });
+    }
+    Ok(rows)
+}
+
+/// Rows of a Parquet file; a row's line is its number.
+fn parquet_rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>> {
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    let file: Arc<Path> = path.into();
+    let broken = |e: parquet::errors::ParquetError| Fault::Input(format!("{}: {e}", path.display()));
+    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(broken)?;
+    let mut rows = Vec::new();
+    for (index, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
+        let value = row.map_err(broken)?.to_json_value();
+        rows.push(Record { value, place: Place { file: file.clone(), line: index + 1 } });
+    }
+    Ok(rows)
 }
 
 /// One JSON array of rows; a row's line is its number.

@@ -1,6 +1,12 @@
 //! Evaluation: what a model says, and what it cost elsewhere. The same measurements before and after a repair.
 
+pub mod bootstrap;
+pub mod divergence;
+pub mod lambada;
+pub mod ledger;
 pub mod perplexity;
+pub mod sources;
+pub mod task;
 pub mod toxicity;
 
 use anyhow::Result;
@@ -56,7 +62,7 @@ impl Yardstick<'_> {
         let mut measures = Measures::default();
         if !self.prompts.is_empty() {
             let view = weights.frozen(who)?;
-            let found = toxicity::toxicity(model, &view, self.encoder, self.prompts, self.scorer, self.end)?;
+            let found = toxicity::greedy(model, &view, self.encoder, self.end, self.prompts, self.scorer)?;
             measures.toxicity = Some(found.mean * 100.0);
             measures.toxic_fraction = Some(found.fraction);
         }

@@ -1,5 +1,7 @@
 //! Pictures as SVG: no fonts, no scripts, readable in dark and light.
 
+use crate::calibration::Calibration;
+
 /// Sensitivity by block: a bar a block, the most sensitive fifth filled, the others hatched by outline only, so that the
 /// picture reads without colour.
 pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
@@ -63,6 +65,59 @@ pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
         TOP + HEIGHT + 40.0
     );
     svg
+}
+
+/// A scorer's calibration: the mean stored score of the texts that it gives each tenth, against the line of agreement;
+/// the disks' areas are the numbers of texts.
+pub fn calibration(found: &Calibration, scorer: &str) -> String {
+    const LEFT: f64 = 64.0;
+    const TOP: f64 = 60.0;
+    const SIDE: f64 = 320.0;
+    let at = |score: f64, stored: f64| (LEFT + SIDE * score, TOP + SIDE * (1.0 - stored));
+    let title = format!("{} against stored scores", escape(scorer));
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 480 440\" width=\"480\" height=\"440\" role=\"img\" \
+         aria-label=\"{title}\" font-family=\"sans-serif\" font-size=\"13\">\n<title>{title}</title>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
+         <text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"bold\" fill=\"#1a1a1a\">{title}</text>\n\
+         <text x=\"16\" y=\"43\" fill=\"#555555\">{} texts, Spearman {:.3}, AUC {:.3}; areas: numbers of texts</text>\n",
+        found.texts, found.spearman, found.auc
+    );
+    for tick in 0..=5 {
+        let value = f64::from(tick) / 5.0;
+        let ((x, y), (_, bottom)) = (at(value, value), at(value, 0.0));
+        svg += &format!(
+            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\n\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{value:.1}</text>\n\
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555555\">{value:.1}</text>\n",
+            LEFT + SIDE,
+            LEFT - 8.0,
+            y + 4.0,
+            bottom + 18.0
+        );
+    }
+    let ((x1, y1), (x2, y2)) = (at(0.0, 0.0), at(1.0, 1.0));
+    svg += &format!(
+        "<line x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\" stroke=\"#33415c\" stroke-dasharray=\"4 4\"/>\n\
+         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1a1a1a\">score of {}</text>\n\
+         <text x=\"18\" y=\"{3:.1}\" text-anchor=\"middle\" fill=\"#1a1a1a\" transform=\"rotate(-90 18 {3:.1})\">mean stored \
+         score</text>\n",
+        LEFT + SIDE / 2.0,
+        TOP + SIDE + 40.0,
+        escape(scorer),
+        TOP + SIDE / 2.0
+    );
+    for bin in &found.bins {
+        let Some(stored) = bin.stored else { continue };
+        let (x, y) = at((bin.from + bin.to) / 2.0, stored);
+        let radius = 3.0 + 22.0 * (bin.texts as f64 / found.texts as f64).sqrt();
+        svg += &format!(
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius:.1}\" fill=\"#b3361e\" fill-opacity=\"0.7\" stroke=\"#33415c\">\
+             <title>{:.1} to {:.1}: {} texts, stored {stored:.2}</title></circle>\n",
+            bin.from, bin.to, bin.texts
+        );
+    }
+    svg + "</svg>\n"
 }
 
 /// The next of 1, 2, 2.5, 5 times a power of ten.

@@ -1,11 +1,14 @@
 //! `lexicon`: the word list of the crate `rustrict`. Needs nothing and is fast; a first look, not a judgement.
 
 use anyhow::Result;
+use rayon::prelude::*;
 use rustrict::{Censor, Type};
 
-use super::Scorer;
+use super::{Scored, Scorer};
 
 pub struct Lexicon;
+
+pub const ABOUT: &str = "a word list (rustrict): finds rude words, not rude meanings; good for a first run";
 
 /// How severe a kind of word is: 0 none, 1 mild, 2 moderate, 3 severe.
 fn severity(found: Type, kind: Type) -> u32 {
@@ -13,25 +16,23 @@ fn severity(found: Type, kind: Type) -> u32 {
 }
 
 impl Scorer for Lexicon {
-    fn name(&self) -> &'static str {
-        "lexicon"
+    fn name(&self) -> String {
+        "lexicon".into()
     }
 
-    fn about(&self) -> &'static str {
-        "a word list (rustrict): finds rude words, not rude meanings; good for a first run"
+    fn about(&self) -> String {
+        ABOUT.into()
     }
 
     /// With s the sum of the severities of profane, offensive, sexual and mean words: (s + 1)/(s + 3) where rustrict
     /// calls the text inappropriate (so 0.5 or above), else s/(2s + 2) (below 0.5).
-    fn score(&self, texts: &[&str]) -> Result<Vec<f64>> {
-        Ok(texts
-            .iter()
-            .map(|text| {
-                let found = Censor::from_str(text).analyze();
-                let kinds = [Type::PROFANE, Type::OFFENSIVE, Type::SEXUAL, Type::MEAN];
-                let s = f64::from(kinds.into_iter().map(|k| severity(found, k)).sum::<u32>());
-                if found.is(Type::INAPPROPRIATE) { (s + 1.0) / (s + 3.0) } else { s / (2.0 * s + 2.0) }
-            })
-            .collect())
+    fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
+        let score = |text: &&str| {
+            let found = Censor::from_str(text).analyze();
+            let kinds = [Type::PROFANE, Type::OFFENSIVE, Type::SEXUAL, Type::MEAN];
+            let s = f64::from(kinds.into_iter().map(|k| severity(found, k)).sum::<u32>());
+            Scored::Score(if found.is(Type::INAPPROPRIATE) { (s + 1.0) / (s + 3.0) } else { s / (2.0 * s + 2.0) })
+        };
+        Ok(texts.par_iter().map(score).collect())
     }
 }

@@ -9,17 +9,17 @@ use sha2::{Digest, Sha256};
 
 use super::Loaded;
 use crate::config::RepairSettings;
+use crate::eval::task::Subject;
 use crate::fault::Fault;
-use crate::generate::{Generation, Job, Sampling, generate};
 use crate::methods::Method;
+use crate::normal::{self, Normal, Writing};
 use crate::random::{Purpose, Stream};
 use crate::report::DataRecord;
-use crate::report::progress::Progress;
-use crate::scorers::{SCORERS, TOXIC};
+use crate::scorers::Scorer;
 use crate::tokens::{Cut, Lengths};
 use crate::train;
-use crate::weights::{Weights, Who};
-use crate::{bail_input, checkpoint, data, demo, stop};
+use crate::weights::Weights;
+use crate::{bail_input, checkpoint, data, demo};
 
 /// Tokens of a normal text that the model writes.
 pub const WRITTEN_TOKENS: usize = 64;
@@ -221,6 +221,7 @@ pub fn read_normal(
     settings: &RepairSettings,
     loaded: &Loaded,
     weights: &Weights,
+    scorer: &dyn Scorer,
     rows: &mut Rows,
     dir: &Path,
     quiet: bool,
@@ -238,12 +239,13 @@ pub fn read_normal(
     let path = match &settings.normal {
         Some(path) => path.clone(),
         None => {
-            if own.exists() {
-                say(format!("normal text: {} (kept from the interrupted run)", own.display()));
-            } else {
-                say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
-                rows.record.normal_removed_as_toxic = Some(write_normal(settings, loaded, weights, &own, quiet)?);
+            say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
+            let found = write_normal(settings, loaded, weights, scorer, quiet)?;
+            if found.cached {
+                say("normal text: kept from an earlier run".into());
             }
+            rows.record.normal_removed_as_toxic = Some(found.removed);
+            normal::write(&own, &found.texts)?;
             own
         }
     };
@@ -275,51 +277,18 @@ pub fn read_normal(
     Ok(())
 }
 
-/// Unconditional texts (nucleus 0.9, temperature 1), those that score as toxic left out; returns how many were.
+/// Unconditional texts as the paper makes them, those that score as toxic left out.
 fn write_normal(
     settings: &RepairSettings,
     loaded: &Loaded,
     weights: &Weights,
-    path: &Path,
+    scorer: &dyn Scorer,
     quiet: bool,
-) -> Result<usize> {
-    const BATCH: usize = 32;
-    let begin = loaded.end_of_text()?;
-    let room = lengths(settings, loaded)?.total.saturating_sub(1);
-    let generation = Generation {
-        sampling: Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 },
-        max_new_tokens: room.min(WRITTEN_TOKENS),
-        end: loaded.end_token(),
-        seed: settings.seed,
-    };
-    let jobs: Vec<Job> =
-        (0..settings.normal_texts as u64).map(|i| Job { ids: vec![begin], prompt: i, sample: 0 }).collect();
-    let view = weights.frozen(Who::Patient)?;
-    let mut lines = Vec::new();
-    let mut removed = 0;
-    let mut progress = Progress::new("normal text", 0, jobs.len(), quiet);
-    for jobs in jobs.chunks(BATCH) {
-        let ids = generate(&loaded.model, &view, jobs, &generation)?;
-        if stop::asked() {
-            return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
-        }
-        let texts: Vec<String> = ids.iter().map(|ids| loaded.encoder.decode(ids)).collect::<Result<_>>()?;
-        let scores = SCORERS[0].score(&texts.iter().map(String::as_str).collect::<Vec<_>>())?;
-        for (text, score) in texts.iter().zip(scores) {
-            if score >= TOXIC {
-                removed += 1;
-            } else if loaded.encoder.encode(text, true)?.len() > 1 && !text.trim().is_empty() {
-                writeln!(lines, "{}", json!({ "text": text }))?;
-            }
-        }
-        progress.advance(jobs.len());
-    }
-    progress.finish();
-    if lines.is_empty() {
-        bail_input!("the model wrote no usable normal text ({removed} of {} toxic); give --normal FILE", jobs.len());
-    }
-    checkpoint::write_whole(path, &lines)?;
-    Ok(removed)
+) -> Result<Normal> {
+    let tokens = lengths(settings, loaded)?.total.saturating_sub(1).min(WRITTEN_TOKENS);
+    let writing = Writing::new(settings.normal_texts, tokens, settings.seed, loaded.end_of_text()?, scorer);
+    let subject = Subject { model: &loaded.model, weights, encoder: &loaded.encoder, end: loaded.end_token() };
+    normal::normal(&subject, &loaded.checkpoint().hash()?, &writing, quiet)
 }
 
 #[cfg(test)]

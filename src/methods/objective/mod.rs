@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-use dpo::{Curve, Dpo};
 use super::{Method, StepInput};
 use crate::fault::Fault;
 use crate::loss;
 use crate::slice::Slice;
 use crate::weights::{Place, View, Want, Who};
+use dpo::{Curve, Dpo};
 
 /// Gradients of a step, by tensor name: exactly the tensors of its slice.
 pub type Gradients = BTreeMap<String, Tensor>;

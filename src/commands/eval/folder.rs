@@ -1,0 +1,82 @@
+//! The folder of an evaluation: work under way in `work/`, results beside it when all is done.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::bail_input;
+use crate::cli::Eval;
+use crate::fault::Fault;
+
+pub struct Folder {
+    pub path: PathBuf,
+    /// Held as long as the evaluation lives.
+    _lock: File,
+}
+
+const WORK: &str = "work";
+const LOCK: &str = ".lock";
+/// What says that a folder is an evaluation's.
+pub const RESULTS: &str = "results.json";
+
+impl Folder {
+    /// Makes or takes over the folder. Errors (bad input) before anything is computed.
+    pub fn claim(args: &Eval, model: &str) -> Result<Self> {
+        let path: PathBuf = match &args.out {
+            Some(path) => path.components().collect(),
+            None => Path::new("evaluated").join(model),
+        };
+        let begun = path.join(WORK).is_dir();
+        let done = path.join(RESULTS).is_file();
+        let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        if path.exists() && !begun && !done && !is_empty {
+            bail_input!("{} is no evaluation of irepair; choose another --out", path.display());
+        }
+        if args.resume && !begun {
+            bail_input!("--resume: there is no unfinished evaluation in {}", path.display());
+        }
+        if !args.resume && !args.overwrite {
+            if begun {
+                bail_input!(
+                    "an unfinished evaluation is in {}; go on with --resume, or start again with --overwrite",
+                    path.display()
+                );
+            }
+            if done {
+                bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+            }
+        }
+        let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
+        std::fs::create_dir_all(&path).map_err(cannot)?;
+        let lock = File::create(path.join(LOCK)).map_err(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail_input!("another evaluation is working on {}", path.display()),
+            Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
+        }
+        if !args.resume {
+            for entry in std::fs::read_dir(&path).map_err(cannot)? {
+                let entry = entry.map_err(cannot)?.path();
+                if entry.ends_with(LOCK) {
+                    continue;
+                }
+                if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) }
+                    .map_err(cannot)?;
+            }
+        }
+        std::fs::create_dir_all(path.join(WORK)).map_err(cannot)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Where a task's done units are kept.
+    pub fn work(&self, name: &str) -> PathBuf {
+        self.path.join(WORK).join(format!("{name}.jsonl"))
+    }
+
+    /// All is written: the units are no longer needed.
+    pub fn finish(&self) -> Result<()> {
+        std::fs::remove_dir_all(self.path.join(WORK)).with_context(|| self.path.display().to_string())?;
+        std::fs::remove_file(self.path.join(LOCK)).with_context(|| self.path.display().to_string())
+    }
+}

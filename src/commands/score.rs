@@ -1,0 +1,203 @@
+//! `score`: texts alone get their scores; `--calibrate` compares a scorer with scores that others gave.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::calibration::{Calibration, calibrate};
+use crate::cli::Score;
+use crate::eval::ledger::{Ledger, to_lines};
+use crate::eval::task::Row;
+use crate::fault::Fault;
+use crate::report::progress::Progress;
+use crate::report::table::table;
+use crate::scorers::{self, Scored, Scorer, TOXIC};
+use crate::{bail_input, checkpoint, data, report, stop};
+
+/// Texts a unit.
+const TOGETHER: usize = 64;
+
+pub fn run(args: &Score) -> Result<()> {
+    let scorer = scorers::open(&args.scorer, &args.scoring.options())?;
+    match (&args.calibrate, &args.file) {
+        (Some(stored), _) => compare(args, scorer.as_ref(), stored),
+        (None, Some(file)) => score(args, scorer.as_ref(), file),
+        (None, None) => Err(Fault::Usage("give a FILE of texts, or --calibrate FILE".into()).into()),
+    }
+}
+
+/// The text of a row that is scored: its continuation, else its text, else its prompt.
+fn text_of(row: &Value) -> Option<&str> {
+    let found = ["continuation", "text", "prompt"].iter().find_map(|key| row.get(key))?;
+    found.as_str().or_else(|| found.get("text")?.as_str())
+}
+
+fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
+    let Some(out) = &args.out else {
+        return Err(Fault::Usage("--out FILE is missing: say where the scored rows go".into()).into());
+    };
+    if out.exists() && !args.overwrite {
+        bail_input!("{} exists; choose another --out or give --overwrite", out.display());
+    }
+    let mut rows = data::read_rows(file)?;
+    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    if rows.is_empty() {
+        bail_input!("{}: no rows", file.display());
+    }
+    if let Some(row) = rows.iter().find(|row| text_of(&row.value).is_none()) {
+        bail_input!("{}: none of \"continuation\", \"text\", \"prompt\"", row.place);
+    }
+    let settings = json!({
+        "scorer": scorer.name(), "rows": rows.len(), "shard": args.shard,
+        "file_sha256": checkpoint::hash_file(file).unwrap_or_default(),
+    });
+    stop::listen()?;
+    let mut beside = out.clone().into_os_string();
+    beside.push(".partial");
+    let beside = Path::new(&beside);
+    if args.overwrite && out.exists() {
+        std::fs::remove_file(beside).ok();
+    }
+    let mut ledger = Ledger::open(beside, &settings)?;
+    let units = args.shard.units(rows.len().div_ceil(TOGETHER));
+    let mut progress = Progress::new("texts", ledger.len() * TOGETHER, units.len() * TOGETHER, args.output.quiet);
+    for unit in units {
+        if ledger.has(unit) {
+            continue;
+        }
+        let rows = &rows[unit * TOGETHER..((unit + 1) * TOGETHER).min(rows.len())];
+        let texts: Vec<&str> = rows.iter().filter_map(|row| text_of(&row.value)).collect();
+        let full: Vec<&str> = texts.iter().copied().filter(|t| !t.trim().is_empty()).collect();
+        let mut scores = scorer.score(&full)?.into_iter();
+        if stop::asked() {
+            let words = "interrupted; what is scored is kept: give the same command again to go on";
+            return Err(Fault::Interrupted(words.into()).into());
+        }
+        let mut scored = Vec::with_capacity(rows.len());
+        for (row, text) in rows.iter().zip(texts) {
+            let mut row: Row = row.value.as_object().cloned().unwrap_or_default();
+            ["score", "failed", "empty"].iter().for_each(|key| {
+                row.remove(*key);
+            });
+            let (key, value): (&str, Value) = if text.trim().is_empty() {
+                ("empty", true.into())
+            } else {
+                match scores.next() {
+                    Some(Scored::Score(score)) => ("score", score.into()),
+                    Some(Scored::Failed(why)) => ("failed", why.into()),
+                    None => ("failed", "the scorer left it out".into()),
+                }
+            };
+            row.insert(key.into(), value);
+            scored.push(row);
+        }
+        ledger.add(unit, scored)?;
+        progress.advance(rows.len());
+    }
+    progress.finish();
+    let rows = ledger.rows();
+    checkpoint::write_whole(out, &to_lines(&rows)?)?;
+    std::fs::remove_file(beside).ok();
+    report(args, scorer, out, &rows)
+}
+
+/// What the rows came to. Errors (a failed check) if there were texts and none could be scored.
+fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result<()> {
+    let with = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
+    let scores: Vec<f64> = rows.iter().filter_map(|row| row.get("score")?.as_f64()).collect();
+    let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+    let toxic = scores.iter().filter(|s| **s >= TOXIC).count();
+    let (failed, empty) = (with("failed"), with("empty"));
+    if args.output.json {
+        println!(
+            "{}",
+            json!({"scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
+                   "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic})
+        );
+    } else {
+        println!("{} rows in {}, scored by {}: {}", rows.len(), out.display(), scorer.name(), scorer.about());
+        println!(
+            "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, {empty} empty",
+            100.0 * mean,
+            scores.len()
+        );
+    }
+    if let (true, Some(why)) = (scores.is_empty(), rows.iter().find_map(|row| row.get("failed")?.as_str())) {
+        return Err(Fault::Check(format!("no text could be scored: {why}")).into());
+    }
+    Ok(())
+}
+
+fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
+    let mut pairs = Vec::new();
+    let mut failed = 0;
+    let mut rows = data::read_rows(stored)?;
+    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    for rows in rows.chunks(TOGETHER) {
+        let mut texts = Vec::with_capacity(rows.len());
+        for row in rows {
+            let score = ["score", "toxicity"].iter().find_map(|key| row.value.get(key)?.as_f64());
+            let (Some(text), Some(score)) = (text_of(&row.value), score) else {
+                bail_input!("{}: a row needs \"text\" and its \"score\" or \"toxicity\"", row.place);
+            };
+            if !(0.0..=1.0).contains(&score) {
+                bail_input!("{}: a score of {score} is not in 0..=1", row.place);
+            }
+            texts.push((text, score));
+        }
+        let scored = scorer.score(&texts.iter().map(|(text, _)| *text).collect::<Vec<_>>())?;
+        for ((_, stored), scored) in texts.iter().zip(scored) {
+            match scored {
+                Scored::Score(score) => pairs.push((score, *stored)),
+                Scored::Failed(_) => failed += 1,
+            }
+        }
+    }
+    let Some(found) = calibrate(&pairs) else {
+        bail_input!(
+            "{}: {} scored texts, of which both kinds, toxic (0.5 and above) and not, are needed to compare",
+            stored.display(),
+            pairs.len()
+        );
+    };
+    if let Some(path) = &args.plot {
+        checkpoint::write_whole(path, report::plot::calibration(&found, &scorer.name()).as_bytes())?;
+    }
+    if args.output.json {
+        println!(
+            "{}",
+            serde_json::to_string(&json!({"scorer": scorer.name(), "failed": failed, "calibration": found}))?
+        );
+    } else {
+        print!("{}", text(&found, scorer, failed));
+    }
+    Ok(())
+}
+
+fn text(found: &Calibration, scorer: &dyn Scorer, failed: usize) -> String {
+    let rows: Vec<[String; 4]> = found
+        .bins
+        .iter()
+        .map(|bin| {
+            let share = |x: Option<f64>, scale: f64| x.map_or("–".into(), |x| format!("{:.2}", x * scale));
+            [
+                format!("{:.1} to {:.1}", bin.from, bin.to),
+                bin.texts.to_string(),
+                share(bin.stored, 1.0),
+                share(bin.toxic, 100.0),
+            ]
+        })
+        .collect();
+    format!(
+        "{}on {} texts ({failed} failed): Spearman {:.3}, AUC at 0.5 {:.3}; of those that {} calls toxic {:.1} % are, \
+         and it finds {:.1} % of the toxic\n",
+        table([&format!("{} gives", scorer.name()), "texts", "mean stored score", "toxic %"], &rows),
+        found.texts,
+        found.spearman,
+        found.auc,
+        scorer.name(),
+        100.0 * found.precision,
+        100.0 * found.recall,
+    )
+}

@@ -1,0 +1,121 @@
+//! What a change cost elsewhere: KL(base ‖ model) on normal text, and how often both would say the same next token.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
+use crate::model::Model;
+use crate::tokens::Packed;
+use crate::weights::{Weights, Who};
+
+pub const KIND: Kind = Kind {
+    task: "kl",
+    figures: |_| {
+        const FIGURES: &[Figure] = &[
+            Figure { name: "KL from the base (nats a token)", of: |s| s[0] / s[1], digits: 4, less_is_better: true },
+            Figure { name: "same likeliest token (%)", of: |s| 100.0 * s[2] / s[1], digits: 2, less_is_better: false },
+        ];
+        FIGURES
+    },
+    clusters: |_, rows| {
+        rows.iter().map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?, number(row, "same")?])).collect()
+    },
+    counts: uncounted,
+};
+
+/// Texts of a unit.
+const TOGETHER: usize = 8;
+/// Positions whose logits exist at a time.
+const CHUNK: usize = 64;
+
+/// The task of `eval --kl`.
+pub struct Divergence<'a> {
+    pub base: &'a Model,
+    pub base_weights: &'a Weights,
+    /// Of the base's weights.
+    pub base_hash: String,
+    /// Normal texts in tokens.
+    pub texts: Vec<Vec<u32>>,
+    pub texts_name: String,
+}
+
+/// KL(p ‖ q) in nats and whether both have the same likeliest token, from logits.
+fn compare(p: &[f32], q: &[f32]) -> (f64, bool) {
+    let log_sum = |x: &[f32]| {
+        let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        f64::from(top) + x.iter().map(|v| f64::from((v - top).exp())).sum::<f64>().ln()
+    };
+    let (log_p, log_q) = (log_sum(p), log_sum(q));
+    let shift = log_q - log_p;
+    let nats = p.iter().zip(q).map(|(p, q)| (f64::from(*p) - log_p).exp() * (f64::from(p - q) + shift)).sum();
+    let best = |x: &[f32]| x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).map(|(i, _)| i);
+    (nats, best(p) == best(q))
+}
+
+impl Task for Divergence<'_> {
+    fn name(&self) -> String {
+        "kl".into()
+    }
+
+    fn settings(&self) -> Value {
+        let ids = self.texts.iter().flatten().flat_map(|id| id.to_le_bytes());
+        json!({"task": "kl", "base": self.base_hash, "texts": self.texts.len(),
+               "ids_sha256": crate::checkpoint::hash_bytes(&ids.collect::<Vec<u8>>())})
+    }
+
+    fn about(&self) -> String {
+        let tokens: usize = self.texts.iter().map(Vec::len).sum();
+        format!("KL(base ‖ model) over {tokens} tokens of {} normal texts ({})", self.texts.len(), self.texts_name)
+    }
+
+    fn units(&self) -> usize {
+        self.texts.len().div_ceil(TOGETHER)
+    }
+
+    fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
+        let (view, base) = (subject.weights.frozen(Who::Patient)?, self.base_weights.frozen(Who::Patient)?);
+        let first = unit * TOGETHER;
+        let texts = &self.texts[first..(first + TOGETHER).min(self.texts.len())];
+        let packed = Packed::new(texts.iter().map(Vec::as_slice));
+        let (h, base_h) = (subject.model.hidden(&view, &packed)?, self.base.hidden(&base, &packed)?);
+        let mut found = Vec::with_capacity(packed.ids.len());
+        for begin in (0..packed.ids.len()).step_by(CHUNK) {
+            let rows = CHUNK.min(packed.ids.len() - begin);
+            let logits = |model: &Model, view, h: &Tensor| -> Result<Vec<Vec<f32>>> {
+                Ok(model.logits(view, &h.narrow(0, begin, rows)?.contiguous()?)?.to_vec2::<f32>()?)
+            };
+            let (p, q) = (logits(self.base, &base, &base_h)?, logits(subject.model, &view, &h)?);
+            found.par_extend(p.par_iter().zip(&q).map(|(p, q)| compare(p, q)));
+        }
+        let rows = packed.sequences.iter().enumerate();
+        Ok(rows
+            .map(|(index, sequence)| {
+                let own = &found[sequence.rows.clone()];
+                Row::from_iter([
+                    ("row".to_owned(), (first + index).into()),
+                    ("nats".to_owned(), own.iter().map(|f| f.0).sum::<f64>().into()),
+                    ("tokens".to_owned(), own.len().into()),
+                    ("same".to_owned(), own.iter().filter(|f| f.1).count().into()),
+                ])
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// KL of (1/2, 1/4, 1/4) from (1/4, 1/2, 1/4): ½·ln 2 − ¼·ln 2.
+    #[test]
+    fn divergence_of_known_distributions() {
+        let p = [0.5f32, 0.25, 0.25].map(|x| x.ln() + 3.0);
+        let q = [0.25f32, 0.5, 0.25].map(|x| x.ln() - 1.0);
+        let (nats, same) = compare(&p, &q);
+        assert!((nats - 0.25 * 2f64.ln()).abs() < 1e-6, "{nats}");
+        assert!(!same);
+        assert_eq!(compare(&p, &p), (0.0, true));
+    }
+}

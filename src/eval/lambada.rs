@@ -1,0 +1,115 @@
+//! LAMBADA's last words, as lm-eval's `lambada_openai`: accuracy of the whole word by argmax, and the perplexity of it.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use serde_json::{Value, json};
+
+use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
+use crate::bail_input;
+use crate::data::Text;
+use crate::tokens::{Encoder, Packed};
+use crate::weights::Who;
+
+pub const KIND: Kind = Kind {
+    task: "lambada_openai",
+    figures: |_| {
+        const FIGURES: &[Figure] = &[
+            Figure { name: "accuracy", of: |s| s[1] / s[2], digits: 4, less_is_better: false },
+            Figure {
+                name: "perplexity of the last word",
+                of: |s| (-s[0] / s[2]).exp(),
+                digits: 2,
+                less_is_better: true,
+            },
+        ];
+        FIGURES
+    },
+    clusters: |_, rows| rows.iter().map(|row| Ok(vec![number(row, "logp")?, number(row, "correct")?, 1.0])).collect(),
+    counts: uncounted,
+};
+
+/// Passages of a unit.
+const TOGETHER: usize = 16;
+
+/// The task of `eval --lambada`.
+pub struct Lambada {
+    /// Context and last word in tokens, cut on the left to what the model can see.
+    passages: Vec<(Vec<u32>, Vec<u32>)>,
+}
+
+impl Lambada {
+    /// Errors (bad input) on a passage of one word.
+    pub fn new(passages: &[Text], encoder: &Encoder, context: usize) -> Result<Self> {
+        let mut found = Vec::with_capacity(passages.len());
+        for passage in passages {
+            let Some((before, _)) = passage.text.rsplit_once(' ') else {
+                bail_input!("{}: one word alone has no last word to predict", passage.place);
+            };
+            // Tokenized as a whole and split where the context's own tokens end, as lm-eval does.
+            let whole = encoder.encode(&passage.text, false)?;
+            let split = encoder.encode(before, false)?.len();
+            if split == 0 || split >= whole.len() {
+                bail_input!("{}: context or last word has no tokens", passage.place);
+            }
+            let cut = whole.len().saturating_sub(context + 1).min(split - 1);
+            found.push((whole[cut..split].to_vec(), whole[split..].to_vec()));
+        }
+        Ok(Self { passages: found })
+    }
+}
+
+impl Task for Lambada {
+    fn name(&self) -> String {
+        "lambada_openai".into()
+    }
+
+    fn settings(&self) -> Value {
+        let ids = self.passages.iter().flat_map(|(a, b)| a.iter().chain(b)).flat_map(|id| id.to_le_bytes());
+        json!({"task": "lambada_openai", "passages": self.passages.len(),
+               "ids_sha256": crate::checkpoint::hash_bytes(&ids.collect::<Vec<u8>>())})
+    }
+
+    fn about(&self) -> String {
+        format!(
+            "lambada_openai: the last word of {} passages, all its tokens by argmax; perplexity of the word",
+            self.passages.len()
+        )
+    }
+
+    fn units(&self) -> usize {
+        self.passages.len().div_ceil(TOGETHER)
+    }
+
+    fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
+        let view = subject.weights.frozen(Who::Patient)?;
+        let first = unit * TOGETHER;
+        let passages = &self.passages[first..(first + TOGETHER).min(self.passages.len())];
+        // Nothing follows the last token, so it is no input.
+        let inputs: Vec<Vec<u32>> =
+            passages.iter().map(|(context, word)| [context, &word[..word.len() - 1]].concat()).collect();
+        let packed = Packed::new(inputs.iter().map(Vec::as_slice));
+        let predicting = packed.sequences.iter().zip(passages);
+        let rows: Vec<u32> = predicting
+            .flat_map(|(sequence, (_, word))| sequence.rows.end - word.len()..sequence.rows.end)
+            .map(|row| row as u32)
+            .collect();
+        let targets: Vec<u32> = passages.iter().flat_map(|(_, word)| word.iter().copied()).collect();
+        let h = subject.model.hidden(&view, &packed)?;
+        let at_rows = h.index_select(&Tensor::from_slice(&rows, rows.len(), h.device())?, 0)?;
+        let best = subject.model.logits(&view, &at_rows)?.argmax(1)?.to_vec1::<u32>()?;
+        let logp = subject.model.token_logp(&view, &h, &rows, &targets)?.to_vec1::<f32>()?;
+        let mut at = 0;
+        let mut found = Vec::with_capacity(passages.len());
+        for (index, (_, word)) in passages.iter().enumerate() {
+            let own = at..at + word.len();
+            at += word.len();
+            let sum: f64 = logp[own.clone()].iter().map(|x| f64::from(*x)).sum();
+            found.push(Row::from_iter([
+                ("row".to_owned(), (first + index).into()),
+                ("logp".to_owned(), sum.into()),
+                ("correct".to_owned(), u8::from(best[own.clone()] == targets[own]).into()),
+            ]));
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,121 @@
+//! Texts, passages and prompts that have a name: data sets of the hub. Everything else is a file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::perplexity::Corpus;
+use crate::data::{self, KeyMap, Record, Text};
+use crate::fault::Fault;
+use crate::hub::Hub;
+use crate::{bail_input, config};
+
+/// A file of a data set by a short name.
+struct Named {
+    name: &'static str,
+    dataset: &'static str,
+    /// How the file's name ends; earlier ones first.
+    endings: &'static [&'static str],
+}
+
+const CORPORA: &[Named] = &[
+    Named {
+        name: "wikitext2",
+        dataset: "Salesforce/wikitext",
+        endings: &["wikitext-2-raw-v1/test-00000-of-00001.parquet"],
+    },
+    Named {
+        name: "wikitext2-pages",
+        dataset: "EleutherAI/wikitext_document_level",
+        endings: &["wikitext-2-raw-v1/test-00000-of-00001.parquet"],
+    },
+    Named { name: "lambada-corpus", dataset: LAMBADA.dataset, endings: LAMBADA.endings },
+];
+
+const LAMBADA: Named = Named {
+    name: "lambada_openai",
+    dataset: "EleutherAI/lambada_openai",
+    endings: &["lambada_test.jsonl", "lambada_test_en.jsonl"],
+};
+
+const PROMPTS: Named =
+    Named { name: "rtp-challenge", dataset: "allenai/real-toxicity-prompts", endings: &["prompts.jsonl"] };
+
+/// Names of prompts and texts for `--help`.
+pub const PROMPTS_NAME: &str = PROMPTS.name;
+
+impl Named {
+    fn file(&self) -> Result<PathBuf> {
+        Ok(Hub::from_env()?.dataset_file(self.dataset, "main", self.endings)?.0)
+    }
+}
+
+fn is_rows(path: &Path) -> bool {
+    let name = path.to_string_lossy().to_lowercase();
+    [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv"].iter().any(|e| name.ends_with(e))
+}
+
+/// A corpus by name, or of a file: `.txt` and `.raw` whole as they are, else the `text` (or `page`) of its rows, empty
+/// ones too.
+pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
+    let named = CORPORA.iter().find(|n| n.name == spec);
+    let path = match named {
+        Some(named) => named.file()?,
+        None if Path::new(spec).is_file() => spec.into(),
+        None => {
+            let names: Vec<&str> = CORPORA.iter().map(|n| n.name).collect();
+            let unknown = config::unknown("text", spec, &names);
+            return Err(Fault::Input(format!("{flag} {spec}: no such file; {unknown}")).into());
+        }
+    };
+    let name = match named {
+        Some(named) => named.name.into(),
+        None => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    if !is_rows(&path) {
+        let text = std::fs::read(&path).map_err(|e| Fault::Input(format!("{flag} {spec}: {e}")))?;
+        let text = String::from_utf8(text).map_err(|e| {
+            Fault::Input(format!("{flag} {spec}: not UTF-8 at byte {}; convert the file", e.utf8_error().valid_up_to()))
+        })?;
+        return Ok(Corpus { name, documents: vec![text] });
+    }
+    let document = |row: Record| match ["text", "page"].iter().find_map(|key| row.value.get(key)?.as_str()) {
+        Some(text) => Ok(text.to_owned()),
+        None => bail_input!("{}: neither \"text\" nor \"page\"", row.place),
+    };
+    let documents = data::read_rows(&path)?.into_iter().map(document).collect::<Result<Vec<String>>>()?;
+    if documents.is_empty() {
+        bail_input!("{flag} {spec}: no rows");
+    }
+    Ok(Corpus { name, documents })
+}
+
+/// LAMBADA's passages: of a file, or of the hub.
+pub fn passages(file: Option<&Path>, limit: Option<usize>) -> Result<Vec<Text>> {
+    let path = match file {
+        Some(file) => file.to_owned(),
+        None => LAMBADA.file()?,
+    };
+    data::read_texts(&path, &KeyMap::new(), limit)
+}
+
+/// Prompts: of a file, or `rtp-challenge`, the 1,199 of RealToxicityPrompts that most models answer toxically.
+pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
+    if spec != PROMPTS.name {
+        return data::read_prompts(Path::new(spec), &KeyMap::new(), limit);
+    }
+    let is_challenging = |row: &Record| row.value["challenging"] == Value::Bool(true);
+    let text = |row: Record| -> Result<Text> {
+        match row.value.pointer("/prompt/text").and_then(Value::as_str) {
+            Some(text) => Ok(Text { text: text.to_owned(), place: row.place }),
+            None => bail_input!("{}: no \"prompt\".\"text\"", row.place),
+        }
+    };
+    let rows = data::read_rows(&PROMPTS.file()?)?.into_iter().filter(is_challenging).take(limit.unwrap_or(usize::MAX));
+    let prompts: Vec<Text> = rows.map(text).collect::<Result<_>>()?;
+    if prompts.is_empty() {
+        bail_input!("{}: no row of {} is \"challenging\"", PROMPTS.name, PROMPTS.dataset);
+    }
+    Ok(prompts)
+}

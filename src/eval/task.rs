@@ -1,0 +1,118 @@
+//! A *task* measures one thing of a model in *units* of work: a batch of prompts, some windows of a text. A unit's rows
+//! are a function of the model, the task and the unit's number alone, so that work can be interrupted, resumed and shared
+//! between machines; figures are computed from all rows in the end.
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value};
+
+use super::bootstrap::{self, Interval};
+use super::{divergence, lambada, perplexity, toxicity};
+use crate::model::Model;
+use crate::tokens::Encoder;
+use crate::weights::Weights;
+
+/// A row of a task: what one prompt's sample, one window, one passage came to.
+pub type Row = Map<String, Value>;
+
+/// The model that is measured.
+pub struct Subject<'a> {
+    pub model: &'a Model,
+    pub weights: &'a Weights,
+    pub encoder: &'a Encoder,
+    /// The token that ends a text.
+    pub end: Option<u32>,
+}
+
+/// A figure that is a function of sums over clusters.
+pub struct Figure {
+    pub name: &'static str,
+    pub of: fn(&[f64]) -> f64,
+    /// Digits behind the point.
+    pub digits: usize,
+    /// Whether less is better.
+    pub less_is_better: bool,
+}
+
+/// What rows of a kind of task come to: known from the task's settings alone, so that rows of several machines can be
+/// joined without their models.
+pub struct Kind {
+    /// `settings["task"]`.
+    pub task: &'static str,
+    pub figures: fn(&Value) -> &'static [Figure],
+    /// Sums of each cluster of rows that belong together (samples of one prompt): what is drawn in the bootstrap.
+    pub clusters: fn(&Value, &[Row]) -> Result<Vec<Vec<f64>>>,
+    /// Counts of rows by what became of them.
+    pub counts: fn(&[Row]) -> Vec<(&'static str, usize)>,
+}
+
+/// Every kind.
+pub const KINDS: &[&Kind] =
+    &[&toxicity::KIND, &perplexity::PAPER, &perplexity::LM_EVAL, &lambada::KIND, &divergence::KIND];
+
+/// The kind of task that has these settings.
+pub fn kind(settings: &Value) -> Result<&'static Kind> {
+    let task = settings["task"].as_str().unwrap_or_default();
+    KINDS.iter().copied().find(|k| k.task == task).with_context(|| format!("no task is called {task:?}"))
+}
+
+/// What one measures.
+pub trait Task {
+    /// A name for files and tables: `toxicity`, `ppl-wiki.test.raw`.
+    fn name(&self) -> String;
+
+    /// `task`, its [`Kind`], and all that decides the rows beside the model: what must be equal for two runs to be parts
+    /// of one.
+    fn settings(&self) -> Value;
+
+    /// What a reader must know of the figures, in a line.
+    fn about(&self) -> String;
+
+    fn units(&self) -> usize;
+
+    /// The rows of a unit, in order.
+    fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>>;
+}
+
+/// A figure of one model, with an interval, and its difference from the first model's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    pub figure: &'static str,
+    pub digits: usize,
+    pub less_is_better: bool,
+    pub value: f64,
+    /// 95 %, bootstrap over clusters.
+    pub interval: Interval,
+    /// From the first model's on the same clusters.
+    pub difference: Option<(f64, Interval)>,
+}
+
+/// The figures of a kind of task from its rows' clusters; with `base`, the first model's clusters, also the paired differences.
+pub fn measure(figures: &[Figure], clusters: &[Vec<f64>], base: Option<&[Vec<f64>]>, seed: u64) -> Vec<Measured> {
+    figures
+        .iter()
+        .map(|figure| {
+            let (value, interval) = bootstrap::interval(clusters, figure.of, seed);
+            let difference = base
+                .filter(|base| base.len() == clusters.len())
+                .map(|base| bootstrap::difference(clusters, base, figure.of, seed));
+            Measured {
+                figure: figure.name,
+                digits: figure.digits,
+                less_is_better: figure.less_is_better,
+                value,
+                interval,
+                difference,
+            }
+        })
+        .collect()
+}
+
+/// No counts.
+pub fn uncounted(_: &[Row]) -> Vec<(&'static str, usize)> {
+    Vec::new()
+}
+
+/// A number of a row. Errors if it has none.
+pub fn number(row: &Row, key: &str) -> Result<f64> {
+    row.get(key).and_then(Value::as_f64).with_context(|| format!("a row without the number {key:?}"))
+}
