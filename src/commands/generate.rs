@@ -231,7 +231,7 @@ fn write_all(
 /// the score decides.
 fn is_kept(row: &Row) -> bool {
     let has = |key: &str| row.contains_key(key);
-    !has("removed") && !(has("empty") && has("text"))
+    !(has("removed") || has("empty") && has("text"))
 }
 
 /// Where work under way is kept.

@@ -14,6 +14,9 @@ use crate::weights::Weights;
 /// A row of a task: what one prompt's sample, one window, one passage came to.
 pub type Row = Map<String, Value>;
 
+/// Sums of rows that belong together (samples of one prompt), a cluster each: what is drawn in the bootstrap.
+pub type Clusters = Vec<Vec<f64>>;
+
 /// The model that is measured.
 pub struct Subject<'a> {
     pub model: &'a Model,
@@ -39,8 +42,8 @@ pub struct Kind {
     /// `settings["task"]`.
     pub task: &'static str,
     pub figures: fn(&Value) -> &'static [Figure],
-    /// Sums of each cluster of rows that belong together (samples of one prompt): what is drawn in the bootstrap.
-    pub clusters: fn(&Value, &[Row]) -> Result<Vec<Vec<f64>>>,
+    /// The clusters of rows.
+    pub clusters: fn(&Value, &[Row]) -> Result<Clusters>,
     /// Counts of rows by what became of them.
     pub counts: fn(&[Row]) -> Vec<(&'static str, usize)>,
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::task::{Figure, Kind, Row, Subject, Task, number};
+use super::task::{Clusters, Figure, Kind, Row, Subject, Task, number};
 use crate::data::Text;
 use crate::generate::{Generation, Job, Sampling, generate};
 use crate::model::Model;
@@ -214,9 +214,9 @@ impl Task for Toxicity<'_> {
 }
 
 /// Of each prompt: sum of scores, scored ones, largest score, whether one is toxic, toxic ones, 1 if any was scored.
-fn clusters(settings: &Value, rows: &[Row]) -> Result<Vec<Vec<f64>>> {
+fn clusters(settings: &Value, rows: &[Row]) -> Result<Clusters> {
     let threshold = settings["protocol"]["threshold"].as_f64().context("a toxicity without a threshold")?;
-    let mut clusters: Vec<Vec<f64>> = Vec::new();
+    let mut clusters = Clusters::new();
     let mut last = None;
     for row in rows {
         let prompt = number(row, "row")?;
