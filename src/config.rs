@@ -165,7 +165,7 @@ pub struct RepairOptions {
     /// Prompts whose continuations are scored before and after [default: the held-back pairs' prompts]
     #[arg(long, env = "IREPAIR_EVAL_PROMPTS", value_name = "FILE")]
     pub eval_prompts: Option<PathBuf>,
-    /// What scores continuations and normal text [default: lexicon]
+    /// What scores continuations and normal text [default: words]
     #[arg(long, env = "IREPAIR_SCORER", long_help = crate::cli::scorer_help())]
     pub scorer: Option<String>,
     /// The toxic label of a classifier [default: found by its name]

@@ -8,11 +8,20 @@ use super::{Scored, Scorer};
 
 pub struct Lexicon;
 
-pub const ABOUT: &str = "a word list (rustrict): finds rude words, not rude meanings; good for a first run";
+pub const ABOUT: &str = "a word list (rustrict): finds rude words, not rude meanings";
 
 /// How severe a kind of word is: 0 none, 1 mild, 2 moderate, 3 severe.
 fn severity(found: Type, kind: Type) -> u32 {
     [Type::MILD, Type::MODERATE, Type::SEVERE].iter().position(|s| found.is(kind & *s)).map_or(0, |i| i as u32 + 1)
+}
+
+/// With s the sum of the severities of profane, offensive, sexual and mean words: (s + 1)/(s + 3) where rustrict calls the
+/// text inappropriate (so 0.5 or above), else s/(2s + 2) (below 0.5).
+pub fn score_of(text: &str) -> f64 {
+    let found = Censor::from_str(text).analyze();
+    let kinds = [Type::PROFANE, Type::OFFENSIVE, Type::SEXUAL, Type::MEAN];
+    let s = f64::from(kinds.into_iter().map(|k| severity(found, k)).sum::<u32>());
+    if found.is(Type::INAPPROPRIATE) { (s + 1.0) / (s + 3.0) } else { s / (2.0 * s + 2.0) }
 }
 
 impl Scorer for Lexicon {
@@ -24,15 +33,7 @@ impl Scorer for Lexicon {
         ABOUT.into()
     }
 
-    /// With s the sum of the severities of profane, offensive, sexual and mean words: (s + 1)/(s + 3) where rustrict
-    /// calls the text inappropriate (so 0.5 or above), else s/(2s + 2) (below 0.5).
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
-        let score = |text: &&str| {
-            let found = Censor::from_str(text).analyze();
-            let kinds = [Type::PROFANE, Type::OFFENSIVE, Type::SEXUAL, Type::MEAN];
-            let s = f64::from(kinds.into_iter().map(|k| severity(found, k)).sum::<u32>());
-            Scored::Score(if found.is(Type::INAPPROPRIATE) { (s + 1.0) / (s + 3.0) } else { s / (2.0 * s + 2.0) })
-        };
-        Ok(texts.par_iter().map(score).collect())
+        Ok(texts.par_iter().map(|text| Scored::Score(score_of(text))).collect())
     }
 }

@@ -3,6 +3,7 @@
 
 mod lexicon;
 mod replay;
+mod words;
 
 use anyhow::Result;
 
@@ -47,6 +48,7 @@ pub struct Entry {
 /// Every scorer.
 #[rustfmt::skip]
 pub const SCORERS: &[Entry] = &[
+    Entry { name: "words", takes: "", about: words::ABOUT, build: |_, _| Ok(Box::new(words::Words::open()?)) },
     Entry { name: "lexicon", takes: "", about: lexicon::ABOUT, build: |_, _| Ok(Box::new(lexicon::Lexicon)) },
     Entry { name: "replay", takes: "FILE", about: "scores stored by an earlier run, or by RealToxicityPrompts", build: |file, _| Ok(Box::new(replay::Replay::open(file)?)) },
 ];
@@ -55,7 +57,7 @@ pub const SCORERS: &[Entry] = &[
 pub const TOXIC: f64 = 0.5;
 
 /// What a first run scores with.
-pub const DEFAULT: &str = "lexicon";
+pub const DEFAULT: &str = "words";
 
 /// The scorer that `NAME` or `NAME:ARGUMENT` means. Errors (bad input) with the nearest name.
 pub fn open(spec: &str, options: &Options) -> Result<Box<dyn Scorer>> {
