@@ -65,7 +65,7 @@ impl Checkpoint {
             .map_err(|e| Fault::Input(format!("{}: {e}; a model folder has a config.json", config_path.display())))?;
         let config = serde_json::from_str(&text)
             .map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", config_path.display())))?;
-        let files = weight_files(dir)?;
+        let files = weight_files(dir, &config)?;
         let mut entries = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for (tensor, entry) in read_header(&dir.join(file), index)? {
@@ -107,28 +107,49 @@ impl Checkpoint {
     /// than f32, f16, bf16, or a value that is not finite.
     pub fn load(&self, model: &Model, device: &Device) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
-        let mut maps: Vec<Option<Mapped>> = self.files.iter().map(|_| None).collect();
+        let mut maps = self.maps();
         for spec in model.specs() {
             let (name, entry) = self.entry(&spec)?;
-            let path = self.dir.join(&self.files[entry.file]);
-            let map = match &mut maps[entry.file] {
-                Some(map) => map,
-                place => place.insert(Mapped::open(&path)?),
-            };
-            let values =
-                map.values(entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
-            let finite = values.par_chunks(1 << 16).all(|part| part.iter().fold(true, |all, v| all & v.is_finite()));
-            if let Some(at) = (!finite).then(|| values.iter().position(|v| !v.is_finite())).flatten() {
-                bail_input!(
-                    "{}: tensor {name} has {} at value {at}; this checkpoint is broken",
-                    path.display(),
-                    values[at]
-                );
-            }
-            let tensor = Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?;
+            let tensor = self.tensor(&mut maps, name, entry)?;
             tensors.insert(spec.name.clone(), if device.is_cpu() { tensor } else { tensor.to_device(device)? });
         }
         Weights::new(model.specs(), tensors)
+    }
+
+    /// All tensors of floats in f32 on the CPU, by name on disk; those of integers (`position_ids`) are left out. Errors
+    /// as [`Self::load`] does.
+    pub fn floats(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut maps = self.maps();
+        let of_integers = |entry: &Entry| {
+            use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+            [BOOL, I8, I16, I32, I64, U8, U16, U32, U64].contains(&entry.dtype)
+        };
+        let floats = self.entries.iter().filter(|(_, entry)| !of_integers(entry));
+        floats.map(|(name, entry)| Ok((name.clone(), self.tensor(&mut maps, name, entry)?))).collect()
+    }
+
+    /// A place for the map of each weight file, none opened yet.
+    fn maps(&self) -> Vec<Option<Mapped>> {
+        self.files.iter().map(|_| None).collect()
+    }
+
+    /// A tensor in f32 on the CPU; its file is mapped if it isn't yet.
+    fn tensor(&self, maps: &mut [Option<Mapped>], name: &str, entry: &Entry) -> Result<Tensor> {
+        let path = self.dir.join(&self.files[entry.file]);
+        let map = match &mut maps[entry.file] {
+            Some(map) => map,
+            place => place.insert(Mapped::open(&path)?),
+        };
+        let values = map.values(entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
+        let finite = values.par_chunks(1 << 16).all(|part| part.iter().fold(true, |all, v| all & v.is_finite()));
+        if let Some(at) = (!finite).then(|| values.iter().position(|v| !v.is_finite())).flatten() {
+            bail_input!(
+                "{}: tensor {name} has {} at value {at}; this checkpoint is broken",
+                path.display(),
+                values[at]
+            );
+        }
+        Ok(Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?)
     }
 
     /// SHA-256 of each weight file, by name.
@@ -197,8 +218,14 @@ pub fn hash_file(path: &Path) -> Result<String> {
     }
 }
 
+/// The line of Python that writes a model's pickled weights as safetensors.
+fn conversion(config: &Value) -> String {
+    let class = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or("AutoModelForCausalLM");
+    format!("{class}.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)")
+}
+
 /// File names of the weights of a folder.
-fn weight_files(dir: &Path) -> Result<Vec<String>> {
+fn weight_files(dir: &Path, config: &Value) -> Result<Vec<String>> {
     let index = dir.join(INDEX);
     if dir.join(SINGLE).is_file() {
         return Ok(vec![SINGLE.into()]);
@@ -209,9 +236,9 @@ fn weight_files(dir: &Path) -> Result<Vec<String>> {
             .find(|f| dir.join(f).exists());
         match other {
             Some(other) => bail_input!(
-                "{}: no {SINGLE}, only {other}, which is not loaded; convert it with transformers: \
-                 AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)",
-                dir.display()
+                "{}: no {SINGLE}, only {other}, which is not loaded; convert it with transformers: {}",
+                dir.display(),
+                conversion(config)
             ),
             None => bail_input!("{}: no {SINGLE} and no {INDEX}; a model folder has weights", dir.display()),
         }

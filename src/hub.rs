@@ -38,12 +38,25 @@ pub fn open_model(model: &str, revision: Option<&str>) -> Result<Source> {
         let dir = demo::unpack()?;
         return Ok(Source { checkpoint: Checkpoint::open(dir.path(), "demo", None)?, _unpacked: Some(dir) });
     }
+    let (dir, name, commit) = find(model, revision, &["tokenizer.json"])?;
+    Ok(Source { checkpoint: Checkpoint::open(&dir, &name, commit)?, _unpacked: None })
+}
+
+/// Opens the classification model that the user means; its tokenizer may be there as `vocab.txt` or `vocab.json`.
+pub fn open_classifier(model: &str) -> Result<Checkpoint> {
+    let (dir, name, commit) = find(model, None, &["tokenizer.json", "vocab.txt", "vocab.json"])?;
+    Checkpoint::open(&dir, &name, commit)
+}
+
+/// Folder, name, and for a hub id the commit of the model that the user means. `tokenizers`: the files of which one must
+/// be in the cache while offline.
+fn find(model: &str, revision: Option<&str>, tokenizers: &[&str]) -> Result<(PathBuf, String, Option<String>)> {
     let path = Path::new(model);
     if path.is_dir() {
         if let Some(revision) = revision {
             return Err(Fault::Usage(format!("--revision {revision} with the local folder {model}")).into());
         }
-        return Ok(Source { checkpoint: Checkpoint::open(path, model, None)?, _unpacked: None });
+        return Ok((path.into(), model.into(), None));
     }
     let (id, in_name) = match model.split_once('@') {
         Some((id, revision)) => (id, Some(revision)),
@@ -54,9 +67,9 @@ pub fn open_model(model: &str, revision: Option<&str>) -> Result<Source> {
         bail_input!("{model}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})", short_names());
     }
     let hub = Hub::from_env()?;
-    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"))?;
+    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"), tokenizers)?;
     let commit = dir.file_name().map(|n| n.to_string_lossy().into_owned());
-    Ok(Source { checkpoint: Checkpoint::open(&dir, id, commit)?, _unpacked: None })
+    Ok((dir, id.into(), commit))
 }
 
 fn short_names() -> String {
@@ -162,8 +175,9 @@ impl Hub {
         snapshot.is_dir().then_some(snapshot)
     }
 
-    /// The folder with a model's files: from the cache, or downloaded into it. Offline, no socket is opened.
-    pub fn model(&self, id: &str, revision: &str) -> Result<PathBuf> {
+    /// The folder with a model's files: from the cache, or downloaded into it. Offline, no socket is opened, and
+    /// `config.json`, one of `tokenizers` and the weights must be there.
+    pub fn model(&self, id: &str, revision: &str, tokenizers: &[&str]) -> Result<PathBuf> {
         let wanted_from_cache = || -> Result<PathBuf> {
             let Some(snapshot) = self.cached(id, revision) else {
                 return Err(Fault::Hub(format!(
@@ -172,10 +186,11 @@ impl Hub {
                 ))
                 .into());
             };
-            for file in ["config.json", "tokenizer.json"] {
-                if !snapshot.join(file).exists() {
+            for files in [&["config.json"][..], tokenizers] {
+                if !files.iter().any(|file| snapshot.join(file).exists()) {
                     return Err(Fault::Hub(format!(
-                        "{file} of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                        "{} of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                        files.join(" or "),
                         snapshot.display()
                     ))
                     .into());
@@ -216,7 +231,8 @@ impl Hub {
         let has = |name: &str| names.contains(&name);
         if !has("model.safetensors") && !has("model.safetensors.index.json") {
             bail_input!(
-                "{id}@{revision} has no model.safetensors (it has: {}); convert its weights with transformers first",
+                "{id}@{revision} has no model.safetensors (it has: {}); convert its weights with transformers first \
+                 (from_pretrained, then save_pretrained), or give a revision that has it: {id}@refs/pr/N",
                 names.join(", ")
             );
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use tokenizers::Tokenizer;
+use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::bail_input;
 use crate::data::{Pair, Place, Text};
@@ -243,7 +243,7 @@ pub struct Cut {
     pub texts: usize,
 }
 
-/// A tokenizer that gives ids below the model's vocabulary size, and neither cuts nor pads.
+/// A tokenizer that gives ids below the model's vocabulary size; it does not pad, nor cut unless it was told to.
 pub struct Encoder {
     tokenizer: Tokenizer,
 }
@@ -257,8 +257,13 @@ impl Encoder {
 
     /// From the bytes of a `tokenizer.json`, called `name` in errors.
     pub fn from_bytes(bytes: &[u8], name: &str, vocabulary: usize) -> Result<Self> {
-        let mut tokenizer =
+        let tokenizer =
             Tokenizer::from_bytes(bytes).map_err(|e| Fault::Input(format!("{name}: not a tokenizer: {e}")))?;
+        Self::from_tokenizer(tokenizer, name, vocabulary)
+    }
+
+    /// From a tokenizer that was made of the file `name`.
+    pub fn from_tokenizer(mut tokenizer: Tokenizer, name: &str, vocabulary: usize) -> Result<Self> {
         tokenizer.with_truncation(None).map_err(|e| Fault::Input(format!("{name}: {e}")))?;
         tokenizer.with_padding(None);
         if let Some((token, id)) = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
@@ -271,6 +276,15 @@ impl Encoder {
             );
         }
         Ok(Self { tokenizer })
+    }
+
+    /// The same, but texts are cut so that they have at most `longest` tokens with the special ones, which stay.
+    pub fn cut_to(mut self, longest: usize) -> Result<Self> {
+        let cut = TruncationParams { max_length: longest, ..Default::default() };
+        self.tokenizer
+            .with_truncation(Some(cut))
+            .map_err(|e| Fault::Input(format!("can't cut texts to {longest} tokens: {e}")))?;
+        Ok(self)
     }
 
     /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at the beginning.

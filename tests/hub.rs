@@ -120,8 +120,13 @@ fn serve(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, log: &Mutex<V
 }
 
 fn sensitivity(model: &str, variables: &[(&str, &str)]) -> Output {
+    let pairs = golden::dir().join("pairs.jsonl");
+    run(&["sensitivity", "--model", model, "--json", "--data", pairs.to_str().expect("utf-8")], variables)
+}
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
-    command.args(["sensitivity", "--model", model, "--json", "--data"]).arg(golden::dir().join("pairs.jsonl"));
+    command.args(arguments);
     for name in
         ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"]
     {
@@ -205,4 +210,30 @@ fn what_goes_wrong_is_said_with_exit_code_5() {
     let hub = Hub::start(&golden::dir().join("gpt2"), Behaviour::NoSafetensors);
     let pickle = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]);
     fails(&pickle, 3, &["pytorch_model.bin", "convert"]);
+}
+
+/// A classifier comes from the hub as models do, and its name says which commit.
+#[test]
+fn a_classifier_of_the_hub_bears_its_commit() {
+    let hub = Hub::start(&golden::dir().join("classifiers/roberta"), Behaviour::Open);
+    let dir = tempfile::tempdir().expect("dir");
+    let home = dir.path().to_str().expect("utf-8");
+    let (texts, out) = (dir.path().join("texts.txt"), dir.path().join("scored.jsonl"));
+    std::fs::write(&texts, "Thank you.\n").expect("texts");
+    let (texts, out) = (texts.to_str().expect("utf-8"), out.to_str().expect("utf-8"));
+    let score = |scorer: &str, variables: &[(&str, &str)]| {
+        run(&["score", texts, "--scorer", scorer, "--out", out, "--json", "--overwrite"], variables)
+    };
+    let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
+    fails(&score("classifier:org/tiny", &offline), 5, &["org/tiny@main", "not in the cache"]);
+    let online = ok(&score("classifier:org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]));
+    assert!(online.contains(&format!("classifier:org/tiny@{COMMIT}#toxic")), "{online}");
+    assert_eq!(ok(&score("classifier:org/tiny", &offline)), online);
+    std::fs::remove_file(Path::new(home).join(format!("hub/models--org--tiny/snapshots/{COMMIT}/tokenizer.json")))
+        .expect("remove");
+    fails(&score("classifier:org/tiny", &offline), 5, &["tokenizer.json or vocab.txt or vocab.json of org/tiny@main"]);
+    let hub = Hub::start(&golden::dir().join("classifiers/roberta"), Behaviour::NoSafetensors);
+    let other = tempfile::tempdir().expect("dir");
+    let variables = [("HF_HOME", other.path().to_str().expect("utf-8")), ("HF_ENDPOINT", hub.endpoint.as_str())];
+    fails(&score("classifier:org/tiny", &variables), 3, &["pytorch_model.bin", "convert", "org/tiny@refs/pr/N"]);
 }

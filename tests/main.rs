@@ -1,5 +1,6 @@
 //! The one integration-test binary: candle is linked once.
 
+mod classifier;
 mod cli;
 mod exact;
 mod golden;

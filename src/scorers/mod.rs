@@ -1,6 +1,7 @@
 //! *Scorers* give a text a toxicity in 0..=1. Scores of different scorers don't compare. One file and one line of
 //! [`SCORERS`] each.
 
+mod classifier;
 mod lexicon;
 mod replay;
 mod words;
@@ -50,6 +51,7 @@ pub struct Entry {
 pub const SCORERS: &[Entry] = &[
     Entry { name: "words", takes: "", about: words::ABOUT, build: |_, _| Ok(Box::new(words::Words::open()?)) },
     Entry { name: "lexicon", takes: "", about: lexicon::ABOUT, build: |_, _| Ok(Box::new(lexicon::Lexicon)) },
+    Entry { name: "classifier", takes: "ID|DIR", about: classifier::ABOUT, build: |model, options| Ok(Box::new(classifier::Classifier::open(model, options)?)) },
     Entry { name: "replay", takes: "FILE", about: "scores stored by an earlier run, or by RealToxicityPrompts", build: |file, _| Ok(Box::new(replay::Replay::open(file)?)) },
 ];
 

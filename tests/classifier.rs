@@ -1,0 +1,312 @@
+//! Classifiers against transformers' pipeline: the models and numbers of `scripts/make_golden_classifiers.py`.
+
+use std::path::{Path, PathBuf};
+
+use irepair::fault::exit_code;
+use irepair::scorers::{self, Options, Scored, Scorer};
+use serde_json::{Value, json};
+
+use crate::golden;
+use crate::repair::{irepair, ok};
+
+/// Of a probability; a mistake in an architecture moves the golden ones by five times as much or more.
+const TOLERANCE: f64 = 2e-5;
+const MODELS: [&str; 8] = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "xlm-roberta",
+    "deberta-v2",
+    "deberta-v2-own-keys",
+    "modernbert",
+    "modernbert-mean",
+];
+
+fn folder(name: &str) -> PathBuf {
+    golden::dir().join("classifiers").join(name)
+}
+
+fn texts() -> Vec<String> {
+    let texts = golden::json("classifiers/texts.json");
+    texts.as_array().expect("a list").iter().map(|t| t.as_str().expect("a text").to_owned()).collect()
+}
+
+fn try_open(folder: &Path, label: Option<&str>) -> anyhow::Result<Box<dyn Scorer>> {
+    let options = Options { toxic_label: label.map(str::to_owned) };
+    scorers::open(&format!("classifier:{}", folder.to_str().expect("utf-8")), &options)
+}
+
+fn open(folder: &Path, label: Option<&str>) -> Box<dyn Scorer> {
+    try_open(folder, label).expect("opens")
+}
+
+fn scores(scorer: &dyn Scorer, texts: &[&str]) -> Vec<f64> {
+    let scores = scorer.score(texts).expect("scores");
+    assert_eq!(scores.len(), texts.len());
+    scores
+        .into_iter()
+        .map(|scored| match scored {
+            Scored::Score(score) => score,
+            Scored::Failed(why) => panic!("{why}"),
+        })
+        .collect()
+}
+
+#[track_caller]
+fn all_within(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        assert!((got - want).abs() <= tolerance, "{what}, text {index}: {got}, expected {want}");
+    }
+}
+
+/// Probabilities of one label.
+fn column(expected: &Value, label: usize) -> Vec<f64> {
+    expected["probabilities"].as_array().expect("rows").iter().map(|row| golden::numbers(row)[label]).collect()
+}
+
+/// Every label of every model, all texts at once: of different lengths, so with padding; one cut, one empty.
+#[test]
+fn probabilities_are_those_of_transformers() {
+    let texts = texts();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    for name in MODELS {
+        let expected = golden::json(&format!("classifiers/{name}/expected.json"));
+        for (index, label) in expected["labels"].as_array().expect("labels").iter().enumerate() {
+            let label = label.as_str().expect("a label");
+            let scorer = open(&folder(name), Some(label));
+            let what = format!("{name}, {label}");
+            all_within(&scores(scorer.as_ref(), &texts), &column(&expected, index), TOLERANCE, &what);
+        }
+    }
+}
+
+/// A text's score does not depend on the texts it is with, nor on their order or number.
+#[test]
+fn scores_do_not_depend_on_the_batch() {
+    let texts = texts();
+    let mut texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    for name in MODELS {
+        let scorer = open(&folder(name), None);
+        let alone: Vec<f64> = texts.iter().map(|text| scores(scorer.as_ref(), &[text])[0]).collect();
+        texts.reverse();
+        let mut backwards = scores(scorer.as_ref(), &texts);
+        backwards.reverse();
+        texts.reverse();
+        all_within(&backwards, &alone, 2e-6, name);
+        // More texts than go in one batch.
+        let many = scores(scorer.as_ref(), &texts.repeat(20));
+        all_within(&many, &alone.repeat(20), 2e-6, name);
+        assert_eq!(many, scores(scorer.as_ref(), &texts.repeat(20)), "{name}: the same call again");
+        assert!(scores(scorer.as_ref(), &[]).is_empty());
+    }
+}
+
+#[test]
+fn every_architecture_of_the_table_has_a_golden_model() {
+    let copy = Copy::of("bert");
+    copy.configure("architectures", json!(["GPT2ForSequenceClassification"]));
+    let error = copy.refused();
+    assert!(error.contains("GPT2ForSequenceClassification"), "{error}");
+    let (_, table) = error.split_once("have: ").expect("the table");
+    let mut have: Vec<&str> = table.split(", ").collect();
+    let class = |name: &str| golden::json(&format!("classifiers/{name}/config.json"))["architectures"][0].clone();
+    let mut tested: Vec<Value> = MODELS.iter().map(|name| class(name)).collect();
+    tested.dedup();
+    have.sort_unstable();
+    let mut tested: Vec<&str> = tested.iter().map(|class| class.as_str().expect("a class")).collect();
+    tested.sort_unstable();
+    assert_eq!(have, tested);
+}
+
+#[test]
+fn name_and_about_say_what_decides_the_scores() {
+    let name = open(&folder("bert"), None).name();
+    let hash = irepair::checkpoint::hash_file(&folder("bert").join("model.safetensors")).expect("hash");
+    assert_eq!(name, format!("classifier:bert@{}#toxic", &hash[..12]));
+    let about = open(&folder("bert"), None).about();
+    for words in ["BertForSequenceClassification", "\"toxic\"", "sigmoid", "40 tokens"] {
+        assert!(about.contains(words), "{about}");
+    }
+    for (model, label, activation) in [
+        ("roberta", "toxic", "softmax over 2"),
+        ("distilbert", "Toxicity", "sigmoid of its only label"),
+        ("xlm-roberta", "offensive", "softmax over 3"),
+        ("deberta-v2", "LABEL_1", "softmax over 2"),
+        ("deberta-v2-own-keys", "unsafe", "softmax over 2"),
+        ("modernbert", "hate", "softmax over 2"),
+        ("modernbert-mean", "toxicity", "sigmoid"),
+    ] {
+        let scorer = open(&folder(model), None);
+        assert!(scorer.name().ends_with(&format!("#{label}")), "{}", scorer.name());
+        assert!(scorer.about().contains(activation) && !scorer.about().contains('\n'), "{}", scorer.about());
+    }
+}
+
+/// A copy of a golden model, to change.
+struct Copy(tempfile::TempDir);
+
+impl Copy {
+    fn of(name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(folder(name).join(file), dir.path().join(file)).expect(file);
+        }
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn configure(&self, key: &str, value: Value) {
+        let path = self.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("config")).expect("JSON");
+        config[key] = value;
+        std::fs::write(path, config.to_string()).expect("writes");
+    }
+
+    fn remove(&self, file: &str) {
+        std::fs::remove_file(self.path().join(file)).expect(file);
+    }
+
+    /// The message with which it is refused, as bad input.
+    #[track_caller]
+    fn refused(&self) -> String {
+        let error = try_open(self.path(), None).err().expect("refused");
+        assert_eq!(exit_code(&error), 3, "{error:#}");
+        format!("{error:#}")
+    }
+
+    /// Its scores of all the texts.
+    fn scores(&self) -> Vec<f64> {
+        let texts = texts();
+        scores(open(self.path(), None).as_ref(), &texts.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+#[test]
+fn texts_are_cut_to_the_positions_or_to_what_the_tokenizer_says() {
+    for name in MODELS {
+        let copy = Copy::of(name);
+        let whole = copy.scores();
+        // Nothing but the positions says where to cut.
+        copy.remove("tokenizer_config.json");
+        assert_eq!(copy.scores(), whole, "{name}");
+        std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 1e30}"#).expect("writes");
+        assert_eq!(copy.scores(), whole, "{name}");
+    }
+    let copy = Copy::of("bert");
+    let whole = copy.scores();
+    std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 7}"#).expect("writes");
+    let cut = copy.scores();
+    assert_eq!(cut[0], whole[0], "7 tokens");
+    assert!((cut[1] - whole[1]).abs() > 1e-3, "28 tokens: {} and {}", cut[1], whole[1]);
+    assert!(open(copy.path(), None).about().contains("7 tokens"));
+}
+
+/// Folders of before 2020 have no `tokenizer.json`.
+#[test]
+fn a_tokenizer_is_made_of_older_files() {
+    for name in ["bert", "distilbert", "roberta"] {
+        let copy = Copy::of(name);
+        let expected = copy.scores();
+        let made: Value = golden::json(&format!("classifiers/{name}/tokenizer.json"));
+        let vocab = &made["model"]["vocab"];
+        if name == "roberta" {
+            let merges = made["model"]["merges"].as_array().expect("merges");
+            let line =
+                |pair: &Value| format!("{} {}\n", pair[0].as_str().expect("left"), pair[1].as_str().expect("right"));
+            let merges: String = merges.iter().map(line).collect();
+            std::fs::write(copy.path().join("vocab.json"), vocab.to_string()).expect("writes");
+            std::fs::write(copy.path().join("merges.txt"), format!("#version: 0.2\n{merges}")).expect("writes");
+        } else {
+            let mut words: Vec<_> = vocab.as_object().expect("words").iter().collect();
+            words.sort_by_key(|(_, id)| id.as_u64());
+            let lines: String = words.iter().map(|(word, _)| format!("{word}\n")).collect();
+            std::fs::write(copy.path().join("vocab.txt"), lines).expect("writes");
+        }
+        copy.remove("tokenizer.json");
+        assert_eq!(copy.scores(), expected, "{name}");
+    }
+    let copy = Copy::of("bert");
+    copy.remove("tokenizer.json");
+    std::fs::write(copy.path().join("vocab.txt"), "[PAD]\n[UNK]\n[CLS]\na\n").expect("writes");
+    assert!(copy.refused().contains("no token [SEP]"));
+}
+
+#[test]
+fn what_is_no_usable_classifier_is_refused() {
+    let changed = |name: &str, key: &str, value: Value| {
+        let copy = Copy::of(name);
+        copy.configure(key, value);
+        copy.refused()
+    };
+    let cases = [
+        (changed("roberta", "id2label", json!({"0": "joy", "1": "anger"})), &["joy, anger", "--toxic-label"][..]),
+        (changed("roberta", "id2label", json!({"0": "toxic", "2": "anger"})), &["id2label", "config.json"]),
+        (changed("roberta", "id2label", json!({"0": "toxic"})), &["out_proj", "config.json says"]),
+        (changed("bert", "problem_type", json!("regression")), &["regression", "no probabilities"]),
+        (changed("bert", "problem_type", json!("guess")), &["problem_type \"guess\"", "multi_label_classification"]),
+        (changed("bert", "architectures", json!(["BertForMaskedLM"])), &["BertForMaskedLM", "ModernBertFor"]),
+        (changed("bert", "hidden_act", json!("snake")), &["snake", "config.json"]),
+        (changed("bert", "position_embedding_type", json!("relative_key")), &["position_embedding_type", "absolute"]),
+        (changed("bert", "num_attention_heads", json!(3)), &["hidden_size 16", "num_attention_heads 3"]),
+        (changed("bert", "num_attention_heads", json!(0)), &["num_attention_heads must be 1 or more"]),
+        (changed("bert", "vocab_size", json!("many")), &["vocab_size must be a whole number", "\"many\""]),
+        (changed("bert", "hidden_size", json!(32)), &["config.json says"]),
+        (changed("bert", "max_position_embeddings", json!(4_000_000_000u32)), &["max_position_embeddings"]),
+        (changed("roberta", "pad_token_id", json!(41)), &["no position after pad_token_id"]),
+        (changed("distilbert", "activation", json!("snake")), &["activation", "gelu, relu"]),
+        (changed("deberta-v2", "conv_kernel_size", json!(3)), &["conv_kernel_size 3 is not implemented"]),
+        (changed("modernbert", "norm_bias", json!(true)), &["norm_bias true is not implemented"]),
+        (changed("modernbert", "classifier_pooling", json!("max")), &["classifier_pooling", "cls, mean"]),
+        (changed("modernbert", "layer_types", json!(["full_attention", "full_attention"])), &["layer_types"]),
+    ];
+    for (error, words) in cases {
+        assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
+    }
+
+    let pickle = Copy::of("roberta");
+    pickle.remove("model.safetensors");
+    std::fs::write(pickle.path().join("pytorch_model.bin"), "pickle").expect("writes");
+    let error = pickle.refused();
+    assert!(error.contains("only pytorch_model.bin, which is not loaded; convert it with transformers"), "{error}");
+    assert!(error.contains("RobertaForSequenceClassification.from_pretrained(DIR).save_pretrained(OUT"), "{error}");
+
+    let mute = Copy::of("roberta");
+    mute.remove("tokenizer.json");
+    let error = mute.refused();
+    assert!(error.contains("no tokenizer.json") && error.contains("AutoTokenizer"), "{error}");
+
+    let other = Copy::of("bert");
+    std::fs::copy(folder("roberta").join("tokenizer.json"), other.path().join("tokenizer.json")).expect("copy");
+    assert!(other.refused().contains("don't belong together"));
+
+    let error = scorers::open("classifier:nowhere", &Options::default()).err().expect("refused").to_string();
+    assert!(error.contains("no such folder, and no hub id"), "{error}");
+}
+
+/// The real binary scores rows of a file, by the label that is asked for.
+#[test]
+fn score_writes_the_probabilities() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (rows, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
+    let (rows, out) = (rows.to_str().expect("utf-8"), out.to_str().expect("utf-8"));
+    let texts: Vec<String> = texts().into_iter().filter(|text| !text.is_empty()).collect();
+    let lines: String = texts.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
+    std::fs::write(rows, lines).expect("writes");
+    let scorer = format!("classifier:{}", folder("bert").to_str().expect("utf-8"));
+    let said = ok(&irepair(&["score", rows, "--scorer", &scorer, "--toxic-label", "Obscene", "--out", out]));
+    assert!(said.contains("#obscene: BertForSequenceClassification"), "{said}");
+    let written = std::fs::read_to_string(out).expect("rows");
+    let got: Vec<f64> = written
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["score"].as_f64().expect("a score"))
+        .collect();
+    let expected = golden::json("classifiers/bert/expected.json");
+    // Row 4 is the empty text.
+    let mut want = column(&expected, 2);
+    want.remove(4);
+    all_within(&got, &want, TOLERANCE, "score");
+}
