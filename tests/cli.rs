@@ -72,7 +72,7 @@ const GOOD: &str = r#"{"prompt": "Say hello", "chosen": " to everyone", "rejecte
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["repair", "sensitivity", "generate", "bench", "doctor"] {
+    for command in ["repair", "sensitivity", "generate", "eval", "score", "patch", "bench", "doctor"] {
         let help = ok(&irepair(&[command, "--help"]));
         assert!(help.contains(&format!("irepair {command}")), "{command}");
     }
