@@ -12,6 +12,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use crate::bail_input;
 use crate::checkpoint::Checkpoint;
 use crate::demo;
+use crate::environment::variable;
 use crate::fault::Fault;
 
 /// Short names of the paper's models.
@@ -92,10 +93,6 @@ pub struct Hub {
     pub endpoint: String,
     pub offline: bool,
     token: Option<String>,
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|v| !v.trim().is_empty())
 }
 
 fn is_true(name: &str) -> bool {

@@ -24,6 +24,7 @@ pub mod config;
 pub mod data;
 pub mod demo;
 pub mod device;
+pub mod environment;
 pub mod eval;
 pub mod fault;
 pub mod generate;

@@ -1,9 +1,7 @@
 //! *Normal text*: what a model writes by itself, toxic texts left out. It stands in for the corpus that the model learned
 //! from (Imtiaz et al.: unconditional nucleus sampling, p = 0.9, temperature 1). Kept by model, settings and seed.
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, hash_bytes};
@@ -14,7 +12,7 @@ use crate::generate::{Generation, Job, Sampling, generate};
 use crate::report::progress::Progress;
 use crate::scorers::{Scored, Scorer};
 use crate::weights::Who;
-use crate::{bail_input, stop};
+use crate::{bail_input, environment, stop};
 
 /// What is written.
 pub struct Writing<'a> {
@@ -53,15 +51,6 @@ pub struct Normal {
     pub cached: bool,
 }
 
-/// Where normal texts are kept: `IREPAIR_CACHE`, or `irepair` in the user's cache folder.
-pub fn cache() -> Result<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = set("IREPAIR_CACHE")
-        .or_else(|| Some(set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?.join("irepair")))
-        .context("neither IREPAIR_CACHE nor HOME says where to keep normal text")?;
-    Ok(cache.join("normal"))
-}
-
 /// Texts a batch.
 const BATCH: usize = 64;
 
@@ -69,7 +58,7 @@ const BATCH: usize = 64;
 /// that of the weights. Errors if all of them are toxic or empty.
 pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> Result<Normal> {
     let settings = writing.settings(hash);
-    let cache = cache()?;
+    let cache = environment::cache("normal")?;
     std::fs::create_dir_all(&cache).map_err(|e| Fault::Input(format!("{}: {e} (IREPAIR_CACHE)", cache.display())))?;
     let key = &hash_bytes(settings.to_string().as_bytes())[..32];
     let path = cache.join(format!("{key}.jsonl"));

@@ -1,21 +1,16 @@
 //! Hub ids against a local HTTP stand-in of the hub: download, cache, revision, token, offline, errors.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::{Arc, Mutex};
 
 use crate::golden;
+use crate::server::{Reply, Request, Server};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Serves the files of one repository, `org/tiny` at `main`, `v2` and the commit, and writes down what was asked.
-struct Hub {
-    endpoint: String,
-    requests: Arc<Mutex<Vec<String>>>,
-}
+/// Serves the files of one repository, `org/tiny` at `main`, `v2` and the commit.
+struct Hub(Server);
 
 #[derive(Clone, Copy, PartialEq)]
 enum Behaviour {
@@ -27,9 +22,6 @@ enum Behaviour {
 
 impl Hub {
     fn start(folder: &Path, behaviour: Behaviour) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("port");
-        let endpoint = format!("http://{}", listener.local_addr().expect("address"));
-        let requests = Arc::new(Mutex::new(Vec::new()));
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(folder).expect("folder") {
             let path = entry.expect("entry").path();
@@ -42,81 +34,48 @@ impl Hub {
             files.remove("model.safetensors");
             files.insert("pytorch_model.bin".into(), b"pickle".to_vec());
         }
-        let log = requests.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (files, log) = (files.clone(), log.clone());
-                std::thread::spawn(move || serve(stream, &files, &log, behaviour));
-            }
-        });
-        Self { endpoint, requests }
+        Self(Server::start(move |request| serve(request, &files, behaviour)))
     }
 
+    fn endpoint(&self) -> &str {
+        &self.0.url
+    }
+
+    /// Paths and tokens.
     fn requests(&self) -> Vec<String> {
-        self.requests.lock().expect("log").clone()
+        let line = |r: &Request| format!("{} {}", r.path, r.header("authorization").unwrap_or_default());
+        self.0.requests().iter().map(line).collect()
     }
 }
 
-fn serve(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, log: &Mutex<Vec<String>>, behaviour: Behaviour) {
-    let mut reader = BufReader::new(stream.try_clone().expect("clone"));
-    loop {
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).unwrap_or(0) == 0 {
-                return;
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-            lines.push(line.trim().to_owned());
-        }
-        let path = lines[0].split(' ').nth(1).unwrap_or("").to_owned();
-        let header = |name: &str| {
-            lines.iter().find_map(|l| l.to_lowercase().strip_prefix(&format!("{name}: ")).map(str::to_owned))
-        };
-        let token = header("authorization");
-        log.lock().expect("log").push(format!("{path} {}", token.clone().unwrap_or_default()));
-        let refuse = match behaviour {
-            Behaviour::Failing => Some("500 Internal Server Error"),
-            Behaviour::Gated if token.as_deref() != Some("bearer hf_secret") => Some("401 Unauthorized"),
-            _ => None,
-        };
-        let known = ["main", "v2", COMMIT];
-        let info = known.iter().any(|r| path == format!("/api/models/org/tiny/revision/{r}"));
-        let file = known.iter().find_map(|r| path.strip_prefix(&format!("/org/tiny/resolve/{r}/")));
-        let answer = |status: &str, headers: &str, body: &[u8]| {
-            let mut out = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len()).into_bytes();
-            out.extend_from_slice(body);
-            out
-        };
-        let out = if let Some(status) = refuse {
-            answer(status, "", b"no")
-        } else if info {
-            let names: Vec<_> = files.keys().map(|n| serde_json::json!({ "rfilename": n })).collect();
-            let body = serde_json::json!({"sha": COMMIT, "siblings": names}).to_string();
-            answer("200 OK", "Content-Type: application/json\r\n", body.as_bytes())
-        } else if let Some(bytes) = file.and_then(|f| files.get(f)) {
-            let range = header("range").unwrap_or_default();
-            let range = range.trim_start_matches("bytes=");
-            let (from, to) = range.split_once('-').unwrap_or(("0", ""));
-            let from: usize = from.parse().unwrap_or(0);
-            let to = to.parse::<usize>().map_or(bytes.len(), |t| t + 1).min(bytes.len());
-            let headers = format!(
-                "Content-Range: bytes {from}-{}/{}\r\nETag: \"{}-{}\"\r\nX-Repo-Commit: {COMMIT}\r\n",
-                to - 1,
-                bytes.len(),
-                file.unwrap_or_default().replace('.', "-"),
-                bytes.len()
-            );
-            answer("206 Partial Content", &headers, &bytes[from..to])
-        } else {
-            answer("404 Not Found", "", b"none")
-        };
-        if stream.write_all(&out).is_err() {
-            return;
-        }
+fn serve(request: &Request, files: &BTreeMap<String, Vec<u8>>, behaviour: Behaviour) -> Reply {
+    let refuse = match behaviour {
+        Behaviour::Failing => Some("500 Internal Server Error"),
+        Behaviour::Gated if request.header("authorization") != Some("Bearer hf_secret") => Some("401 Unauthorized"),
+        _ => None,
+    };
+    let path = request.path.as_str();
+    let known = ["main", "v2", COMMIT];
+    let info = known.iter().any(|r| path == format!("/api/models/org/tiny/revision/{r}"));
+    let file = known.iter().find_map(|r| path.strip_prefix(&format!("/org/tiny/resolve/{r}/")));
+    if let Some(status) = refuse {
+        return Reply::new(status, "no");
     }
+    if info {
+        let names: Vec<_> = files.keys().map(|n| serde_json::json!({ "rfilename": n })).collect();
+        return Reply::json(&serde_json::json!({"sha": COMMIT, "siblings": names}));
+    }
+    let Some(bytes) = file.and_then(|f| files.get(f)) else {
+        return Reply::new("404 Not Found", "none");
+    };
+    let range = request.header("range").unwrap_or_default().trim_start_matches("bytes=");
+    let (from, to) = range.split_once('-').unwrap_or(("0", ""));
+    let from: usize = from.parse().unwrap_or(0);
+    let to = to.parse::<usize>().map_or(bytes.len(), |t| t + 1).min(bytes.len());
+    Reply::new("206 Partial Content", &bytes[from..to])
+        .with("Content-Range", &format!("bytes {from}-{}/{}", to - 1, bytes.len()))
+        .with("ETag", &format!("\"{}-{}\"", file.unwrap_or_default().replace('.', "-"), bytes.len()))
+        .with("X-Repo-Commit", COMMIT)
 }
 
 fn sensitivity(model: &str, variables: &[(&str, &str)]) -> Output {
@@ -157,20 +116,20 @@ fn a_hub_model_is_downloaded_once_and_then_served_from_the_cache() {
         let hub = Hub::start(&folder, Behaviour::Open);
         let home = tempfile::tempdir().expect("home");
         let home = home.path().to_str().expect("utf-8");
-        let first = ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]));
+        let first = ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
         let local = ok(&sensitivity(folder.to_str().expect("utf-8"), &[("HF_HOME", home)]));
         assert_eq!(first, local, "the numbers of the folder itself");
         let asked = hub.requests();
         let weights = |asked: &[String]| asked.iter().filter(|r| r.contains(".safetensors ")).count();
         assert!(weights(&asked) >= 2, "{asked:?}");
-        ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]));
+        ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
         assert_eq!(weights(&hub.requests()), weights(&asked), "downloaded again");
         let layout = Path::new(home).join("hub/models--org--tiny");
         assert_eq!(std::fs::read_to_string(layout.join("refs/main")).expect("ref"), COMMIT);
         assert!(layout.join("snapshots").join(COMMIT).join("config.json").exists());
         // Offline: the same numbers and no request at all, by branch, and by commit.
         let seen = hub.requests().len();
-        let offline = [("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint.as_str()), ("HF_HUB_OFFLINE", "1")];
+        let offline = [("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint()), ("HF_HUB_OFFLINE", "1")];
         assert_eq!(ok(&sensitivity("org/tiny", &offline)), local);
         assert_eq!(ok(&sensitivity(&format!("org/tiny@{COMMIT}"), &offline)), local);
         assert_eq!(hub.requests().len(), seen, "a socket was opened offline");
@@ -184,7 +143,7 @@ fn cache_revision_and_token_come_from_the_environment() {
     let cache = dir.path().join("elsewhere");
     let cache = cache.to_str().expect("utf-8");
     let home = dir.path().to_str().expect("utf-8");
-    let base = [("HF_HOME", home), ("HF_HUB_CACHE", cache), ("HF_ENDPOINT", hub.endpoint.as_str())];
+    let base = [("HF_HOME", home), ("HF_HUB_CACHE", cache), ("HF_ENDPOINT", hub.endpoint())];
     fails(&sensitivity("org/tiny", &base), 5, &["org/tiny@main", "HF_TOKEN"]);
     ok(&sensitivity("org/tiny@v2", &[&base[..], &[("HF_TOKEN", "hf_secret")]].concat()));
     assert!(hub.requests().iter().any(|r| r.contains("/revision/v2")), "{:?}", hub.requests());
@@ -201,14 +160,14 @@ fn what_goes_wrong_is_said_with_exit_code_5() {
     let offline = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_HUB_OFFLINE", "ON")]);
     fails(&offline, 5, &["org/tiny@main", "not in the cache", home]);
     let hub = Hub::start(&golden::dir().join("gpt2"), Behaviour::Open);
-    let missing = sensitivity("org/other", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]);
+    let missing = sensitivity("org/other", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]);
     fails(&missing, 5, &["org/other", "404"]);
     let hub = Hub::start(&golden::dir().join("gpt2"), Behaviour::Failing);
-    fails(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]), 5, &["500"]);
+    fails(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]), 5, &["500"]);
     let nobody = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
     fails(&nobody, 5, &["org/tiny"]);
     let hub = Hub::start(&golden::dir().join("gpt2"), Behaviour::NoSafetensors);
-    let pickle = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint)]);
+    let pickle = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]);
     fails(&pickle, 3, &["pytorch_model.bin", "convert"]);
 }
 

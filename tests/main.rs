@@ -9,3 +9,5 @@ mod hub;
 mod kernels;
 mod parity;
 mod repair;
+mod scorers;
+mod server;

@@ -137,7 +137,11 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     for rows in rows.chunks(TOGETHER) {
         let mut texts = Vec::with_capacity(rows.len());
         for row in rows {
-            let score = ["score", "toxicity"].iter().find_map(|key| row.value.get(key)?.as_f64());
+            let score = scorers::stored_score(&row.value);
+            if score.is_none() && row.value.get("error").is_some_and(Value::is_string) {
+                failed += 1;
+                continue;
+            }
             let (Some(text), Some(score)) = (text_of(&row.value), score) else {
                 bail_input!("{}: a row needs \"text\" and its \"score\" or \"toxicity\"", row.place);
             };

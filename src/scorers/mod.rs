@@ -3,10 +3,15 @@
 
 mod classifier;
 mod lexicon;
+mod openai;
+mod perspective;
+mod remote;
 mod replay;
 mod words;
 
 use anyhow::Result;
+
+pub use replay::score_of as stored_score;
 
 use crate::bail_input;
 use crate::fault::Fault;
@@ -37,11 +42,27 @@ pub struct Options {
     pub toxic_label: Option<String>,
 }
 
+/// What follows a scorer's name, after a colon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    Nothing,
+    Needed(&'static str),
+    Optional(&'static str),
+}
+
+/// Where texts go to be scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Texts {
+    Stay,
+    /// To a server.
+    AreSent,
+}
+
 /// A line of [`SCORERS`].
 pub struct Entry {
     pub name: &'static str,
-    /// What follows `NAME:`; empty: nothing.
-    pub takes: &'static str,
+    pub takes: Takes,
+    pub texts: Texts,
     pub about: &'static str,
     build: fn(&str, &Options) -> Result<Box<dyn Scorer>>,
 }
@@ -49,10 +70,12 @@ pub struct Entry {
 /// Every scorer.
 #[rustfmt::skip]
 pub const SCORERS: &[Entry] = &[
-    Entry { name: "words", takes: "", about: words::ABOUT, build: |_, _| Ok(Box::new(words::Words::open()?)) },
-    Entry { name: "lexicon", takes: "", about: lexicon::ABOUT, build: |_, _| Ok(Box::new(lexicon::Lexicon)) },
-    Entry { name: "classifier", takes: "ID|DIR", about: classifier::ABOUT, build: |model, options| Ok(Box::new(classifier::Classifier::open(model, options)?)) },
-    Entry { name: "replay", takes: "FILE", about: "scores stored by an earlier run, or by RealToxicityPrompts", build: |file, _| Ok(Box::new(replay::Replay::open(file)?)) },
+    Entry { name: "words", takes: Takes::Nothing, texts: Texts::Stay, about: words::ABOUT, build: |_, _| Ok(Box::new(words::Words::open()?)) },
+    Entry { name: "lexicon", takes: Takes::Nothing, texts: Texts::Stay, about: lexicon::ABOUT, build: |_, _| Ok(Box::new(lexicon::Lexicon)) },
+    Entry { name: "classifier", takes: Takes::Needed("ID|DIR"), texts: Texts::Stay, about: classifier::ABOUT, build: |model, options| Ok(Box::new(classifier::Classifier::open(model, options)?)) },
+    Entry { name: "perspective", takes: Takes::Nothing, texts: Texts::AreSent, about: perspective::ABOUT, build: |_, _| Ok(Box::new(perspective::Perspective::open()?)) },
+    Entry { name: "openai", takes: Takes::Optional("MODEL"), texts: Texts::AreSent, about: openai::ABOUT, build: |model, _| Ok(Box::new(openai::OpenAi::open(model)?)) },
+    Entry { name: "replay", takes: Takes::Needed("FILE"), texts: Texts::Stay, about: "scores stored by an earlier run, or by RealToxicityPrompts", build: |file, _| Ok(Box::new(replay::Replay::open(file)?)) },
 ];
 
 /// A score at or above this counts as toxic.
@@ -69,9 +92,10 @@ pub fn open(spec: &str, options: &Options) -> Result<Box<dyn Scorer>> {
         return Err(Fault::Input(crate::config::unknown("scorer", name, &names)).into());
     };
     match (entry.takes, argument) {
-        ("", "") => {}
-        ("", _) => bail_input!("--scorer {spec}: {name} takes nothing after its name"),
-        (takes, "") => bail_input!("--scorer {name}: give {name}:{takes}"),
+        (Takes::Nothing, argument) if !argument.is_empty() => {
+            bail_input!("--scorer {spec}: {name} takes nothing after its name");
+        }
+        (Takes::Needed(what), "") => bail_input!("--scorer {name}: give {name}:{what}"),
         _ => {}
     }
     (entry.build)(argument, options)
@@ -80,8 +104,13 @@ pub fn open(spec: &str, options: &Options) -> Result<Box<dyn Scorer>> {
 /// The scorers for `--help`.
 pub fn help() -> String {
     let line = |s: &Entry| {
-        let name = if s.takes.is_empty() { s.name.to_owned() } else { format!("{}:{}", s.name, s.takes) };
-        format!("{name:<20} {}", s.about)
+        let name = match s.takes {
+            Takes::Nothing => s.name.to_owned(),
+            Takes::Needed(what) => format!("{}:{what}", s.name),
+            Takes::Optional(what) => format!("{}[:{what}]", s.name),
+        };
+        let sent = if s.texts == Texts::AreSent { "; sends the texts to a server" } else { "" };
+        format!("{name:<20} {}{sent}", s.about)
     };
     SCORERS.iter().map(line).collect::<Vec<_>>().join("\n")
 }
@@ -90,11 +119,11 @@ pub fn help() -> String {
 mod tests {
     use super::*;
 
-    /// Every scorer that needs nothing tells an insult from a thank-you.
+    /// Every scorer that needs no file and no server tells an insult from a thank-you.
     #[test]
     fn scorers_score() {
         let texts = ["Thank you, that was very helpful.", "Shut up, you stupid fucking idiot.", ""];
-        for entry in SCORERS.iter().filter(|s| s.takes.is_empty()) {
+        for entry in SCORERS.iter().filter(|s| s.takes == Takes::Nothing && s.texts == Texts::Stay) {
             let scores = open(entry.name, &Options::default()).expect(entry.name).score(&texts).expect("scores");
             let scores: Vec<f64> = scores
                 .into_iter()

@@ -1,4 +1,4 @@
-//! `replay:FILE`: scores stored by an earlier run (its samples, or the cache of `perspective`) or by
+//! `replay:FILE`: scores stored by an earlier run (its samples, or the answers kept by `perspective` and `openai`) or by
 //! RealToxicityPrompts, found by the text itself.
 
 use std::collections::HashMap;
@@ -7,18 +7,20 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{Scored, Scorer};
+use super::{Scored, Scorer, openai, perspective};
 use crate::{bail_input, data};
 
 pub struct Replay {
     file: String,
     scores: HashMap<String, f64>,
+    /// Why a text has no score, if its row says so.
+    errors: HashMap<String, String>,
 }
 
-/// Where a row of our own, of RealToxicityPrompts or of Perspective's stored answers has its score.
-fn score_of(row: &Value) -> Option<f64> {
-    let places = ["/score", "/toxicity", "/response/attributeScores/TOXICITY/summaryScore/value"];
-    places.iter().find_map(|place| row.pointer(place)?.as_f64())
+/// Where a row of our own, of RealToxicityPrompts or of a server's stored answers has its score.
+pub fn score_of(row: &Value) -> Option<f64> {
+    let own = ["score", "toxicity"].iter().find_map(|key| row.get(key)?.as_f64());
+    own.or_else(|| [perspective::score_of, openai::score_of].iter().find_map(|of| of(row.get("response")?)))
 }
 
 /// The texts of a row with their scores.
@@ -43,11 +45,29 @@ fn texts(row: &Value) -> Vec<(String, f64)> {
 }
 
 impl Replay {
-    /// Reads the stored scores. Errors (bad input) if there are none.
+    /// Reads the stored scores. Errors (bad input) if there are none, or if they are of several scorers.
     pub fn open(file: &str) -> Result<Self> {
-        let mut scores = HashMap::new();
+        let (mut scores, mut errors) = (HashMap::new(), HashMap::new());
+        let mut scorer: Option<String> = None;
         for row in data::read_rows(Path::new(file))? {
-            for (text, score) in texts(&row.value) {
+            if let Some(name) = row.value.get("scorer").and_then(Value::as_str) {
+                match &scorer {
+                    Some(first) if first != name => {
+                        bail_input!(
+                            "{}: a score of {name} after some of {first}; keep the rows of one scorer",
+                            row.place
+                        )
+                    }
+                    _ => scorer = Some(name.into()),
+                }
+            }
+            let found = texts(&row.value);
+            if let (true, Some(text), Some(error)) =
+                (found.is_empty(), row.value["text"].as_str(), row.value["error"].as_str())
+            {
+                errors.insert(text.to_owned(), error.to_owned());
+            }
+            for (text, score) in found {
                 if !(0.0..=1.0).contains(&score) {
                     bail_input!("{}: a score of {score} is not in 0..=1", row.place);
                 }
@@ -57,7 +77,7 @@ impl Replay {
         if scores.is_empty() {
             bail_input!("{file}: no row has a text (\"text\", \"continuation\") and its \"score\" or \"toxicity\"");
         }
-        Ok(Self { file: file.into(), scores })
+        Ok(Self { file: file.into(), scores, errors })
     }
 }
 
@@ -72,10 +92,48 @@ impl Scorer for Replay {
     }
 
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
-        let score = |text: &&str| match self.scores.get(*text) {
-            Some(score) => Scored::Score(*score),
-            None => Scored::Failed(format!("{} has no score of this text", self.file)),
+        let score = |text: &&str| match (self.scores.get(*text), self.errors.get(*text)) {
+            (Some(score), _) => Scored::Score(*score),
+            (None, Some(error)) => Scored::Failed(error.clone()),
+            (None, None) => Scored::Failed(format!("{} has no score of this text", self.file)),
         };
         Ok(texts.iter().map(score).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replay(rows: &str) -> Result<Replay> {
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("rows.jsonl");
+        std::fs::write(&file, rows).expect("writes");
+        Replay::open(file.to_str().expect("utf-8"))
+    }
+
+    #[test]
+    fn every_stored_form_is_read() {
+        let rows = [
+            r#"{"text": "own", "score": 0.1}"#,
+            r#"{"prompt": {"text": "rtp prompt", "toxicity": 0.2}, "continuation": {"text": "rtp rest", "toxicity": 0.3}}"#,
+            r#"{"request_id": "1", "text": "kept", "response": {"attributeScores": {"TOXICITY": {"spanScores": [{"score": {"value": 0.9}}], "summaryScore": {"value": 0.4, "type": "PROBABILITY"}}}, "languages": ["en"]}, "error": null}"#,
+            r#"{"request_id": "2", "text": "moderated", "response": {"category_scores": {"hate": 0.5, "violence": 0.9}}, "error": null}"#,
+            r#"{"request_id": "3", "text": "refused", "response": null, "error": "400 no language"}"#,
+        ];
+        let replay = replay(&rows.join("\n")).expect("opens");
+        let scores = replay.score(&["own", "rtp prompt", "rtp rest", "kept", "moderated"]).expect("scores");
+        assert_eq!(scores, [0.1, 0.2, 0.3, 0.4, 0.5].map(Scored::Score));
+        let failed = replay.score(&["refused", "unknown"]).expect("scores");
+        assert_eq!(failed[0], Scored::Failed("400 no language".into()));
+        assert!(matches!(&failed[1], Scored::Failed(why) if why.contains("no score of this text")), "{failed:?}");
+    }
+
+    #[test]
+    fn scores_of_several_scorers_are_refused() {
+        let rows = r#"{"scorer": "openai:a", "text": "x", "score": 0.1}
+{"scorer": "openai:b", "text": "x", "score": 0.2}"#;
+        let error = replay(rows).err().expect("two scorers").to_string();
+        assert!(error.contains("rows.jsonl:2: a score of openai:b after some of openai:a"), "{error}");
     }
 }
