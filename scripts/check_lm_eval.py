@@ -40,7 +40,6 @@ PAGES = {
     "nested marks": " = A = \n ( a [ b { c } d ] e ) ' f ' \" g \n h \" ( unclosed \n = = B = = \n = = = C = = = \n = = = = D = = = = \n x N y 5 ° C \n",
     "slash and number": " = A = \n see /' 5/ and players ' rights , dogs 's \n",
     "control characters that Python calls space": " = A = \n a\x1cb \x1f c ( \x1d d ) e\u00a0f\u2003g \n",
-    "no text": "",
     "longer than the context": " = Long = \n" + " the cat , which sat on the mat , saw a dog . \n" * 120,
 }
 
@@ -175,6 +174,7 @@ def main():
         check.lambada("lambada_openai, awkward passages", list(PASSAGES.values()), list(PASSAGES))
         check.rolling("lm-eval perplexity, awkward pages", list(PAGES.values()), list(PAGES))
         check.rolling("lm-eval perplexity, one page alone", [PAGES["begins with an empty line"]])
+        check.rolling("lm-eval perplexity, a page without text", [PAGES["plain"], "", PAGES["plain"]])
         if args.lambada:
             texts = [json.loads(line)["text"] for line in open(args.lambada, encoding="utf-8")][: args.limit]
             check.lambada("lambada_openai", texts)
