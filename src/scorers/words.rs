@@ -11,7 +11,6 @@ use rayon::prelude::*;
 use super::{Scored, Scorer, lexicon};
 
 pub const ABOUT: &str = "weighted words and the word list: AUC 0.958 against Perspective; blind to context";
-    "weighted words (alt-profanity-check's model and rustrict): AUC 0.958 against Perspective; blind to context";
 
 /// Lines between tabs: bias and the lexicon's weight; then a word, its idf, its weight. Weights in log-odds.
 const FILE: &[u8] = include_bytes!("../../data/scorer/words.tsv.gz");
