@@ -185,7 +185,7 @@ fn a_classifier_of_the_hub_bears_its_commit() {
     };
     let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
     fails(&score("classifier:org/tiny", &offline), 5, &["org/tiny@main", "not in the cache"]);
-    let online = ok(&score("classifier:org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", &hub.endpoint())]));
+    let online = ok(&score("classifier:org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
     assert!(online.contains(&format!("classifier:org/tiny@{COMMIT}#toxic")), "{online}");
     assert_eq!(ok(&score("classifier:org/tiny", &offline)), online);
     std::fs::remove_file(Path::new(home).join(format!("hub/models--org--tiny/snapshots/{COMMIT}/tokenizer.json")))
@@ -193,6 +193,6 @@ fn a_classifier_of_the_hub_bears_its_commit() {
     fails(&score("classifier:org/tiny", &offline), 5, &["tokenizer.json or vocab.txt or vocab.json of org/tiny@main"]);
     let hub = Hub::start(&golden::dir().join("classifiers/roberta"), Behaviour::NoSafetensors);
     let other = tempfile::tempdir().expect("dir");
-    let variables = [("HF_HOME", other.path().to_str().expect("utf-8")), ("HF_ENDPOINT", hub.endpoint().as_str())];
+    let variables = [("HF_HOME", other.path().to_str().expect("utf-8")), ("HF_ENDPOINT", hub.endpoint())];
     fails(&score("classifier:org/tiny", &variables), 3, &["pytorch_model.bin", "convert", "org/tiny@refs/pr/N"]);
 }
