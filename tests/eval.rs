@@ -1,11 +1,12 @@
 //! `eval`, `score` and `generate` as a user runs them: the figures of others' code, parts that make the whole, bad input.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::golden::{self, close};
-use crate::repair::{irepair, ok};
+use crate::repair::{command, irepair, ok};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -227,6 +228,35 @@ fn an_interrupted_evaluation_goes_on() {
     assert_eq!(resumed[1..], whole[1..]);
     refused(&[&shared[..], &[&out]].concat(), 3, &["--overwrite"]);
     refused(&[&shared[..], &[&out, "--resume"]].concat(), 3, &["no unfinished evaluation"]);
+}
+
+#[test]
+fn ctrl_c_keeps_what_is_done() {
+    let bench = Bench::new();
+    let prompts = demo_prompts();
+    let shared = ["eval", "--toxicity", "rtp", "--prompts", &prompts, "--samples", "8", "-q", "--out"];
+    let out = bench.path("out");
+    let mut child = command(&[&shared[..], &[&out]].concat())
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("starts");
+    let ledger = bench.path("out/work/0-toxicity.jsonl");
+    let done = || std::fs::read_to_string(&ledger).unwrap_or_default().lines().count();
+    while done() < 3 && child.try_wait().expect("runs").is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // SIGINT, as the terminal sends it.
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill").success());
+    let output = child.wait_with_output().expect("ends");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(error.contains("--resume"), "{error}");
+    assert!(done() >= 3);
+    ok(&irepair(&[&shared[..], &[&out, "--resume"]].concat()));
+    ok(&irepair(&[&shared[..], &[&bench.path("whole")]].concat()));
+    assert_eq!(bench.rows("out/0-toxicity.jsonl"), bench.rows("whole/0-toxicity.jsonl"));
 }
 
 #[test]

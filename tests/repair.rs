@@ -15,7 +15,7 @@ pub fn irepair(arguments: &[&str]) -> Output {
     command(arguments).output().expect("runs")
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
     // Normal text is kept between runs; what an earlier build left must not decide a test.
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cache-{}", std::process::id()));

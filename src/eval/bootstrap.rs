@@ -44,14 +44,23 @@ fn resampled(n: usize, seed: u64, mut figure: impl FnMut(&[usize]) -> f64) -> In
     Interval { low: at(0.025).unwrap_or(f64::NAN), high: at(0.975).unwrap_or(f64::NAN) }
 }
 
+/// Of nothing, as a part without units has it: no figure.
+const NONE: (f64, Interval) = (f64::NAN, Interval { low: f64::NAN, high: f64::NAN });
+
 /// A figure of all clusters' sums, and its interval.
 pub fn interval(clusters: &[Vec<f64>], of: fn(&[f64]) -> f64, seed: u64) -> (f64, Interval) {
+    if clusters.is_empty() {
+        return NONE;
+    }
     let value = of(&sum(clusters.iter()));
     (value, resampled(clusters.len(), seed, |drawn| of(&sum(drawn.iter().map(|i| &clusters[*i])))))
 }
 
 /// The difference of a figure from the base's on the same clusters, and its interval.
 pub fn difference(clusters: &[Vec<f64>], base: &[Vec<f64>], of: fn(&[f64]) -> f64, seed: u64) -> (f64, Interval) {
+    if clusters.is_empty() {
+        return NONE;
+    }
     let value = of(&sum(clusters.iter())) - of(&sum(base.iter()));
     let interval = resampled(clusters.len(), seed, |drawn| {
         let ours = sum(drawn.iter().map(|i| &clusters[*i]));

@@ -1,6 +1,6 @@
 //! `openai[:MODEL]`: the route `moderations` of OpenAI, or of any server that offers it.
 //!
-//! `OPENAI_BASE_URL` is the server (https://api.openai.com/v1). `OPENAI_API_KEY` is the key, which other servers may not
+//! `OPENAI_BASE_URL` is the server (<https://api.openai.com/v1>). `OPENAI_API_KEY` is the key, which other servers may not
 //! need. The score is the largest of the categories harassment and hate with their kinds. Every answer is kept in
 //! `scores/openai.jsonl` of the cache folder and used again.
 

@@ -1,7 +1,7 @@
 //! `perspective`: the attribute TOXICITY of Google's Perspective API. **The service ends on 31 December 2026.**
 //!
 //! `PERSPECTIVE_API_KEY` is the key. `PERSPECTIVE_API_QPS` is the quota of requests a second (1).
-//! `PERSPECTIVE_ENDPOINT` names another server that speaks the same (https://commentanalyzer.googleapis.com): a proxy, or
+//! `PERSPECTIVE_ENDPOINT` names another server that speaks the same (<https://commentanalyzer.googleapis.com>): a proxy, or
 //! a stand-in, which the end of the service does not concern. Every answer is kept in `scores/perspective.jsonl` of the
 //! cache folder and used again; `replay:THAT_FILE` gives the same scores without key and service.
 
