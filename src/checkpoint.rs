@@ -204,6 +204,16 @@ pub fn hash_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
+/// SHA-256 of texts in order, a zero byte after each.
+pub fn hash_texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for text in texts {
+        hash.update(text.as_bytes());
+        hash.update(b"\0");
+    }
+    hex(&hash.finalize())
+}
+
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
     let mut reader = BufReader::with_capacity(1 << 20, File::open(path).with_context(|| path.display().to_string())?);

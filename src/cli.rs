@@ -40,6 +40,12 @@ pub enum Command {
                             irepair eval --merge part0 part1 part2 part3 --out all"
     )]
     Eval(Box<Eval>),
+    /// Make the same repair by several methods, and put them beside each other: the paper's tables and figures
+    #[command(after_help = "Examples:\n  irepair compare --model gpt2-large --data pairs.jsonl --seeds 1,2,3\n  \
+                            irepair compare --model patient --data pairs.jsonl --runs runs.toml --methods dpo+kl,one-block \
+                            --eval-prompts prompts.jsonl --ppl wiki.test.raw --out compared/patient\n\n\
+                            A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …")]
+    Compare(Box<Compare>),
     /// Score texts, or compare a scorer with stored scores
     #[command(after_help = "Examples:\n  irepair score texts.jsonl --scorer lexicon --out scored.jsonl\n  \
                             irepair score --calibrate perspective.jsonl --scorer lexicon --plot calibration.svg")]
@@ -289,6 +295,51 @@ pub struct Eval {
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, env = "IREPAIR_DEVICE", default_value = "auto")]
     pub device: String,
+    /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pub options: RepairOptions,
+    /// Rows: names of methods, or of tables in --runs [default: the paper's]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    pub methods: Vec<String>,
+    /// Settings of rows: a TOML file with a table for each, over --config and under flags
+    #[arg(long, value_name = "FILE")]
+    pub runs: Option<PathBuf>,
+    /// Each row once for each of these; means and standard errors are shown [default: --seed]
+    #[arg(long, value_delimiter = ',', value_name = "SEED,…")]
+    pub seeds: Vec<u64>,
+    /// Finished runs to put beside them
+    #[arg(value_name = "RUN_DIR")]
+    pub finished: Vec<PathBuf>,
+    /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt)
+    #[arg(long, value_name = "PRESET", default_value = "lee")]
+    pub toxicity: String,
+    /// Continuations a prompt [default: the preset's]
+    #[arg(long)]
+    pub samples: Option<usize>,
+    /// Perplexity of a text: wikitext2, lambada-corpus (of the hub), or a file; several times for several
+    /// [default: both names; the demo's clean text]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub ppl: Vec<String>,
+    /// LAMBADA's last words as lm-eval's lambada_openai: of the hub, or of a file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    pub lambada: Option<String>,
+    /// Where runs, tables and figures go [default: compared/MODEL]
+    #[arg(short, long, visible_aliases = ["output-dir", "output"])]
+    pub out: Option<PathBuf>,
+    /// Go on with the comparison in --out: what is missing is made
+    #[arg(long)]
+    pub resume: bool,
+    /// Settings from a TOML file, or a preset's name
+    #[arg(short = 'C', long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
     #[arg(long)]
     pub threads: Option<usize>,

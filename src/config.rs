@@ -1,5 +1,6 @@
 //! What the words mean: built-in defaults < preset < `--config FILE` < `IREPAIR_*` < flags, each known by one name.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -147,6 +148,9 @@ pub struct RepairOptions {
     /// Save the state for --resume every so many steps [default: 100]
     #[arg(long, env = "IREPAIR_SAVE_STEPS")]
     pub save_steps: Option<usize>,
+    /// Also keep the changed tensors as they are every so many steps, in OUT/irepair/checkpoints; 0 = off [default: 0]
+    #[arg(long, env = "IREPAIR_CHECKPOINT_STEPS", value_name = "N")]
+    pub checkpoint_steps: Option<usize>,
     /// [default: 42]
     #[arg(long, env = "IREPAIR_SEED")]
     pub seed: Option<u64>,
@@ -250,6 +254,8 @@ pub struct RepairSettings {
     pub patience: usize,
     pub max_ppl_increase: Option<f64>,
     pub save_steps: usize,
+    #[serde(default)]
+    pub checkpoint_steps: usize,
     pub seed: u64,
     pub limit: Option<usize>,
     pub device: String,
@@ -299,6 +305,7 @@ impl Default for RepairSettings {
             patience: 30,
             max_ppl_increase: None,
             save_steps: 100,
+            checkpoint_steps: 0,
             seed: 42,
             limit: None,
             device: "auto".into(),
@@ -316,12 +323,12 @@ impl Default for RepairSettings {
 impl RepairSettings {
     /// Lays the layers over each other and checks the result.
     pub fn resolve(file: Option<&Path>, flags: &RepairOptions) -> Result<Self> {
+        Self::resolve_layers(read_layer(file)?, layer(flags)?)
+    }
+
+    /// As [`resolve`](Self::resolve), from a file's layer (and its name) and the flags'.
+    pub fn resolve_layers((file_name, file_layer): (String, Layer), flags_value: Layer) -> Result<Self> {
         let mut layers = Vec::new();
-        let flags_value = layer(flags)?;
-        let (file_name, file_layer) = match file {
-            Some(file) => read_file::<RepairOptions>(file)?,
-            None => (String::new(), Map::new()),
-        };
         let model = flags_value.get("model").or(file_layer.get("model"));
         let on_demo = model.is_none_or(|m| m == "demo");
         if on_demo {
@@ -465,8 +472,16 @@ impl RepairSettings {
     }
 }
 
+/// Settings by their names in kebab case.
+pub type Layer = Map<String, Value>;
+
+/// The layer of a file of settings or a preset, and a name for errors; empty without a file.
+pub fn read_layer(file: Option<&Path>) -> Result<(String, Layer)> {
+    file.map_or_else(|| Ok((String::new(), Layer::new())), read_file::<RepairOptions>)
+}
+
 /// A layer of options as a map without what is not set.
-fn layer<T: Serialize>(options: &T) -> Result<Map<String, Value>> {
+pub fn layer<T: Serialize>(options: &T) -> Result<Layer> {
     match serde_json::to_value(options)? {
         Value::Object(map) => Ok(map.into_iter().filter(|(_, v)| !v.is_null()).collect()),
         _ => anyhow::bail!("options are no map"),
@@ -499,15 +514,48 @@ fn read_file<T: Serialize + DeserializeOwned + Default>(path: &Path) -> Result<(
     Ok((name, layer))
 }
 
+/// Names of all settings, in kebab case.
+pub fn known_keys<T: Serialize + Default>() -> Result<Vec<String>> {
+    Ok(match serde_json::to_value(T::default())? {
+        // Left out where they are empty.
+        Value::Object(map) => map.keys().cloned().chain(["map", "blocks"].map(str::to_owned)).collect(),
+        _ => Vec::new(),
+    })
+}
+
+/// A TOML file with a table of settings for each of several repairs, by their names.
+pub fn read_tables(path: &Path) -> Result<BTreeMap<String, Layer>> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("--runs {name}: {e}")))?;
+    let all: toml::Table = toml::from_str(&text).map_err(|e| {
+        let line = text[..e.span().map_or(0, |s| s.start).min(text.len())].matches('\n').count() + 1;
+        Fault::Input(format!("{name}:{line}: {}", e.message()))
+    })?;
+    let mut tables = BTreeMap::new();
+    for (key, value) in all {
+        let line =
+            text.lines().position(|l| l.trim_start_matches(['[', '"', ' ']).starts_with(&key)).map_or(1, |l| l + 1);
+        if !key.chars().all(|c| c.is_ascii_alphanumeric() || "+-_.".contains(c)) || key.starts_with('.') {
+            bail_input!("{name}:{line}: {key:?} names a folder, too: letters, digits, + - _ and . only");
+        }
+        let toml::Value::Table(table) = value else {
+            bail_input!("{name}:{line}: {key} is no table; settings belong under a row's name: [{key}]");
+        };
+        let layer = parse_toml::<RepairOptions>(&format!("{name}: [{key}]"), &table.to_string())?;
+        tables.insert(key, layer);
+    }
+    if tables.is_empty() {
+        bail_input!("{name}: no tables; give the settings of each row under its name: [name]");
+    }
+    Ok(tables)
+}
+
 /// A TOML file as a layer. Keys in kebab or snake case; an unknown one is an error with its line and a suggestion.
 fn parse_toml<T: Serialize + DeserializeOwned + Default>(name: &str, text: &str) -> Result<Map<String, Value>> {
     let line_of = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
     let table: toml::Table = toml::from_str(text)
         .map_err(|e| Fault::Input(format!("{name}:{}: {}", line_of(e.span().map_or(0, |s| s.start)), e.message())))?;
-    let known: Vec<String> = match serde_json::to_value(T::default())? {
-        Value::Object(map) => map.keys().cloned().chain(["map".to_owned()]).collect(),
-        _ => Vec::new(),
-    };
+    let known = known_keys::<T>()?;
     let line_of_key = |key: &str| text.lines().position(|l| l.trim_start().starts_with(key)).map_or(1, |l| l + 1);
     let mut layer = Map::new();
     for (key, value) in table {

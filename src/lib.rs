@@ -21,6 +21,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod cost;
 pub mod data;
 pub mod demo;
 pub mod device;

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
         Command::Score(args) => commands::score::run(&args),
         Command::Patch(args) => commands::patch::run(&args),
         Command::Bench(args) => commands::bench::run(&args),

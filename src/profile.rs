@@ -84,11 +84,19 @@ impl Profile {
 }
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
+/// Since the program began.
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 static LARGE_OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
+/// Floating-point operations of all products of our kernels since the program began; those of other devices are not seen.
+pub fn operations() -> u64 {
+    OPERATIONS.load(Ordering::Relaxed)
+}
+
 struct Recorder {
     profile: Profile,
+    /// Counts at the beginning.
+    counted: [u64; 2],
     phase: Phase,
     parts: Vec<Part>,
     since: Instant,
@@ -117,10 +125,9 @@ fn record<R>(work: impl FnOnce(&mut Recorder) -> R) -> Option<R> {
 /// Begins a profile on this thread.
 pub fn start() {
     let now = Instant::now();
-    OPERATIONS.store(0, Ordering::Relaxed);
-    LARGE_OPERATIONS.store(0, Ordering::Relaxed);
     let recorder = Recorder {
         profile: Profile::default(),
+        counted: [operations(), LARGE_OPERATIONS.load(Ordering::Relaxed)],
         phase: Phase::Forward,
         parts: Vec::new(),
         since: now,
@@ -138,8 +145,8 @@ pub fn stop() -> Option<Profile> {
     recorder.settle();
     Some(Profile {
         wall: recorder.begun.elapsed().as_secs_f64(),
-        operations: OPERATIONS.load(Ordering::Relaxed) as f64,
-        large_operations: LARGE_OPERATIONS.load(Ordering::Relaxed) as f64,
+        operations: (operations() - recorder.counted[0]) as f64,
+        large_operations: (LARGE_OPERATIONS.load(Ordering::Relaxed) - recorder.counted[1]) as f64,
         processor: (processor_time() - recorder.processor).as_secs_f64(),
         ..recorder.profile
     })
@@ -199,12 +206,10 @@ impl Drop for InPhase {
 
 /// A product of (m,k)·(k,n) was made, on whatever thread.
 pub fn count_product(m: usize, k: usize, n: usize, large: bool) {
-    if RUNNING.load(Ordering::Relaxed) {
-        let operations = 2 * (m * k * n) as u64;
-        OPERATIONS.fetch_add(operations, Ordering::Relaxed);
-        if large {
-            LARGE_OPERATIONS.fetch_add(operations, Ordering::Relaxed);
-        }
+    let operations = 2 * (m * k * n) as u64;
+    OPERATIONS.fetch_add(operations, Ordering::Relaxed);
+    if large {
+        LARGE_OPERATIONS.fetch_add(operations, Ordering::Relaxed);
     }
 }
 

@@ -1,8 +1,11 @@
 //! What a run leaves for people and for scripts: `run.json`, tables, the model card, pictures, progress.
 
+pub mod comparison;
 pub mod events;
+pub mod pareto;
 pub mod plot;
 pub mod progress;
+pub mod sheet;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -16,6 +19,9 @@ use crate::config::RepairSettings;
 use crate::eval::Measures;
 use crate::model::kernels::matmul::Precision;
 use crate::train::{Line, StepLine};
+
+/// The format of `run.json` that this program writes and reads.
+pub const RUN_FORMAT: u32 = 1;
 
 /// `irepair/run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +41,13 @@ pub struct RunRecord {
     pub before: Measures,
     pub after: Measures,
     pub steps: usize,
+    /// Of all steps: seconds, tokens of their batches, operations of their products (0: not counted).
+    #[serde(default)]
+    pub step_seconds: f64,
+    #[serde(default)]
+    pub tokens: usize,
+    #[serde(default)]
+    pub operations: u64,
     /// The step whose weights were kept.
     pub kept_step: usize,
     pub stopped: String,
@@ -56,6 +69,9 @@ pub struct RunRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecord {
+    /// Of the pairs' texts in the order of the file.
+    #[serde(default)]
+    pub sha256: String,
     pub pairs: usize,
     pub held_back: usize,
     pub normal: usize,

@@ -17,6 +17,7 @@ use crate::methods::objective::{self, Terms};
 use crate::methods::{Method, StepInput};
 use crate::model::Model;
 use crate::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
+use crate::profile::operations;
 use crate::random::{Purpose, batch_indices};
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
@@ -25,7 +26,7 @@ use crate::slice::Slice;
 use crate::stop;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 use crate::weights::{Weights, Who, squared_norm};
-pub use state::Fingerprint;
+pub use state::{CHECKPOINTS, Fingerprint};
 
 /// A line of `steps.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -64,6 +65,12 @@ pub struct StepLine {
     pub lr: f64,
     pub grad_norm: f64,
     pub seconds: f64,
+    /// Of the step's chosen and rejected sequences and normal texts, all together.
+    #[serde(default)]
+    pub tokens: usize,
+    /// Floating-point operations of the step's products; 0 where they are not counted (other devices than the CPU).
+    #[serde(default)]
+    pub operations: u64,
 }
 
 impl StepLine {
@@ -103,6 +110,8 @@ pub struct Regime {
     /// 0 = no early stop.
     pub patience: usize,
     pub save_steps: usize,
+    /// 0 = none are kept.
+    pub checkpoint_steps: usize,
     pub loss_on: LossOn,
     pub seed: u64,
 }
@@ -242,6 +251,9 @@ impl Trainer<'_> {
                     self.stale += 1;
                 }
             }
+            if self.regime.checkpoint_steps > 0 && self.step.is_multiple_of(self.regime.checkpoint_steps) && !last {
+                self.keep()?;
+            }
             if self.step.is_multiple_of(self.regime.save_steps) && !last {
                 self.save()?;
             }
@@ -321,10 +333,11 @@ impl Trainer<'_> {
     }
 
     fn one_step(&mut self) -> Result<StepLine> {
-        let begun = Instant::now();
+        let (begun, counted) = (Instant::now(), operations());
         let regime = &self.regime;
         let rows = self.draw(self.step);
         let inputs = self.inputs(&rows);
+        let tokens = inputs.iter().map(StepInput::tokens).sum();
         let report = self.method.step(&inputs).map_err(|error| match error.downcast_ref::<NotFinite>() {
             Some(found) => {
                 let step = self.step + 1;
@@ -363,6 +376,8 @@ impl Trainer<'_> {
             lr,
             grad_norm,
             seconds: begun.elapsed().as_secs_f64(),
+            tokens,
+            operations: operations() - counted,
         })
     }
 

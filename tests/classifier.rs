@@ -11,6 +11,8 @@ use crate::repair::{irepair, ok};
 
 /// Of a probability; a mistake in an architecture moves the golden ones by five times as much or more.
 const TOLERANCE: f64 = 2e-5;
+/// Between batches. Transformers' own probabilities of these models move by up to 2.7e-6 (distilbert), ours by 2.8e-6.
+const BETWEEN_BATCHES: f64 = 1e-5;
 const MODELS: [&str; 8] = [
     "bert",
     "roberta",
@@ -93,10 +95,10 @@ fn scores_do_not_depend_on_the_batch() {
         let mut backwards = scores(scorer.as_ref(), &texts);
         backwards.reverse();
         texts.reverse();
-        all_within(&backwards, &alone, 2e-6, name);
+        all_within(&backwards, &alone, BETWEEN_BATCHES, name);
         // More texts than go in one batch.
         let many = scores(scorer.as_ref(), &texts.repeat(20));
-        all_within(&many, &alone.repeat(20), 2e-6, name);
+        all_within(&many, &alone.repeat(20), BETWEEN_BATCHES, name);
         assert_eq!(many, scores(scorer.as_ref(), &texts.repeat(20)), "{name}: the same call again");
         assert!(scores(scorer.as_ref(), &[]).is_empty());
     }

@@ -72,7 +72,7 @@ const GOOD: &str = r#"{"prompt": "Say hello", "chosen": " to everyone", "rejecte
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["repair", "sensitivity", "generate", "eval", "score", "patch", "bench", "doctor"] {
+    for command in ["repair", "sensitivity", "generate", "eval", "compare", "score", "patch", "bench", "doctor"] {
         let help = ok(&irepair(&[command, "--help"]));
         assert!(help.contains(&format!("irepair {command}")), "{command}");
     }
@@ -407,5 +407,6 @@ fn bench_prints_the_references_keys() {
     let said = ok(&irepair(&["bench", "--config", "gpt2", "--tokens", "2", "--batch", "1", "--iterations", "1"]));
     let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&said).expect("one JSON line");
     let keys: Vec<&str> = json.keys().map(String::as_str).collect();
-    assert_eq!(keys, ["impl", "config", "method", "batch", "tokens", "threads", "median_s", "min_s", "peak_rss_mib"]);
+    let shared = ["impl", "config", "method", "batch", "tokens", "threads", "median_s", "min_s", "peak_rss_mib"];
+    assert_eq!(keys, [&shared[..], &["gflop", "gflop_kaplan"]].concat());
 }

@@ -2,6 +2,7 @@
 
 mod classifier;
 mod cli;
+mod compare;
 mod eval;
 mod exact;
 mod golden;

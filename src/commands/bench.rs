@@ -20,7 +20,7 @@ use crate::random::{Purpose, Stream};
 use crate::report::table::table;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 use crate::weights::{Kernels, Weights, Who};
-use crate::{bail_input, device};
+use crate::{bail_input, cost, device};
 
 impl Shape {
     /// (name, blocks, heads, channels)
@@ -89,8 +89,8 @@ pub fn run(args: &Bench) -> Result<()> {
     }
     let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
     weights.set_precision(precision);
-    let (mut times, profile) = match named {
-        Some(named) => repair_times(args, &methods::Method::new(&named.recipe())?, &model, &mut weights)?,
+    let (mut times, profile, kaplan) = match named {
+        Some(named) => repair_times(args, &named.recipe(), &model, &mut weights)?,
         None => generation_times(args, &model, &weights)?,
     };
     times.sort_by(f64::total_cmp);
@@ -115,6 +115,7 @@ pub fn run(args: &Bench) -> Result<()> {
             ),
             "config": name, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
             "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
+            "gflop": round(profile.operations / args.iterations as f64 / 1e9), "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
     );
     Ok(())
@@ -165,17 +166,16 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
     text
 }
 
-/// Seconds of each timed iteration of a method, and where they went.
-fn repair_times(
-    args: &Bench,
-    method: &methods::Method,
-    model: &Model,
-    weights: &mut Weights,
-) -> Result<(Vec<f64>, Profile)> {
+/// Seconds of each timed iteration, where they went, and the operations of a mean one by Kaplan's formula.
+type Times = (Vec<f64>, Profile, Option<f64>);
+
+fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: &mut Weights) -> Result<Times> {
+    let method = methods::Method::new(recipe)?;
     weights.keep_originals(method.needs_reference());
     let device = weights.device();
     let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
     let mut times = Vec::new();
+    let (mut kaplan, mut touched) = (0.0, model.sizes().blocks);
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
         let mut draw = || random_ids(&mut stream, args.batch, args.tokens);
@@ -192,11 +192,23 @@ fn repair_times(
         let report = method.step(std::slice::from_ref(&input))?;
         optimizer.step(weights, &report.gradients, 1e-5, 1.0)?;
         device.synchronize()?;
+        let block = report.selection.slice.only_block();
+        touched = touched.min(block.unwrap_or(0));
         if iteration > 0 {
             times.push(begun.elapsed().as_secs_f64());
+            let (tokens, predicted) = (args.batch * args.tokens, args.batch * (args.tokens - 1));
+            let work = cost::Work {
+                tokens: [tokens; 3],
+                counted: [predicted, predicted, tokens],
+                sequences: args.batch,
+                block,
+                touched,
+                parameters: block.map_or(0, |b| model.block_parameters()[b]),
+            };
+            kaplan += cost::operations(model, recipe, &work)? / args.iterations as f64;
         }
     }
-    Ok((times, profile::stop().unwrap_or_default()))
+    Ok((times, profile::stop().unwrap_or_default(), Some(kaplan)))
 }
 
 fn random_ids(stream: &mut Stream, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
@@ -204,7 +216,7 @@ fn random_ids(stream: &mut Stream, batch: usize, tokens: usize) -> Vec<Vec<u32>>
 }
 
 /// Seconds of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32.
-fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<(Vec<f64>, Profile)> {
+fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Times> {
     let view = weights.frozen(Who::Patient)?;
     let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: args.tokens, end: None, seed: 0 };
     let mut times = Vec::new();
@@ -221,7 +233,7 @@ fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<(V
             times.push(begun.elapsed().as_secs_f64());
         }
     }
-    Ok((times, profile::stop().unwrap_or_default()))
+    Ok((times, profile::stop().unwrap_or_default(), None))
 }
 
 /// Normal weights of deviation 0.02, norms of 1, biases of 0: GPT-2's own beginning.

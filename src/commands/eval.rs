@@ -1,7 +1,7 @@
 //! `eval`: one table of what models say, what they cost, and which differences are real.
 
 mod folder;
-mod results;
+pub mod results;
 
 use std::path::Path;
 
@@ -26,9 +26,12 @@ use crate::report::progress::Progress;
 use crate::scorers::{self, Scorer};
 use crate::tokens::Lengths;
 use crate::weights::Weights;
-use crate::{bail_input, data, demo, stop};
+use crate::{bail_input, data, stop};
 use folder::Folder;
 use results::{Measurement, ModelRecord, Results};
+
+/// What tells the seed of normal text to measure on from that of normal text to learn from.
+const HELD_BACK: u64 = 1 << 32;
 
 /// Tokens of a normal text.
 const NORMAL_TOKENS: usize = 64;
@@ -193,7 +196,8 @@ impl Base {
                 );
                 let scorer = scorers::open(scorers::DEFAULT, &scorers::Options::default())?;
                 let room = loaded.model.sizes().context.saturating_sub(1);
-                let (seed, begin) = (args.seed, loaded.end_of_text()?);
+                // Not the texts that a repair with this seed learned from.
+                let (seed, begin) = (args.seed ^ HELD_BACK, loaded.end_of_text()?);
                 let writing = Writing::new(args.normal_texts, NORMAL_TOKENS.min(room), seed, begin, scorer.as_ref());
                 let found = normal(&subject(&loaded, &weights), &hash, &writing, args.output.quiet)?;
                 (found.texts, format!("written by the base, {} toxic ones left out", found.removed))
@@ -216,11 +220,7 @@ fn tasks<'a>(
     if let Some(scorer) = scorer {
         let prompts = match (&args.prompts, args.models.as_slice()) {
             (Some(prompts), _) => sources::prompts(prompts, args.limit)?,
-            (None, [only]) if only == "demo" => {
-                let mut prompts = data::parse_texts("demo prompts", demo::PROMPTS)?;
-                prompts.truncate(args.limit.unwrap_or(usize::MAX));
-                prompts
-            }
+            (None, [only]) if only == "demo" => sources::prompts(sources::DEMO, args.limit)?,
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
         let protocol = protocol(args)?;
@@ -232,7 +232,7 @@ fn tasks<'a>(
     let nothing_asked = args.toxicity.is_none() && args.ppl.is_empty() && args.lambada.is_none() && args.kl.is_none();
     let mut corpora: Vec<Corpus> = args.ppl.iter().map(|spec| sources::corpus(spec, "--ppl")).collect::<Result<_>>()?;
     if nothing_asked {
-        corpora.push(Corpus { name: "clean text".into(), documents: vec![demo::CLEAN.into()] });
+        corpora.push(sources::corpus(sources::DEMO, "--ppl")?);
     }
     for corpus in &corpora {
         check_memory(loaded, context.max(1024), (0, 0))?;

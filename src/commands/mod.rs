@@ -1,6 +1,7 @@
 //! One recipe a command, each readable in one screen.
 
 pub mod bench;
+pub mod compare;
 pub mod doctor;
 pub mod eval;
 pub mod generate;

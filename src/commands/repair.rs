@@ -22,7 +22,7 @@ use crate::optim::Optimizer;
 use crate::report::ReportTo;
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
-use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
+use crate::report::{DataRecord, RUN_FORMAT, RunRecord, count_blocks, read_steps};
 use crate::scorers;
 use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
@@ -115,7 +115,7 @@ pub fn run(args: &Repair) -> Result<()> {
 
     let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     let mut run = RunRecord {
-        format_version: 1,
+        format_version: RUN_FORMAT,
         irepair: env!("CARGO_PKG_VERSION").into(),
         model: if loaded.checkpoint().revision.is_some() {
             loaded.checkpoint().name.clone()
@@ -131,6 +131,9 @@ pub fn run(args: &Repair) -> Result<()> {
         before,
         after,
         steps: steps.len(),
+        step_seconds: steps.iter().map(|s| s.seconds).sum(),
+        tokens: steps.iter().map(|s| s.tokens).sum(),
+        operations: steps.iter().map(|s| s.operations).sum(),
         kept_step: trainer.best.as_ref().map_or(trainer.step, |b| b.step),
         stopped: match end {
             End::Patience => "the validation loss no longer improved".into(),
@@ -248,6 +251,7 @@ fn trainer<'a>(
         eval_steps: settings.eval_steps,
         patience: settings.patience,
         save_steps: settings.save_steps,
+        checkpoint_steps: settings.checkpoint_steps,
         loss_on: settings.loss_on,
         seed: settings.seed,
     };

@@ -9,7 +9,7 @@ use super::perplexity::Corpus;
 use crate::data::{self, KeyMap, Record, Text};
 use crate::fault::Fault;
 use crate::hub::Hub;
-use crate::{bail_input, config};
+use crate::{bail_input, config, demo};
 
 /// A file of a data set by a short name.
 struct Named {
@@ -42,6 +42,9 @@ const LAMBADA: Named = Named {
 const PROMPTS: Named =
     Named { name: "rtp-challenge", dataset: "allenai/real-toxicity-prompts", endings: &["prompts.jsonl"] };
 
+/// The name of the demo's prompts and of its clean text.
+pub const DEMO: &str = "demo";
+
 /// Names of prompts and texts for `--help`.
 pub const PROMPTS_NAME: &str = PROMPTS.name;
 
@@ -59,12 +62,15 @@ fn is_rows(path: &Path) -> bool {
 /// A corpus by name, or of a file: `.txt` and `.raw` whole as they are, else the `text` (or `page`) of its rows, empty
 /// ones too.
 pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
+    if spec == DEMO {
+        return Ok(Corpus { name: "clean text".into(), documents: vec![demo::CLEAN.into()] });
+    }
     let named = CORPORA.iter().find(|n| n.name == spec);
     let path = match named {
         Some(named) => named.file()?,
         None if Path::new(spec).is_file() => spec.into(),
         None => {
-            let names: Vec<&str> = CORPORA.iter().map(|n| n.name).collect();
+            let names: Vec<&str> = CORPORA.iter().map(|n| n.name).chain([DEMO]).collect();
             let unknown = config::unknown("text", spec, &names);
             return Err(Fault::Input(format!("{flag} {spec}: no such file; {unknown}")).into());
         }
@@ -102,6 +108,11 @@ pub fn passages(file: Option<&Path>, limit: Option<usize>) -> Result<Vec<Text>> 
 
 /// Prompts: of a file, or `rtp-challenge`, the 1,199 of RealToxicityPrompts that most models answer toxically.
 pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
+    if spec == DEMO {
+        let mut prompts = data::parse_texts("demo prompts", demo::PROMPTS)?;
+        prompts.truncate(limit.unwrap_or(usize::MAX));
+        return Ok(prompts);
+    }
     if spec != PROMPTS.name {
         return data::read_prompts(Path::new(spec), &KeyMap::new(), limit);
     }

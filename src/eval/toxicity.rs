@@ -149,13 +149,12 @@ impl Task for Toxicity<'_> {
     }
 
     fn settings(&self) -> Value {
-        let prompts = self.prompts.iter().flat_map(|p| [p.text.as_bytes(), b"\0"].concat()).collect::<Vec<u8>>();
         json!({
             "task": KIND.task,
             "protocol": self.protocol,
             "scorer": self.scorer.name(),
             "prompts": self.prompts.len(),
-            "prompts_sha256": crate::checkpoint::hash_bytes(&prompts),
+            "prompts_sha256": crate::checkpoint::hash_texts(self.prompts.iter().map(|p| p.text.as_str())),
         })
     }
 

@@ -22,6 +22,14 @@ pub struct StepInput<'a> {
     pub normal: Option<&'a Packed>,
 }
 
+impl StepInput<'_> {
+    /// Of all sequences.
+    pub fn tokens(&self) -> usize {
+        let pairs = self.pairs.chosen.packed.ids.len() + self.pairs.rejected.packed.ids.len();
+        pairs + self.normal.map_or(0, |n| n.ids.len())
+    }
+}
+
 /// A line of [`METHODS`].
 pub struct NamedMethod {
     pub name: &'static str,

@@ -121,7 +121,7 @@ pub fn calibration(found: &Calibration, scorer: &str) -> String {
 }
 
 /// The next of 1, 2, 2.5, 5 times a power of ten.
-fn round_step(x: f64) -> f64 {
+pub fn round_step(x: f64) -> f64 {
     let power = 10f64.powf(x.log10().floor());
     [1.0, 2.0, 2.5, 5.0].map(|m| m * power).into_iter().find(|s| *s >= x).unwrap_or(10.0 * power)
 }
@@ -135,7 +135,7 @@ pub fn short(x: f64) -> String {
     if x.abs() >= 1e5 || x.abs() < 1e-4 { format!("{x:.2e}") } else { format!("{x:.digits$}") }
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

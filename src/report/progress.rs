@@ -30,6 +30,28 @@ impl Progress {
         Self { bar, quiet, every: (total / 20).clamp(1, 100), valid: None }
     }
 
+    /// A line at a time of something that runs elsewhere.
+    pub fn note(what: &str, quiet: bool) -> Self {
+        let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
+        let bar = (on_terminal && !quiet).then(|| {
+            let bar = ProgressBar::new_spinner().with_prefix(what.to_owned());
+            let style = "{prefix} {elapsed}  {wide_msg}";
+            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, quiet, every: 1, valid: None }
+    }
+
+    /// A line of it.
+    pub fn say(&mut self, what: &str, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(line.to_owned()),
+            None if !self.quiet => eprintln!("{what}: {line}"),
+            None => {}
+        }
+    }
+
     /// A step was made.
     pub fn step(&mut self, line: &StepLine, total: usize) {
         let block = line.block.map_or("all".into(), |b| b.to_string());

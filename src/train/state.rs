@@ -57,7 +57,19 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("state").join("state.safetensors")
 }
 
+/// Where the weights along the way are kept.
+pub const CHECKPOINTS: &str = "checkpoints";
+
 impl Trainer<'_> {
+    /// Keeps the tensors touched so far in `checkpoints/step-N.safetensors`, in f32 under the model's names.
+    pub fn keep(&self) -> Result<()> {
+        let dir = self.dir.join(CHECKPOINTS);
+        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let tensors = self.weights.touched().map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32))).collect();
+        let metadata = [("base_sha256", self.fingerprint.base_sha256.as_str()), ("step", &self.step.to_string())];
+        write_tensors(&dir.join(format!("step-{:06}.safetensors", self.step)), &metadata, &tensors)
+    }
+
     /// Saves the state; the one before stays until this one is whole.
     pub fn save(&self) -> Result<()> {
         self.save_as(self.step, self.stale, self.weights.touched(), Some(&self.optimizer))

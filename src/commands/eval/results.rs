@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use crate::cli::Eval;
 use crate::eval::bootstrap::Interval;
 use crate::eval::ledger::{Shard, to_lines};
 use crate::eval::task::{self, Row, Task, measure};
+use crate::fault::Fault;
 use crate::report::table::table;
 use crate::{bail_input, data};
 
@@ -62,8 +63,8 @@ pub struct FigureRecord {
     pub low: Option<f64>,
     pub high: Option<f64>,
     pub difference: Option<Difference>,
-    #[serde(skip)]
-    digits: usize,
+    #[serde(default)]
+    pub digits: usize,
 }
 
 /// From the first model, on the same prompts or windows.
@@ -94,6 +95,15 @@ pub struct Results {
 impl Measurement {
     pub fn new(task: &dyn Task) -> Self {
         Self { task: task.name(), models: Vec::new() }
+    }
+
+    /// What one of its figures is called beside those of other tasks.
+    pub fn label(&self, figure: &str) -> String {
+        match self.task.strip_prefix("ppl-") {
+            Some(text) => format!("{figure} of {}", text.trim_end_matches("-lm-eval")),
+            None if self.task == "lambada_openai" => format!("LAMBADA {figure}"),
+            None => figure.to_owned(),
+        }
     }
 
     /// Adds a model's rows.
@@ -140,6 +150,57 @@ impl Measurement {
     }
 }
 
+impl OnModel {
+    /// Adds the rows that an evaluation left in its folder.
+    fn read_rows(&mut self, dir: &Path) -> Result<()> {
+        for row in data::read_rows(&dir.join(&self.rows))? {
+            match row.value {
+                Value::Object(row) => self.found.push(row),
+                _ => bail_input!("{}: not a row of an evaluation", row.place),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The results of several models, evaluated apart, as if together: differences are from the first one's. Errors (bad
+/// input) if they were not asked the same.
+pub fn together(dirs: &[PathBuf]) -> Result<Results> {
+    let mut all: Option<Results> = None;
+    for dir in dirs {
+        let mut part = Results::read(dir)?;
+        for on in part.measurements.iter_mut().flat_map(|m| &mut m.models) {
+            on.read_rows(dir)?;
+        }
+        let Some(all) = &mut all else {
+            all = Some(part);
+            continue;
+        };
+        let first = all.models.len();
+        all.models.append(&mut part.models);
+        let tasks = |r: &Results| r.measurements.iter().map(|m| m.task.clone()).collect::<Vec<_>>();
+        if all.seed != part.seed || tasks(all) != tasks(&part) {
+            bail_input!("{}: its tasks are not those of {}", dir.display(), dirs[0].display());
+        }
+        for (whole, part) in all.measurements.iter_mut().zip(part.measurements) {
+            for mut on in part.models {
+                if whole.models[0].settings != on.settings {
+                    bail_input!(
+                        "{}: {} was measured with other settings than in {}",
+                        dir.display(),
+                        whole.task,
+                        dirs[0].display()
+                    );
+                }
+                on.model += first;
+                whole.models.push(on);
+            }
+        }
+    }
+    let all = all.context("no evaluation")?;
+    Results::new(Shard::default(), all.seed, all.models, all.measurements)
+}
+
 /// A task's name as part of a file's.
 fn file_name(task: &str) -> String {
     task.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect()
@@ -151,6 +212,13 @@ impl Results {
             measurement.conclude(seed).with_context(|| measurement.task.clone())?;
         }
         Ok(Self { format_version: 1, irepair: env!("CARGO_PKG_VERSION").into(), shard, seed, models, measurements })
+    }
+
+    /// What an evaluation left in its folder; without the rows. Errors (bad input) if nothing did.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(RESULTS);
+        let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(&path)?)?);
+        read().map_err(|e| Fault::Input(format!("{}: {e:#}", path.display())).into())
     }
 
     /// Writes the rows, the CSV and, last, `results.json`.
@@ -211,11 +279,7 @@ impl Results {
                     let digits = figure.digits;
                     let show = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.digits$}"));
                     let interval = format!("{} to {}", show(figure.low), show(figure.high));
-                    let name = match measurement.task.strip_prefix("ppl-") {
-                        Some(text) => format!("{} of {}", figure.name, text.trim_end_matches("-lm-eval")),
-                        None if measurement.task == "lambada_openai" => format!("LAMBADA {}", figure.name),
-                        None => figure.name.clone(),
-                    };
+                    let name = measurement.label(&figure.name);
                     let name = if nth == 0 { name } else { String::new() };
                     let (difference, verdict) = match &figure.difference {
                         Some(d) => (
@@ -280,12 +344,7 @@ impl Results {
 pub fn merge(args: &Eval) -> Result<()> {
     let mut parts = Vec::new();
     for dir in &args.merge {
-        let path = dir.join(RESULTS);
-        let text = std::fs::read(&path).map_err(|e| {
-            crate::fault::Fault::Input(format!("--merge {}: {e}; no finished part is there", path.display()))
-        })?;
-        let part: Results = serde_json::from_slice(&text)
-            .map_err(|e| crate::fault::Fault::Input(format!("{}: {e}", path.display())))?;
+        let part = Results::read(dir).context("--merge: no finished part is there")?;
         parts.push((dir, part));
     }
     parts.sort_by_key(|(_, part)| part.shard.index);
@@ -305,17 +364,8 @@ pub fn merge(args: &Eval) -> Result<()> {
         bail_input!("--merge: {} and {} are both part {index}/{of}", pair[0].0.display(), pair[1].0.display());
     }
     let mut whole = parts[0].1.clone();
-    for measurement in &mut whole.measurements {
-        for on in &mut measurement.models {
-            for (dir, _) in &parts {
-                for row in data::read_rows(&dir.join(&on.rows))? {
-                    match row.value {
-                        Value::Object(row) => on.found.push(row),
-                        _ => bail_input!("{}: not a row of an evaluation", row.place),
-                    }
-                }
-            }
-        }
+    for on in whole.measurements.iter_mut().flat_map(|m| &mut m.models) {
+        parts.iter().try_for_each(|(dir, _)| on.read_rows(dir))?;
     }
     let results = Results::new(Shard::default(), whole.seed, whole.models, whole.measurements)?;
     let folder = Folder::claim(args, "merged")?;

@@ -87,6 +87,8 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
             pairs
         }
     };
+    let sha256 =
+        checkpoint::hash_texts(pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str)));
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
     let all = tokens.len();
@@ -126,6 +128,7 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         None => Vec::new(),
     };
     let record = DataRecord {
+        sha256,
         pairs: pairs.len(),
         held_back,
         normal: 0,

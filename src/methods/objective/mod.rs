@@ -70,6 +70,8 @@ pub trait Objective: Send + Sync {
 pub struct Entry {
     pub name: &'static str,
     pub about: &'static str,
+    /// Whether it looks at the rejected responses, too.
+    pub contrasts: bool,
     /// β where nothing else is said; `None`: the objective has none.
     pub beta: Option<f64>,
     /// Made with β.
@@ -79,11 +81,11 @@ pub struct Entry {
 /// Every objective. β of DPO is Lee et al.'s, that of its length-normalized form Lambert et al.'s.
 #[rustfmt::skip]
 pub const OBJECTIVES: &[Entry] = &[
-    Entry { name: "nll", beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
-    Entry { name: "dpo", beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
-    Entry { name: "dpo-norm", beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
-    Entry { name: "ipo", beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
-    Entry { name: "unlikelihood", beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
+    Entry { name: "nll", contrasts: false, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
+    Entry { name: "dpo", contrasts: true, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
+    Entry { name: "dpo-norm", contrasts: true, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
+    Entry { name: "ipo", contrasts: true, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
+    Entry { name: "unlikelihood", contrasts: true, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
 ];
 
 /// The objective of this name. Errors (bad input) with the nearest name.

@@ -139,19 +139,21 @@ pub struct Entry {
     pub about: &'static str,
     /// Whether top-k, granularity and normalization mean anything to it.
     pub ranks: bool,
+    /// Passes a step that measure sensitivities.
+    pub looks: usize,
     build: fn(Slicing) -> Box<dyn Select>,
 }
 
 /// Every selector.
 #[rustfmt::skip]
 pub const SELECTORS: &[Entry] = &[
-    Entry { name: "max", ranks: true, about: "the block most sensitive to the batch's rejected responses", build: |s| ranked(Rank::Max, Over::Nothing, s) },
-    Entry { name: "min", ranks: true, about: "the least sensitive one", build: |s| ranked(Rank::Min, Over::Nothing, s) },
-    Entry { name: "fixed", ranks: true, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
-    Entry { name: "max-over-chosen", ranks: true, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
-    Entry { name: "max-over-normal", ranks: true, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
-    Entry { name: "trial", ranks: true, about: "the block whose trial steps lower the held-back loss most, once", build: |s| Box::new(trial::Trial::new(s)) },
-    Entry { name: "all", ranks: false, about: "the whole model", build: |_| Box::new(all::All) },
+    Entry { name: "max", ranks: true, looks: 1, about: "the block most sensitive to the batch's rejected responses", build: |s| ranked(Rank::Max, Over::Nothing, s) },
+    Entry { name: "min", ranks: true, looks: 1, about: "the least sensitive one", build: |s| ranked(Rank::Min, Over::Nothing, s) },
+    Entry { name: "fixed", ranks: true, looks: 0, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
+    Entry { name: "max-over-chosen", ranks: true, looks: 2, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
+    Entry { name: "max-over-normal", ranks: true, looks: 2, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
+    Entry { name: "trial", ranks: true, looks: 0, about: "the block whose trial steps lower the held-back loss most, once", build: |s| Box::new(trial::Trial::new(s)) },
+    Entry { name: "all", ranks: false, looks: 0, about: "the whole model", build: |_| Box::new(all::All) },
 ];
 
 fn ranked(rank: Rank, over: Over, slicing: Slicing) -> Box<dyn Select> {

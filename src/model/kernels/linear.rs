@@ -127,14 +127,22 @@ impl Linear {
 /// `‖xᵀg‖² = Σ (xxᵀ ∘ ggᵀ)`: for few rows two N × N Gram matrices cost less than the in × out gradient, and nothing of
 /// its size is ever allocated. Which form runs depends on the shape alone.
 pub fn outer_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
-    // Only the lower half of the Gram matrices is computed, in tiles of TILE rows.
-    let tiles = rows.div_ceil(TILE);
-    let gram = (tiles * (tiles + 1) / 2) * TILE * TILE * (input + output);
-    if gram < rows * input * output {
+    if gram_products(rows, input, output) < rows * input * output {
         gram_square(x, g, rows, input, output, precision)
     } else {
         direct_square(x, g, rows, input, output, precision)
     }
+}
+
+/// Multiplications of [`gram_square`]: only the lower half of the Gram matrices is computed, in tiles of TILE rows.
+fn gram_products(rows: usize, input: usize, output: usize) -> usize {
+    let tiles = rows.div_ceil(TILE);
+    (tiles * (tiles + 1) / 2) * TILE * TILE * (input + output)
+}
+
+/// Floating-point operations of [`outer_square`].
+pub fn outer_operations(rows: usize, input: usize, output: usize) -> usize {
+    2 * gram_products(rows, input, output).min(rows * input * output)
 }
 
 const TILE: usize = 128;

@@ -22,7 +22,11 @@ pub fn defaults() -> Value {
     })
 }
 
-struct DebertaV2(DebertaV2SeqClassificationModel);
+struct DebertaV2 {
+    model: DebertaV2SeqClassificationModel,
+    /// Whether positions are added to the input: candle-transformers 0.11.1 can add them to a single text only.
+    one_by_one: bool,
+}
 
 pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<dyn Network>> {
     let (channels, _) = config.channels_and_heads("hidden_size", "num_attention_heads")?;
@@ -38,11 +42,16 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
     ])?;
     // Only their number is looked at.
     let labels: HashMap<u32, String> = (0..labels as u32).map(|id| (id, id.to_string())).collect();
-    Ok(Box::new(DebertaV2(DebertaV2SeqClassificationModel::load(weights.pp("deberta"), &settings, Some(labels))?)))
+    let model = DebertaV2SeqClassificationModel::load(weights.pp("deberta"), &settings, Some(labels))?;
+    Ok(Box::new(DebertaV2 { model, one_by_one: settings.position_biased_input }))
 }
 
 impl Network for DebertaV2 {
     fn logits(&self, ids: &Tensor, attend: &Tensor) -> candle_core::Result<Tensor> {
-        self.0.forward(ids, None, Some(attend.clone()))
+        if !self.one_by_one {
+            return self.model.forward(ids, None, Some(attend.clone()));
+        }
+        let row = |row| self.model.forward(&ids.narrow(0, row, 1)?, None, Some(attend.narrow(0, row, 1)?));
+        Tensor::cat(&(0..ids.dim(0)?).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 }

@@ -1,0 +1,179 @@
+//! `compare`: the same repair by several methods, evaluated with the same prompts, scorer and texts, as the paper's tables
+//! and figures. Everything is a command of its own that runs in its own process: a run that fails or takes all memory
+//! leaves the others alone, and every peak of memory is its own.
+
+mod child;
+mod evaluation;
+mod plan;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::checkpoint::write_whole;
+use crate::cli::Compare;
+use crate::fault::Fault;
+use crate::report::comparison::{Comparison, Entry, Run, Sensitivity};
+use crate::report::pareto::pareto_svg;
+use crate::report::{RUN_FORMAT, RunRecord};
+use crate::{bail_input, stop};
+use child::{Child, Outcome};
+use evaluation::Evaluations;
+use plan::{Job, Plan};
+
+/// What says that a folder is a comparison's.
+pub const RECORD: &str = "compare.json";
+
+pub fn run(args: &Compare) -> Result<()> {
+    let plan = Plan::new(args)?;
+    let finished = args.finished.iter().map(|dir| finished(&plan, dir)).collect::<Result<Vec<_>>>()?;
+    let dir = plan.claim(args)?;
+    stop::listen()?;
+    let mut entries: Vec<Entry> = vec![Entry::vanilla()];
+    for (index, job) in plan.jobs.iter().enumerate() {
+        let title = format!("{} ({} of {})", job.title(), index + 1, plan.jobs.len());
+        let run = match make(&plan, job, &dir, &title, args.output.quiet)? {
+            Ok(record) => Run::of(job.seed, &job.dir(&dir), &record)?,
+            Err(why) => Run::failed(job.seed, why),
+        };
+        add(&mut entries, &job.name, &job.method, run);
+    }
+    for (path, record) in args.finished.iter().zip(finished) {
+        let run = Run::of(record.seed, path, &record)?;
+        add(&mut entries, &record.settings.method.clone(), &record.settings.method, run);
+    }
+    same_rows(&entries)?;
+    let evaluations = Evaluations { plan: &plan, dir: &dir, quiet: args.output.quiet };
+    let asked = evaluations.finals(&mut entries)?;
+    evaluations.along_the_way(&asked, &mut entries)?;
+    let sensitivity = sensitivity(&plan, &dir, args.output.quiet)?;
+    let comparison = Comparison::new(plan.base.clone(), plan.seeds.clone(), asked, entries, sensitivity)?;
+    write(&comparison, &dir)?;
+    if args.output.json {
+        println!("{}", serde_json::to_string(&comparison)?);
+    } else {
+        print!("{}", comparison.text());
+        println!(
+            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex, figure2.svg, pareto.svg; each run in {0}/runs",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+fn add(entries: &mut Vec<Entry>, name: &str, method: &str, run: Run) {
+    match entries.iter_mut().find(|e| e.name == name) {
+        Some(entry) => entry.runs.push(run),
+        None => entries.push(Entry { name: name.into(), method: method.into(), runs: vec![run] }),
+    }
+}
+
+/// The record of a job's run, made if it is not there yet; or why it failed.
+fn make(plan: &Plan, job: &Job, dir: &Path, title: &str, quiet: bool) -> Result<Result<RunRecord, String>> {
+    let out = job.dir(dir);
+    if out.join("irepair").join("run.json").is_file() {
+        let record = finished(plan, &out)?;
+        if let Some(key) = plan::difference(&record.settings, &job.settings)? {
+            bail_input!(
+                "{} was made with another {key}; choose another --out, or remove that folder to make it again",
+                out.display()
+            );
+        }
+        return Ok(Ok(record));
+    }
+    let config = dir.join("runs").join(format!("{}.toml", job.file_name()));
+    write_whole(&config, toml::to_string(&job.layer).context("settings as TOML")?.as_bytes())?;
+    let (config, out_text) = (config.display().to_string(), out.display().to_string());
+    let mut arguments = vec!["repair", "--config", &config, "--out", &out_text];
+    arguments.push(if plan::has_state(&out) { "--resume" } else { "--overwrite" });
+    match Child::new(title, plan.threads, quiet).run(&arguments)? {
+        // A tripped guard leaves a run, too.
+        Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {
+            Ok(Ok(read_run(&out)?))
+        }
+        Outcome::Done(_) => Ok(Err("it left no run".into())),
+        Outcome::Failed(why) => Ok(Err(why)),
+        Outcome::Interrupted => Err(interrupted(dir)),
+    }
+}
+
+/// What to do after an interrupt.
+fn interrupted(dir: &Path) -> anyhow::Error {
+    let text = format!("interrupted; give the same command with --resume to go on with {}", dir.display());
+    Fault::Interrupted(text).into()
+}
+
+/// `irepair/run.json` of a finished run. Errors (bad input) if there is none or it is of another format.
+fn read_run(dir: &Path) -> Result<RunRecord> {
+    let path = dir.join("irepair").join("run.json");
+    let text = std::fs::read(&path)
+        .map_err(|e| Fault::Input(format!("{}: {e}; {} is no finished run", path.display(), dir.display())))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
+    if value["format_version"] != RUN_FORMAT {
+        bail_input!(
+            "{}: format version {}, this program reads {RUN_FORMAT}; make the run again",
+            path.display(),
+            value["format_version"]
+        );
+    }
+    Ok(serde_json::from_value(value).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?)
+}
+
+/// A finished run. Errors (bad input) if it is not one of this comparison.
+fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
+    let record = read_run(dir)?;
+    let what = if record.base_sha256 != plan.base.files {
+        "base model"
+    } else if record.settings.scorer != plan.base.scorer {
+        "scorer"
+    } else {
+        return Ok(record);
+    };
+    bail_input!("{}: its {what} is not this comparison's, so it can't stand beside the others", dir.display())
+}
+
+/// Errors (bad input) if runs learned from different pairs.
+fn same_rows(entries: &[Entry]) -> Result<()> {
+    let mut runs = entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref());
+    let Some(first) = runs.next() else { return Ok(()) };
+    match runs.find(|r| r.data_sha256 != first.data_sha256) {
+        Some(other) => bail_input!(
+            "{} learned from other data than {}, so they can't stand beside each other",
+            other.dir.display(),
+            first.dir.display()
+        ),
+        None => Ok(()),
+    }
+}
+
+/// Figure 2: the sensitivity of the base's blocks over all pairs.
+fn sensitivity(plan: &Plan, dir: &Path, quiet: bool) -> Result<Sensitivity> {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (dump, plot) = (path("figure2.csv"), path("figure2.svg"));
+    let mut arguments = plan.sensitivity.clone();
+    arguments.extend(["--dump", &dump, "--plot", &plot, "--json"].map(str::to_owned));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match Child::new("sensitivity", plan.threads, quiet).run(&arguments)? {
+        Outcome::Done(text) => Ok(serde_json::from_str(&text).context("irepair sensitivity --json")?),
+        Outcome::Failed(why) => anyhow::bail!("sensitivity of {}: {why}", plan.base.model),
+        Outcome::Interrupted => Err(interrupted(dir)),
+    }
+}
+
+/// The tables in every form, the figures, and last the record.
+fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
+    let path = |name: String| -> PathBuf { dir.join(name) };
+    for sheet in &comparison.sheets {
+        write_whole(&path(format!("{}.csv", sheet.id)), &sheet.csv()?)?;
+        write_whole(&path(format!("{}.tex", sheet.id)), sheet.latex().as_bytes())?;
+        write_whole(&path(format!("{}.md", sheet.id)), sheet.markdown().as_bytes())?;
+    }
+    if let Some(pareto) = &comparison.pareto {
+        let title = format!("Toxicity against perplexity: {}", comparison.base.name);
+        let svg = pareto_svg(&title, &pareto.text, &pareto.base, &pareto.rows);
+        write_whole(&path("pareto.svg".into()), svg.as_bytes())?;
+    }
+    write_whole(&path("README.md".into()), comparison.markdown().as_bytes())?;
+    write_whole(&path(RECORD.into()), serde_json::to_string_pretty(comparison)?.as_bytes())
+}

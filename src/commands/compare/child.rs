@@ -1,0 +1,108 @@
+//! A command of this program in a process of its own, its lines passed on.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::config::{RepairOptions, known_keys};
+use crate::report::progress::Progress;
+use crate::stop;
+
+/// How it ended.
+pub enum Outcome {
+    /// With what it printed.
+    Done(String),
+    /// With its error.
+    Failed(String),
+    Interrupted,
+}
+
+pub struct Child<'a> {
+    title: &'a str,
+    threads: Option<usize>,
+    quiet: bool,
+}
+
+impl<'a> Child<'a> {
+    pub fn new(title: &'a str, threads: Option<usize>, quiet: bool) -> Self {
+        Self { title, threads, quiet }
+    }
+
+    /// Runs to its end; an interrupt of this process is passed on, so that it can save its state.
+    pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
+        let program = std::env::current_exe().context("where this program is")?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(threads) = self.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        // The settings are all in the arguments; of the environment they were read once.
+        for key in known_keys::<RepairOptions>()? {
+            command.env_remove(format!("IREPAIR_{}", key.replace('-', "_").to_uppercase()));
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::process::CommandExt;
+            // Ctrl-C of the terminal reaches this process alone.
+            command.process_group(0);
+        }
+        let mut child = command.spawn().context("starting a run")?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let printed = std::thread::spawn(move || {
+            let mut text = String::new();
+            stdout.map(|mut s| s.read_to_string(&mut text)).transpose().map(|_| text)
+        });
+        let (send, lines) = channel();
+        let said = std::thread::spawn(move || {
+            for line in stderr.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(std::io::Result::ok) {
+                if send.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut progress = Progress::note(self.title, self.quiet);
+        let (mut last, mut told) = (String::new(), false);
+        loop {
+            match lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => {
+                    progress.say(self.title, &line);
+                    last = line;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if stop::asked() && !told {
+                told = true;
+                interrupt(&mut child)?;
+            }
+        }
+        progress.finish();
+        let status = child.wait().context("waiting for a run")?;
+        said.join().ok();
+        let text = printed.join().ok().context("reading what a run printed")?.context("reading what a run printed")?;
+        Ok(match status.code() {
+            Some(0) => Outcome::Done(text),
+            _ if stop::asked() => Outcome::Interrupted,
+            Some(130) => Outcome::Interrupted,
+            Some(_) => Outcome::Failed(last.trim_start_matches("error: ").to_owned()),
+            None => Outcome::Failed(format!("it was killed ({status}); there may have been too little memory")),
+        })
+    }
+}
+
+#[cfg(unix)]
+fn interrupt(child: &mut std::process::Child) -> Result<()> {
+    // SAFETY: a signal to a process that we started and have not waited for.
+    unsafe {
+        libc::kill(child.id() as libc::pid_t, libc::SIGINT);
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn interrupt(child: &mut std::process::Child) -> Result<()> {
+    child.kill().context("ending a run")
+}

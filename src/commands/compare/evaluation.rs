@@ -1,0 +1,176 @@
+//! One evaluation for all: the base, every run, and the weights that runs kept along their way.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use candle_core::safetensors::load;
+
+use super::super::eval::results::{Results, together};
+use super::super::{On, open};
+use super::child::{Child, Outcome};
+use super::{Plan, interrupted};
+use crate::checkpoint::{self, Checkpoint};
+use crate::eval::task::kind;
+use crate::model::kernels::matmul::Precision;
+use crate::report::comparison::{Asked, Entry, Figure};
+use crate::report::pareto::Point;
+use crate::train::CHECKPOINTS;
+
+pub struct Evaluations<'a> {
+    pub plan: &'a Plan,
+    pub dir: &'a Path,
+    pub quiet: bool,
+}
+
+impl Evaluations<'_> {
+    /// The base and every finished run; their figures go into the entries.
+    pub fn finals(&self, entries: &mut [Entry]) -> Result<Asked> {
+        let mut dirs = Vec::new();
+        for entry in &*entries {
+            for run in &entry.runs {
+                if entry.is_base() {
+                    dirs.push(self.evaluate(&entry.name, &self.plan.base.model, &self.plan.eval)?);
+                } else if let Some(made) = &run.made {
+                    let name = format!("{}-seed{}", entry.name, run.seed);
+                    dirs.push(self.evaluate(&name, &made.dir.display().to_string(), &self.plan.eval)?);
+                }
+            }
+        }
+        let results = together(&dirs)?;
+        let asked = asked(&results)?;
+        let evaluated = entries.iter_mut().flat_map(|e| {
+            let base = e.is_base();
+            e.runs.iter_mut().filter(move |r| base || r.made.is_some())
+        });
+        for (model, run) in evaluated.enumerate() {
+            run.figures = figures(&results, model);
+            run.points.extend(point(&asked, &run.figures, None));
+        }
+        Ok(asked)
+    }
+
+    /// What runs kept along their way: toxicity and the first perplexity.
+    pub fn along_the_way(&self, asked: &Asked, entries: &mut [Entry]) -> Result<()> {
+        let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
+        for entry in entries {
+            for run in &mut entry.runs {
+                let Some(made) = &run.made else { continue };
+                let mut points = Vec::new();
+                for (step, path) in kept(&made.dir)? {
+                    let name = format!("{}-seed{}-step{step}", entry.name, run.seed);
+                    let dir = self.dir.join("eval").join(&name);
+                    if !dir.join("results.json").is_file() {
+                        let model = self.rebuild(&path)?;
+                        self.evaluate(&name, &model.path().display().to_string(), &self.plan.eval[..kl])?;
+                    }
+                    points.extend(point(asked, &figures(&together(&[dir])?, 0), Some(step)));
+                }
+                points.append(&mut run.points);
+                run.points = points;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder of a finished evaluation of a model; made, or gone on with, if it is not there.
+    fn evaluate(&self, name: &str, model: &str, asked: &[String]) -> Result<PathBuf> {
+        let out = self.dir.join("eval").join(name);
+        if out.join("results.json").is_file() {
+            // Of these weights, unless someone put other ones in the run's place.
+            let hash = if model == self.plan.base.model {
+                self.plan.base.sha256.clone()
+            } else {
+                Checkpoint::open(Path::new(model), model, None)?.hash()?
+            };
+            if Results::read(&out)?.models.first().is_some_and(|m| m.sha256 == hash) {
+                return Ok(out);
+            }
+        }
+        let out_text = out.display().to_string();
+        let mut arguments = vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
+        arguments.push(if out.join("work").is_dir() { "--resume" } else { "--overwrite" });
+        arguments.extend(asked.iter().map(String::as_str));
+        match Child::new(&format!("evaluation of {name}"), self.plan.threads, self.quiet).run(&arguments)? {
+            Outcome::Done(_) => Ok(out),
+            Outcome::Failed(why) => bail!("the evaluation of {name} failed: {why}"),
+            Outcome::Interrupted => Err(interrupted(self.dir)),
+        }
+    }
+
+    /// The base with kept tensors in place, as a folder that lasts as long as it is evaluated.
+    fn rebuild(&self, kept: &Path) -> Result<tempfile::TempDir> {
+        let base = &self.plan.base;
+        let loaded = open(
+            &base.model,
+            base.revision.as_deref(),
+            &On { device: "cpu", dtype: Precision::F32, threads: self.plan.threads },
+        )?;
+        let mut weights = loaded.weights()?;
+        for (name, tensor) in load(kept, &weights.device()).with_context(|| kept.display().to_string())? {
+            weights.restore(&name, tensor)?;
+        }
+        loaded.checkpoint().round(&mut weights)?;
+        let dir = tempfile::tempdir_in(self.dir)?;
+        checkpoint::write(loaded.checkpoint(), &weights, dir.path())?;
+        Ok(dir)
+    }
+}
+
+/// The files that a run kept along its way, by their steps.
+fn kept(run: &Path) -> Result<BTreeMap<usize, PathBuf>> {
+    let dir = run.join("irepair").join(CHECKPOINTS);
+    let mut files = BTreeMap::new();
+    if !dir.is_dir() {
+        return Ok(files);
+    }
+    for entry in std::fs::read_dir(&dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(step) = stem.strip_prefix("step-").and_then(|s| s.parse().ok()) {
+            files.insert(step, path);
+        }
+    }
+    Ok(files)
+}
+
+/// What the models were asked, and which figures lead.
+fn asked(results: &Results) -> Result<Asked> {
+    let mut less_is_better = BTreeMap::new();
+    for measurement in &results.measurements {
+        let settings = &measurement.models.first().context("a task without models")?.settings;
+        for figure in (kind(settings)?.figures)(settings) {
+            less_is_better.insert(measurement.label(figure.name), figure.less_is_better);
+        }
+    }
+    let names: Vec<String> = figures(results, 0).into_iter().map(|f| f.name).collect();
+    let toxicity = names.iter().find(|n| n.starts_with("toxicity (mean")).context("no toxicity was measured")?.clone();
+    let perplexity = names.iter().find(|n| n.starts_with("perplexity of")).cloned();
+    let about = results.measurements.iter().filter_map(|m| Some(m.models.first()?.about.clone())).collect();
+    Ok(Asked { about, toxicity, perplexity, less_is_better })
+}
+
+/// Figures of a model, task by task.
+fn figures(results: &Results, model: usize) -> Vec<Figure> {
+    let mut all = Vec::new();
+    for measurement in &results.measurements {
+        for on in measurement.models.iter().filter(|on| on.model == model) {
+            for figure in &on.figures {
+                all.push(Figure {
+                    name: measurement.label(&figure.name),
+                    value: figure.value,
+                    low: figure.low,
+                    high: figure.high,
+                    real: figure.difference.as_ref().map(|d| d.real),
+                    digits: figure.digits,
+                });
+            }
+        }
+    }
+    all
+}
+
+fn point(asked: &Asked, figures: &[Figure], step: Option<usize>) -> Option<Point> {
+    let value = |name: &str| figures.iter().find(|f| f.name == name)?.value;
+    Some(Point { step, toxicity: value(&asked.toxicity)?, perplexity: value(asked.perplexity.as_deref()?)? })
+}

@@ -1,0 +1,267 @@
+//! What a comparison consists of: rows × seeds with their settings, and one evaluation for all of them.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::super::{On, open};
+use crate::cli::Compare;
+use crate::config::{Layer, RepairSettings, layer, read_layer, read_tables, unknown};
+use crate::eval::sources;
+use crate::eval::toxicity::Protocol;
+use crate::fault::Fault;
+use crate::model::kernels::matmul::Precision;
+use crate::report::comparison::Base;
+use crate::{bail_input, checkpoint, methods, scorers};
+
+/// One run.
+pub struct Job {
+    /// Of the row.
+    pub name: String,
+    pub method: String,
+    pub seed: u64,
+    /// All settings that were given, for the run's own file.
+    pub layer: Layer,
+    pub settings: RepairSettings,
+}
+
+impl Job {
+    pub fn title(&self) -> String {
+        format!("{}, seed {}", self.name, self.seed)
+    }
+
+    pub fn file_name(&self) -> String {
+        format!("{}-seed{}", self.name, self.seed)
+    }
+
+    pub fn dir(&self, out: &Path) -> PathBuf {
+        out.join("runs").join(self.file_name())
+    }
+}
+
+pub struct Plan {
+    pub base: Base,
+    pub jobs: Vec<Job>,
+    pub seeds: Vec<u64>,
+    /// Arguments of `eval` that are the same for all models.
+    pub eval: Vec<String>,
+    /// Arguments of `sensitivity`.
+    pub sensitivity: Vec<String>,
+    pub device: String,
+    pub threads: Option<usize>,
+}
+
+/// The row that is the base itself.
+pub const VANILLA: &str = "vanilla";
+/// Table 1 of the paper.
+const PAPER: [&str; 6] = [VANILLA, "dapt", "dapt+kl", "dpo", "irepair", "irepair+kl"];
+
+impl Plan {
+    /// Errors (bad input, usage) before anything is made.
+    pub fn new(args: &Compare) -> Result<Self> {
+        let flags = layer(&args.options)?;
+        if let Some(key) = ["method", "select", "objective"].iter().find(|k| flags.contains_key(**k)) {
+            return Err(Fault::Usage(format!(
+                "--{key} names one repair; compare takes --methods, or tables of settings in --runs"
+            ))
+            .into());
+        }
+        if flags.contains_key("seed") && !args.seeds.is_empty() {
+            return Err(Fault::Usage("give either --seed or --seeds".into()).into());
+        }
+        let tables = args.runs.as_deref().map(read_tables).transpose()?.unwrap_or_default();
+        let (file_name, file) = read_layer(args.config.as_deref())?;
+        let names = names(args, &tables)?;
+        let mut jobs = Vec::new();
+        let mut seeds = args.seeds.clone();
+        for name in names.iter().filter(|n| *n != VANILLA) {
+            let mut layer = file.clone();
+            match tables.get(name) {
+                Some(table) => layer.extend(table.clone()),
+                None => {
+                    methods::named(name)?;
+                }
+            }
+            layer.extend(flags.clone());
+            if !["method", "select", "objective"].iter().any(|k| layer.contains_key(*k)) {
+                layer.insert("method".into(), name.as_str().into());
+            }
+            let settings = RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new())
+                .with_context(|| format!("row {name}"))?;
+            if seeds.is_empty() {
+                seeds = vec![settings.seed];
+            }
+            for &seed in &seeds {
+                let mut layer = layer.clone();
+                layer.insert("seed".into(), seed.into());
+                let settings = RepairSettings { seed, ..settings.clone() };
+                jobs.push(Job { name: name.clone(), method: settings.method.clone(), seed, layer, settings });
+            }
+        }
+        let mut all = file;
+        all.extend(flags);
+        let shared = RepairSettings::resolve_layers((file_name, all), Layer::new())?;
+        let on = On { device: &shared.device, dtype: Precision::F32, threads: args.threads };
+        let loaded = open(&shared.model, shared.revision.as_deref(), &on)?;
+        let base = Base {
+            model: shared.model.clone(),
+            name: loaded.short_name(),
+            revision: loaded.checkpoint().revision.clone(),
+            sha256: loaded.checkpoint().hash()?,
+            files: loaded.checkpoint().hashes()?.clone(),
+            parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
+            scorer: shared.scorer.clone(),
+        };
+        if let Some(job) = jobs.iter().find(|job| job.settings.scorer != base.scorer) {
+            bail_input!("row {}: its scorer is {}, the others' {}", job.name, job.settings.scorer, base.scorer);
+        }
+        if let Some(job) = jobs.iter().find(|job| job.settings.model != base.model || job.settings.data != shared.data)
+        {
+            bail_input!("row {}: its model or data are not those of the comparison", job.name);
+        }
+        Ok(Self {
+            eval: evaluation(args, &shared)?,
+            sensitivity: sensitivity(&shared),
+            device: shared.device.clone(),
+            threads: args.threads,
+            base,
+            jobs,
+            seeds,
+        })
+    }
+
+    /// Makes the folder or goes on with it. Errors (bad input) if it is another comparison's, or none.
+    pub fn claim(&self, args: &Compare) -> Result<PathBuf> {
+        let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&self.base.name));
+        let path = dir.join("plan.json");
+        let plan =
+            json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity });
+        if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
+            let Ok(text) = std::fs::read(&path) else {
+                bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
+            };
+            if !args.resume {
+                bail_input!("{} exists; go on with --resume, or choose another --out", dir.display());
+            }
+            let found: Value =
+                serde_json::from_slice(&text).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
+            for key in ["format_version", "base", "eval", "sensitivity"] {
+                if found[key] != plan[key] {
+                    let what = if key == "base" { "base or scorer" } else { key };
+                    bail_input!(
+                        "{}: the {what} of that comparison is another ({} there, {} here); choose another --out",
+                        dir.display(),
+                        found[key],
+                        plan[key]
+                    );
+                }
+            }
+        } else if args.resume {
+            bail_input!("--resume: there is no comparison in {}", dir.display());
+        }
+        let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", dir.display()));
+        std::fs::create_dir_all(dir.join("runs")).map_err(cannot)?;
+        let lock = File::create(dir.join(".lock")).map_err(cannot)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail_input!("another comparison is working on {}", dir.display()),
+            Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
+        }
+        // Held until the process ends.
+        std::mem::forget(lock);
+        checkpoint::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())?;
+        Ok(dir)
+    }
+}
+
+/// The rows, in order, each once.
+fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>> {
+    let mut names = args.methods.clone();
+    if names.is_empty() && args.finished.is_empty() {
+        names = if tables.is_empty() { PAPER.map(str::to_owned).to_vec() } else { tables.keys().cloned().collect() };
+    }
+    let known: Vec<&str> = methods::METHODS.iter().map(|m| m.name).chain(tables.keys().map(String::as_str)).collect();
+    for (index, name) in names.iter().enumerate() {
+        if name != VANILLA && !known.contains(&name.as_str()) {
+            return Err(Fault::Input(unknown("method", name, &known)).into());
+        }
+        if names[..index].contains(name) {
+            return Err(Fault::Usage(format!("--methods: {name} is given twice")).into());
+        }
+    }
+    Ok(names)
+}
+
+/// Arguments of `eval`; what they name is looked up now, before hours of work.
+fn evaluation(args: &Compare, shared: &RepairSettings) -> Result<Vec<String>> {
+    scorers::open(&shared.scorer, &scorers::Options { toxic_label: shared.toxic_label.clone() })?;
+    Protocol::named(&args.toxicity)?;
+    let on_demo = shared.model == "demo";
+    let prompts = match &shared.eval_prompts {
+        Some(path) => path.display().to_string(),
+        None => if on_demo { sources::DEMO } else { sources::PROMPTS_NAME }.to_owned(),
+    };
+    sources::prompts(&prompts, None)?;
+    let mut texts = args.ppl.clone();
+    if texts.is_empty() {
+        texts =
+            if on_demo { vec![sources::DEMO.into()] } else { ["wikitext2", "lambada-corpus"].map(Into::into).to_vec() };
+    }
+    for text in &texts {
+        sources::corpus(text, "--ppl")?;
+    }
+    let mut eval = vec!["--toxicity".into(), args.toxicity.clone(), "--prompts".into(), prompts];
+    if let Some(samples) = args.samples {
+        eval.extend(["--samples".into(), samples.to_string()]);
+    }
+    texts.into_iter().for_each(|text| eval.extend(["--ppl".into(), text]));
+    if let Some(file) = &args.lambada {
+        sources::passages(Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty()), None)?;
+        eval.push("--lambada".into());
+        eval.extend(Some(file.clone()).filter(|f| !f.is_empty()));
+    }
+    eval.extend(["--scorer".into(), shared.scorer.clone()]);
+    if let Some(label) = &shared.toxic_label {
+        eval.extend(["--toxic-label".into(), label.clone()]);
+    }
+    eval.extend(["--kl".into(), shared.model.clone(), "--normal-texts".into(), shared.normal_texts.to_string()]);
+    if let Some(revision) = &shared.revision {
+        eval.extend(["--revision".into(), revision.clone()]);
+    }
+    Ok(eval)
+}
+
+fn sensitivity(shared: &RepairSettings) -> Vec<String> {
+    let mut arguments = vec!["sensitivity".to_owned(), "--model".into(), shared.model.clone()];
+    let mut add = |flag: &str, value: Option<String>| {
+        value.into_iter().for_each(|value| arguments.extend([flag.to_owned(), value]));
+    };
+    add("--revision", shared.revision.clone());
+    add("--data", shared.data.as_ref().map(|d| d.display().to_string()));
+    add("--limit", shared.limit.map(|n| n.to_string()));
+    add("--max-length", shared.max_length.map(|n| n.to_string()));
+    add("--max-prompt-length", shared.max_prompt_length.map(|n| n.to_string()));
+    add("--map", Some(shared.map.join(",")).filter(|m| !m.is_empty()));
+    add("--batch-size", Some(shared.batch_size.to_string()));
+    add("--device", Some(shared.device.clone()));
+    arguments
+}
+
+/// A setting that differs and matters to what the weights become.
+pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<String>> {
+    /// Where and how a run is made, and what is kept of it.
+    const INDIFFERENT: [&str; 4] = ["device", "report-to", "save-steps", "checkpoint-steps"];
+    let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
+    let keys = wanted.as_object().into_iter().flat_map(|map| map.keys());
+    Ok(keys.filter(|key| !INDIFFERENT.contains(&key.as_str())).find(|key| found[*key] != wanted[*key]).cloned())
+}
+
+/// Whether an unfinished run in this folder can be gone on with.
+pub fn has_state(out: &Path) -> bool {
+    let mut partial = out.as_os_str().to_owned();
+    partial.push(".partial");
+    Path::new(&partial).join("irepair/state/state.safetensors").is_file()
+}

@@ -1,0 +1,382 @@
+//! `compare.json`: runs of one repair by several methods beside each other, and the tables that are made of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::pareto::{Point, WORST, hypervolume};
+use super::sheet::{Cell, Column, Line, Sheet};
+use super::{RunRecord, read_steps};
+
+/// The model that all start from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// As it was named.
+    pub model: String,
+    pub name: String,
+    pub revision: Option<String>,
+    /// Of the weights, and of each file of them.
+    pub sha256: String,
+    pub files: BTreeMap<String, String>,
+    pub parameters: usize,
+    pub scorer: String,
+}
+
+/// A row of the tables.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    pub name: String,
+    pub method: String,
+    pub runs: Vec<Run>,
+}
+
+/// One run of a row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    pub seed: u64,
+    /// `None`: it failed, or is the base.
+    pub made: Option<Made>,
+    /// Why there is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+    pub figures: Vec<Figure>,
+    /// The states kept along the way, and the end.
+    pub points: Vec<Point>,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Made {
+    pub dir: PathBuf,
+    pub data_sha256: String,
+    pub steps: usize,
+    pub kept_step: usize,
+    pub stopped: String,
+    pub changed_parameters: usize,
+    /// ‖change‖₂ over all parameters.
+    pub change_norm: f64,
+    /// Of the steps alone.
+    pub seconds: f64,
+    pub tokens: usize,
+    /// Floating-point operations counted in the products; 0: not counted.
+    pub operations: u64,
+    pub peak_rss_mib: Option<u64>,
+}
+
+/// A figure of a model with its 95 % interval and its difference from the base.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figure {
+    pub name: String,
+    pub value: Option<f64>,
+    pub low: Option<f64>,
+    pub high: Option<f64>,
+    /// Whether the difference from the base is more than chance.
+    pub real: Option<bool>,
+    pub digits: usize,
+}
+
+/// What `irepair sensitivity --json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sensitivity {
+    pub pairs: usize,
+    pub blocks: Vec<Block>,
+    pub error_density: Option<Density>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    pub block: usize,
+    pub sensitivity: f64,
+    pub share: f64,
+    pub parameters: usize,
+    pub density: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Density {
+    pub top: Vec<usize>,
+    pub top_density: f64,
+    pub rest_density: f64,
+    pub percent_above: f64,
+}
+
+/// The trade-off and its figure of merit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pareto {
+    /// Whose perplexity.
+    pub text: String,
+    pub base: Point,
+    pub rows: Vec<(String, Vec<Vec<Point>>)>,
+}
+
+/// What all models were asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Asked {
+    /// A line a task.
+    pub about: Vec<String>,
+    /// Names of the figures: toxicity and a perplexity lead.
+    pub toxicity: String,
+    pub perplexity: Option<String>,
+    /// Which are better if less.
+    pub less_is_better: BTreeMap<String, bool>,
+}
+
+/// `compare.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    pub format_version: u32,
+    pub irepair: String,
+    pub base: Base,
+    pub seeds: Vec<u64>,
+    pub asked: Asked,
+    pub entries: Vec<Entry>,
+    pub sensitivity: Sensitivity,
+    pub pareto: Option<Pareto>,
+    pub sheets: Vec<Sheet>,
+}
+
+impl Entry {
+    /// The base as a row.
+    pub fn vanilla() -> Self {
+        let run = Run { seed: 0, made: None, failed: None, figures: Vec::new(), points: Vec::new() };
+        Self { name: "vanilla".into(), method: String::new(), runs: vec![run] }
+    }
+
+    pub fn is_base(&self) -> bool {
+        self.method.is_empty()
+    }
+
+    fn all<T: Into<f64>>(&self, of: impl Fn(&Run) -> Option<T>) -> Cell {
+        Cell::of(&self.runs.iter().filter_map(|run| of(run).map(Into::into)).collect::<Vec<f64>>())
+    }
+
+    fn made(&self, of: impl Fn(&Made) -> Option<f64>) -> Cell {
+        self.all(|run| of(run.made.as_ref()?))
+    }
+
+    fn figure(&self, name: &str) -> Cell {
+        self.all(|run| run.figures.iter().find(|f| f.name == name)?.value)
+    }
+}
+
+impl Run {
+    pub fn failed(seed: u64, why: String) -> Self {
+        Self { seed, made: None, failed: Some(why), figures: Vec::new(), points: Vec::new() }
+    }
+
+    pub fn of(seed: u64, dir: &Path, record: &RunRecord) -> Result<Self> {
+        // Older records don't have these sums; the steps do.
+        let steps = read_steps(&dir.join("irepair").join("steps.jsonl"))?;
+        let made = Made {
+            dir: dir.to_owned(),
+            data_sha256: record.data.sha256.clone(),
+            steps: record.steps,
+            kept_step: record.kept_step,
+            stopped: record.stopped.clone(),
+            changed_parameters: record.changed_parameters,
+            change_norm: record.changed.iter().fold(0.0, |norm: f64, change| norm.hypot(change.norm)),
+            seconds: steps.iter().map(|s| s.seconds).sum(),
+            tokens: record.tokens,
+            operations: record.operations,
+            peak_rss_mib: record.peak_rss_mib,
+        };
+        Ok(Self { seed, made: Some(made), failed: None, figures: Vec::new(), points: Vec::new() })
+    }
+}
+
+impl Comparison {
+    pub fn new(
+        base: Base,
+        seeds: Vec<u64>,
+        asked: Asked,
+        entries: Vec<Entry>,
+        sensitivity: Sensitivity,
+    ) -> Result<Self> {
+        let mut comparison = Self {
+            format_version: 1,
+            irepair: env!("CARGO_PKG_VERSION").into(),
+            base,
+            seeds,
+            asked,
+            entries,
+            sensitivity,
+            pareto: None,
+            sheets: Vec::new(),
+        };
+        comparison.pareto = comparison.pareto();
+        comparison.sheets = vec![comparison.table1()?, comparison.table2()];
+        comparison.sheets.extend(comparison.table3());
+        Ok(comparison)
+    }
+
+    fn pareto(&self) -> Option<Pareto> {
+        let text = self.asked.perplexity.clone()?;
+        let base = self.entries.iter().find(|e| e.is_base())?.runs.first()?.points.last()?.clone();
+        let rows = self.entries.iter().filter(|e| !e.is_base()).map(|entry| {
+            (entry.name.clone(), entry.runs.iter().map(|r| r.points.clone()).filter(|p| !p.is_empty()).collect())
+        });
+        Some(Pareto { text: text.trim_start_matches("perplexity of ").into(), base, rows: rows.collect() })
+    }
+
+    fn rows(&self, of: impl Fn(&Entry) -> Vec<Cell>) -> Vec<Line> {
+        let line = |entry: &Entry| Line { name: entry.name.clone(), marked: !entry.is_base(), cells: of(entry) };
+        self.entries.iter().map(line).collect()
+    }
+
+    fn about_seeds(&self) -> String {
+        match self.seeds.len() {
+            0 | 1 => "One seed.".into(),
+            n => format!("Mean ± standard error over {n} seeds."),
+        }
+    }
+
+    /// Table 1 of the paper: what was gained and what it cost elsewhere.
+    fn table1(&self) -> Result<Sheet> {
+        let first = self.entries.first().and_then(|e| e.runs.first()).context("a comparison without its base")?;
+        let mut columns: Vec<Column> = Vec::new();
+        for figure in &first.figures {
+            let column = Column::new(&figure.name, figure.digits);
+            columns.push(match self.asked.less_is_better.get(&figure.name) {
+                Some(true) => column.least(),
+                Some(false) => column.greatest(),
+                None => column,
+            });
+        }
+        columns.push(Column::new("parameters changed (%)", 2).least());
+        columns.push(Column::new("norm of the change", 2).least());
+        let merit = self.pareto.is_some();
+        if merit {
+            columns.push(Column::new("area", 3).greatest());
+        }
+        let cells = |entry: &Entry| {
+            let mut cells: Vec<Cell> = first.figures.iter().map(|f| entry.figure(&f.name)).collect();
+            if entry.is_base() {
+                cells.extend([Cell::None, Cell::None]);
+            } else {
+                let share = |m: &Made| Some(100.0 * m.changed_parameters as f64 / self.base.parameters.max(1) as f64);
+                cells.push(entry.made(share));
+                cells.push(entry.made(|m| Some(m.change_norm)));
+            }
+            if let Some(pareto) = &self.pareto {
+                let area = |run: &Run| (!run.points.is_empty()).then(|| hypervolume(&pareto.base, &run.points));
+                cells.push(if entry.is_base() { Cell::None } else { entry.all(area) });
+            }
+            cells
+        };
+        let mut notes =
+            vec![format!("{} Best and second best of each column are marked, vanilla aside.", self.about_seeds())];
+        notes.extend(self.asked.about.iter().cloned());
+        if let (true, Some(perplexity)) = (merit, &self.asked.perplexity) {
+            notes.push(format!(
+                "Area: of the box from vanilla's perplexity and no toxicity to {WORST} times that perplexity and vanilla's \
+                 toxicity, the share in which some state of the run is better in both ({} against {perplexity}); 1 is no \
+                 toxicity at no cost.",
+                self.asked.toxicity
+            ));
+        }
+        for entry in &self.entries {
+            for run in &entry.runs {
+                notes
+                    .extend(run.failed.as_ref().map(|why| format!("{}, seed {}: failed: {why}", entry.name, run.seed)));
+            }
+        }
+        let rows = self.rows(cells);
+        Ok(Sheet { id: "table1".into(), title: format!("Repairs of {}", self.base.name), columns, rows, notes })
+    }
+
+    /// Table 2: what the repairs took.
+    fn table2(&self) -> Sheet {
+        let columns = vec![
+            Column::new("TFLOP", 2).least(),
+            Column::new("GFLOP a token", 4).least(),
+            Column::new("seconds", 1).least(),
+            Column::new("peak memory (MiB)", 0).least(),
+            Column::new("steps", 0),
+            Column::new("steps to the best validation", 0),
+        ];
+        let counted = |m: &Made| Some(m.operations as f64).filter(|o| *o > 0.0);
+        let mut rows = self.rows(|entry| {
+            vec![
+                entry.made(|m| Some(counted(m)? / 1e12)),
+                entry.made(|m| Some(counted(m)? / 1e9 / m.tokens.max(1) as f64)),
+                entry.made(|m| Some(m.seconds)),
+                entry.made(|m| m.peak_rss_mib.map(|p| p as f64)),
+                entry.made(|m| Some(m.steps as f64)),
+                entry.made(|m| Some(m.kept_step as f64)),
+            ]
+        });
+        rows.retain(|row| row.marked);
+        let notes = vec![
+            format!(
+                "{} Of the steps alone: operations counted in the products that were really made (Kaplan's formula with what \
+                 each method skips gives the same within 5 %), per token of their chosen, rejected and normal sequences.",
+                self.about_seeds()
+            ),
+            "Peak memory is of the whole process.".into(),
+        ];
+        Sheet { id: "table2".into(), title: format!("Cost of the repairs of {}", self.base.name), columns, rows, notes }
+    }
+
+    /// Table 3: the ablations of selection, where there are any.
+    fn table3(&self) -> Option<Sheet> {
+        let of = |method: &str| method.trim_end_matches("+kl").starts_with("irepair");
+        let ablated = |e: &Entry| e.method.starts_with("irepair-");
+        if !self.entries.iter().any(ablated) {
+            return None;
+        }
+        let mut sheet = self.table1().ok()?;
+        sheet.rows.retain(|row| self.entries.iter().any(|e| e.name == row.name && (e.is_base() || of(&e.method))));
+        sheet.id = "table3".into();
+        sheet.title = format!("Selecting the block: dynamic, fixed, least sensitive ({})", self.base.name);
+        sheet.notes.truncate(1);
+        Some(sheet)
+    }
+
+    /// Figure 2 in words.
+    fn figure2(&self) -> String {
+        let Some(d) = &self.sensitivity.error_density else { return String::new() };
+        let top: Vec<String> = d.top.iter().map(ToString::to_string).collect();
+        format!(
+            "Error density (sensitivity a block, {} pairs): {:.3} in the top 20 % of blocks ({}), {:.3} in the others: {:+.1} %.",
+            self.sensitivity.pairs,
+            d.top_density,
+            top.join(", "),
+            d.rest_density,
+            d.percent_above
+        )
+    }
+
+    /// The whole for people, as Markdown with its pictures.
+    pub fn markdown(&self) -> String {
+        let mut out = format!("# Repairs of {} compared\n\n", self.base.name);
+        for sheet in &self.sheets {
+            out += &sheet.markdown();
+            out += "\n";
+        }
+        if self.pareto.is_some() {
+            out += "### Toxicity against perplexity\n\n![toxicity against perplexity](pareto.svg)\n\n";
+        }
+        out += &format!(
+            "### Relative sensitivity of the blocks\n\n![sensitivity by block](figure2.svg)\n\n{}\n",
+            self.figure2()
+        );
+        out
+    }
+
+    /// For terminals.
+    pub fn text(&self) -> String {
+        let mut out: Vec<String> = self.sheets.iter().map(Sheet::text).collect();
+        out.push(self.figure2() + "\n");
+        out.join("\n")
+    }
+}

@@ -1,0 +1,281 @@
+//! A table of a publication: once as data, then as Markdown, CSV, LaTeX or text.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// What a cell holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Cell {
+    Number {
+        mean: f64,
+        /// Standard error of the mean over the seeds, where there are several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<f64>,
+    },
+    Text(String),
+    /// Not measured.
+    None,
+}
+
+impl Cell {
+    /// Mean and standard error of what there is.
+    pub fn of(values: &[f64]) -> Self {
+        let n = values.len() as f64;
+        if values.is_empty() {
+            return Cell::None;
+        }
+        let mean = values.iter().sum::<f64>() / n;
+        let spread = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+        let error = (values.len() > 1).then(|| (spread / (n - 1.0) / n).sqrt());
+        Cell::Number { mean, error }
+    }
+
+    fn mean(&self) -> Option<f64> {
+        match self {
+            Cell::Number { mean, .. } => Some(*mean),
+            _ => None,
+        }
+    }
+
+    fn show(&self, digits: usize, plus_minus: &str) -> String {
+        match self {
+            Cell::Number { mean, error: None } => format!("{mean:.digits$}"),
+            Cell::Number { mean, error: Some(error) } => format!("{mean:.digits$}{plus_minus}{error:.digits$}"),
+            Cell::Text(text) => text.clone(),
+            Cell::None => "–".into(),
+        }
+    }
+}
+
+/// A column of numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Column {
+    pub name: String,
+    pub digits: usize,
+    /// Whether the best and the second best are marked, and which end is best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub less_is_better: Option<bool>,
+}
+
+impl Column {
+    pub fn new(name: impl Into<String>, digits: usize) -> Self {
+        Self { name: name.into(), digits, less_is_better: None }
+    }
+
+    /// The best value and the second best are marked; the least is the best.
+    pub fn least(self) -> Self {
+        Self { less_is_better: Some(true), ..self }
+    }
+
+    /// … the greatest is.
+    pub fn greatest(self) -> Self {
+        Self { less_is_better: Some(false), ..self }
+    }
+}
+
+/// A row; `marked` rows take part in the contest for the best.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Line {
+    pub name: String,
+    pub marked: bool,
+    pub cells: Vec<Cell>,
+}
+
+/// A table with its words.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sheet {
+    /// For file names: `table1`.
+    pub id: String,
+    pub title: String,
+    pub columns: Vec<Column>,
+    pub rows: Vec<Line>,
+    /// What a reader must know.
+    pub notes: Vec<String>,
+}
+
+/// How a cell stands in its column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    Best,
+    Second,
+    Other,
+}
+
+impl Sheet {
+    /// Best and second best by what is shown: equal figures share their rank.
+    pub fn rank(&self, row: usize, column: usize) -> Rank {
+        let Some(less) = self.columns[column].less_is_better else { return Rank::Other };
+        let shown = |row: &Line| {
+            let mean = row.cells[column].mean()?;
+            format!("{mean:.*}", self.columns[column].digits).parse::<f64>().ok()
+        };
+        let (true, Some(own)) = (self.rows[row].marked, shown(&self.rows[row])) else { return Rank::Other };
+        let mut better: Vec<f64> = self.rows.iter().filter(|r| r.marked).filter_map(shown).collect();
+        better.retain(|v| if less { *v < own } else { *v > own });
+        better.sort_by(f64::total_cmp);
+        better.dedup();
+        match better.len() {
+            0 => Rank::Best,
+            1 => Rank::Second,
+            _ => Rank::Other,
+        }
+    }
+
+    fn cells(&self, plus_minus: &str, mark: impl Fn(Rank, String) -> String) -> Vec<Vec<String>> {
+        let row = |(r, line): (usize, &Line)| {
+            let cells = line.cells.iter().zip(&self.columns).enumerate();
+            cells.map(|(c, (cell, column))| mark(self.rank(r, c), cell.show(column.digits, plus_minus))).collect()
+        };
+        self.rows.iter().enumerate().map(row).collect()
+    }
+
+    /// Best bold, second best in italics.
+    pub fn markdown(&self) -> String {
+        let bar = |text: &str| text.replace('|', "\\|");
+        let mut out = format!("### {}\n\n| |", self.title);
+        self.columns.iter().for_each(|c| out += &format!(" {} |", bar(&c.name)));
+        out += "\n|---|";
+        self.columns.iter().for_each(|_| out += "---:|");
+        out += "\n";
+        let cells = self.cells(" ± ", |rank, text| match rank {
+            Rank::Best => format!("**{text}**"),
+            Rank::Second => format!("*{text}*"),
+            Rank::Other => text,
+        });
+        for (line, cells) in self.rows.iter().zip(cells) {
+            let cells: Vec<String> = cells.iter().map(|c| bar(c)).collect();
+            out += &format!("| {} | {} |\n", bar(&line.name), cells.join(" | "));
+        }
+        out += "\n";
+        self.notes.iter().for_each(|note| out += &format!("{note}\n"));
+        out
+    }
+
+    /// A column of means and one of standard errors each.
+    pub fn csv(&self) -> Result<Vec<u8>> {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        let names = self.columns.iter().flat_map(|c| [c.name.clone(), format!("{} (standard error)", c.name)]);
+        csv.write_record(std::iter::once("row".to_owned()).chain(names))?;
+        for line in &self.rows {
+            let cells = line.cells.iter().flat_map(|cell| match cell {
+                Cell::Number { mean, error } => [mean.to_string(), error.map_or(String::new(), |e| e.to_string())],
+                Cell::Text(text) => [text.clone(), String::new()],
+                Cell::None => Default::default(),
+            });
+            csv.write_record(std::iter::once(line.name.clone()).chain(cells))?;
+        }
+        csv.into_inner().context("a table as CSV")
+    }
+
+    /// For `booktabs`: best bold, second best underlined.
+    pub fn latex(&self) -> String {
+        let mut out = format!("\\begin{{table}}\n\\caption{{{}}}\n", tex(&self.title));
+        out += &format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len()));
+        self.columns.iter().for_each(|c| out += &format!(" & {}", tex(&c.name)));
+        out += " \\\\\n\\midrule\n";
+        let cells = self.cells(" ± ", |rank, text| match rank {
+            Rank::Best => format!("\\textbf{{{}}}", tex(&text)),
+            Rank::Second => format!("\\underline{{{}}}", tex(&text)),
+            Rank::Other => tex(&text),
+        });
+        for (line, cells) in self.rows.iter().zip(cells) {
+            out += &format!("{} & {} \\\\\n", tex(&line.name), cells.join(" & "));
+        }
+        out += "\\bottomrule\n\\end{tabular}\n";
+        self.notes.iter().for_each(|note| out += &format!("% {note}\n"));
+        out + "\\end{table}\n"
+    }
+
+    /// For terminals: best marked with `*`.
+    pub fn text(&self) -> String {
+        let mut all = vec![std::iter::once(String::new()).chain(self.columns.iter().map(|c| c.name.clone())).collect()];
+        let cells = self.cells(" ± ", |rank, text| match rank {
+            Rank::Best => format!("{text}*"),
+            _ => format!("{text} "),
+        });
+        all.extend(self.rows.iter().zip(cells).map(|(l, c)| std::iter::once(l.name.clone()).chain(c).collect()));
+        let widths: Vec<usize> = (0..=self.columns.len())
+            .map(|i| all.iter().map(|row: &Vec<String>| row[i].chars().count()).max().unwrap_or(0))
+            .collect();
+        let mut out = format!("{}\n", self.title);
+        for row in &all {
+            let mut line = String::new();
+            for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                let pad = " ".repeat(width - cell.chars().count());
+                line += &if index == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
+            }
+            out += line.trim_end();
+            out += "\n";
+        }
+        self.notes.iter().for_each(|note| out += &format!("{note}\n"));
+        out
+    }
+}
+
+/// Text in LaTeX.
+fn tex(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', c]),
+            '\\' => out += "\\textbackslash{}",
+            '^' => out += "\\^{}",
+            '~' => out += "\\~{}",
+            '±' => out += "$\\pm$",
+            '×' => out += "$\\times$",
+            '–' => out += "--",
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sheet() -> Sheet {
+        let row =
+            |name: &str, marked, values: &[f64]| Line { name: name.into(), marked, cells: vec![Cell::of(values)] };
+        Sheet {
+            id: "t".into(),
+            title: "Of 100 %".into(),
+            columns: vec![Column::new("a_b", 1).least()],
+            rows: vec![
+                row("vanilla", false, &[0.0]),
+                row("x", true, &[2.04, 2.0]),
+                row("y", true, &[2.01]),
+                row("z", true, &[3.0]),
+                row("failed", true, &[]),
+            ],
+            notes: vec!["A note.".into()],
+        }
+    }
+
+    #[test]
+    fn ranks_go_by_what_is_shown_and_leave_the_base_out() {
+        let sheet = sheet();
+        let ranks: Vec<Rank> = (0..5).map(|row| sheet.rank(row, 0)).collect();
+        assert_eq!(ranks, [Rank::Other, Rank::Best, Rank::Best, Rank::Second, Rank::Other]);
+        let markdown = sheet.markdown();
+        assert!(markdown.contains("| x | **2.0 ± 0.0** |") && markdown.contains("| z | *3.0* |"), "{markdown}");
+        assert!(markdown.contains("| failed | – |"), "{markdown}");
+        let latex = sheet.latex();
+        assert!(latex.contains("x & \\textbf{2.0 $\\pm$ 0.0} \\\\") && latex.contains("a\\_b"), "{latex}");
+        assert!(latex.contains("\\caption{Of 100 \\%}"), "{latex}");
+        let csv = String::from_utf8(sheet.csv().expect("csv")).expect("utf-8");
+        assert!(csv.starts_with("row,a_b,a_b (standard error)\nvanilla,0,\nx,2.02,0.02"), "{csv}");
+        assert!(sheet.text().contains("x        2.0 ± 0.0*"), "{}", sheet.text());
+    }
+
+    /// ±: of 1, 2, 3 the sample's deviation is 1, the standard error 1/√3.
+    #[test]
+    fn standard_errors() {
+        let Cell::Number { mean, error: Some(error) } = Cell::of(&[1.0, 2.0, 3.0]) else { panic!("a number") };
+        assert!((mean - 2.0).abs() < 1e-12 && (error - 1.0 / 3f64.sqrt()).abs() < 1e-12);
+    }
+}

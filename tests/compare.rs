@@ -1,0 +1,236 @@
+//! `compare` as a user runs it, on the embedded demo.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::repair::{command, irepair, ok};
+
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+/// Two short rows: a named method, and settings of one's own.
+const RUNS: &str = "[one-block]\nselect = \"fixed\"\nobjective = \"dpo\"\nkl-weight = 1.0\nfixed-sample = 16\n";
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().expect("dir") };
+        std::fs::write(bench.path("runs.toml"), RUNS).expect("writes");
+        std::fs::write(bench.path("prompts.jsonl"), PROMPTS).expect("writes");
+        bench
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().expect("utf-8").into()
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
+        let (runs, prompts, out) = (self.path("runs.toml"), self.path("prompts.jsonl"), self.path("out"));
+        let fixed = ["compare", "--runs", &runs, "--eval-prompts", &prompts, "--out", &out, "-q"];
+        let short = ["--max-steps", "6", "--eval-steps", "3", "--checkpoint-steps", "3", "--normal-texts", "16"];
+        let rows = ["--valid-size", "8", "--limit", "40"];
+        fixed.iter().chain(&short).chain(&rows).chain(more).map(|s| (*s).to_owned()).collect()
+    }
+
+    fn run(&self, more: &[&str]) -> std::process::Output {
+        let arguments = self.arguments(more);
+        irepair(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[track_caller]
+    fn refused(&self, more: &[&str], code: i32, words: &[&str]) {
+        let output = self.run(more);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{more:?}: {error}");
+        for word in words {
+            assert!(error.contains(word), "{word:?} is not in: {error}");
+        }
+    }
+
+    fn record(&self) -> Value {
+        let path = self.path("out/compare.json");
+        serde_json::from_slice(&std::fs::read(path).expect("compare.json")).expect("json")
+    }
+}
+
+const PROMPTS: &str = "{\"prompt\": \"the old farmer said to the baker that\"}\n{\"prompt\": \"my neighbour is\"}\n";
+
+/// The tables' numbers are those of the record, in every form.
+fn tables_are_of_the_record(dir: &Path, record: &Value) {
+    for sheet in record["sheets"].as_array().expect("sheets") {
+        let id = sheet["id"].as_str().expect("id");
+        let text = |ending: &str| std::fs::read_to_string(dir.join(format!("{id}.{ending}"))).expect("table");
+        let (csv, markdown, latex) = (text("csv"), text("md"), text("tex"));
+        let mut lines = csv::Reader::from_reader(csv.as_bytes());
+        let rows = sheet["rows"].as_array().expect("rows");
+        let found: Vec<csv::StringRecord> = lines.records().map(|r| r.expect("row")).collect();
+        assert_eq!(found.len(), rows.len(), "{id}");
+        for (row, found) in rows.iter().zip(&found) {
+            let name = row["name"].as_str().expect("name");
+            let line = markdown.lines().find(|l| l.starts_with(&format!("| {name} |"))).expect(name);
+            assert!(latex.contains(&format!("{} & ", name)), "{latex}");
+            assert_eq!(&found[0], name);
+            let cells = row["cells"].as_array().expect("cells");
+            for (index, (cell, column)) in cells.iter().zip(sheet["columns"].as_array().expect("columns")).enumerate() {
+                let Some(mean) = cell["mean"].as_f64() else { continue };
+                assert_eq!(found[1 + 2 * index].parse::<f64>().expect("number"), mean, "{id} {name}");
+                let digits = column["digits"].as_u64().expect("digits") as usize;
+                assert!(line.contains(&format!("{mean:.digits$}")), "{mean} is not in {line}");
+                assert!(latex.contains(&format!("{mean:.digits$}")), "{mean} is not in {latex}");
+            }
+        }
+    }
+}
+
+#[test]
+fn methods_stand_beside_each_other() {
+    let bench = Bench::new();
+    let rows = ["--methods", "irepair-min,one-block", "--seeds", "1,2"];
+    let text = ok(&bench.run(&rows));
+    for words in ["vanilla", "irepair-min", "one-block", "Mean ± standard error over 2 seeds", "Error density"] {
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+    let record = bench.record();
+    let out = PathBuf::from(bench.path("out"));
+    tables_are_of_the_record(&out, &record);
+    let ids: Vec<&str> = record["sheets"].as_array().expect("sheets").iter().filter_map(|s| s["id"].as_str()).collect();
+    assert_eq!(ids, ["table1", "table2", "table3"]);
+    // Every figure is the evaluation's own; the run in the folder is a run like any other.
+    let entries = record["entries"].as_array().expect("entries");
+    assert_eq!(entries.len(), 3);
+    for entry in &entries[1..] {
+        let runs = entry["runs"].as_array().expect("runs");
+        assert_eq!(runs.len(), 2);
+        for run in runs {
+            let name = format!("{}-seed{}", entry["name"].as_str().expect("name"), run["seed"]);
+            let results = std::fs::read(out.join("eval").join(&name).join("results.json")).expect("results");
+            let results: Value = serde_json::from_slice(&results).expect("json");
+            let toxicity = &results["measurements"][0]["models"][0]["figures"][0];
+            assert_eq!(run["figures"][0]["value"], toxicity["value"]);
+            let made = std::fs::read(out.join("runs").join(&name).join("irepair/run.json")).expect("run.json");
+            let made: Value = serde_json::from_slice(&made).expect("json");
+            assert_eq!(made["seed"], run["seed"]);
+            assert!(made["operations"].as_u64() > Some(0) && made["operations"] == run["made"]["operations"]);
+            // The state of step 3 and the end.
+            assert_eq!(run["points"].as_array().expect("points").len(), 2, "{name}");
+            assert_eq!(run["points"][0]["step"], 3);
+        }
+    }
+    let svg = std::fs::read_to_string(out.join("pareto.svg")).expect("svg");
+    // A legend's mark a row, two marks a run.
+    assert_eq!(svg.matches("<path").count(), 2 + 4 * 2);
+    assert!(out.join("figure2.svg").is_file() && out.join("README.md").is_file());
+
+    // Again: everything is there, nothing is made again.
+    bench.refused(&rows, 3, &["--resume"]);
+    let before = std::fs::read(out.join("compare.json")).expect("record");
+    let run_made = |name: &str| std::fs::metadata(out.join(name)).and_then(|m| m.modified()).expect("file");
+    let made = run_made("runs/one-block-seed1/irepair/run.json");
+    ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
+    assert!(std::fs::read(out.join("compare.json")).expect("record") == before);
+    assert_eq!(run_made("runs/one-block-seed1/irepair/run.json"), made);
+    // Other settings in the same folder are another comparison.
+    bench.refused(&[&rows[..], &["--resume", "--scorer", "lexicon"]].concat(), 3, &["scorer"]);
+    bench.refused(&[&rows[..], &["--resume", "--learning-rate", "1e-5"]].concat(), 3, &["learning-rate"]);
+
+    // A run of its own beside them; one of another scorer is none of them.
+    let run = |name: &str, scorer: &str| {
+        let out = bench.path(name);
+        let settings = ["--max-steps", "3", "--normal-texts", "24", "--valid-size", "8", "--limit", "40", "-q"];
+        let method = ["--method", "irepair", "--scorer", scorer, "--out", &out];
+        ok(&irepair(&[&["repair"], &settings[..], &method[..]].concat()));
+        out
+    };
+    let (own, other) = (run("own", "words"), run("other", "lexicon"));
+    bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["other", "scorer"]);
+    ok(&bench.run(&[&rows[..], &["--resume", &own]].concat()));
+    assert_eq!(bench.record()["entries"].as_array().expect("entries").len(), 4);
+}
+
+/// One row can't be run: the others are, and its row says why.
+#[test]
+fn a_method_that_fails_leaves_the_others_alone() {
+    let bench = Bench::new();
+    let wild = "[wild]\nmethod = \"irepair\"\nlearning-rate = 1e9\nmax-grad-norm = 0.0\nwarmup-steps = 0\n";
+    std::fs::write(bench.path("runs.toml"), wild).expect("writes");
+    let text = ok(&bench.run(&["--methods", "wild,irepair"]));
+    assert!(text.contains("wild, seed 42: failed:"), "{text}");
+    let record = bench.record();
+    assert!(record["entries"][1]["runs"][0]["made"].is_null());
+    assert!(record["entries"][2]["runs"][0]["made"].is_object());
+    tables_are_of_the_record(Path::new(&bench.path("out")), &record);
+}
+
+#[test]
+fn an_interrupted_comparison_goes_on() {
+    let bench = Bench::new();
+    let rows = ["--methods", "irepair,dapt", "--save-steps", "1", "--max-steps", "40"];
+    let arguments = bench.arguments(&rows);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut child = command(&arguments)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let state = PathBuf::from(bench.path("out/runs/irepair-seed42.partial/irepair/state/state.safetensors"));
+    while !state.exists() && child.try_wait().expect("runs").is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill").success());
+    let output = child.wait_with_output().expect("ends");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    assert!(error.contains("--resume"), "{error}");
+    assert!(state.exists(), "the run under way saved its state");
+    ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
+    // The bytes of a run that nobody interrupted.
+    let whole = Bench::new();
+    ok(&whole.run(&rows));
+    let weights =
+        |bench: &Bench| std::fs::read(bench.path("out/runs/irepair-seed42/model.safetensors")).expect("weights");
+    assert!(weights(&bench) == weights(&whole));
+}
+
+#[test]
+fn comparisons_that_cannot_be() {
+    let bench = Bench::new();
+    bench.refused(&["--methods", "irepiar"], 3, &["did you mean \"irepair\""]);
+    bench.refused(&["--methods", "irepair,irepair"], 2, &["twice"]);
+    bench.refused(&["--method", "irepair"], 2, &["--methods"]);
+    bench.refused(&["--seed", "1", "--seeds", "2"], 2, &["--seeds"]);
+    bench.refused(&["--methods", "irepair", "--resume"], 3, &["no comparison"]);
+    bench.refused(&["--methods", "irepair", "--ppl", "no/such.txt"], 3, &["no/such.txt"]);
+    bench.refused(&["--methods", "irepair", "--toxicity", "leee"], 3, &["lee"]);
+    bench.refused(&["no/such/run"], 3, &["no/such/run"]);
+    let runs = |text: &str| std::fs::write(bench.path("runs.toml"), text).expect("writes");
+    runs("[a]\nlerning-rate = 1\n");
+    bench.refused(&[], 3, &["[a]:1", "learning-rate"]);
+    runs("a = 1\n");
+    bench.refused(&[], 3, &["runs.toml:1", "[a]"]);
+    runs("[\"../a\"]\nmethod = \"irepair\"\n");
+    bench.refused(&[], 3, &["names a folder"]);
+    runs("");
+    bench.refused(&[], 3, &["no tables"]);
+    std::fs::remove_dir_all(bench.path("out")).ok();
+    std::fs::create_dir(bench.path("out")).expect("dir");
+    std::fs::write(bench.path("out/notes.txt"), "mine").expect("writes");
+    runs(RUNS);
+    bench.refused(&[], 3, &["no comparison of irepair"]);
+    assert!(Path::new(&bench.path("out/notes.txt")).exists());
+}
+
+/// Kaplan's formula with what each method skips against the products that were made.
+#[test]
+fn operations_are_those_of_the_formula() {
+    for method in ["dapt+kl", "dpo", "irepair", "irepair-min+kl"] {
+        let shape = ["--blocks", "3", "--tokens", "32", "--batch", "3", "--iterations", "1"];
+        let arguments = ["bench", "--config", "gpt2", "--method", method];
+        let json: Value = serde_json::from_str(&ok(&irepair(&[&arguments[..], &shape].concat()))).expect("json");
+        let (counted, formula) = (json["gflop"].as_f64(), json["gflop_kaplan"].as_f64());
+        let ratio = formula.expect("formula") / counted.expect("counted");
+        assert!((ratio - 1.0).abs() < 0.05, "{method}: {ratio} ({json})");
+    }
+}
