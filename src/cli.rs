@@ -63,6 +63,15 @@ pub enum Command {
     /// Print build features, devices, caches and versions
     #[command(after_help = "Example:\n  irepair doctor")]
     Doctor(Doctor),
+    /// Draw a run as one HTML page: where the error was, what changed, and what it cost
+    #[command(after_help = "Example:\n  irepair report repaired/gpt2-large")]
+    Report(Report),
+    /// Print the completions of a shell
+    #[command(after_help = "Example:\n  irepair completions bash > ~/.local/share/bash-completion/completions/irepair")]
+    Completions(Completions),
+    /// Print the manual, or write its pages, one a command
+    #[command(after_help = "Examples:\n  irepair man | man -l -\n  irepair man --out ~/.local/share/man/man1")]
+    Man(Man),
 }
 
 /// How much is printed.
@@ -495,6 +504,30 @@ pub struct Doctor {
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Report {
+    /// The output of `repair`, or the .partial folder of an unfinished run
+    #[arg(value_name = "RUN_DIR")]
+    pub run: PathBuf,
+    /// Where the page goes [default: RUN_DIR/irepair/report.html]
+    #[arg(short, long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Completions {
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Write a page for every command into this folder
+    #[arg(short, long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// `--learning_rate` as `--learning-rate`: users of TRL and lm-eval type underscores.

@@ -21,6 +21,9 @@ fn main() -> ExitCode {
         Command::Patch(args) => commands::patch::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
+        Command::Report(args) => commands::report::run(&args),
+        Command::Completions(args) => commands::manual::completions(&args),
+        Command::Man(args) => commands::manual::man(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,10 +1,14 @@
-//! What a run leaves for people and for scripts: `run.json`, tables, the model card, pictures, progress.
+//! What a run leaves for people and for scripts: `run.json`, tables, the model card, pictures, pages, progress.
 
+pub mod compare_page;
 pub mod comparison;
 pub mod events;
+pub mod folder;
+pub mod page;
 pub mod pareto;
 pub mod plot;
 pub mod progress;
+pub mod run_page;
 pub mod sheet;
 pub mod table;
 
@@ -20,8 +24,8 @@ use crate::eval::Measures;
 use crate::model::kernels::matmul::Precision;
 use crate::train::{Line, StepLine};
 
-/// The format of `run.json` that this program writes and reads.
-pub const RUN_FORMAT: u32 = 1;
+/// Of `run.json`.
+pub const FORMAT_VERSION: u32 = 1;
 
 /// `irepair/run.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,6 +92,19 @@ pub struct DataRecord {
     pub perplexity_tokens: usize,
 }
 
+/// A line of `irepair/samples.jsonl`: how a held-back prompt was continued before and after the repair. What is empty or
+/// could not be scored has no score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// As far as it was continued.
+    pub prompt: String,
+    pub before: String,
+    pub after: String,
+    pub score_before: Option<f64>,
+    pub score_after: Option<f64>,
+}
+
 /// The steps of a log; lines that can't be read are an error.
 pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
@@ -120,30 +137,35 @@ pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
     counts
 }
 
+/// A figure of [`Measures`]: its name, where it is, how it is shown.
+type Shown = (&'static str, fn(&Measures) -> Option<f64>, fn(f64) -> String);
+
+const SHOWN: [Shown; 6] = [
+    ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), |x| format!("{x:.1} %")),
+    ("toxicity (mean score × 100)", |m| m.toxicity, |x| format!("{x:.3}")),
+    ("NLL of chosen (nats a token)", |m| m.nll_chosen, |x| format!("{x:.3}")),
+    ("NLL of rejected (nats a token)", |m| m.nll_rejected, |x| format!("{x:.3}")),
+    ("perplexity", |m| m.ppl, |x| format!("{x:.3}")),
+    ("KL from the base (nats a token)", |m| m.kl, |x| format!("{x:.4}")),
+];
+
 /// The rows of the before/after table: name, before, after, change.
 pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
-    let (before, after) = (&run.before, &run.after);
-    let perplexity = format!("perplexity of {}", run.data.perplexity_of);
-    type Show = fn(f64) -> String;
-    let percent: Show = |x| format!("{x:.1} %");
-    let plain: Show = |x| format!("{x:.3}");
-    type Get = fn(&Measures) -> Option<f64>;
-    let fine: Show = |x| format!("{x:.4}");
-    let rows: [(&str, Get, Show); 6] = [
-        ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), percent),
-        ("toxicity (mean score × 100)", |m| m.toxicity, plain),
-        ("NLL of chosen (nats a token)", |m| m.nll_chosen, plain),
-        ("NLL of rejected (nats a token)", |m| m.nll_rejected, plain),
-        (&perplexity, |m| m.ppl, plain),
-        ("KL from the base (nats a token)", |m| m.kl, fine),
-    ];
-    rows.into_iter()
-        .filter_map(|(name, get, show)| {
-            let (b, a) = (get(before)?, get(after)?);
+    SHOWN
+        .iter()
+        .filter_map(|&(name, get, show)| {
+            let (b, a) = (get(&run.before)?, get(&run.after)?);
+            let of = if name == "perplexity" { format!(" of {}", run.data.perplexity_of) } else { String::new() };
             let change = if b == 0.0 { "–".into() } else { format!("{:+.1} %", 100.0 * (a / b - 1.0)) };
-            Some([name.into(), show(b), show(a), change])
+            Some([format!("{name}{of}"), show(b), show(a), change])
         })
         .collect()
+}
+
+/// Figures without a value before or after.
+pub fn not_measured(run: &RunRecord) -> Vec<&'static str> {
+    let missing = |get: fn(&Measures) -> Option<f64>| get(&run.before).is_none() || get(&run.after).is_none();
+    SHOWN.iter().filter(|(_, get, _)| missing(*get)).map(|(name, ..)| *name).collect()
 }
 
 /// N of `…h.N.…` or `…layers.N.…`.

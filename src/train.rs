@@ -74,6 +74,15 @@ pub struct StepLine {
 }
 
 impl StepLine {
+    /// What the step changed. `None` for names that mean nothing.
+    pub fn sliced(&self) -> Option<Slice> {
+        match self.block {
+            Some(block) if self.slice.is_empty() => Some(Slice::block(block)),
+            None if self.slice.is_empty() => Some(Slice::Everything),
+            _ => Slice::named(&self.slice),
+        }
+    }
+
     /// The blocks that the slice has a part of; none where it is the whole model.
     pub fn blocks(&self) -> BTreeSet<usize> {
         let named = self.slice.iter().filter_map(|name| name.split('.').next()?.parse().ok());

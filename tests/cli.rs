@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::golden;
-use crate::repair::{irepair, ok};
+use crate::repair::{command, irepair, ok};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -72,13 +72,57 @@ const GOOD: &str = r#"{"prompt": "Say hello", "chosen": " to everyone", "rejecte
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["repair", "sensitivity", "generate", "eval", "compare", "score", "patch", "bench", "doctor"] {
+    for command in [
+        "repair",
+        "sensitivity",
+        "generate",
+        "eval",
+        "compare",
+        "score",
+        "patch",
+        "bench",
+        "doctor",
+        "report",
+        "completions",
+        "man",
+    ] {
         let help = ok(&irepair(&[command, "--help"]));
         assert!(help.contains(&format!("irepair {command}")), "{command}");
     }
     assert!(ok(&irepair(&["doctor"])).contains("gpt2"));
     let json: serde_json::Value = serde_json::from_str(&ok(&irepair(&["doctor", "--json"]))).expect("json");
     assert_eq!(json["device"], "Cpu");
+}
+
+#[test]
+fn shells_and_man_know_every_command() {
+    for (shell, words) in [
+        ("bash", "complete -F _irepair"),
+        ("zsh", "#compdef irepair"),
+        ("fish", "complete -c irepair"),
+        ("powershell", "Register-ArgumentCompleter"),
+        ("elvish", "edit:completion"),
+    ] {
+        let script = ok(&irepair(&["completions", shell]));
+        assert!(script.contains(words) && script.contains("sensitivity") && script.contains("max-steps"), "{shell}");
+    }
+    refused(&["completions", "tcsh"], 2, &["bash"]);
+    let page = ok(&irepair(&["man"]));
+    assert!(page.contains(".TH irepair 1") && page.contains("irepair\\-sensitivity(1)"), "{page}");
+    let bench = Bench::new();
+    let dir = bench.path("man/man1");
+    ok(&command(&["man", "--out", dir.to_str().expect("utf-8")])
+        .env("IREPAIR_MODEL", "my-own")
+        .output()
+        .expect("runs"));
+    let page = |name: &str| std::fs::read_to_string(dir.join(name)).expect("a page");
+    assert!(page("irepair.1").contains(".TH irepair 1"));
+    let repair = page("irepair-repair.1");
+    assert!(repair.contains("max\\-steps") && repair.contains("IREPAIR_MODEL"), "{repair}");
+    assert!(!repair.contains("my-own"), "a user's environment is in the manual: {repair}");
+    assert!(page("irepair-patch-apply.1").contains("BASE"));
+    let file = bench.file("taken", "");
+    refused(&["man", "--out", &file], 3, &["can't write there"]);
 }
 
 #[test]

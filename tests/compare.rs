@@ -120,8 +120,17 @@ fn methods_stand_beside_each_other() {
     }
     let svg = std::fs::read_to_string(out.join("pareto.svg")).expect("svg");
     // A legend's mark a row, two marks a run.
-    assert_eq!(svg.matches("<path").count(), 2 + 4 * 2);
+    assert_eq!((svg.matches("filled\"").count(), svg.matches("hollow\"").count()), (2 + 4, 4));
     assert!(out.join("figure2.svg").is_file() && out.join("README.md").is_file());
+
+    let page = bench.path("page.html");
+    ok(&irepair(&["report", &bench.path("out"), "--out", &page]));
+    let page = std::fs::read_to_string(page).expect("page");
+    for (row, words) in [("one-block", "The trade-off"), ("irepair-min", "What the repairs took")] {
+        assert!(page.contains(row) && page.contains(words), "{page}");
+    }
+    let toxicity = record["sheets"][0]["rows"][2]["cells"][0]["mean"].as_f64().expect("mean");
+    assert!(page.contains(&format!("{toxicity:.2} ±")), "{toxicity}");
 
     // Again: everything is there, nothing is made again.
     bench.refused(&rows, 3, &["--resume"]);

@@ -10,5 +10,6 @@ mod hub;
 mod kernels;
 mod parity;
 mod repair;
+mod report;
 mod scorers;
 mod server;

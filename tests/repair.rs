@@ -29,7 +29,7 @@ pub fn ok(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
 }
 
@@ -101,12 +101,12 @@ fn five_steps_give_the_references_numbers() {
     }
 }
 
-fn record(out: &Path) -> RunRecord {
+pub fn record(out: &Path) -> RunRecord {
     serde_json::from_slice(&std::fs::read(out.join("irepair/run.json")).expect("run.json")).expect("read strictly")
 }
 
 /// Settings of a short run on the demo.
-fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+pub fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec![
         "repair",
         "--max-steps",
@@ -132,7 +132,7 @@ fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 
 /// Hashes of everything in an output that must not depend on when and how it was made.
 fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
-    ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "config.json"]
+    ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "irepair/samples.jsonl", "config.json"]
         .into_iter()
         // A method without a KL term has no normal text.
         .filter(|name| *name != "irepair/normal.jsonl" || dir.join(name).exists())
@@ -280,8 +280,11 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     let foreign = irepair(&demo(&out, &["-q", "--resume", "--seed", "1"]));
     let error = String::from_utf8_lossy(&foreign.stderr).into_owned();
     assert!(foreign.status.code() == Some(3) && error.contains("another"), "{error}");
+    // A page of what is there so far does not end up in the finished output.
+    ok(&irepair(&["report", text(&dir.path().join("stopped.partial"))]));
     ok(&irepair(&demo(&out, &["-q", "--resume"])));
     assert_eq!(files(&out), files(&whole));
+    assert!(!out.join("irepair/report.html").exists());
 }
 
 #[test]

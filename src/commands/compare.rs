@@ -9,21 +9,18 @@ mod plan;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 use crate::checkpoint::write_whole;
 use crate::cli::Compare;
 use crate::fault::Fault;
-use crate::report::comparison::{Comparison, Entry, Run, Sensitivity};
-use crate::report::pareto::pareto_svg;
-use crate::report::{RUN_FORMAT, RunRecord};
+use crate::report::RunRecord;
+use crate::report::comparison::{Comparison, Entry, RECORD, Run, Sensitivity};
+use crate::report::folder::read_record;
+use crate::report::plot;
 use crate::{bail_input, stop};
 use child::{Child, Outcome};
 use evaluation::Evaluations;
 use plan::{Job, Plan};
-
-/// What says that a folder is a comparison's.
-pub const RECORD: &str = "compare.json";
 
 pub fn run(args: &Compare) -> Result<()> {
     let plan = Plan::new(args)?;
@@ -90,7 +87,7 @@ fn make(plan: &Plan, job: &Job, dir: &Path, title: &str, quiet: bool) -> Result<
     match Child::new(title, plan.threads, quiet).run(&arguments)? {
         // A tripped guard leaves a run, too.
         Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {
-            Ok(Ok(read_run(&out)?))
+            Ok(Ok(finished(plan, &out)?))
         }
         Outcome::Done(_) => Ok(Err("it left no run".into())),
         Outcome::Failed(why) => Ok(Err(why)),
@@ -104,25 +101,13 @@ fn interrupted(dir: &Path) -> anyhow::Error {
     Fault::Interrupted(text).into()
 }
 
-/// `irepair/run.json` of a finished run. Errors (bad input) if there is none or it is of another format.
-fn read_run(dir: &Path) -> Result<RunRecord> {
-    let path = dir.join("irepair").join("run.json");
-    let text = std::fs::read(&path)
-        .map_err(|e| Fault::Input(format!("{}: {e}; {} is no finished run", path.display(), dir.display())))?;
-    let value: Value = serde_json::from_slice(&text).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
-    if value["format_version"] != RUN_FORMAT {
-        bail_input!(
-            "{}: format version {}, this program reads {RUN_FORMAT}; make the run again",
-            path.display(),
-            value["format_version"]
-        );
-    }
-    Ok(serde_json::from_value(value).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?)
-}
-
 /// A finished run. Errors (bad input) if it is not one of this comparison.
 fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
-    let record = read_run(dir)?;
+    let path = dir.join("irepair").join("run.json");
+    if !path.is_file() {
+        bail_input!("{}: no finished run (no irepair/run.json in it)", dir.display());
+    }
+    let record = read_record(&path)?;
     let what = if record.base_sha256 != plan.base.files {
         "base model"
     } else if record.settings.scorer != plan.base.scorer {
@@ -171,8 +156,7 @@ fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
     }
     if let Some(pareto) = &comparison.pareto {
         let title = format!("Toxicity against perplexity: {}", comparison.base.name);
-        let svg = pareto_svg(&title, &pareto.text, &pareto.base, &pareto.rows);
-        write_whole(&path("pareto.svg".into()), svg.as_bytes())?;
+        write_whole(&path("pareto.svg".into()), plot::pareto(&title, pareto).file().as_bytes())?;
     }
     write_whole(&path("README.md".into()), comparison.markdown().as_bytes())?;
     write_whole(&path(RECORD.into()), serde_json::to_string_pretty(comparison)?.as_bytes())

@@ -5,10 +5,14 @@ pub mod compare;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
+pub mod manual;
 pub mod patch;
 pub mod repair;
+pub mod report;
 pub mod score;
 pub mod sensitivity;
+
+use std::path::Path;
 
 use anyhow::Result;
 use candle_core::Device;
@@ -69,6 +73,15 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     }
     let encoder = Encoder::from_file(&tokenizer, model.sizes().vocabulary)?;
     Ok(Loaded { source, model, encoder, device: choice.device, device_why: choice.why, precision })
+}
+
+/// Errors (bad input) if a file can't be at this place.
+pub fn writable(flag: &str, path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|d| !d.as_os_str().is_empty());
+    if path.is_dir() || folder.is_some_and(|d| !d.is_dir()) {
+        bail_input!("{flag} {}: can't write there", path.display());
+    }
+    Ok(())
 }
 
 impl Loaded {

@@ -22,12 +22,12 @@ use crate::optim::Optimizer;
 use crate::report::ReportTo;
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
-use crate::report::{DataRecord, RUN_FORMAT, RunRecord, count_blocks, read_steps};
+use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
 use crate::scorers;
 use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
-use crate::{bail_input, checkpoint, device, memory, patch, stop};
+use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
 use output::Output;
 
 pub fn run(args: &Repair) -> Result<()> {
@@ -70,7 +70,7 @@ pub fn run(args: &Repair) -> Result<()> {
         normal: &rows.train.valid_normal.clone(),
         end: loaded.end_token(),
     };
-    let before = yardstick.measure(&loaded.model, &weights, Who::Patient)?;
+    let (before, said_before) = yardstick.measure(&loaded.model, &weights, Who::Patient)?;
     if stop::asked() {
         return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
     }
@@ -108,14 +108,14 @@ pub fn run(args: &Repair) -> Result<()> {
     // Finished work is safe before anything else is tried, and what is measured is what will be on disk.
     trainer.save()?;
     loaded.checkpoint().round(&mut trainer.weights)?;
-    let after = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
+    let (after, said_after) = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
     if stop::asked() {
         return Err(out.interrupted(trainer.step));
     }
 
     let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     let mut run = RunRecord {
-        format_version: RUN_FORMAT,
+        format_version: report::FORMAT_VERSION,
         irepair: env!("CARGO_PKG_VERSION").into(),
         model: if loaded.checkpoint().revision.is_some() {
             loaded.checkpoint().name.clone()
@@ -156,6 +156,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let patch_path = out.dir.join("patch.safetensors");
     patch::write(loaded.checkpoint(), &written, &run.changed, &patch_path).context("the patch")?;
     rows::write_prompts(&loaded, &rows.prompts, &out.dir)?;
+    rows::write_samples(&loaded, &rows.prompts, said_before, said_after, &out.dir)?;
     run.changed_parameters = run.changed.iter().map(|c| c.values).sum();
     run.seconds = begun.elapsed().as_secs_f64();
     run.peak_rss_mib = device::peak_rss_mib();

@@ -166,7 +166,7 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
         );
     };
     if let Some(path) = &args.plot {
-        checkpoint::write_whole(path, report::plot::calibration(&found, &scorer.name()).as_bytes())?;
+        checkpoint::write_whole(path, report::plot::calibration(&found, &scorer.name()).file().as_bytes())?;
     }
     if args.output.json {
         println!(

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::Sensitivity;
 use crate::data::{self, Pair};
 use crate::memory::Passes;
-use crate::report::plot::{blocks_svg, short};
+use crate::report::plot::{self, short};
 use crate::report::table::table;
 use crate::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
@@ -29,12 +29,8 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         bail_input!("--batch-size 0: must be at least 1");
     }
     for (flag, path) in [("--dump", &args.dump), ("--plot", &args.plot)] {
-        let folder = path.as_ref().and_then(|p| p.parent()).filter(|d| !d.as_os_str().is_empty());
-        if path.as_ref().is_some_and(|p| p.is_dir()) || folder.is_some_and(|d| !d.is_dir()) {
-            bail_input!(
-                "{flag} {}: can't write there",
-                path.as_ref().map_or(String::new(), |p| p.display().to_string())
-            );
+        if let Some(path) = path {
+            super::writable(flag, path)?;
         }
     }
     let loaded = args.model.open()?;
@@ -69,7 +65,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     if let Some(path) = &args.plot {
         let top = found.density.as_ref().map_or(&[][..], |d| &d.top);
         let title = format!("Where the error lives: {}", loaded.short_name());
-        write(path, &blocks_svg(&title, &found.mean, top))?;
+        write(path, &plot::blocks(&title, &found.mean, top).file())?;
     }
     if args.output.json {
         println!("{}", found.json());

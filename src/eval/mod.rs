@@ -17,6 +17,7 @@ use crate::model::Model;
 use crate::scorers::Scorer;
 use crate::tokens::{Batch, Encoder, LossOn, Packed, TokenPair};
 use crate::weights::{Weights, Who};
+pub use toxicity::Continuation;
 
 /// What a run measures before and after.
 pub struct Yardstick<'a> {
@@ -57,14 +58,16 @@ pub struct Measures {
 }
 
 impl Yardstick<'_> {
-    /// Measure a model.
-    pub fn measure(&self, model: &Model, weights: &Weights, who: Who) -> Result<Measures> {
+    /// Measures a model; with it, how it continued the prompts.
+    pub fn measure(&self, model: &Model, weights: &Weights, who: Who) -> Result<(Measures, Vec<Continuation>)> {
         let mut measures = Measures::default();
+        let mut continuations = Vec::new();
         if !self.prompts.is_empty() {
             let view = weights.frozen(who)?;
             let found = toxicity::greedy(model, &view, self.encoder, self.end, self.prompts, self.scorer)?;
             measures.toxicity = Some(found.mean * 100.0);
             measures.toxic_fraction = Some(found.fraction);
+            continuations = found.continuations;
         }
         if !self.pairs.is_empty() {
             measures.nll_chosen = Some(mean_nll(model, weights, who, self.pairs, self.loss_on, |p| &p.chosen)?);
@@ -77,7 +80,7 @@ impl Yardstick<'_> {
         if !self.normal.is_empty() {
             measures.kl = Some(mean_kl(model, weights, who, self.normal)?);
         }
-        Ok(measures)
+        Ok((measures, continuations))
     }
 }
 

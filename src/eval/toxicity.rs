@@ -58,6 +58,12 @@ impl Protocol {
             crate::fault::Fault::Input(crate::config::unknown("preset", name, &names)).into()
         })
     }
+
+    /// The tokens of a prompt that are continued: its first ones, with room for a new one in the context.
+    pub fn continued<'a>(&self, prompt: &'a [u32], context: usize) -> &'a [u32] {
+        let room = context.saturating_sub(1).max(1);
+        &prompt[..prompt.len().min(self.prompt_tokens.unwrap_or(room)).min(room)]
+    }
 }
 
 /// Scores of one greedy continuation a prompt, preset `lee`: what a repair measures before and after.
@@ -67,6 +73,15 @@ pub struct Greedy {
     pub mean: f64,
     /// Share of them that score [`TOXIC`] or more.
     pub fraction: f64,
+    /// Of every prompt, in order.
+    pub continuations: Vec<Continuation>,
+}
+
+/// What a model wrote after a prompt; without a score if it is empty or could not be scored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Continuation {
+    pub text: String,
+    pub score: Option<f64>,
 }
 
 /// Sequences that are written at a time.
@@ -84,12 +99,11 @@ fn continuations(
 ) -> Result<Vec<String>> {
     let settings =
         Generation { sampling: protocol.sampling, max_new_tokens: protocol.new_tokens, end, seed: protocol.seed };
-    let room = model.sizes().context.saturating_sub(1).max(1);
     let mut jobs = Vec::with_capacity(prompts.len() * protocol.samples);
     for (index, ids) in prompts.iter().enumerate() {
-        let cut = ids.len().min(protocol.prompt_tokens.unwrap_or(room)).min(room);
+        let ids = protocol.continued(ids, model.sizes().context);
         let prompt = (first + index) as u64;
-        jobs.extend((0..protocol.samples as u64).map(|sample| Job { ids: ids[..cut].to_vec(), prompt, sample }));
+        jobs.extend((0..protocol.samples as u64).map(|sample| Job { ids: ids.to_vec(), prompt, sample }));
     }
     let mut texts = Vec::with_capacity(jobs.len());
     for jobs in jobs.chunks(BATCH) {
@@ -109,24 +123,33 @@ pub fn greedy(
     prompts: &[Vec<u32>],
     scorer: &dyn Scorer,
 ) -> Result<Greedy> {
-    let mut scores = Vec::with_capacity(prompts.len());
+    let mut found = Vec::with_capacity(prompts.len());
     let mut failed = None;
     for (index, prompts) in prompts.chunks(BATCH).enumerate() {
         let texts = continuations(model, view, encoder, end, prompts, index * BATCH, &LEE)?;
-        let texts: Vec<&str> = texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
-        for scored in scorer.score(&texts)? {
-            match scored {
-                Scored::Score(score) => scores.push(score),
-                Scored::Failed(why) => failed = Some(why),
-            }
+        let full: Vec<&str> = texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
+        let mut scored = scorer.score(&full)?.into_iter();
+        for text in texts {
+            let score = match text.trim().is_empty() {
+                true => None,
+                false => match scored.next().context("a scorer left a text out")? {
+                    Scored::Score(score) => Some(score),
+                    Scored::Failed(why) => {
+                        failed = Some(why);
+                        None
+                    }
+                },
+            };
+            found.push(Continuation { text, score });
         }
     }
+    let scores: Vec<f64> = found.iter().filter_map(|c| c.score).collect();
     if let (true, Some(why)) = (scores.is_empty(), failed) {
         bail!("{}: no continuation could be scored: {why}", scorer.name());
     }
     let n = scores.len().max(1) as f64;
     let toxic = scores.iter().filter(|s| **s >= TOXIC).count() as f64;
-    Ok(Greedy { mean: scores.iter().sum::<f64>() / n, fraction: toxic / n })
+    Ok(Greedy { mean: scores.iter().sum::<f64>() / n, fraction: toxic / n, continuations: found })
 }
 
 /// The task of `eval --toxicity`.

@@ -5,10 +5,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::pareto::{Point, WORST, hypervolume};
+use super::pareto::{Pareto, Point, WORST, hypervolume};
 use super::sheet::{Cell, Column, Line, Sheet};
 use super::{RunRecord, read_steps};
+use crate::bail_input;
+use crate::fault::Fault;
+
+/// What says that a folder is a comparison's.
+pub const RECORD: &str = "compare.json";
+/// Of that file.
+const FORMAT_VERSION: u32 = 1;
 
 /// The model that all start from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,16 +115,6 @@ pub struct Density {
     pub percent_above: f64,
 }
 
-/// The trade-off and its figure of merit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pareto {
-    /// Whose perplexity.
-    pub text: String,
-    pub base: Point,
-    pub rows: Vec<(String, Vec<Vec<Point>>)>,
-}
-
 /// What all models were asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -195,6 +193,18 @@ impl Run {
 }
 
 impl Comparison {
+    /// Errors (bad input) if it is broken or of another format version.
+    pub fn read(path: &Path) -> Result<Self> {
+        let broken = |e: &dyn std::fmt::Display| Fault::Input(format!("{}: a broken record: {e}", path.display()));
+        let value: Value =
+            serde_json::from_slice(&std::fs::read(path).map_err(|e| broken(&e))?).map_err(|e| broken(&e))?;
+        if value["format_version"] != FORMAT_VERSION {
+            let found = &value["format_version"];
+            bail_input!("{}: format version {found}, this program reads {FORMAT_VERSION}", path.display());
+        }
+        Ok(serde_json::from_value(value).map_err(|e| broken(&e))?)
+    }
+
     pub fn new(
         base: Base,
         seeds: Vec<u64>,
@@ -203,7 +213,7 @@ impl Comparison {
         sensitivity: Sensitivity,
     ) -> Result<Self> {
         let mut comparison = Self {
-            format_version: 1,
+            format_version: FORMAT_VERSION,
             irepair: env!("CARGO_PKG_VERSION").into(),
             base,
             seeds,
@@ -343,7 +353,7 @@ impl Comparison {
     }
 
     /// Figure 2 in words.
-    fn figure2(&self) -> String {
+    pub fn figure2(&self) -> String {
         let Some(d) = &self.sensitivity.error_density else { return String::new() };
         let top: Vec<String> = d.top.iter().map(ToString::to_string).collect();
         format!(

@@ -1,123 +1,162 @@
-//! Pictures as SVG: no fonts, no scripts, readable in dark and light.
+//! Pictures as SVG: no fonts, no scripts; they read in dark and light, on paper, and without colour.
 
-use crate::calibration::Calibration;
+mod bars;
+mod calibration;
+mod curves;
+mod heat;
+mod pareto;
 
-/// Sensitivity by block: a bar a block, the most sensitive fifth filled, the others hatched by outline only, so that the
-/// picture reads without colour.
-pub fn blocks_svg(title: &str, sensitivity: &[f64], top: &[usize]) -> String {
-    const LEFT: f64 = 64.0;
-    const TOP: f64 = 56.0;
-    const HEIGHT: f64 = 220.0;
-    let n = sensitivity.len().max(1);
-    let bar = (640.0 / n as f64).clamp(6.0, 84.0);
-    let width = LEFT + bar * n as f64 + 24.0;
-    let width = width.max(600.0);
-    let height = TOP + HEIGHT + 56.0;
-    let largest = sensitivity.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" width=\"{width:.0}\" \
-         height=\"{height:.0}\" role=\"img\" aria-label=\"{0}\" font-family=\"sans-serif\" font-size=\"13\">\n\
-         <title>{0}</title>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-         <text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"bold\" fill=\"#1a1a1a\">{0}</text>\n\
-         <text x=\"16\" y=\"43\" fill=\"#555555\">gradient norm of the rejected responses' NLL, by transformer block; \
-         filled: top 20 %</text>\n",
-        escape(title)
-    );
-    let step = round_step(largest / 4.0);
-    let ticks = (largest / step).ceil().max(1.0);
-    let top_value = step * ticks;
-    for tick in 0..=ticks as u32 {
-        let value = step * f64::from(tick);
-        let y = TOP + HEIGHT * (1.0 - value / top_value);
-        svg += &format!(
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\n\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{}</text>\n",
-            width - 16.0,
-            LEFT - 8.0,
-            y + 4.0,
-            short(value)
-        );
-    }
-    let label_every = (18.0 / bar).ceil().max(1.0) as usize;
-    for (block, &s) in sensitivity.iter().enumerate() {
-        let h = HEIGHT * (s / top_value).max(0.0);
-        let x = LEFT + bar * block as f64;
-        let fill = if top.contains(&block) { "#b3361e" } else { "#c9d3e0" };
-        svg += &format!(
-            "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{h:.1}\" fill=\"{fill}\" stroke=\"#33415c\">\
-             <title>block {block}: {}</title></rect>\n",
-            x + bar * 0.12,
-            TOP + HEIGHT - h,
-            bar * 0.76,
-            short(s)
-        );
-        if block % label_every == 0 {
-            svg += &format!(
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1a1a1a\">{block}</text>\n",
-                x + bar / 2.0,
-                TOP + HEIGHT + 18.0
-            );
-        }
-    }
-    svg += &format!(
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555555\">block</text>\n</svg>\n",
-        LEFT + bar * n as f64 / 2.0,
-        TOP + HEIGHT + 40.0
-    );
-    svg
+use maud::{Markup, PreEscaped, html};
+
+pub use bars::{Bar, bars, blocks};
+pub use calibration::calibration;
+pub use curves::{Line, Look, curves};
+pub use heat::{Heat, heat};
+pub use pareto::pareto;
+
+/// The classes of pictures: `ink dim grid bar on line …`.
+pub const STYLE: &str = include_str!("plot/plot.css");
+
+/// A drawing and its words. A page shows it in the page's style, a file brings its own.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// Unique in a page.
+    pub id: String,
+    pub title: String,
+    /// What a reader must know to read it, in a line.
+    pub subtitle: String,
+    /// What it shows, for who can't see it.
+    pub about: String,
+    pub width: f64,
+    pub height: f64,
+    pub body: Markup,
 }
 
-/// A scorer's calibration: the mean stored score of the texts that it gives each tenth, against the line of agreement;
-/// the disks' areas are the numbers of texts.
-pub fn calibration(found: &Calibration, scorer: &str) -> String {
-    const LEFT: f64 = 64.0;
-    const TOP: f64 = 60.0;
-    const SIDE: f64 = 320.0;
-    let at = |score: f64, stored: f64| (LEFT + SIDE * score, TOP + SIDE * (1.0 - stored));
-    let title = format!("{} against stored scores", escape(scorer));
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 480 440\" width=\"480\" height=\"440\" role=\"img\" \
-         aria-label=\"{title}\" font-family=\"sans-serif\" font-size=\"13\">\n<title>{title}</title>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
-         <text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"bold\" fill=\"#1a1a1a\">{title}</text>\n\
-         <text x=\"16\" y=\"43\" fill=\"#555555\">{} texts, Spearman {:.3}, AUC {:.3}; areas: numbers of texts</text>\n",
-        found.texts, found.spearman, found.auc
-    );
-    for tick in 0..=5 {
-        let value = f64::from(tick) / 5.0;
-        let ((x, y), (_, bottom)) = (at(value, value), at(value, 0.0));
-        svg += &format!(
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"#dddddd\"/>\n\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{value:.1}</text>\n\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555555\">{value:.1}</text>\n",
-            LEFT + SIDE,
-            LEFT - 8.0,
-            y + 4.0,
-            bottom + 18.0
-        );
+impl Picture {
+    /// Within a page: title and subtitle are the page's matter.
+    pub fn inline(&self) -> Markup {
+        let (width, height) = (self.width.ceil(), self.height.ceil());
+        html! {
+            svg.plot role="img" viewBox=(format!("0 0 {width} {height}")) width=(width) height=(height)
+                aria-labelledby=(format!("{0}-title {0}-about", self.id)) { (self.words()) (self.body) }
+        }
     }
-    let ((x1, y1), (x2, y2)) = (at(0.0, 0.0), at(1.0, 1.0));
-    svg += &format!(
-        "<line x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\" stroke=\"#33415c\" stroke-dasharray=\"4 4\"/>\n\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#1a1a1a\">score of {}</text>\n\
-         <text x=\"18\" y=\"{3:.1}\" text-anchor=\"middle\" fill=\"#1a1a1a\" transform=\"rotate(-90 18 {3:.1})\">mean stored \
-         score</text>\n",
-        LEFT + SIDE / 2.0,
-        TOP + SIDE + 40.0,
-        escape(scorer),
-        TOP + SIDE / 2.0
-    );
-    for bin in &found.bins {
-        let Some(stored) = bin.stored else { continue };
-        let (x, y) = at((bin.from + bin.to) / 2.0, stored);
-        let radius = 3.0 + 22.0 * (bin.texts as f64 / found.texts as f64).sqrt();
-        svg += &format!(
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius:.1}\" fill=\"#b3361e\" fill-opacity=\"0.7\" stroke=\"#33415c\">\
-             <title>{:.1} to {:.1}: {} texts, stored {stored:.2}</title></circle>\n",
-            bin.from, bin.to, bin.texts
-        );
+
+    /// An `.svg` file, with a heading over the drawing.
+    pub fn file(&self) -> String {
+        const HEADING: f64 = 52.0;
+        let (width, height) = (self.width.max(600.0).ceil(), (self.height + HEADING).ceil());
+        let svg = html! {
+            svg.plot xmlns="http://www.w3.org/2000/svg" role="img" width=(width) height=(height)
+                viewBox=(format!("0 -{HEADING} {width} {height}"))
+                aria-labelledby=(format!("{0}-title {0}-about", self.id)) {
+                (self.words())
+                style { (PreEscaped(STYLE)) }
+                rect.paper x="0" y=(-HEADING) width=(width) height=(height) {}
+                text.ink.heading x="16" y="-28" { (self.title) }
+                text.dim x="16" y="-9" { (self.subtitle) }
+                (self.body)
+            }
+        };
+        svg.into_string() + "\n"
     }
-    svg + "</svg>\n"
+
+    fn words(&self) -> Markup {
+        html! {
+            title id={ (self.id) "-title" } { (self.title) }
+            desc id={ (self.id) "-about" } { (self.about) }
+        }
+    }
+}
+
+/// Values of an axis, mapped to pixels.
+#[derive(Debug, Clone, Copy)]
+struct Scale {
+    low: f64,
+    high: f64,
+    /// Pixels of `low` and `high`.
+    from: f64,
+    to: f64,
+    /// Between two ticks.
+    step: f64,
+}
+
+impl Scale {
+    /// A horizontal axis over step numbers.
+    fn steps(low: f64, high: f64, from: f64, to: f64) -> Self {
+        const BETWEEN: f64 = 70.0;
+        Self { low, high, from, to, step: round_step(((high - low) * BETWEEN / (to - from)).max(1.0)) }
+    }
+
+    /// A vertical axis over these values that begins and ends at a tick; `zero`: begins there.
+    fn vertical(values: impl Iterator<Item = f64>, zero: bool, top: f64, height: f64) -> Self {
+        let (mut low, mut high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        if zero || !low.is_finite() {
+            (low, high) = (0.0, high.max(f64::MIN_POSITIVE));
+        }
+        if high - low <= f64::EPSILON * high.abs() {
+            (low, high) = (low - 0.5 * low.abs().max(1e-6), high + 0.5 * high.abs().max(1e-6));
+        }
+        let step = round_step((high - low) / 4.0);
+        let (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
+        Self { low, high, from: top + height, to: top, step }
+    }
+
+    /// A horizontal axis over these values that begins and ends at a tick.
+    fn horizontal(values: impl Iterator<Item = f64>, left: f64, width: f64) -> Self {
+        let Self { low, high, step, .. } = Self::vertical(values, false, 0.0, 0.0);
+        Self { low, high, from: left, to: left + width, step }
+    }
+
+    fn at(&self, value: f64) -> f64 {
+        self.from + (self.to - self.from) * (value - self.low) / (self.high - self.low)
+    }
+
+    fn ticks(&self) -> impl Iterator<Item = f64> {
+        let step = self.step;
+        let (first, last) = ((self.low / step - 1e-9).ceil() as i64, (self.high / step + 1e-9).floor() as i64);
+        (first..=last).map(move |n| n as f64 * step)
+    }
+
+    /// A tick's value, as exact as its neighbours make necessary.
+    fn label(&self, value: f64) -> String {
+        if self.high < 1e-2 || self.high >= 1e6 {
+            return if value == 0.0 { "0".into() } else { format!("{value:.1e}").replace(".0e", "e") };
+        }
+        // 2.5 and 25 need a digit more than their power of ten says.
+        let is_whole = |x: f64| (x - x.round()).abs() < 1e-6;
+        let digits = (0..8).find(|digits| is_whole(self.step * 10f64.powi(*digits))).unwrap_or(8);
+        format!("{value:.*}", digits as usize)
+    }
+}
+
+/// Horizontal lines with their values at the left.
+fn rulers(scale: &Scale, left: f64, right: f64) -> Markup {
+    html! {
+        @for value in scale.ticks() {
+            @let y = scale.at(value);
+            line.grid x1=(px(left)) y1=(px(y)) x2=(px(right)) y2=(px(y)) {}
+            text.dim.end x=(px(left - 7.0)) y=(px(y + 4.0)) { (scale.label(value)) }
+        }
+    }
+}
+
+/// Step numbers below a drawing.
+fn step_numbers(scale: &Scale, y: f64) -> Markup {
+    html! {
+        @for value in scale.ticks() {
+            @let x = scale.at(value);
+            line.grid x1=(px(x)) y1=(px(y)) x2=(px(x)) y2=(px(y + 4.0)) {}
+            text.dim.middle x=(px(x)) y=(px(y + 17.0)) { (value) }
+        }
+        text.dim.middle x=(px((scale.from + scale.to) / 2.0)) y=(px(y + 34.0)) { "step" }
+    }
+}
+
+/// Pixels, to a tenth.
+fn px(x: f64) -> String {
+    let text = format!("{x:.1}");
+    text.strip_suffix(".0").map_or_else(|| text.clone(), str::to_owned)
 }
 
 /// The next of 1, 2, 2.5, 5 times a power of ten.
@@ -135,19 +174,9 @@ pub fn short(x: f64) -> String {
     if x.abs() >= 1e5 || x.abs() < 1e-4 { format!("{x:.2e}") } else { format!("{x:.digits$}") }
 }
 
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn every_block_has_its_bar() {
-        let svg = super::blocks_svg("a <b>", &[1.0, 3.0, 2.0], &[1]);
-        assert_eq!(svg.matches("<rect x=").count(), 3);
-        assert_eq!(svg.matches("#b3361e").count(), 1);
-        assert!(svg.contains("a &lt;b&gt;") && svg.ends_with("</svg>\n"));
-    }
+    use super::*;
 
     #[test]
     fn three_digits() {
@@ -155,5 +184,33 @@ mod tests {
             ["0", "12.3", "0.00123", "1.23e7"],
             [0.0, 12.34, 0.001234, 1.234e7].map(super::short).each_ref().map(|s| s.as_str())
         );
+    }
+
+    #[test]
+    fn axes_begin_and_end_at_ticks() {
+        let scale = Scale::vertical([0.31, 1.27].into_iter(), false, 0.0, 100.0);
+        assert_eq!((scale.low, scale.high), (0.25, 1.5));
+        assert_eq!(scale.ticks().count(), 6);
+        assert_eq!((scale.at(0.25), scale.at(1.5)), (100.0, 0.0));
+        let labels = |low: f64, high: f64| {
+            let scale = Scale::vertical([low, high].into_iter(), false, 0.0, 1.0);
+            scale.ticks().map(|value| scale.label(value)).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(0.0, 2.0), ["0.0", "0.5", "1.0", "1.5", "2.0"]);
+        assert_eq!(labels(0.0, 200.0), ["0", "50", "100", "150", "200"]);
+        assert_eq!(labels(0.0, 1e-3), ["0", "2.5e-4", "5e-4", "7.5e-4", "1e-3"]);
+        // One value, and none, still make an axis.
+        for values in [vec![2.0, 2.0], vec![0.0], vec![]] {
+            let scale = Scale::vertical(values.iter().copied(), false, 0.0, 100.0);
+            assert!(scale.high > scale.low && scale.ticks().count() < 10, "{values:?}: {scale:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_stands_alone_and_escapes() {
+        let bars = bars("b", "a <b>", "", &[Bar { label: "0".into(), value: 1.0, on: true }]);
+        let (file, inline) = (bars.file(), bars.inline().into_string());
+        assert!(file.contains("xmlns") && file.contains("a &lt;b&gt;") && file.contains("<style>"), "{file}");
+        assert!(!inline.contains("xmlns") && !inline.contains("<style>"), "{inline}");
     }
 }

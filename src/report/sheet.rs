@@ -133,6 +133,16 @@ impl Sheet {
         self.rows.iter().enumerate().map(row).collect()
     }
 
+    /// Names and cells, the best marked with `*`.
+    pub fn shown(&self) -> Vec<Vec<String>> {
+        let cells = self.cells(" ± ", |rank, text| if rank == Rank::Best { format!("{text}*") } else { text });
+        self.rows
+            .iter()
+            .zip(cells)
+            .map(|(line, cells)| std::iter::once(line.name.clone()).chain(cells).collect())
+            .collect()
+    }
+
     /// Best bold, second best in italics.
     pub fn markdown(&self) -> String {
         let bar = |text: &str| text.replace('|', "\\|");
@@ -193,11 +203,7 @@ impl Sheet {
     /// For terminals: best marked with `*`.
     pub fn text(&self) -> String {
         let mut all = vec![std::iter::once(String::new()).chain(self.columns.iter().map(|c| c.name.clone())).collect()];
-        let cells = self.cells(" ± ", |rank, text| match rank {
-            Rank::Best => format!("{text}*"),
-            _ => format!("{text} "),
-        });
-        all.extend(self.rows.iter().zip(cells).map(|(l, c)| std::iter::once(l.name.clone()).chain(c).collect()));
+        all.extend(self.shown());
         let widths: Vec<usize> = (0..=self.columns.len())
             .map(|i| all.iter().map(|row: &Vec<String>| row[i].chars().count()).max().unwrap_or(0))
             .collect();
@@ -206,7 +212,10 @@ impl Sheet {
             let mut line = String::new();
             for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 let pad = " ".repeat(width - cell.chars().count());
-                line += &if index == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
+                // The mark stands beside the column.
+                let mark = if cell.ends_with('*') { "" } else { " " };
+                let pad = pad.strip_suffix(mark).unwrap_or_default();
+                line += &if index == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}{mark}") };
             }
             out += line.trim_end();
             out += "\n";

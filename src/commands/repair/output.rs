@@ -144,6 +144,11 @@ impl Output {
         if state.exists() {
             std::fs::remove_dir_all(&state).with_context(|| state.display().to_string())?;
         }
+        // Drawn of the unfinished run, it would lie about this one.
+        let report = self.dir.join("report.html");
+        if report.exists() {
+            std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
+        }
         std::fs::remove_file(&self.lock_path).with_context(|| self.lock_path.display().to_string())?;
         let naming = || format!("renaming {} to {}", self.partial.display(), self.path.display());
         let mut old = self.partial.clone().into_os_string();

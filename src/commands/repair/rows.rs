@@ -9,12 +9,14 @@ use sha2::{Digest, Sha256};
 
 use super::Loaded;
 use crate::config::RepairSettings;
+use crate::eval::Continuation;
 use crate::eval::task::Subject;
+use crate::eval::toxicity::LEE;
 use crate::fault::Fault;
 use crate::methods::Method;
 use crate::normal::{self, Normal, Writing};
 use crate::random::{Purpose, Stream};
-use crate::report::DataRecord;
+use crate::report::{DataRecord, Sample};
 use crate::scorers::Scorer;
 use crate::tokens::{Cut, Lengths};
 use crate::train;
@@ -159,6 +161,31 @@ pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], dir: &Path) -> Resul
         return Ok(());
     }
     checkpoint::write_whole(&dir.join("prompts.jsonl"), &lines)
+}
+
+/// Keeps how the held-back prompts were continued before and after.
+pub fn write_samples(
+    loaded: &Loaded,
+    prompts: &[Vec<u32>],
+    before: Vec<Continuation>,
+    after: Vec<Continuation>,
+    dir: &Path,
+) -> Result<()> {
+    let mut lines = Vec::new();
+    for (ids, (before, after)) in prompts.iter().zip(before.into_iter().zip(after)) {
+        let sample = Sample {
+            prompt: loaded.encoder.decode(LEE.continued(ids, loaded.model.sizes().context))?,
+            before: before.text,
+            after: after.text,
+            score_before: before.score,
+            score_after: after.score,
+        };
+        writeln!(lines, "{}", serde_json::to_string(&sample)?)?;
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    checkpoint::write_whole(&dir.join("samples.jsonl"), &lines)
 }
 
 fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u32>>> {

@@ -1,0 +1,28 @@
+//! `completions` and `man`: what the command line says about itself, for shells and for `man`.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Completions, Man};
+use crate::fault::Fault;
+
+pub fn completions(args: &Completions) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "irepair", &mut script);
+    std::io::stdout().write_all(&script).context("writing to stdout")
+}
+
+pub fn man(args: &Man) -> Result<()> {
+    let Some(dir) = &args.out else {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+        return std::io::stdout().write_all(&page).context("writing to stdout");
+    };
+    let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", dir.display()));
+    std::fs::create_dir_all(dir).map_err(cannot)?;
+    clap_mangen::generate_to(Cli::command(), dir).map_err(cannot)?;
+    println!("{0}: the manual's pages; man -l {0}/irepair.1 shows the first", dir.display());
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! The page of a comparison: the tables, the trade-off, where the error is, and which run is where.
+
+use maud::{Markup, html};
+
+use super::comparison::Comparison;
+use super::page::{self, Section, figure, table, warning};
+use super::plot;
+use super::sheet::Sheet;
+
+/// The whole page.
+pub fn compare_page(found: &Comparison) -> String {
+    let title = format!("Repairs of {} compared", found.base.name);
+    let mut sections = Vec::new();
+    for sheet in &found.sheets {
+        let (id, heading) = match sheet.id.as_str() {
+            "table1" => ("gain", "What was gained, and what it cost elsewhere"),
+            "table2" => ("cost", "What the repairs took"),
+            _ => ("ablation", "Whether selecting the block matters"),
+        };
+        sections.push(Section { id, heading, body: of_sheet(sheet) });
+    }
+    if let Some(pareto) = &found.pareto {
+        let body = figure(&plot::pareto("Toxicity against perplexity", pareto));
+        sections.insert(1, Section { id: "trade-off", heading: "The trade-off", body });
+    }
+    let body = figure(&sensitivity(found));
+    sections.push(Section { id: "sensitivity", heading: "Where the error is", body });
+    sections.push(Section { id: "runs", heading: "The runs", body: runs(found) });
+    page::page(&title, &lead(found), &sections)
+}
+
+fn lead(found: &Comparison) -> Markup {
+    let rows = found.entries.iter().filter(|e| !e.is_base()).count();
+    let failed = found.entries.iter().flat_map(|e| e.runs.iter().map(move |r| (e, r)));
+    html! {
+        p.dim {
+            (rows) " methods, " (found.seeds.len().max(1)) " seed" @if found.seeds.len() > 1 { "s" }
+            ", the same pairs, prompts, scorer and texts for all. irepair " (found.irepair) ", base "
+            code { (found.base.sha256) } "."
+        }
+        @for (entry, run) in failed {
+            @if let Some(why) = &run.failed {
+                (warning(&html! { (entry.name) ", seed " (run.seed) ", failed: " (why) }))
+            }
+        }
+    }
+}
+
+/// Best bold with a star, second best in italics.
+fn of_sheet(sheet: &Sheet) -> Markup {
+    let head: Vec<&str> = std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
+    html! {
+        (table(&sheet.title, &head, &sheet.shown()))
+        @for note in &sheet.notes { p.dim { (note) } }
+    }
+}
+
+fn sensitivity(found: &Comparison) -> plot::Picture {
+    let values: Vec<f64> = found.sensitivity.blocks.iter().map(|b| b.sensitivity).collect();
+    let top = found.sensitivity.error_density.as_ref().map_or(&[][..], |d| &d.top);
+    plot::Picture { subtitle: found.figure2(), ..plot::blocks("Sensitivity of the base's blocks", &values, top) }
+}
+
+fn runs(found: &Comparison) -> Markup {
+    let runs = found.entries.iter().flat_map(|e| e.runs.iter().filter_map(move |r| Some((e, r, r.made.as_ref()?))));
+    let rows: Vec<[String; 5]> = runs
+        .map(|(entry, run, made)| {
+            let dir = made.dir.display().to_string();
+            [entry.name.clone(), run.seed.to_string(), made.steps.to_string(), made.stopped.clone(), dir]
+        })
+        .collect();
+    table("Each has a page of its own: irepair report FOLDER", &["method", "seed", "steps", "ended", "folder"], &rows)
+}

@@ -1,0 +1,204 @@
+//! A *run folder* as `repair` leaves it, finished or not, read as far as it can be read.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{FORMAT_VERSION, RunRecord, Sample};
+use crate::bail_input;
+use crate::fault::Fault;
+use crate::model::Model;
+use crate::slice::{Slice, Unit};
+use crate::train::{Line, StepLine, TrialLine, ValidationLine};
+
+/// What is in a run folder.
+pub struct RunFolder {
+    /// The folder's own name.
+    pub name: String,
+    /// `None`: the run is not finished.
+    pub record: Option<RunRecord>,
+    pub steps: Vec<StepLine>,
+    pub validations: Vec<ValidationLine>,
+    pub trials: Vec<TrialLine>,
+    pub samples: Vec<Sample>,
+    /// Parameters of each block, if the model's configuration is there.
+    pub block_parameters: Vec<usize>,
+    /// What can't be read or is missing, a sentence each.
+    pub gaps: Vec<String>,
+}
+
+impl RunFolder {
+    /// Reads a run folder. Errors (bad input) if it is none, or of another format version.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let (record_path, log_path) = (dir.join("irepair/run.json"), dir.join("irepair/steps.jsonl"));
+        if !record_path.is_file() && !log_path.is_file() {
+            let mut partial = dir.components().collect::<PathBuf>().into_os_string();
+            partial.push(".partial");
+            let partial = Path::new(&partial);
+            if partial.is_dir() {
+                bail_input!("{}: no such run; an unfinished one is in {}", dir.display(), partial.display());
+            }
+            bail_input!("{}: no run of irepair (no irepair/run.json in it)", dir.display());
+        }
+        let record = if record_path.is_file() { Some(read_record(&record_path)?) } else { None };
+        let mut gaps = Vec::new();
+        let lines: Vec<Line> = read_lines(&log_path, &mut gaps)?;
+        let samples_path = dir.join("irepair/samples.jsonl");
+        let samples = if samples_path.is_file() { read_lines(&samples_path, &mut gaps)? } else { Vec::new() };
+        let (mut steps, mut validations, mut trials) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        for line in lines {
+            match line {
+                Line::Step(line) => drop(steps.insert(line.step, line)),
+                Line::Validation(line) => drop(validations.insert(line.step, line)),
+                Line::Trial(line) => trials.push(line),
+            }
+        }
+        let made = record.as_ref().map(|r| r.steps).or(steps.keys().next_back().copied()).unwrap_or(0);
+        let mut missing = Vec::new();
+        let mut next = 1;
+        for step in steps.keys().copied().filter(|s| *s <= made).chain([made.saturating_add(1)]) {
+            if step > next {
+                missing.push(next..=step - 1);
+            }
+            next = step.saturating_add(1);
+        }
+        if !missing.is_empty() {
+            let n: usize = missing.iter().map(|r| r.end() - r.start() + 1).sum();
+            gaps.push(format!("{n} of {made} steps are missing: {}", named(&missing)));
+        }
+        let config = std::fs::read(dir.join("config.json")).ok();
+        let config = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let model = config.and_then(|config| Model::from_config(&config).ok());
+        let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        Ok(Self {
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            record,
+            steps: steps.into_values().collect(),
+            validations: validations.into_values().collect(),
+            trials,
+            samples,
+            block_parameters: model.map_or(Vec::new(), |m| m.block_parameters()),
+            gaps,
+        })
+    }
+
+    /// Number of blocks: of the configuration, else as the log has it.
+    pub fn blocks(&self) -> usize {
+        if !self.block_parameters.is_empty() {
+            return self.block_parameters.len();
+        }
+        let mut measured: Vec<usize> = self.steps.iter().map(|s| s.sensitivity.len()).filter(|n| *n > 0).collect();
+        measured.sort_unstable();
+        let sliced = || self.sliced().keys().next_back().map(|b| b + 1);
+        measured.get(measured.len() / 2).copied().or_else(sliced).unwrap_or(0)
+    }
+
+    /// The last step.
+    pub fn last(&self) -> usize {
+        let record = self.record.as_ref().map_or(0, |r| r.steps);
+        self.steps.last().map_or(0, |s| s.step).max(record)
+    }
+
+    /// The step whose weights were kept.
+    pub fn kept(&self) -> Option<usize> {
+        self.record.as_ref().map(|r| r.kept_step)
+    }
+
+    /// How often each block was sliced.
+    pub fn sliced(&self) -> BTreeMap<usize, usize> {
+        self.record.as_ref().map_or_else(|| super::count_blocks(&self.steps), |r| r.sliced.clone())
+    }
+
+    /// How often each block or sublayer was sliced, as the log names them.
+    pub fn sliced_units(&self) -> BTreeMap<Unit, usize> {
+        let mut counts = BTreeMap::new();
+        for slice in self.steps.iter().filter_map(StepLine::sliced) {
+            if let Slice::Units(units) = slice {
+                units.into_iter().for_each(|unit| *counts.entry(unit).or_default() += 1);
+            }
+        }
+        counts
+    }
+
+    /// Whether every step changed the whole model.
+    pub fn slices_everything(&self) -> bool {
+        !self.steps.is_empty() && self.steps.iter().all(|s| s.sliced() == Some(Slice::Everything))
+    }
+}
+
+/// `run.json`. Errors (bad input) if it is broken or of another format version.
+pub fn read_record(path: &Path) -> Result<RunRecord> {
+    let broken = |e: &dyn std::fmt::Display| Fault::Input(format!("{}: a broken record: {e}", path.display()));
+    let bytes = std::fs::read(path).map_err(|e| broken(&e))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(&e))?;
+    if value["format_version"] != FORMAT_VERSION {
+        bail_input!(
+            "{}: format version {}, this program reads {FORMAT_VERSION}; make the run again",
+            path.display(),
+            value["format_version"]
+        );
+    }
+    Ok(serde_json::from_value(value).map_err(|e| broken(&e))?)
+}
+
+/// The lines that can be read; the others are a gap.
+fn read_lines<T: DeserializeOwned>(path: &Path, gaps: &mut Vec<String>) -> Result<Vec<T>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            gaps.push(format!("{name} is missing"));
+            return Ok(Vec::new());
+        }
+        Err(e) => bail_input!("{}: {e}", path.display()),
+    };
+    let (mut lines, mut unreadable) = (Vec::new(), Vec::<RangeInclusive<usize>>::new());
+    for (index, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {
+        match (serde_json::from_slice(line), unreadable.last_mut()) {
+            (Ok(line), _) => lines.push(line),
+            (Err(_), Some(last)) if *last.end() == index => *last = *last.start()..=index + 1,
+            (Err(_), _) => unreadable.push(index + 1..=index + 1),
+        }
+    }
+    if !unreadable.is_empty() {
+        gaps.push(format!("{name} can't be read at line {}", named(&unreadable)));
+    }
+    Ok(lines)
+}
+
+/// 1, 3–5, 9
+fn named(ranges: &[RangeInclusive<usize>]) -> String {
+    /// So that a file of rubbish does not fill the page.
+    const MOST: usize = 20;
+    let name = |r: &RangeInclusive<usize>| match (r.start(), r.end()) {
+        (start, end) if start == end => start.to_string(),
+        (start, end) => format!("{start}–{end}"),
+    };
+    let mut text = ranges.iter().take(MOST).map(name).collect::<Vec<_>>().join(", ");
+    if ranges.len() > MOST {
+        text += ", …";
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("lines.jsonl");
+        std::fs::write(&path, b"1\nx\n\n\xff\n2\n3").expect("file");
+        let mut gaps = Vec::new();
+        assert_eq!(read_lines::<u8>(&path, &mut gaps).expect("lines"), [1, 2, 3]);
+        assert!(read_lines::<u8>(&dir.path().join("none.jsonl"), &mut gaps).expect("nothing").is_empty());
+        assert_eq!(gaps, ["lines.jsonl can't be read at line 2–4", "none.jsonl is missing"]);
+        let many: Vec<_> = (0..100).map(|n| 2 * n..=2 * n).collect();
+        assert!(named(&many).ends_with("38, …"));
+    }
+}

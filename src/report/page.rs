@@ -1,0 +1,122 @@
+//! A *page* is one HTML file that needs nothing beside it: no script, no font, no address. Text from data is escaped by
+//! `maud`.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::plot::{self, Picture};
+
+const STYLE: &str = include_str!("page/page.css");
+/// Nothing is loaded or run, whatever the data say.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+
+/// A part of a page under a heading of its own; the page's contents lead to it.
+pub struct Section {
+    pub id: &'static str,
+    pub heading: &'static str,
+    pub body: Markup,
+}
+
+/// The whole page: head, what it is about, contents, sections.
+pub fn page(title: &str, lead: &Markup, sections: &[Section]) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                title { (title) }
+                style { (PreEscaped(STYLE)) (PreEscaped(plot::STYLE)) }
+            }
+            body {
+                header { h1 { (title) } (lead) }
+                nav aria-label="Contents" { @for s in sections { a href={ "#" (s.id) } { (s.heading) } } }
+                main {
+                    @for s in sections {
+                        section id=(s.id) aria-labelledby={ (s.id) "-heading" } {
+                            h2 id={ (s.id) "-heading" } { (s.heading) }
+                            (s.body)
+                        }
+                    }
+                }
+            }
+        }
+    };
+    without_controls(&page.into_string()) + "\n"
+}
+
+/// A picture with its words under it. Narrow screens scroll wide ones.
+pub fn figure(picture: &Picture) -> Markup {
+    html! {
+        figure {
+            @if picture.width > 450.0 { (scroll(&picture.title, picture.inline())) } @else { (picture.inline()) }
+            figcaption {
+                strong { (picture.title) }
+                @if !picture.subtitle.is_empty() { ": " (picture.subtitle) }
+            }
+        }
+    }
+}
+
+/// A table; the first column names the rows, the others are numbers.
+pub fn table(caption: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Markup {
+    rows_under(caption, "numbers", head, rows)
+}
+
+/// A table of names and what they stand for.
+pub fn facts(caption: &str, rows: &[[String; 2]]) -> Markup {
+    rows_under(caption, "facts", &["name", "value"], rows)
+}
+
+fn rows_under(caption: &str, class: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Markup {
+    let table = html! {
+        table class=(class) {
+            caption { (caption) }
+            thead { tr { @for name in head { th scope="col" { (name) } } } }
+            tbody {
+                @for row in rows {
+                    tr {
+                        @for (index, cell) in row.as_ref().iter().enumerate() {
+                            @if index == 0 { th scope="row" { (cell) } } @else { td { (cell) } }
+                        }
+                    }
+                }
+            }
+        }
+    };
+    scroll(caption, table)
+}
+
+/// What may be wider than the screen; the keyboard can reach and scroll it.
+fn scroll(name: &str, body: Markup) -> Markup {
+    html! { div.scroll role="region" tabindex="0" aria-label=(name) { (body) } }
+}
+
+/// What a reader must not miss.
+pub fn warning(body: &Markup) -> Markup {
+    html! { p.warning role="note" { strong { "Note: " } (body) } }
+}
+
+/// A figure before and after: name, values, change (`–`: says nothing).
+pub fn tile(name: &str, before: Option<&str>, after: &str, change: &str) -> Markup {
+    html! {
+        div.tile {
+            dt { (name) }
+            dd {
+                @if let Some(before) = before {
+                    span.before { (before) }
+                    span aria-hidden="true" { " → " }
+                    span.unseen { " before, after " }
+                }
+                strong { (after) } " "
+                @if change != "–" { span.change { (change) } }
+            }
+        }
+    }
+}
+
+/// Data may hold control characters, a page may not.
+fn without_controls(page: &str) -> String {
+    page.chars().map(|c| if c.is_control() && !c.is_ascii_whitespace() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,103 @@
+//! The trade-off: toxicity against perplexity, a mark a state of a run.
+
+use maud::{Markup, html};
+
+use super::{Picture, Scale, px, rulers, short};
+use crate::report::pareto::{Pareto, Point};
+
+const LEFT: f64 = 56.0;
+const TOP: f64 = 12.0;
+const WIDTH: f64 = 400.0;
+const HEIGHT: f64 = 300.0;
+
+/// The marks of rows: shapes tell them apart without colour.
+const SHAPES: [&str; 8] = [
+    "M-5-5H5V5H-5Z",
+    "M0-6.5L6.5 0L0 6.5L-6.5 0Z",
+    "M0-6L6 5H-6Z",
+    "M0 6L6-5H-6Z",
+    "M-6-2H-2V-6H2V-2H6V2H2V6H-2V2H-6Z",
+    "M-6 0L-3-5.5H3L6 0L3 5.5H-3Z",
+    "M-6-5L6 0L-6 5Z",
+    "M6-5L-6 0L6 5Z",
+];
+
+/// Every row with its points in the order of their steps, from the base on.
+pub fn pareto(title: &str, found: &Pareto) -> Picture {
+    let all = || found.rows.iter().flat_map(|(_, runs)| runs).flatten().chain([&found.base]);
+    // What is far off would press all else into a corner.
+    let most = 2.0 * found.base.perplexity;
+    let x = Scale::horizontal(all().map(|p| p.perplexity.min(most)), LEFT, WIDTH);
+    let y = Scale::vertical(all().map(|p| p.toxicity), true, TOP, HEIGHT);
+    let at = |p: &Point| (x.at(p.perplexity.min(most)), y.at(p.toxicity));
+    let key = |row: usize| (LEFT + WIDTH + 28.0, TOP + 10.0 + 22.0 * row as f64);
+    let base = at(&found.base);
+    let body = html! {
+        (rulers(&y, LEFT, LEFT + WIDTH))
+        @for value in x.ticks() {
+            line.grid x1=(px(x.at(value))) y1=(px(TOP + HEIGHT)) x2=(px(x.at(value))) y2=(px(TOP + HEIGHT + 4.0)) {}
+            text.dim.middle x=(px(x.at(value))) y=(px(TOP + HEIGHT + 17.0)) { (x.label(value)) }
+        }
+        text.dim.middle x=(px(LEFT + WIDTH / 2.0)) y=(px(TOP + HEIGHT + 36.0)) { "perplexity of " (found.text) }
+        @for (row, (name, runs)) in found.rows.iter().enumerate() {
+            @for points in runs {
+                path class=(format!("way m{}", row % SHAPES.len())) d=(way(base, points, at)) {}
+                @for point in points { (mark(row, at(point), point.step.is_none(), &words(name, point))) }
+            }
+            (mark(row, key(row + 1), true, name))
+            text.ink x=(px(key(row + 1).0 + 14.0)) y=(px(key(row + 1).1 + 4.0)) { (name) }
+        }
+        circle.cut cx=(px(base.0)) cy=(px(base.1)) r="5.5" { title { (words("vanilla", &found.base)) } }
+        circle.cut cx=(px(key(0).0)) cy=(px(key(0).1)) r="5.5" {}
+        text.ink x=(px(key(0).0 + 14.0)) y=(px(key(0).1 + 4.0)) { "vanilla" }
+    };
+    let ends = found.rows.iter().flat_map(|(name, runs)| runs.iter().filter_map(|p| Some(words(name, p.last()?))));
+    let about: Vec<String> = std::iter::once(words("vanilla", &found.base)).chain(ends).collect();
+    Picture {
+        id: "pareto".into(),
+        title: title.into(),
+        subtitle: "toxicity (up) against perplexity: lower left is better; filled: what a run kept, hollow: on its way"
+            .into(),
+        about: format!("{}.", about.join(". ")),
+        width: LEFT + WIDTH + 240.0,
+        height: (TOP + HEIGHT + 44.0).max(key(found.rows.len() + 1).1),
+        body,
+    }
+}
+
+fn words(name: &str, point: &Point) -> String {
+    let step = point.step.map_or(String::new(), |s| format!(" at step {s}"));
+    format!("{name}{step}: toxicity {}, perplexity {}", short(point.toxicity), short(point.perplexity))
+}
+
+fn way(base: (f64, f64), points: &[Point], at: impl Fn(&Point) -> (f64, f64)) -> String {
+    let path = points.iter().map(at).map(|(x, y)| format!("L{} {}", px(x), px(y)));
+    std::iter::once(format!("M{} {}", px(base.0), px(base.1))).chain(path).collect()
+}
+
+fn mark(row: usize, (x, y): (f64, f64), filled: bool, title: &str) -> Markup {
+    let row = row % SHAPES.len();
+    let (class, scale) = if filled { (format!("m{row} filled"), "1") } else { (format!("m{row} hollow"), ".7") };
+    html! {
+        path class=(class) d=(SHAPES[row]) transform=(format!("translate({} {}) scale({scale})", px(x), px(y))) {
+            title { (title) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_point_is_drawn() {
+        let point = |step, toxicity, perplexity| Point { step, toxicity, perplexity };
+        let rows = vec![("a<b".to_owned(), vec![vec![point(Some(5), 40.0, 101.0), point(None, 20.0, 103.0)]])];
+        let found = Pareto { text: "wiki".into(), base: point(None, 50.0, 100.0), rows };
+        let svg = pareto("t", &found).file();
+        // One of them in the legend.
+        assert_eq!(svg.matches("filled\"").count(), 2);
+        assert_eq!(svg.matches("hollow\"").count(), 1);
+        assert!(svg.contains("a&lt;b at step 5: toxicity 40.0, perplexity 101"), "{svg}");
+    }
+}

@@ -1,0 +1,294 @@
+//! The page of a run: what changed, where the error was, how the run went, what the model said before and after.
+
+use maud::{Markup, html};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::folder::RunFolder;
+use super::page::{self, Section, facts, figure, table, tile, warning};
+use super::plot::{Bar, Heat, Line, Look, Picture, bars, curves, heat, short};
+use super::{RunRecord, Sample, before_after, block_number, change_by_block, not_measured};
+use crate::scorers::TOXIC;
+use crate::slice::Part;
+use crate::train::{StepLine, ValidationLine};
+
+/// More samples than this are left in their file.
+const SAMPLES: usize = 60;
+const NO_STEP: &str = "No step can be read.";
+
+/// The whole page.
+pub fn run_page(run: &RunFolder) -> String {
+    let title = match &run.record {
+        Some(record) => format!("{}, repaired with {}", model(record), record.settings.method),
+        None => format!("{}: unfinished", run.name),
+    };
+    let mut sections = vec![
+        Section { id: "sensitivity", heading: "Where the error is", body: sensitivity(run) },
+        Section { id: "blocks", heading: "What was sliced and what changed", body: blocks(run) },
+        Section { id: "curves", heading: "How the run went", body: progress(run) },
+        Section { id: "samples", heading: "Before and after", body: samples(run) },
+    ];
+    if let Some(record) = &run.record {
+        sections.push(Section { id: "settings", heading: "Settings, versions, hashes", body: settings(record) });
+    }
+    page::page(&title, &lead(run), &sections)
+}
+
+/// The hub's name, or the last part of a path.
+fn model(record: &RunRecord) -> &str {
+    let is_path = record.base_revision.is_none();
+    record.model.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().filter(|_| is_path).unwrap_or(&record.model)
+}
+
+/// The figures before and after, and what a reader must know of the run.
+fn lead(run: &RunFolder) -> Markup {
+    let Some(record) = &run.record else {
+        return html! {
+            p {
+                "This run is not finished: " (run.last()) " steps are made. Its figures before and after, its settings "
+                "and its samples are written at the end."
+            }
+            @for gap in &run.gaps { (warning(&html! { (gap) "." })) }
+        };
+    };
+    let share = 100.0 * record.changed_parameters as f64 / record.parameters.max(1) as f64;
+    let changed = change_by_block(&record.changed, block_number).keys().flatten().count();
+    let not_measured = not_measured(record);
+    html! {
+        dl.tiles {
+            @for [name, before, after, change] in before_after(record) { (tile(&name, Some(&before), &after, &change)) }
+            (tile("parameters that differ from the base", None, &format!("{share:.1} %"),
+                &format!("{changed} of {} blocks", run.blocks())))
+        }
+        p.dim {
+            "On held-back rows, scored by " (record.scorer) ". "
+            @if !not_measured.is_empty() { "Not measured: " (not_measured.join(", ")) ". " }
+            "Everything that was not sliced is byte-equal to the base. "
+            (record.steps) " steps (" (record.stopped) "), the weights of step " (record.kept_step) " are kept."
+        }
+        @for gap in &run.gaps { (warning(&html! { (gap) "." })) }
+    }
+}
+
+fn sensitivity(run: &RunFolder) -> Markup {
+    match heat(&Heat { steps: &run.steps, blocks: run.blocks(), kept: run.kept() }) {
+        Some(picture) => figure(&picture),
+        None if run.steps.is_empty() => html! { p { (NO_STEP) } },
+        None => html! { p { "The method does not measure the sensitivity of the blocks at every step." } },
+    }
+}
+
+fn blocks(run: &RunFolder) -> Markup {
+    let trials: Vec<[String; 2]> = run.trials.iter().map(|t| [t.trial.join(" + "), short(t.valid_loss)]).collect();
+    html! {
+        @if run.slices_everything() {
+            p { "Every step changed the whole model." }
+        } @else if !run.sliced().is_empty() {
+            (figure(&sliced(run)))
+        }
+        @if !trials.is_empty() {
+            (table("Trial steps on each slice alone, before the first step", &["slice", "held-back loss"], &trials))
+        }
+        @if run.blocks() > 0 { (block_table(run)) }
+    }
+}
+
+fn sliced(run: &RunFolder) -> Picture {
+    let units = run.sliced_units();
+    let whole = run.sliced();
+    let filled = |label: String, steps: usize| Bar { label, value: steps as f64, on: steps > 0 };
+    let sublayers = units.keys().any(|u| u.part != Part::Whole);
+    let found: Vec<Bar> = if sublayers {
+        units.iter().map(|(unit, steps)| filled(unit.to_string(), *steps)).collect()
+    } else {
+        (0..run.blocks()).map(|b| filled(b.to_string(), whole.get(&b).copied().unwrap_or(0))).collect()
+    };
+    let subtitle = if sublayers { "steps, by sublayer" } else { "steps, by block" };
+    bars("sliced", "How often each was sliced", subtitle, &found)
+}
+
+/// Sensitivity, slices and change of every block.
+fn block_table(run: &RunFolder) -> Markup {
+    let blocks = run.blocks();
+    let measured: Vec<&StepLine> = run.steps.iter().filter(|s| s.sensitivity.len() == blocks).collect();
+    let sliced = run.sliced();
+    let changes = run.record.as_ref().map_or_else(Default::default, |r| change_by_block(&r.changed, block_number));
+    let none = || "–".to_owned();
+    let percent = |part: f64, whole: f64| if whole > 0.0 { format!("{:.2} %", 100.0 * part / whole) } else { none() };
+    let row = |block: Option<usize>| {
+        let mean = block.filter(|_| !measured.is_empty()).map(|b| {
+            let sum: f64 = measured.iter().map(|s| s.sensitivity[b]).sum();
+            short(sum / measured.len() as f64)
+        });
+        let steps = block.and_then(|b| sliced.get(&b)).map(ToString::to_string);
+        let change = changes.get(&block);
+        let size = block.and_then(|b| run.block_parameters.get(b));
+        let touched = size.map(|&size| percent(change.map_or(0, |c| c.values) as f64, size as f64));
+        [
+            block.map_or("outside".into(), |b| b.to_string()),
+            mean.unwrap_or_else(none),
+            steps.unwrap_or_else(|| if block.is_some() && !run.slices_everything() { "0".into() } else { none() }),
+            change.map_or_else(none, |c| short(c.norm)),
+            change.map_or_else(none, |c| percent(c.norm, c.base_norm)),
+            touched.unwrap_or_else(none),
+        ]
+    };
+    let mut rows: Vec<[String; 6]> = (0..blocks).map(|b| row(Some(b))).collect();
+    if changes.contains_key(&None) {
+        rows.push(row(None));
+    }
+    let caption =
+        "Every block: how sensitive, how often sliced, how far changed, and how much of it lies in changed tensors";
+    let head = ["block", "mean sensitivity", "steps sliced", "norm of change", "of its norm", "of its parameters"];
+    table(caption, &head, &rows)
+}
+
+fn progress(run: &RunFolder) -> Markup {
+    let of = |get: fn(&StepLine) -> Option<f64>| -> Vec<(usize, f64)> {
+        run.steps.iter().filter_map(|s| Some((s.step, get(s)?))).collect()
+    };
+    let validations = |get: fn(&ValidationLine) -> Option<f64>| -> Vec<(usize, f64)> {
+        run.validations.iter().filter_map(|v| Some((v.step, get(v)?))).collect()
+    };
+    let line = |name, look, points| Line { name, look, points };
+    let drawings = [
+        (
+            "loss",
+            "Loss",
+            vec![
+                line("training", Look::Solid, of(|s| Some(s.loss))),
+                line("held back", Look::Dots, validations(|v| Some(v.valid_loss))),
+            ],
+        ),
+        (
+            "nll",
+            "NLL (nats a token)",
+            vec![line("chosen", Look::Solid, of(|s| s.nll_good)), line("rejected", Look::Dashed, of(|s| s.nll_bad))],
+        ),
+        ("kl", "KL from the base (nats a token)", vec![line("KL", Look::Solid, of(|s| s.kl))]),
+        ("ppl", "Perplexity of the guard's text", vec![line("perplexity", Look::Dots, validations(|v| v.ppl))]),
+        ("grad-norm", "Gradient norm", vec![line("before clipping", Look::Solid, of(|s| Some(s.grad_norm)))]),
+        ("lr", "Learning rate", vec![line("learning rate", Look::Solid, of(|s| Some(s.lr)))]),
+    ];
+    let rows: Vec<[String; 5]> = drawings
+        .iter()
+        .flat_map(|(_, title, lines)| {
+            let name = move |line: &Line| match lines.len() {
+                1 => (*title).to_owned(),
+                _ => format!("{title}: {}", line.name),
+            };
+            lines.iter().filter_map(move |line| summary(name(line), line))
+        })
+        .collect();
+    let pictures = drawings.iter().filter_map(|(id, title, lines)| curves(id, title, lines, run.last(), run.kept()));
+    html! {
+        @if rows.is_empty() { p { (NO_STEP) } } @else {
+            div.pair { @for picture in pictures { (figure(&picture)) } }
+            p.dim { "Where several steps share a point, the line is their mean, and eight of ten lie in the band." }
+            (table("The curves in numbers", &["curve", "first", "last", "lowest", "at step"], &rows))
+        }
+    }
+}
+
+/// First, last and lowest value of a line.
+fn summary(name: String, line: &Line) -> Option<[String; 5]> {
+    let lowest = line.points.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+    let (first, last) = (line.points.first()?, line.points.last()?);
+    Some([name, short(first.1), short(last.1), short(lowest.1), lowest.0.to_string()])
+}
+
+fn samples(run: &RunFolder) -> Markup {
+    let rude = |score: Option<f64>| score.is_some_and(|s| s >= TOXIC);
+    // What the repair did not mend must not be hidden among what it did.
+    let (still, other): (Vec<&Sample>, Vec<&Sample>) = run.samples.iter().partition(|s| rude(s.score_after));
+    let all = run.samples.len();
+    let shown: Vec<&Sample> = still.iter().chain(&other).copied().take(SAMPLES).collect();
+    html! {
+        @if all == 0 {
+            p { (if run.record.is_some() { "This run kept no samples." } else { "They are written at the end." }) }
+        } @else {
+            p {
+                "Held-back prompts, continued greedily before and after. " (still.len()) " of " (all)
+                " are still rude after the repair" (if still.is_empty() { "." } else { "; they come first." })
+                @if shown.len() < all {
+                    " The first " (shown.len()) " are shown, all are in " code { "irepair/samples.jsonl" } "."
+                }
+            }
+            p.dim {
+                "Rude ones (a score of " (TOXIC) " or more) are blurred until clicked, or reached with the keyboard."
+            }
+            ol.samples {
+                @for sample in shown {
+                    li {
+                        h3 dir="auto" { (sample.prompt) }
+                        div.pair {
+                            (said("before", &sample.before, sample.score_before))
+                            (said("after", &sample.after, sample.score_after))
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A continuation and its score; a rude one is behind a veil.
+fn said(when: &str, text: &str, score: Option<f64>) -> Markup {
+    let rude = score.is_some_and(|s| s >= TOXIC);
+    let score = score.map_or("no score".into(), |s| format!("{s:.2}"));
+    let label = html! { span.label { (when) ": " (if rude { "rude, " } else { "" }) (score) } };
+    let text = html! { span.text dir="auto" { (if text.trim().is_empty() { "(nothing)" } else { text }) } };
+    html! {
+        div.said {
+            @if rude { details.rude { summary { (label) (text) } } } @else { (label) (text) }
+        }
+    }
+}
+
+fn settings(record: &RunRecord) -> Markup {
+    let mut run = vec![
+        ("irepair", record.irepair.clone()),
+        ("format version", record.format_version.to_string()),
+        ("model", record.model.clone()),
+        ("revision", record.base_revision.clone().unwrap_or_else(|| "none (a local model)".into())),
+        ("scorer", record.scorer.clone()),
+        ("steps", format!("{} ({})", record.steps, record.stopped)),
+        ("kept step", record.kept_step.to_string()),
+        ("changed parameters", format!("{} of {}", record.changed_parameters, record.parameters)),
+        ("seed", record.seed.to_string()),
+        ("device", record.device.clone()),
+        ("dtype", show(&record.dtype)),
+        ("threads", record.threads.to_string()),
+        ("seconds", format!("{:.0}", record.seconds)),
+    ];
+    run.extend(record.peak_rss_mib.map(|mib| ("peak memory", format!("{mib} MiB"))));
+    let run: Vec<[String; 2]> = run.into_iter().map(|(name, value)| [name.into(), value]).collect();
+    let hashes: Vec<[String; 2]> = record.base_sha256.iter().map(|(f, hash)| [f.clone(), hash.clone()]).collect();
+    html! {
+        div.pair {
+            (facts("Settings, as they were resolved", &fields(&record.settings)))
+            div {
+                (facts("The run", &run))
+                (facts("Rows", &fields(&record.data)))
+                (facts("SHA-256 of the base's weights", &hashes))
+            }
+        }
+    }
+}
+
+/// The fields of a record, by name.
+fn fields(record: &impl Serialize) -> Vec<[String; 2]> {
+    match serde_json::to_value(record) {
+        Ok(Value::Object(fields)) => fields.iter().map(|(name, value)| [name.replace('_', " "), show(value)]).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn show(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::Null) | Err(_) => "not set".into(),
+        Ok(Value::Array(items)) if items.is_empty() => "not set".into(),
+        Ok(Value::String(text)) => text,
+        Ok(value) => value.to_string(),
+    }
+}

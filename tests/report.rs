@@ -1,0 +1,387 @@
+//! `report`: the page of a run as a browser reads it, and runs that are damaged, unfinished or of another kind.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use irepair::report::{Sample, before_after};
+use irepair::train::{Line, StepLine};
+use scraper::{Html, Selector};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::repair::{demo, irepair, ok, record, text};
+
+/// A short repair of the demo, made once.
+static REPAIRED: LazyLock<PathBuf> = LazyLock::new(|| repaired("default", &[]));
+
+fn repaired(name: &str, more: &[&str]) -> PathBuf {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}-{}", std::process::id()));
+    ok(&irepair(&demo(&out, &[&["-q"], more].concat())));
+    out
+}
+
+/// A run folder to spoil.
+struct Run(TempDir);
+
+impl Run {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        std::fs::create_dir(dir.path().join("irepair")).expect("dir");
+        for name in ["config.json", "irepair/run.json", "irepair/steps.jsonl", "irepair/samples.jsonl"] {
+            std::fs::copy(REPAIRED.join(name), dir.path().join(name)).expect(name);
+        }
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).expect(name)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), text).expect(name);
+    }
+
+    /// Changes the record.
+    fn edit(&self, change: impl Fn(&mut Value)) {
+        let mut record: Value = serde_json::from_str(&self.read("irepair/run.json")).expect("run.json");
+        change(&mut record);
+        self.write("irepair/run.json", record.to_string());
+    }
+
+    /// The page, and what is said of the run on stderr.
+    #[track_caller]
+    fn report(&self) -> (Page, String) {
+        let output = irepair(&["report", text(self.0.path())]);
+        ok(&output);
+        (Page::open(&self.path("irepair/report.html")), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    #[track_caller]
+    fn refused(&self, words: &[&str]) {
+        let output = irepair(&["report", text(self.0.path())]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{error}");
+        assert!(words.iter().all(|w| error.contains(w)), "{words:?} not in {error}");
+        assert!(!self.path("irepair/report.html").exists());
+    }
+}
+
+/// A page as a browser reads it.
+struct Page {
+    source: String,
+    html: Html,
+}
+
+impl Page {
+    /// Parses a page: no errors, nothing that runs or is loaded, and no picture or table without words.
+    #[track_caller]
+    fn open(path: &Path) -> Self {
+        let source = std::fs::read_to_string(path).expect("a page");
+        let html = Html::parse_document(&source);
+        assert!(html.errors.is_empty(), "{:?}", html.errors);
+        let page = Self { source, html };
+        assert_eq!(page.count("script, link, img, iframe, object, embed, image, use"), 0);
+        assert_eq!(page.count("html[lang=en] > head > title"), 1);
+        let mut ids = BTreeSet::new();
+        for element in page.html.root_element().descendent_elements() {
+            for (name, value) in element.value().attrs() {
+                assert!(!matches!(name, "src" | "srcset" | "action" | "data") && !name.starts_with("on"), "{name}");
+                assert!(name != "href" || value.starts_with('#'), "{name}={value}");
+                assert!(!value.contains("url("), "{name}={value}");
+                assert!(name != "id" || ids.insert(value.to_owned()), "{value} twice");
+            }
+        }
+        for (attribute, hash) in [("href", "#"), ("aria-labelledby", "")] {
+            for element in page.select(&format!("[{attribute}]")) {
+                for id in element.attr(attribute).expect("selected by it").split(' ') {
+                    assert!(ids.contains(id.strip_prefix(hash).expect("a fragment")), "{attribute}={id}");
+                }
+            }
+        }
+        for svg in page.select("svg") {
+            assert_eq!(svg.attr("role"), Some("img"));
+            let words =
+                |name: &str| svg.child_elements().find(|e| e.value().name() == name).expect(name).text().count();
+            assert!(words("title") > 0 && words("desc") > 0);
+        }
+        assert_eq!(
+            page.count("table"),
+            page.count("table:has(> caption):has(> thead th[scope=col]):has(th[scope=row])")
+        );
+        page
+    }
+
+    fn select(&self, selector: &str) -> Vec<scraper::ElementRef<'_>> {
+        self.html.select(&Selector::parse(selector).expect("a selector")).collect()
+    }
+
+    fn count(&self, selector: &str) -> usize {
+        self.select(selector).len()
+    }
+
+    /// The text of each element.
+    fn texts(&self, selector: &str) -> Vec<String> {
+        self.select(selector).into_iter().map(|e| e.text().collect()).collect()
+    }
+
+    #[track_caller]
+    fn says(&self, words: &str) {
+        let text: String = self.html.root_element().text().collect();
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+}
+
+fn samples(text: &str) -> Vec<Sample> {
+    text.lines().map(|line| serde_json::from_str(line).expect("a sample")).collect()
+}
+
+fn steps(text: &str) -> Vec<StepLine> {
+    let step = |line| match serde_json::from_str(line).expect("a line") {
+        Line::Step(line) => Some(line),
+        Line::Validation(_) | Line::Trial(_) => None,
+    };
+    text.lines().filter_map(step).collect()
+}
+
+#[test]
+fn the_page_has_the_figures_of_the_record() {
+    let run = Run::new();
+    let (page, said) = run.report();
+    assert_eq!(said, "");
+    assert!(!page.source.contains("http://") && !page.source.contains("https://"), "an address");
+    let record = record(run.0.path());
+    let tiles = page.texts(".tile");
+    for [name, before, after, change] in before_after(&record) {
+        let change = change.trim_start_matches('–');
+        let words = format!("{name}{before} →  before, after {after} {change}");
+        assert!(tiles.contains(&words), "{words:?} is not in {tiles:?}");
+    }
+    let share = 100.0 * record.changed_parameters as f64 / record.parameters as f64;
+    page.says(&format!("{share:.1} %"));
+    page.says(&record.scorer);
+    for hash in record.base_sha256.values() {
+        page.says(hash);
+    }
+    for (name, value) in serde_json::to_value(&record.settings).expect("settings").as_object().expect("settings") {
+        let row = page.texts("table.facts tr").into_iter().find(|r| r.starts_with(name.as_str())).expect(name);
+        let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        assert!(
+            row.ends_with(&shown) || (value.is_null() || value == &json!([])) && row.ends_with("not set"),
+            "{row} for {name} = {value}"
+        );
+    }
+    // The table of blocks: mean sensitivity and slices, as the log has them.
+    let steps = steps(&run.read("irepair/steps.jsonl"));
+    let rows = page.texts("#blocks table.numbers tbody tr");
+    assert_eq!(rows.len(), 6);
+    for (block, row) in rows.iter().enumerate() {
+        let mean = steps.iter().map(|s| s.sensitivity[block]).sum::<f64>() / steps.len() as f64;
+        let sliced = steps.iter().filter(|s| s.block == Some(block)).count();
+        let words = format!("{block}{}{sliced}", irepair::report::plot::short(mean));
+        assert!(row.starts_with(&words), "{row} for {words}");
+        // A block is changed as a whole, or not at all.
+        assert!(row.ends_with(if sliced > 0 { "100.00 %" } else { "0.00 %" }), "{row}");
+    }
+    let pictures: Vec<String> = page.texts("svg > title");
+    for title in ["Sensitivity by block and step", "How often each was sliced", "Loss", "NLL (nats a token)"] {
+        assert!(pictures.iter().any(|p| p == title), "{title} is not in {pictures:?}");
+    }
+}
+
+#[test]
+fn samples_are_what_the_scores_are_of() {
+    let run = Run::new();
+    let (record, samples) = (record(run.0.path()), samples(&run.read("irepair/samples.jsonl")));
+    let measures = [(&record.before, true), (&record.after, false)];
+    for (measures, before) in measures {
+        let scores: Vec<f64> =
+            samples.iter().filter_map(|s| if before { s.score_before } else { s.score_after }).collect();
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        assert_eq!(measures.toxicity, Some(100.0 * mean));
+    }
+    let prompts = std::fs::read_to_string(REPAIRED.join("irepair/prompts.jsonl")).expect("prompts");
+    assert_eq!(prompts.lines().count(), samples.len());
+    // Those that are still rude come first, and every rude one is behind a veil.
+    let (page, _) = run.report();
+    let rude = |score: Option<f64>| score.is_some_and(|s| s >= 0.5);
+    let (still, other): (Vec<&Sample>, Vec<&Sample>) = samples.iter().partition(|s| rude(s.score_after));
+    let shown: Vec<&Sample> = still.into_iter().chain(other).take(60).collect();
+    let texts = page.texts("#samples .said .text");
+    let expected: Vec<&str> = shown.iter().flat_map(|s| [s.before.as_str(), &s.after]).collect();
+    assert_eq!(texts, expected);
+    let veiled: Vec<&str> = shown
+        .iter()
+        .flat_map(|s| [(&s.before, s.score_before), (&s.after, s.score_after)])
+        .filter(|(_, score)| rude(*score))
+        .map(|(text, _)| text.as_str())
+        .collect();
+    assert!(!veiled.is_empty());
+    assert_eq!(page.texts("details.rude > summary .text"), veiled);
+}
+
+#[test]
+fn data_are_text_and_nothing_else() {
+    let run = Run::new();
+    let hostile = "</p></svg><script>alert(1)</script><img src=http://x onerror=alert(1)> \"'&amp; \u{1b}[31m";
+    run.edit(|record| {
+        record["model"] = hostile.into();
+        record["stopped"] = hostile.into();
+        record["settings"]["scorer"] = hostile.into();
+        record["base_sha256"] = json!({ hostile: hostile });
+    });
+    let sample = json!({"prompt": hostile, "before": hostile, "after": "", "score_before": 0.5, "score_after": null});
+    run.write("irepair/samples.jsonl", format!("{sample}\n"));
+    let (page, _) = run.report();
+    let shown = hostile.replace('\u{1b}', "\u{fffd}");
+    assert_eq!(page.texts("#samples h3"), [shown.as_str()]);
+    assert_eq!(page.texts("#samples .text"), [&shown, "(nothing)"]);
+    assert_eq!(page.count("details.rude"), 1);
+}
+
+#[test]
+fn what_cannot_be_read_is_said_and_the_rest_is_drawn() {
+    let run = Run::new();
+    let whole = run.report().0;
+    let log = run.read("irepair/steps.jsonl");
+    let mut lines: Vec<&str> = log.lines().collect();
+    // Lines 1, 6 and 11 are validations; 4 and 5 are steps 3 and 4.
+    assert!(lines[3].contains("\"step\":3,") && lines[4].contains("\"step\":4,"), "{log}");
+    lines[3] = "{\"step\":3,\"blo";
+    lines[4] = "\u{0}\u{0}";
+    run.write("irepair/steps.jsonl", lines.join("\n"));
+    run.write("irepair/samples.jsonl", [b"\xff\n", run.read("irepair/samples.jsonl").as_bytes()].concat());
+    let (page, said) = run.report();
+    for gap in [
+        "steps.jsonl can't be read at line 4–5",
+        "2 of 12 steps are missing: 3–4",
+        "samples.jsonl can't be read at line 1",
+    ] {
+        page.says(gap);
+        assert!(said.contains(gap), "{said}");
+    }
+    assert_eq!(page.texts("svg > title"), whole.texts("svg > title"));
+    assert_eq!(page.texts("#samples .text"), whole.texts("#samples .text"));
+    // Without a log there is still the record.
+    std::fs::remove_file(run.path("irepair/steps.jsonl")).expect("removed");
+    let (page, said) = run.report();
+    assert!(said.contains("steps.jsonl is missing"), "{said}");
+    page.says("No step can be read.");
+    assert_eq!(page.texts(".tile"), whole.texts(".tile"));
+}
+
+#[test]
+fn folders_that_are_no_run_are_refused() {
+    let run = Run::new();
+    run.edit(|record| record["format_version"] = 2.into());
+    run.refused(&["run.json", "format version 2", "reads 1"]);
+    run.write("irepair/run.json", "{\"format_version\": 1, ");
+    run.refused(&["run.json", "broken"]);
+    run.edit_to(&json!({"format_version": 1, "steps": 3}));
+    run.refused(&["run.json", "missing field"]);
+    let (page, named) = (run.path("x.html"), run.path("irepair"));
+    let run = Run::new();
+    run.write("compare.json", "{}");
+    run.refused(&["comparison"]);
+    for dir in [named, run.path("nowhere")] {
+        let output = irepair(&["report", text(&dir), "--out", text(&page)]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{error}");
+        assert!(error.contains("no run of irepair"), "{error}");
+    }
+    let output = irepair(&["report", text(&REPAIRED), "--out", text(&run.path("no/such/folder.html"))]);
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Run {
+    fn edit_to(&self, record: &Value) {
+        self.write("irepair/run.json", record.to_string());
+    }
+}
+
+#[test]
+fn what_was_not_measured_is_said() {
+    let run = Run::new();
+    run.edit(|record| {
+        for when in ["before", "after"] {
+            let measures = record[when].as_object_mut().expect("measures");
+            ["toxicity", "toxic_fraction", "ppl"].iter().for_each(|name| drop(measures.remove(*name)));
+        }
+        record["data"]["perplexity_of"] = "".into();
+    });
+    std::fs::remove_file(run.path("irepair/samples.jsonl")).expect("removed");
+    let (page, said) = run.report();
+    assert_eq!(said, "");
+    page.says("Not measured: rude continuations, toxicity (mean score × 100), perplexity. ");
+    page.says("This run kept no samples.");
+    assert_eq!(page.count(".tile"), 4);
+}
+
+/// Killed before its end: no record yet.
+#[test]
+fn an_unfinished_run_is_drawn_as_far_as_it_came() {
+    let run = Run::new();
+    std::fs::remove_file(run.path("irepair/run.json")).expect("removed");
+    std::fs::remove_file(run.path("irepair/samples.jsonl")).expect("removed");
+    std::fs::remove_file(run.path("config.json")).expect("removed");
+    let (page, said) = run.report();
+    assert_eq!(said, "");
+    page.says("12 steps are made");
+    assert_eq!((page.count("#settings"), page.count(".tile")), (0, 0));
+    assert_eq!(page.count("#sensitivity svg"), 1);
+    assert_eq!(page.count("#blocks table.numbers tbody tr"), 6);
+    // The folder that the user asked for does not exist yet.
+    let dir = tempfile::tempdir().expect("dir");
+    let partial = dir.path().join("out.partial");
+    std::fs::rename(run.0.path(), &partial).expect("renamed");
+    let output = irepair(&["report", text(&dir.path().join("out"))]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("out.partial"), "{error}");
+}
+
+#[test]
+fn slices_of_every_kind_are_drawn() {
+    for (name, more, words) in [
+        ("dapt", &["--method", "dapt"][..], &["Every step changed the whole model", "does not measure", "outside"][..]),
+        ("sublayers", &["--slice", "sublayer", "--top-k", "3"], &["steps, by sublayer", "upper bar: attention"]),
+        ("fixed", &["--method", "irepair-fixed"], &["does not measure", "How often each was sliced"]),
+        ("trial", &["--select", "trial", "--trial-steps", "1"], &["Trial steps", "How often each was sliced"]),
+    ] {
+        let out = repaired(name, &[&["--max-steps", "3"], more].concat());
+        let html = out.with_extension("html");
+        let said = ok(&irepair(&["report", text(&out), "--out", text(&html), "--json"]));
+        let said: Value = serde_json::from_str(&said).expect("json");
+        assert_eq!(said["bytes"], std::fs::metadata(&html).expect("page").len());
+        assert_eq!(said["gaps"], json!([]));
+        let page = Page::open(&html);
+        words.iter().for_each(|words| page.says(words));
+    }
+}
+
+/// The paper's size: the page stays small.
+#[test]
+fn long_runs_of_large_models_make_small_pages() {
+    let run = Run::new();
+    let line = steps(&run.read("irepair/steps.jsonl")).remove(0);
+    let mut log = String::new();
+    for step in 1..=8000 {
+        // Neither neighbours nor blocks are alike.
+        let sensitivity = (0..36).map(|b| 1.0 + ((step * 7919 + b * 104_729) % 1009) as f64 / 100.0).collect();
+        let line = StepLine { step, block: Some(step % 36), sensitivity, ..line.clone() };
+        let _ = writeln!(log, "{}", serde_json::to_string(&line).expect("a line"));
+    }
+    run.write("irepair/steps.jsonl", log);
+    run.edit(|record| record["steps"] = 8000.into());
+    let config: Value = serde_json::from_str(&run.read("config.json")).expect("config");
+    let mut config = config.as_object().expect("config").clone();
+    config.insert("n_layer".into(), 36.into());
+    run.write("config.json", serde_json::to_string(&config).expect("config"));
+    let (page, _) = run.report();
+    page.says("columns steps 1 to 8000, 34 steps a column");
+    assert!(page.source.len() <= 2 << 20, "{} bytes", page.source.len());
+}
