@@ -287,7 +287,7 @@ fn folders_that_are_no_run_are_refused() {
     let (page, named) = (run.path("x.html"), run.path("irepair"));
     let run = Run::new();
     run.write("compare.json", "{}");
-    run.refused(&["comparison"]);
+    run.refused(&["compare.json", "format version"]);
     for dir in [named, run.path("nowhere")] {
         let output = irepair(&["report", text(&dir), "--out", text(&page)]);
         let error = String::from_utf8_lossy(&output.stderr);
