@@ -37,6 +37,7 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 /// Presets compiled into the program, by name.
 const PRESETS: &[(&str, &str)] = &[
     ("demo", include_str!("../configs/demo.toml")),
+    ("trial-dpo", include_str!("../configs/trial-dpo.toml")),
     ("quick", include_str!("../configs/quick.toml")),
     ("paper-gpt2-large", include_str!("../configs/paper-gpt2-large.toml")),
     ("paper-gpt2-xl", include_str!("../configs/paper-gpt2-xl.toml")),

@@ -193,6 +193,80 @@ fn gradients_equal_finite_differences() {
     }
 }
 
+/// Every objective is its formula, computed here from the log-probabilities of the sequences apart, and its gradient is the
+/// slope of that value along itself (central differences): away from the reference, where margins are not 0.
+#[test]
+fn objectives_are_their_formulas_and_gradients_their_slopes() {
+    let golden = Golden::open("gpt2");
+    let pairs = golden.pairs();
+    let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
+    let mut weights = golden.weights(irepair::weights::Kernels::Cpu);
+    weights.keep_originals(true);
+    for spec in golden.model.specs().iter().filter(|s| s.shape.len() == 2) {
+        let moved = (weights.touch(&spec.name).expect("tensor") * 1.1).expect("moved");
+        weights.restore(&spec.name, moved).expect("restore");
+    }
+    // By sequence: the log-probability of each counted token.
+    let logps = |who, batch: &Batch| -> Vec<Vec<f64>> {
+        let view = weights.frozen(who).expect("view");
+        let h = golden.model.hidden(&view, &batch.packed).expect("hidden");
+        let all = golden.model.token_logp(&view, &h, &batch.rows, &batch.targets).expect("logp");
+        let mut all = all.to_vec1::<f32>().expect("values").into_iter().map(f64::from);
+        batch.counts.iter().map(|n| all.by_ref().take(*n).collect()).collect()
+    };
+    let of = |who| [logps(who, &batch.chosen), logps(who, &batch.rejected)];
+    let ([good, bad], [ref_good, ref_bad]) = (of(Who::Patient), of(Who::Reference));
+    let sum = |x: &[f64]| x.iter().sum::<f64>();
+    let mean = |x: &[f64]| sum(x) / x.len() as f64;
+    let margins = |of: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
+        (0..good.len()).map(|i| of(&good[i]) - of(&bad[i]) - (of(&ref_good[i]) - of(&ref_bad[i]))).collect()
+    };
+    let log_loss =
+        |beta: f64, margins: Vec<f64>| mean(&margins.iter().map(|m| (-beta * m).exp().ln_1p()).collect::<Vec<_>>());
+    let flat = |rows: &[Vec<f64>]| rows.concat();
+    let nll = -mean(&flat(&good));
+    let formulas = [
+        ("nll", nll),
+        ("dpo", log_loss(0.1, margins(&sum))),
+        ("dpo-norm", log_loss(5.0, margins(&mean))),
+        ("ipo", mean(&margins(&mean).iter().map(|m| (m - 1.0).powi(2)).collect::<Vec<_>>())),
+        ("unlikelihood", nll - mean(&flat(&bad).iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>())),
+    ];
+    let names: Vec<&str> = methods::objective::OBJECTIVES.iter().map(|o| o.name).collect();
+    assert_eq!(names, formulas.map(|f| f.0), "every objective has its formula here");
+    for (name, value) in formulas {
+        let recipe = Recipe {
+            select: "all".into(),
+            objective: name.into(),
+            weight: 1.0,
+            kl_weight: 0.0,
+            beta: None,
+            slicing: Slicing::default(),
+        };
+        let method = Method::new(&recipe).expect(name);
+        fn input<'a>(golden: &'a Golden, weights: &'a Weights, pairs: &'a PairBatch) -> StepInput<'a> {
+            StepInput { model: &golden.model, weights, pairs, normal: None }
+        }
+        let report = method.step(&[input(&golden, &weights, &batch)]).expect(name);
+        close(report.terms.loss, value, 1e-5, name);
+        close(method.validate(&input(&golden, &weights, &batch)).expect(name).loss, value, 1e-5, name);
+        for tensor in ["transformer.h.0.mlp.c_fc.weight", "transformer.h.1.attn.c_attn.weight"] {
+            let gradient = &report.gradients[tensor];
+            let norm = irepair::weights::squared_norm(gradient).expect("norm").sqrt();
+            let original = weights.tensor(Who::Patient, tensor).expect("tensor").copy().expect("copy");
+            let step = 1e-2;
+            let mut at = |sign: f64| {
+                let moved = (&original + (gradient * (sign * step / norm)).expect("scaled")).expect("moved");
+                weights.restore(tensor, moved).expect("restore");
+                method.validate(&input(&golden, &weights, &batch)).expect(name).loss
+            };
+            let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+            weights.restore(tensor, original).expect("restore");
+            close(slope, norm, 5e-3, &format!("{name} {tensor}"));
+        }
+    }
+}
+
 /// Every architecture's tiny model: sensitivities are finite and positive, and each method changes only its slice.
 #[test]
 fn a_step_changes_only_what_the_slice_names() {

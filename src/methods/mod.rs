@@ -53,7 +53,7 @@ const fn named_method(
     NamedMethod { name, select, objective, weight, kl_weight, about }
 }
 
-/// Every method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO: Rafailov et al. 2023.
+/// Every method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO: Rafailov et al. 2023; the trial: ours.
 #[rustfmt::skip]
 pub const METHODS: &[NamedMethod] = &[
     named_method("irepair+kl", "max", "nll", 0.5, 1.0, "most sensitive block; chosen responses, held by KL on normal text"),
@@ -65,6 +65,7 @@ pub const METHODS: &[NamedMethod] = &[
     named_method("dapt+kl", "all", "nll", 0.5, 1.0, "baseline: all parameters; chosen responses, held by KL"),
     named_method("dapt", "all", "nll", 1.0, 0.0, "baseline: all parameters; chosen responses"),
     named_method("dpo+kl", "all", "dpo", 1.0, 1.0, "direct preference optimization, held by KL on normal text"),
+    named_method("trial-dpo+kl", "trial", "dpo", 1.0, 2.0, "the block whose trial steps help most; DPO, held by KL on normal text"),
     named_method("dpo", "all", "dpo", 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
 ];
 

@@ -278,7 +278,7 @@ mod tests {
         assert!(latex.contains("\\caption{Of 100 \\%}"), "{latex}");
         let csv = String::from_utf8(sheet.csv().expect("csv")).expect("utf-8");
         assert!(csv.starts_with("row,a_b,a_b (standard error)\nvanilla,0,\nx,2.02,0.02"), "{csv}");
-        assert!(sheet.text().contains("x        2.0 ± 0.0*"), "{}", sheet.text());
+        assert!(sheet.text().contains("x       2.0 ± 0.0*\n"), "{}", sheet.text());
     }
 
     /// ±: of 1, 2, 3 the sample's deviation is 1, the standard error 1/√3.
