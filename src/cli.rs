@@ -275,6 +275,10 @@ pub struct Eval {
     /// KL from this base on normal text, and how often both would say the same token
     #[arg(long, value_name = "BASE")]
     pub kl: Option<String>,
+    /// Rows with a prompt and a target, some of them marked generalization or specificity: how often the target is said
+    /// [default: what the demo gets wrong]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = crate::eval::sources::DEMO)]
+    pub edits: Option<String>,
     /// Normal text for --kl; without it the base writes its own
     #[arg(long, value_name = "FILE", env = "IREPAIR_NORMAL")]
     pub normal: Option<PathBuf>,

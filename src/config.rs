@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::bail_input;
 use crate::fault::Fault;
+use crate::methods::neuron::{self, Mode, Share};
 use crate::methods::select::{Normalize, Slicing};
 use crate::methods::{self, Recipe};
 use crate::model::kernels::matmul::Precision;
@@ -88,6 +89,20 @@ pub struct RepairOptions {
     /// Steps on each block that `trial` makes before the first step [default: 10]
     #[arg(long, env = "IREPAIR_TRIAL_STEPS", value_name = "N")]
     pub trial_steps: Option<usize>,
+    /// What star and sgd optimize for at a time: all targets, or one failing token [default: batch]
+    #[arg(long, env = "IREPAIR_MODE", value_enum)]
+    pub mode: Option<Mode>,
+    /// Blocks that star and sgd change: all, one, or a fraction (1/4), those whose MLP, when skipped, raises the loss most
+    /// [default: all]
+    #[arg(long, env = "IREPAIR_BLOCK_SPARSITY", value_name = "SHARE")]
+    pub block_sparsity: Option<Share>,
+    /// Neurons of each block that star and sgd change: all, one, or a fraction (1/16), those of the highest attribution
+    /// [default: all]
+    #[arg(long, env = "IREPAIR_NEURONS", value_name = "SHARE")]
+    pub neurons: Option<Share>,
+    /// Passes of star, mint and sgd over the rows that still fail [default: 10]
+    #[arg(long, env = "IREPAIR_ROUNDS", value_name = "N")]
+    pub rounds: Option<usize>,
     /// Normal texts for the KL term; without it the model writes its own
     #[arg(long, env = "IREPAIR_NORMAL", value_name = "FILE")]
     pub normal: Option<PathBuf>,
@@ -106,7 +121,7 @@ pub struct RepairOptions {
     /// [default: rmsprop]
     #[arg(long, env = "IREPAIR_OPTIMIZER", value_enum)]
     pub optimizer: Option<OptimizerKind>,
-    /// [default: 0.0003]
+    /// [default: 0.0003; star and sgd 0.01]
     #[arg(long, env = "IREPAIR_LEARNING_RATE", visible_alias = "lr", value_parser = finite)]
     pub learning_rate: Option<f64>,
     /// Pairs (and normal texts) a step [default: 4]
@@ -115,7 +130,7 @@ pub struct RepairOptions {
     /// Batches that a step works on together: more pairs a step in the same memory [default: 1]
     #[arg(long, env = "IREPAIR_GRADIENT_ACCUMULATION_STEPS", value_name = "N")]
     pub gradient_accumulation_steps: Option<usize>,
-    /// [default: 2000]
+    /// [default: 2000; star and sgd 10, of each optimization]
     #[arg(long, env = "IREPAIR_MAX_STEPS")]
     pub max_steps: Option<usize>,
     /// [default: 150, or a tenth of --max-steps if that is less]
@@ -198,10 +213,12 @@ fn method_help() -> String {
         .iter()
         .map(|m| format!("{:<17} {} × {}: {}", m.name, m.select, m.objective, m.about))
         .collect();
+    let neurons: Vec<String> = neuron::METHODS.iter().map(|m| format!("{:<17} {}", m.name, m.about)).collect();
     format!(
         "How to repair (selector × objective) [default: irepair+kl]; any other pair with --select, --objective and \
-         --kl-weight\n\n{}",
-        lines.join("\n")
+         --kl-weight\n\n{}\n\nOf a few neurons (rows with a prompt and a target):\n\n{}",
+        lines.join("\n"),
+        neurons.join("\n")
     )
 }
 
@@ -235,6 +252,10 @@ pub struct RepairSettings {
     pub beta: Option<f64>,
     pub fixed_sample: Option<usize>,
     pub trial_steps: usize,
+    pub mode: Option<Mode>,
+    pub block_sparsity: Option<Share>,
+    pub neurons: Option<Share>,
+    pub rounds: Option<usize>,
     pub normal: Option<PathBuf>,
     pub normal_texts: usize,
     pub nll_weight: Option<f64>,
@@ -286,6 +307,10 @@ impl Default for RepairSettings {
             beta: None,
             fixed_sample: None,
             trial_steps: 10,
+            mode: None,
+            block_sparsity: None,
+            neurons: None,
+            rounds: None,
             normal: None,
             normal_texts: 512,
             nll_weight: None,
@@ -330,9 +355,17 @@ impl RepairSettings {
     /// As [`resolve`](Self::resolve), from a file's layer (and its name) and the flags'.
     pub fn resolve_layers((file_name, file_layer): (String, Layer), flags_value: Layer) -> Result<Self> {
         let mut layers = Vec::new();
-        let model = flags_value.get("model").or(file_layer.get("model"));
-        let on_demo = model.is_none_or(|m| m == "demo");
-        if on_demo {
+        let given = |key: &str| flags_value.get(key).or(file_layer.get(key));
+        let on_demo = given("model").is_none_or(|m| m == "demo");
+        if let Some(method) = given("method").and_then(Value::as_str).and_then(neuron::named) {
+            refuse_others(method, flags_value.keys().chain(file_layer.keys()))?;
+            let recipe = neuron::Recipe::default();
+            layers.push(layer(&RepairOptions {
+                learning_rate: Some(recipe.learning_rate),
+                max_steps: Some(recipe.steps),
+                ..RepairOptions::default()
+            })?);
+        } else if on_demo {
             layers.push(parse_toml::<RepairOptions>("preset demo", PRESETS[0].1)?);
         }
         layers.push(file_layer);
@@ -368,6 +401,24 @@ impl RepairSettings {
         Ok(())
     }
 
+    /// The neuron-level method, if it is one.
+    pub fn neuron_method(&self) -> Option<&'static neuron::Entry> {
+        neuron::named(&self.method)
+    }
+
+    /// The numbers of a neuron-level repair.
+    pub fn neuron_recipe(&self) -> neuron::Recipe {
+        let default = neuron::Recipe::default();
+        neuron::Recipe {
+            mode: self.mode.unwrap_or(default.mode),
+            blocks: self.block_sparsity.unwrap_or(default.blocks),
+            neurons: self.neurons.unwrap_or(default.neurons),
+            steps: self.max_steps,
+            learning_rate: self.learning_rate,
+            rounds: self.rounds.unwrap_or(default.rounds),
+        }
+    }
+
     /// What the method is made of.
     pub fn recipe(&self) -> Result<Recipe> {
         let mut recipe = if self.select.is_some() || self.objective.is_some() {
@@ -397,6 +448,10 @@ impl RepairSettings {
     }
 
     fn check(&self) -> Result<()> {
+        self.check_numbers()?;
+        if self.neuron_method().is_some() {
+            return Ok(());
+        }
         let recipe = self.recipe()?;
         methods::Method::new(&recipe)?;
         if recipe.weight == 0.0 && recipe.kl_weight == 0.0 {
@@ -408,6 +463,15 @@ impl RepairSettings {
         };
         if !by_parts && self.kl_weight.is_some_and(|w| w != 0.0) && methods::named(&self.method)?.kl_weight == 0.0 {
             return contradicts("--kl-weight", &format!("no KL term ({}+kl has)", self.method));
+        }
+        let of_neurons = [
+            ("--mode", self.mode.is_some()),
+            ("--block-sparsity", self.block_sparsity.is_some()),
+            ("--neurons", self.neurons.is_some()),
+            ("--rounds", self.rounds.is_some()),
+        ];
+        if let Some((flag, _)) = of_neurons.iter().find(|(_, given)| *given) {
+            return contradicts(flag, "whole blocks to change, no neurons of a wrong answer");
         }
         let objective = methods::objective::named(&recipe.objective)?;
         if objective.beta.is_none() && self.beta.is_some() {
@@ -441,11 +505,16 @@ impl RepairSettings {
                 Fault::Usage("--max-ppl-increase is checked at validations; --eval-steps 0 has none".into()).into()
             );
         }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
         let positive = [
             ("--batch-size", self.batch_size),
             ("--trial-steps", self.trial_steps),
+            ("--rounds", self.rounds.unwrap_or(1)),
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
-            ("--top-k", recipe.slicing.top_k),
+            ("--top-k", self.top_k.unwrap_or(1)),
             ("--max-length", self.max_length.unwrap_or(1)),
             ("--max-prompt-length", self.max_prompt_length.unwrap_or(1)),
             ("--save-steps", self.save_steps),
@@ -479,6 +548,22 @@ pub type Layer = Map<String, Value>;
 /// The layer of a file of settings or a preset, and a name for errors; empty without a file.
 pub fn read_layer(file: Option<&Path>) -> Result<(String, Layer)> {
     file.map_or_else(|| Ok((String::new(), Layer::new())), read_file::<RepairOptions>)
+}
+
+/// Errors (usage) on a setting that a neuron-level method has no use for.
+fn refuse_others<'a>(method: &neuron::Entry, mut keys: impl Iterator<Item = &'a String>) -> Result<()> {
+    const ALL: [&str; 11] =
+        ["model", "revision", "data", "method", "rounds", "limit", "device", "dtype", "eval-text", "map", "seed"];
+    const DESCENT: [&str; 5] = ["mode", "block-sparsity", "neurons", "max-steps", "learning-rate"];
+    let known = |key: &str| ALL.contains(&key) || (method.descends && DESCENT.contains(&key));
+    if let Some(key) = keys.find(|key| !known(key)) {
+        return Err(Fault::Usage(format!(
+            "--method {} changes neurons and has no use for such a setting, so --{key} contradicts it",
+            method.name
+        ))
+        .into());
+    }
+    Ok(())
 }
 
 /// A layer of options as a map without what is not set.

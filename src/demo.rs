@@ -21,6 +21,8 @@ const MODEL: &[(&str, &[u8])] = &[
 
 /// Preference pairs (TRL rows).
 pub const PAIRS: &str = include_str!("../data/demo/pairs.jsonl");
+/// Facts and commands that the model gets wrong, made by `scripts/make_edits.py`.
+pub const EDITS: &str = include_str!("../data/demo/edits.jsonl");
 /// Held-back prompts.
 pub const PROMPTS: &str = include_str!("../data/demo/prompts.jsonl");
 /// Held-back clean text.

@@ -10,12 +10,13 @@
 //!
 //! **[data] → [tokens] → [model] → [sensitivity] → [slice](mod@slice) → [methods] (the step) → [checkpoint] → [eval] → [report]**
 //!
-//! [weights] and [loss] are what the model and the step are made of; [train] is the loop; [commands] joins all of it.
+//! [taps] read inside the model and [algebra] solves what a few neurons are asked for; [weights] and [loss] are what the model and the step are made of; [train] is the loop; [commands] joins all of it.
 //!
 //! Letters used in every shape comment: `N` tokens of a packed batch (the rows of all sequences one after another,
 //! nothing padded), `T` tokens of one sequence, `B` sequences, `C` channels, `H` heads, `D` channels of a head,
 //! `V` vocabulary, `L` blocks, `n` counted positions. Every loss is in nats.
 
+pub mod algebra;
 pub mod calibration;
 pub mod checkpoint;
 pub mod cli;
@@ -44,6 +45,7 @@ pub mod scorers;
 pub mod sensitivity;
 pub mod slice;
 pub mod stop;
+pub mod taps;
 pub mod tokens;
 pub mod train;
 pub mod weights;

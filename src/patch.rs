@@ -1,12 +1,13 @@
 //! A *patch* is what a repair changed: for every touched tensor the bitwise difference (XOR) of its stored values, so that
 //! it leads from the base to the repaired model and back, exactly.
 //!
-//! The file is a safetensors file. A difference is stored as bytes: grouped by their place in a value (first bytes
+//! The file is a safetensors file. Of a matrix of which only some rows or columns changed, those alone are stored. A difference is stored as bytes: grouped by their place in a value (first bytes
 //! first: sign and exponent hardly ever change) and deflated, or as it is where that is smaller. Its metadata names the
 //! hashes of both models, and what each tensor is.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -21,7 +22,9 @@ use crate::bail_input;
 use crate::checkpoint::{self, Change, Checkpoint, Stored};
 use crate::fault::Fault;
 
-const FORMAT_VERSION: &str = "2";
+const FORMAT_VERSION: &str = "3";
+/// Without [`Lines`].
+const OLDER_FORMAT: &str = "2";
 
 /// How a difference is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +43,59 @@ pub struct Entry {
     pub dtype: safetensors::Dtype,
     pub shape: Vec<usize>,
     pub encoding: Encoding,
+    /// Which rows or columns are stored, if the others are equal to the base's: the neurons of a neuron-level repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<Lines>,
     /// ‖after − before‖₂ and ‖before‖₂.
     pub norm: f64,
     pub base_norm: f64,
+}
+
+/// Some rows (axis 0) or columns (axis 1) of a matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lines {
+    pub axis: usize,
+    /// Ascending.
+    pub indices: Vec<usize>,
+}
+
+impl Lines {
+    /// The rows or columns, whichever are less, outside of which a matrix's difference is zero. `None` if that is all of it,
+    /// or if it is no matrix.
+    pub fn of(difference: &[u8], shape: &[usize], width: usize) -> Option<Self> {
+        let &[rows, columns] = shape else { return None };
+        let (mut in_row, mut in_column) = (vec![false; rows], vec![false; columns]);
+        for (at, value) in difference.chunks_exact(width).enumerate() {
+            if value.iter().any(|b| *b != 0) {
+                in_row[at / columns] = true;
+                in_column[at % columns] = true;
+            }
+        }
+        let indices = |flags: &[bool]| (0..flags.len()).filter(|&i| flags[i]).collect::<Vec<_>>();
+        let (of_rows, of_columns) = (indices(&in_row), indices(&in_column));
+        let lines = match of_rows.len() * columns <= of_columns.len() * rows {
+            true => Self { axis: 0, indices: of_rows },
+            false => Self { axis: 1, indices: of_columns },
+        };
+        (lines.indices.len() < shape[lines.axis]).then_some(lines)
+    }
+
+    /// Where their values' bytes are in the matrix, in the order of the matrix. `None` if they are not of this shape.
+    fn places(&self, shape: &[usize], width: usize) -> Option<Vec<Range<usize>>> {
+        let &[rows, columns] = shape else { return None };
+        let ascend = self.indices.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascend || self.indices.last().is_some_and(|last| shape.get(self.axis).is_none_or(|n| last >= n)) {
+            return None;
+        }
+        Some(match self.axis {
+            0 => self.indices.iter().map(|row| row * columns * width..(row + 1) * columns * width).collect(),
+            _ => (0..rows)
+                .flat_map(|row| self.indices.iter().map(move |column| (row * columns + column) * width))
+                .map(|begin| begin..begin + width)
+                .collect(),
+        })
+    }
 }
 
 /// A patch that was opened and checked.
@@ -66,6 +119,8 @@ pub struct Summary {
     /// Of the changed tensors as they are stored in the model.
     pub tensor_bytes: u64,
     pub changes: Vec<Change>,
+    /// Of the matrices of which only some rows or columns are changed.
+    pub lines: BTreeMap<String, Lines>,
 }
 
 /// Writes the patch that leads from `base` to `repaired`. Errors if their tensors differ in name, shape or dtype, or not
@@ -86,12 +141,17 @@ pub fn write(base: &Checkpoint, repaired: &Checkpoint, changes: &[Change], path:
             let (dtype, shape) = base.dtype_and_shape(&change.name)?;
             let mut difference = base.bytes(&change.name)?;
             difference.iter_mut().zip(repaired.bytes(&change.name)?).for_each(|(a, b)| *a ^= b);
-            let deflated = deflate(&difference, dtype.bitsize() / 8)?;
+            let width = dtype.bitsize() / 8;
+            let lines = Lines::of(&difference, &shape, width);
+            if let Some(places) = lines.as_ref().and_then(|lines| lines.places(&shape, width)) {
+                difference = places.into_iter().flat_map(|place| difference[place].to_vec()).collect();
+            }
+            let deflated = deflate(&difference, width)?;
             let (encoding, bytes) = match deflated.len() < difference.len() {
                 true => (Encoding::XorDeflated, deflated),
                 false => (Encoding::Xor, difference),
             };
-            let entry = Entry { dtype, shape, encoding, norm: change.norm, base_norm: change.base_norm };
+            let entry = Entry { dtype, shape, encoding, lines, norm: change.norm, base_norm: change.base_norm };
             Ok((change.name.clone(), entry, bytes))
         })
         .collect::<Result<_>>()?;
@@ -117,8 +177,11 @@ impl PatchFile {
         let metadata = metadata.metadata().clone().unwrap_or_default();
         let get = |key: &str| metadata.get(key).cloned().ok_or_else(|| broken(format!("it has no {key:?}")));
         let version = get("format_version")?;
-        if version != FORMAT_VERSION {
-            bail_input!("{}: patch format {version}, this program reads {FORMAT_VERSION}", path.display());
+        if version != FORMAT_VERSION && version != OLDER_FORMAT {
+            bail_input!(
+                "{}: patch format {version}, this program reads {OLDER_FORMAT} and {FORMAT_VERSION}",
+                path.display()
+            );
         }
         let tensors = serde_json::from_str(&get("tensors")?).map_err(|e| broken(e.to_string()))?;
         let (base_sha256, repaired_sha256) = (get("base_sha256")?, get("repaired_sha256")?);
@@ -140,6 +203,7 @@ impl PatchFile {
             bytes: self.bytes.len() as u64,
             tensor_bytes: self.tensors.values().map(|e| (values(e) * e.dtype.bitsize() / 8) as u64).sum(),
             changes: self.tensors.iter().map(change).collect(),
+            lines: self.tensors.iter().filter_map(|(name, e)| Some((name.clone(), e.lines.clone()?))).collect(),
         }
     }
 
@@ -148,7 +212,15 @@ impl PatchFile {
         let broken = |why: String| Fault::Input(format!("{}: tensor {name}: {why}", self.path.display()));
         let stored = tensors.tensor(name).map_err(|e| broken(e.to_string()))?;
         let width = entry.dtype.bitsize() / 8;
-        let length = entry.shape.iter().product::<usize>() * width;
+        let whole = entry.shape.iter().product::<usize>() * width;
+        let places = match &entry.lines {
+            None => None,
+            Some(lines) => {
+                let fit = lines.places(&entry.shape, width);
+                Some(fit.ok_or_else(|| broken(format!("no such rows or columns in {:?}", entry.shape)))?)
+            }
+        };
+        let length = places.as_ref().map_or(whole, |places| places.iter().map(ExactSizeIterator::len).sum());
         let bytes = match entry.encoding {
             Encoding::Xor => stored.data().to_vec(),
             Encoding::XorDeflated => inflate(stored.data(), width, length).map_err(|e| broken(e.to_string()))?,
@@ -156,7 +228,15 @@ impl PatchFile {
         if bytes.len() != length {
             return Err(broken(format!("{} bytes for {length}", bytes.len())).into());
         }
-        Ok(bytes)
+        let Some(places) = places else { return Ok(bytes) };
+        let mut difference = vec![0; whole];
+        let mut rest = bytes.as_slice();
+        for place in places {
+            let (own, others) = rest.split_at(place.len());
+            difference[place].copy_from_slice(own);
+            rest = others;
+        }
+        Ok(difference)
     }
 
     /// Copies a model folder and applies the differences: from the base they give the repaired model, from the repaired
@@ -243,6 +323,23 @@ fn inflate(deflated: &[u8], width: usize, length: usize) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_changed_rows_or_columns_are_kept() {
+        let mut difference = vec![0u8; 3 * 4 * 2];
+        difference[2 * (4 + 2)] = 1;
+        difference[2 * (8 + 2) + 1] = 1;
+        let lines = Lines::of(&difference, &[3, 4], 2).expect("less than all");
+        assert_eq!(lines, Lines { axis: 1, indices: vec![2] });
+        assert_eq!(lines.places(&[3, 4], 2).expect("fits"), [4..6, 12..14, 20..22]);
+        let rows = Lines { axis: 0, indices: vec![0, 2] };
+        assert_eq!(rows.places(&[3, 4], 2).expect("fits"), [0..8, 16..24]);
+        for (axis, indices) in [(0, vec![3]), (2, vec![0]), (1, vec![1, 1]), (1, vec![2, 1])] {
+            assert_eq!(Lines { axis, indices }.places(&[3, 4], 2), None);
+        }
+        assert_eq!(Lines::of(&[1; 24], &[3, 4], 2), None);
+        assert_eq!(Lines::of(&[0, 1], &[2], 1), None);
+    }
 
     #[test]
     fn deflating_is_undone_exactly_and_a_bomb_is_refused() {

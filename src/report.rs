@@ -57,6 +57,9 @@ pub struct RunRecord {
     pub stopped: String,
     /// How often each block was sliced.
     pub sliced: BTreeMap<usize, usize>,
+    /// Of a neuron-level repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edits: Option<EditsRecord>,
     /// Changed tensors with the norms of their changes.
     pub changed: Vec<Change>,
     pub changed_parameters: usize,
@@ -67,6 +70,30 @@ pub struct RunRecord {
     pub device: String,
     /// Of the operands of large products while training.
     pub dtype: Precision,
+}
+
+/// Failures of a neuron-level repair; the patch says which neurons were changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditsRecord {
+    /// Rows whose target the base already says: skipped.
+    pub skipped: usize,
+    /// Rows whose target the base does not say.
+    pub failures: usize,
+    /// Of those, how many the repaired model says.
+    pub repaired: usize,
+    /// Passes over the rows.
+    pub rounds: usize,
+    /// Optimizations (star, sgd), or tokens that were tried (mint).
+    pub tried: usize,
+    /// Tokens that mint gave up in the last round.
+    pub given_up: usize,
+    /// The worst ‖ZΔ − S‖ / ‖S‖ of star's systems.
+    pub worst_residual: f64,
+    /// Seconds of the repair alone.
+    pub repair_seconds: f64,
+    /// Number of changed neurons, by block.
+    pub neurons: BTreeMap<usize, usize>,
 }
 
 /// Rows of a run.
@@ -206,19 +233,22 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
     if let Some(license) = license {
         card += &format!("{license}\n");
     }
-    card += "library_name: transformers\npipeline_tag: text-generation\ntags: [irepair, detoxified]\n---\n\n";
+    card += "library_name: transformers\npipeline_tag: text-generation\n";
+    card += if run.edits.is_some() { "tags: [irepair, model-editing]" } else { "tags: [irepair, detoxified]" };
+    card += "\n---\n\n";
     let base = match &run.base_revision {
         Some(revision) => format!("`{}` (revision `{revision}`)", run.model),
         None if run.model == "demo" => "irepair's demo model".into(),
         None => "a local model".into(),
     };
     card += &format!(
-        "# Repaired with irepair\n\nBase: {base}. Method: `{}`, {} steps on {} pairs, seed {}; the weights of step {} were \
+        "# Repaired with irepair\n\nBase: {base}. Method: `{}`, {} steps on {} {}, seed {}; the weights of step {} were \
          kept. {} of {} parameters ({:.2} %) differ from the base, all in the tensors listed in `irepair/run.json`; every \
          other tensor is byte-equal.\n\n",
         run.settings.method,
         run.steps,
         run.data.pairs,
+        if run.edits.is_some() { "prompts with their targets" } else { "pairs" },
         run.seed,
         run.kept_step,
         run.changed_parameters,
@@ -227,14 +257,15 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
     );
     let rows = before_after(run);
     if !rows.is_empty() {
-        card += &format!(
-            "On held-back rows (scorer: {}):\n\n| | before | after | change |\n|---|---|---|---|\n",
-            run.scorer
-        );
+        let on = match &run.edits {
+            Some(edits) => format!("Targets said: {} of {} that the base got wrong", edits.repaired, edits.failures),
+            None => format!("On held-back rows (scorer: {})", run.scorer),
+        };
+        card += &format!("{on}:\n\n| | before | after | change |\n|---|---|---|---|\n");
         for row in rows {
             card += &format!("| {} |\n", row.join(" | "));
         }
-        card += "\nScores of different scorers don't compare.\n\n";
+        card += if run.edits.is_some() { "\n" } else { "\nScores of different scorers don't compare.\n\n" };
     }
     card += "`irepair/run.json` has the settings, versions and hashes; `irepair/steps.jsonl` every step; \
              `irepair/patch.safetensors` the changed tensors alone.\n";

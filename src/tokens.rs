@@ -11,7 +11,7 @@ use anyhow::Result;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::bail_input;
-use crate::data::{Pair, Place, Text};
+use crate::data::{Edit, Pair, Place, Text};
 use crate::fault::Fault;
 
 /// Which tokens of a pair count in the NLL.
@@ -170,6 +170,13 @@ pub struct TokenPair {
     pub prompt: Vec<u32>,
     pub chosen: Vec<u32>,
     pub rejected: Vec<u32>,
+}
+
+/// A prompt and the target that should follow it, in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenEdit {
+    pub prompt: Vec<u32>,
+    pub target: Vec<u32>,
 }
 
 /// Rows of a part of [`PairBatch::forks`], unless one pair has more.
@@ -336,6 +343,26 @@ impl Encoder {
             tokens.push(TokenPair { prompt, chosen, rejected });
         }
         Ok((tokens, cut))
+    }
+
+    /// Edits in tokens; prompt and target are tokenized apart and joined. Errors (bad input) if one has no tokens, or
+    /// both together more than the model's context: nothing is cut, since what a prompt asks may stand at its end.
+    pub fn edits(&self, edits: &[Edit], context: usize) -> Result<Vec<TokenEdit>> {
+        edits
+            .iter()
+            .map(|edit| {
+                let prompt = self.some(&edit.prompt, true, "prompt", &edit.place)?;
+                let target = self.some(&edit.target, false, "target", &edit.place)?;
+                let length = prompt.len() + target.len();
+                if length > context {
+                    bail_input!(
+                        "{}: prompt and target have {length} tokens, the model {context} positions",
+                        edit.place
+                    );
+                }
+                Ok(TokenEdit { prompt, target })
+            })
+            .collect()
     }
 
     /// A prompt in tokens. Errors (bad input) if it has none.

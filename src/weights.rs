@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::model::kernels::matmul::Precision;
 use crate::profile::{Phase, phase};
+use crate::taps::{Tapped, Taps};
 
 /// Where a tensor stands in the model: only [`Place::Block`] tensors can be in the slice of a block-level repair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -212,6 +213,8 @@ impl Weights {
             places,
             ledger: Arc::new(Ledger::default()),
             collected: RefCell::default(),
+            taps: Taps::default(),
+            skipped: BTreeSet::new(),
         })
     }
 
@@ -231,6 +234,9 @@ pub struct View<'w> {
     ledger: Arc<Ledger>,
     /// Sums of the gradients of `vars`.
     collected: RefCell<BTreeMap<&'w str, Tensor>>,
+    taps: Taps,
+    /// Linear layers that add nothing to their residual stream.
+    skipped: BTreeSet<String>,
 }
 
 /// A tensor and what its pass must find out about it.
@@ -245,6 +251,28 @@ pub struct Param {
 }
 
 impl View<'_> {
+    /// The same view that also reads the inputs of these linear layers, and their gradients.
+    pub fn tapping(mut self, layers: impl IntoIterator<Item = String>) -> Self {
+        self.taps = Taps::on(layers);
+        self
+    }
+
+    /// The same view in which this linear layer adds nothing to its residual stream.
+    pub fn skipping(mut self, layer: String) -> Self {
+        self.skipped.insert(layer);
+        self
+    }
+
+    /// The input of a linear layer as the layer must take it, where it is tapped.
+    pub fn tap(&self, layer: &str, x: &Tensor) -> Result<Option<Tensor>> {
+        self.taps.place(layer, x)
+    }
+
+    /// Whether a linear layer adds nothing.
+    pub fn skips(&self, layer: &str) -> bool {
+        self.skipped.contains(layer)
+    }
+
     /// The implementation of the layers in use.
     pub fn kernels(&self) -> Kernels {
         self.weights.kernels
@@ -282,6 +310,7 @@ impl View<'_> {
         self.ledger.lock().reached.clear();
         let _phase = phase(Phase::Backward);
         let mut store = loss.backward()?;
+        self.taps.collect(&mut store)?;
         match self.weights.kernels {
             Kernels::Cpu => {
                 let entries = self.ledger.lock();
@@ -306,7 +335,8 @@ impl View<'_> {
 
     /// What the backward passes brought in.
     pub fn harvest(self) -> Result<Harvest> {
-        let mut harvest = Harvest { squares: BTreeMap::new(), gradients: BTreeMap::new() };
+        let mut harvest =
+            Harvest { squares: BTreeMap::new(), gradients: BTreeMap::new(), tapped: self.taps.into_tapped() };
         let mut entries = std::mem::take(&mut *self.ledger.lock());
         let mut collected = self.collected.into_inner();
         for (&name, want) in &self.wants {
@@ -350,6 +380,8 @@ pub struct Harvest {
     pub squares: BTreeMap<String, f64>,
     /// The gradients of the parameters wanted as [`Want::Gradient`].
     pub gradients: BTreeMap<String, Tensor>,
+    /// The inputs of the tapped layers.
+    pub tapped: BTreeMap<String, Tapped>,
 }
 
 /// Where the kernels put what a view wants of its parameters while the backward pass goes by.

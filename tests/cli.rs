@@ -46,7 +46,7 @@ fn tiny() -> String {
 }
 
 #[track_caller]
-fn refused(arguments: &[&str], code: i32, words: &[&str]) {
+pub fn refused(arguments: &[&str], code: i32, words: &[&str]) {
     let output = irepair(arguments);
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");

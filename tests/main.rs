@@ -8,6 +8,7 @@ mod exact;
 mod golden;
 mod hub;
 mod kernels;
+mod neuron;
 mod parity;
 mod repair;
 mod report;

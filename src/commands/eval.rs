@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{Loaded, On, open};
 use crate::cli::{Eval, PplProtocol};
 use crate::eval::divergence::Divergence;
+use crate::eval::edits::Edits;
 use crate::eval::lambada::Lambada;
 use crate::eval::ledger::Ledger;
 use crate::eval::perplexity::{Corpus, Paper, Rolling};
@@ -28,7 +29,7 @@ use crate::tokens::Lengths;
 use crate::weights::Weights;
 use crate::{bail_input, data, stop};
 use folder::Folder;
-use results::{Measurement, ModelRecord, Results};
+use results::{Changed, Measurement, ModelRecord, Results};
 
 /// What tells the seed of normal text to measure on from that of normal text to learn from.
 const HELD_BACK: u64 = 1 << 32;
@@ -56,6 +57,7 @@ pub fn run(args: &Eval) -> Result<()> {
             name: name.clone(),
             revision: loaded.checkpoint().revision.clone(),
             sha256: loaded.checkpoint().hash()?,
+            changed: Changed::of(&loaded.checkpoint().dir),
         };
         let subject = subject(&loaded, &weights);
         for task in tasks(args, &loaded, &subject, base.as_ref(), scorer.as_deref())? {
@@ -114,12 +116,17 @@ fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'a> {
     Subject { model: &loaded.model, weights, encoder: &loaded.encoder, end: loaded.end_token() }
 }
 
+fn anything_asked(args: &Eval) -> bool {
+    let texts = args.toxicity.is_some() || !args.ppl.is_empty() || args.lambada.is_some();
+    texts || args.kl.is_some() || args.edits.is_some()
+}
+
 /// What is asked for makes sense; returns the scorer.
 fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
-    let asked = args.toxicity.is_some() || !args.ppl.is_empty() || args.lambada.is_some() || args.kl.is_some();
+    let asked = anything_asked(args);
     if !asked && args.models != ["demo"] {
         return Err(Fault::Usage(
-            "nothing to measure: give --toxicity, --ppl NAME|FILE, --lambada or --kl BASE".into(),
+            "nothing to measure: give --toxicity, --ppl NAME|FILE, --lambada, --kl BASE or --edits FILE".into(),
         )
         .into());
     }
@@ -229,9 +236,8 @@ fn tasks<'a>(
         check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
         tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
     }
-    let nothing_asked = args.toxicity.is_none() && args.ppl.is_empty() && args.lambada.is_none() && args.kl.is_none();
     let mut corpora: Vec<Corpus> = args.ppl.iter().map(|spec| sources::corpus(spec, "--ppl")).collect::<Result<_>>()?;
-    if nothing_asked {
+    if !anything_asked(args) {
         corpora.push(sources::corpus(sources::DEMO, "--ppl")?);
     }
     for corpus in &corpora {
@@ -249,6 +255,10 @@ fn tasks<'a>(
         let file = Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty());
         let passages = sources::passages(file, args.limit)?;
         tasks.push(Box::new(Lambada::new(&passages, &loaded.encoder, context)?));
+    }
+    if let Some(spec) = &args.edits {
+        let (edits, name) = sources::edits(spec, args.limit)?;
+        tasks.push(Box::new(Edits::new(&edits, &name, &loaded.encoder, context)?));
     }
     if let Some(base) = base {
         if base.loaded.model.sizes().vocabulary != loaded.model.sizes().vocabulary {

@@ -7,11 +7,14 @@ use anyhow::{Context, Result};
 use crate::checkpoint::Checkpoint;
 use crate::cli::{Patch, PatchCommand};
 use crate::fault::Fault;
-use crate::patch::{Direction, PatchFile, diff};
+use crate::patch::{Direction, Lines, PatchFile, diff};
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
 use crate::{bail_input, hub};
+
+/// Rows or columns of a matrix that are named; all are in the JSON.
+const LINES_SHOWN: usize = 12;
 
 pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
@@ -70,6 +73,12 @@ fn show(json: bool, path: &Path) -> Result<()> {
         .map(|c| [c.name, c.values.to_string(), short(c.norm), format!("{:.2} %", 100.0 * c.norm / c.base_norm)])
         .collect();
     print!("{}", table(["changed", "values", "norm of change", "of its norm"], &rows));
+    for (name, Lines { axis, indices }) in &summary.lines {
+        let lines = if *axis == 0 { "rows" } else { "columns" };
+        let shown: Vec<String> = indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();
+        let more = if indices.len() > LINES_SHOWN { ", …" } else { "" };
+        println!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "));
+    }
     println!(
         "{}: {} tensors in {} bytes ({:.0} % of theirs)\nfrom weights with sha256 {}\nto   weights with sha256 {}",
         path.display(),

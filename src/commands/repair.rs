@@ -1,5 +1,6 @@
 //! `repair`: the main job.
 
+mod neurons;
 mod output;
 mod plan;
 mod rows;
@@ -41,6 +42,9 @@ pub fn run(args: &Repair) -> Result<()> {
         }
     };
     say(format!("device: {} ({})", device_name(&loaded), loaded.device_why));
+    if let Some(method) = settings.neuron_method() {
+        return neurons::run(args, settings, method, &loaded, begun);
+    }
     // All that can be wrong with the input is found before anything is made.
     settings.recipe()?.slicing.check(&loaded.model)?;
     let scorer = scorers::open(&settings.scorer, &scorers::Options { toxic_label: settings.toxic_label.clone() })?;
@@ -117,11 +121,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let mut run = RunRecord {
         format_version: report::FORMAT_VERSION,
         irepair: env!("CARGO_PKG_VERSION").into(),
-        model: if loaded.checkpoint().revision.is_some() {
-            loaded.checkpoint().name.clone()
-        } else {
-            settings.model.clone()
-        },
+        model: recorded_name(&settings, &loaded),
         base_revision: loaded.checkpoint().revision.clone(),
         base_sha256,
         seed: settings.seed,
@@ -141,9 +141,10 @@ pub fn run(args: &Repair) -> Result<()> {
             _ => "all steps made".into(),
         },
         sliced: count_blocks(&steps),
+        edits: None,
         changed: Vec::new(),
         changed_parameters: 0,
-        parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
+        parameters: parameters(&loaded.model),
         seconds: 0.0,
         peak_rss_mib: None,
         threads: rayon::current_num_threads(),
@@ -209,6 +210,18 @@ fn device_name(loaded: &Loaded) -> String {
         candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
+}
+
+/// The model's name in the record.
+fn recorded_name(settings: &RepairSettings, loaded: &Loaded) -> String {
+    match loaded.checkpoint().revision {
+        Some(_) => loaded.checkpoint().name.clone(),
+        None => settings.model.clone(),
+    }
+}
+
+fn parameters(model: &Model) -> usize {
+    model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
 }
 
 /// The loop, set up as the settings say; takes the weights.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 use super::records::{Place, Record};
-use super::{KeyMap, Pair, Text};
+use super::{Edit, EditKind, KeyMap, Pair, Text};
 use crate::bail_input;
 
 /// A line of [`FORMATS`]: how a format's rows name the three parts of a pair.
@@ -82,6 +82,37 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
     Ok(Pair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into(), place: place.clone() })
 }
 
+/// Keys of an edit's row; `chosen` stands for a target that is not there.
+pub const EDIT_KEYS: [&str; 4] = ["prompt", "target", "chosen", "kind"];
+
+/// A row as an edit; without `kind` it is a failure.
+pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
+    let object = object(row)?;
+    let place = &row.place;
+    let Some(target) = ["target", "chosen"].map(|k| key(map, k)).into_iter().find(|k| object.contains_key(*k)) else {
+        let found: Vec<&str> = object.keys().map(String::as_str).collect();
+        bail_input!(
+            "{place}: neither \"target\" nor \"chosen\"; found: {}; other names can be given with --map",
+            found.join(", ")
+        );
+    };
+    let prompt = string(object, key(map, "prompt"), place)?;
+    let target = string(object, target, place)?;
+    for (text, what) in [(prompt, "prompt"), (target, "target")] {
+        if text.is_empty() {
+            bail_input!("{place}: {what} is empty; every row needs both texts");
+        }
+    }
+    let kind = match object.get(key(map, "kind")) {
+        None => EditKind::Failure,
+        Some(kind) => match serde_json::from_value(kind.clone()) {
+            Ok(kind) => kind,
+            Err(_) => bail_input!("{place}: kind {kind}; have: failure, generalization, specificity"),
+        },
+    };
+    Ok(Edit { prompt: prompt.into(), target: target.into(), kind, place: place.clone() })
+}
+
 /// The longest common beginning is the prompt; a space at its end goes to the responses (as TRL does).
 fn split_prompt<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'a str) {
     let common: usize =
@@ -137,6 +168,26 @@ mod tests {
             let expected = format.prompt.map_or("Say:".into(), |p| format!("Say: {p}"));
             assert_eq!(pairs[0].prompt, expected, "{}", format.name);
             assert!(pairs[0].rejected.ends_with(format.rejected));
+        }
+    }
+
+    #[test]
+    fn edits_are_read_by_either_name_of_the_target() {
+        let row = |text: &str| crate::data::parse_edits("edits.jsonl", text);
+        let edits = row(
+            "{\"prompt\":\"a\",\"chosen\":\" b\",\"rejected\":\" c\"}\n{\"prompt\":\"a\",\"target\":\" d\",\"kind\":\"specificity\"}",
+        );
+        let edits = edits.expect("edits");
+        assert_eq!((edits[0].target.as_str(), edits[0].kind), (" b", EditKind::Failure));
+        assert_eq!((edits[1].target.as_str(), edits[1].kind), (" d", EditKind::Specificity));
+        for (wrong, words) in [
+            ("{\"prompt\":\"a\"}", "neither \"target\" nor \"chosen\"; found: prompt"),
+            ("{\"target\":\"a\"}", "no \"prompt\""),
+            ("{\"prompt\":\"a\",\"target\":\"\"}", "target is empty"),
+            ("{\"prompt\":\"a\",\"target\":\"b\",\"kind\":\"other\"}", "have: failure"),
+        ] {
+            let error = row(wrong).expect_err(wrong).to_string();
+            assert!(error.starts_with("edits.jsonl:1:") && error.contains(words), "{error}");
         }
     }
 

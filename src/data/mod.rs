@@ -33,6 +33,27 @@ pub struct Text {
     pub place: Place,
 }
 
+/// What an edit's row is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EditKind {
+    /// The model errs here: to be repaired.
+    Failure,
+    /// Another prompt with the same error: should change, too.
+    Generalization,
+    /// An unrelated prompt with what the model says now: should not change.
+    Specificity,
+}
+
+/// A prompt and the target that should follow it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    pub prompt: String,
+    pub target: String,
+    pub kind: EditKind,
+    pub place: Place,
+}
+
 /// Renames of keys: `--map prompt=question,chosen=good`.
 pub type KeyMap = BTreeMap<String, String>;
 
@@ -43,7 +64,7 @@ pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
         let Some((ours, theirs)) = piece.split_once('=') else {
             bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
         };
-        let known: Vec<&str> = FORMATS.iter().flat_map(Format::keys).collect();
+        let known: Vec<&str> = FORMATS.iter().flat_map(Format::keys).chain(formats::EDIT_KEYS).collect();
         if !known.contains(&ours.trim()) {
             bail_input!("--map: {}", crate::config::unknown("key", ours.trim(), &known));
         }
@@ -72,6 +93,28 @@ fn pairs_of(rows: Vec<Record>, path: &Path, map: &KeyMap, limit: Option<usize>) 
         bail_input!("{}: no rows", path.display());
     }
     Ok(pairs)
+}
+
+/// The edits of a file or of a folder's files in order of their names.
+pub fn read_edits(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Edit>> {
+    edits_of(records(path)?, path, map, limit)
+}
+
+/// The edits of text that is in memory, called `name` in errors.
+pub fn parse_edits(name: &str, text: &str) -> Result<Vec<Edit>> {
+    edits_of(records::parse_lines(Path::new(name), text.as_bytes())?, Path::new(name), &KeyMap::new(), None)
+}
+
+fn edits_of(rows: Vec<Record>, path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Edit>> {
+    let edits: Vec<Edit> = rows
+        .into_iter()
+        .take(limit.unwrap_or(usize::MAX))
+        .map(|row| formats::edit(&row, map))
+        .collect::<Result<_>>()?;
+    if edits.is_empty() {
+        bail_input!("{}: no rows", path.display());
+    }
+    Ok(edits)
 }
 
 /// Texts: rows with `text` (or `prompt`), the lines of a `.txt`.

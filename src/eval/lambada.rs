@@ -1,7 +1,6 @@
 //! LAMBADA's last words, as lm-eval's `lambada_openai`: accuracy of the whole word by argmax, and the perplexity of it.
 
 use anyhow::Result;
-use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
@@ -95,8 +94,7 @@ impl Task for Lambada {
             .collect();
         let targets: Vec<u32> = passages.iter().flat_map(|(_, word)| word.iter().copied()).collect();
         let h = subject.model.hidden(&view, &packed)?;
-        let at_rows = h.index_select(&Tensor::from_slice(&rows, rows.len(), h.device())?, 0)?;
-        let best = subject.model.logits(&view, &at_rows)?.argmax(1)?.to_vec1::<u32>()?;
+        let best = subject.model.likeliest(&view, &h, &rows)?;
         let logp = subject.model.token_logp(&view, &h, &rows, &targets)?.to_vec1::<f32>()?;
         let mut at = 0;
         let mut found = Vec::with_capacity(passages.len());

@@ -2,6 +2,7 @@
 
 pub mod bootstrap;
 pub mod divergence;
+pub mod edits;
 pub mod lambada;
 pub mod ledger;
 pub mod perplexity;

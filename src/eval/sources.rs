@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::perplexity::Corpus;
-use crate::data::{self, KeyMap, Record, Text};
+use crate::data::{self, Edit, KeyMap, Record, Text};
 use crate::fault::Fault;
 use crate::hub::Hub;
 use crate::{bail_input, config, demo};
@@ -42,7 +42,7 @@ const LAMBADA: Named = Named {
 const PROMPTS: Named =
     Named { name: "rtp-challenge", dataset: "allenai/real-toxicity-prompts", endings: &["prompts.jsonl"] };
 
-/// The name of the demo's prompts and of its clean text.
+/// The name of the demo's prompts, of its clean text, and of what it gets wrong.
 pub const DEMO: &str = "demo";
 
 /// Names of prompts and texts for `--help`.
@@ -104,6 +104,17 @@ pub fn passages(file: Option<&Path>, limit: Option<usize>) -> Result<Vec<Text>> 
         None => LAMBADA.file()?,
     };
     data::read_texts(&path, &KeyMap::new(), limit)
+}
+
+/// Edits and what they are called: of a file, or `demo`, what the demo model gets wrong.
+pub fn edits(spec: &str, limit: Option<usize>) -> Result<(Vec<Edit>, String)> {
+    if spec == DEMO {
+        let mut edits = data::parse_edits("demo edits", demo::EDITS)?;
+        edits.truncate(limit.unwrap_or(usize::MAX));
+        return Ok((edits, "the demo's edits".into()));
+    }
+    let name = Path::new(spec).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok((data::read_edits(Path::new(spec), &KeyMap::new(), limit)?, name))
 }
 
 /// Prompts: of a file, or `rtp-challenge`, the 1,199 of RealToxicityPrompts that most models answer toxically.

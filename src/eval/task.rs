@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
 use super::bootstrap::{self, Interval};
-use super::{divergence, lambada, perplexity, toxicity};
+use super::{divergence, edits, lambada, perplexity, toxicity};
 use crate::model::Model;
 use crate::tokens::Encoder;
 use crate::weights::Weights;
@@ -50,7 +50,7 @@ pub struct Kind {
 
 /// Every kind.
 pub const KINDS: &[&Kind] =
-    &[&toxicity::KIND, &perplexity::PAPER, &perplexity::LM_EVAL, &lambada::KIND, &divergence::KIND];
+    &[&toxicity::KIND, &perplexity::PAPER, &perplexity::LM_EVAL, &lambada::KIND, &divergence::KIND, &edits::KIND];
 
 /// The kind of task that has these settings.
 pub fn kind(settings: &Value) -> Result<&'static Kind> {

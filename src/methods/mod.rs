@@ -1,6 +1,8 @@
 //! A block-level *method* is a selector times an objective: which part of the model a step may change, and what it is
-//! changed for. The names of the literature are names for pairs of them ([`METHODS`]).
+//! changed for. The names of the literature are names for pairs of them ([`METHODS`]). [Neuron-level methods](neuron)
+//! are another family.
 
+pub mod neuron;
 pub mod objective;
 pub mod select;
 
@@ -69,10 +71,14 @@ pub const METHODS: &[NamedMethod] = &[
     named_method("dpo", "all", "dpo", 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
 ];
 
-/// The method of this name. Errors (bad input) with the nearest names.
+/// The block-level method of this name. Errors (bad input) with the nearest names.
 pub fn named(name: &str) -> Result<&'static NamedMethod> {
     METHODS.iter().find(|m| m.name == name).ok_or_else(|| {
-        let names: Vec<&str> = METHODS.iter().map(|m| m.name).collect();
+        if neuron::named(name).is_some() {
+            return Fault::Input(format!("{name} changes neurons, not blocks; here a block-level method is wanted"))
+                .into();
+        }
+        let names: Vec<&str> = METHODS.iter().map(|m| m.name).chain(neuron::METHODS.iter().map(|m| m.name)).collect();
         Fault::Input(crate::config::unknown("method", name, &names)).into()
     })
 }

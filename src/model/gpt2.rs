@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::layers::{self, Activation, AttentionShape, Bias, Orientation::InOut, Rows};
-use super::{Arch, ArchEntry, Settings, Sizes};
+use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
 use crate::bail_input;
 use crate::tokens::Packed;
 use crate::weights::{Place, TensorSpec, View};
@@ -134,5 +134,10 @@ impl Arch for Gpt2 {
 
     fn head(&self) -> &str {
         if self.tied { "transformer.wte.weight" } else { "lm_head.weight" }
+    }
+
+    fn mlp(&self) -> Option<Mlp> {
+        let output = |block| format!("transformer.h.{block}.mlp.c_proj");
+        Some(Mlp { neurons: self.inner, orientation: InOut, output })
     }
 }

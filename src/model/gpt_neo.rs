@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use serde_json::Value;
 
 use super::layers::{self, Activation, AttentionShape, Bias, Orientation::OutIn, Rows};
-use super::{Arch, ArchEntry, Settings, Sizes};
+use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
 use crate::bail_input;
 use crate::tokens::Packed;
 use crate::weights::{Place, TensorSpec, View};
@@ -165,5 +165,10 @@ impl Arch for GptNeo {
 
     fn head(&self) -> &str {
         if self.tied { "transformer.wte.weight" } else { "lm_head.weight" }
+    }
+
+    fn mlp(&self) -> Option<Mlp> {
+        let output = |block| format!("transformer.h.{block}.mlp.c_proj");
+        Some(Mlp { neurons: self.inner, orientation: OutIn, output })
     }
 }

@@ -83,6 +83,11 @@ fn linear_onto(
     x: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if let Some(residual) = residual.filter(|_| view.skips(prefix)) {
+        return Ok(residual.clone());
+    }
+    let tapped = view.tap(prefix, x)?;
+    let x = tapped.as_ref().unwrap_or(x);
     let weight = view.param(&format!("{prefix}.weight"))?;
     let bias = match bias {
         Bias::Yes => Some(view.param(&format!("{prefix}.bias"))?),

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::bail_input;
 use crate::tokens::Packed;
 use crate::weights::{Place, TensorSpec, View};
-use layers::{Cache, Rows};
+use layers::{Cache, Orientation, Rows};
 pub use settings::Settings;
 
 /// The numbers every architecture has.
@@ -50,6 +50,32 @@ pub trait Arch: Send + Sync {
     fn finish(&self, view: &View, h: &Tensor) -> Result<Tensor>;
     /// Name of the output head's weight (V,C); the embedding's where they are tied.
     fn head(&self) -> &str;
+    /// The MLP, where it is two matrices around an activation function.
+    fn mlp(&self) -> Option<Mlp> {
+        None
+    }
+}
+
+/// An MLP of two matrices. Its hidden units are the model's *neurons*; what a neuron adds to the residual stream is its
+/// row of the output matrix (a column where that lies as (out, in)).
+#[derive(Debug, Clone, Copy)]
+pub struct Mlp {
+    /// Neurons of a block.
+    pub neurons: usize,
+    pub orientation: Orientation,
+    output: fn(usize) -> String,
+}
+
+impl Mlp {
+    /// The linear layer of a block whose input the neurons are.
+    pub fn output(&self, block: usize) -> String {
+        (self.output)(block)
+    }
+
+    /// The output matrix of a block.
+    pub fn weight(&self, block: usize) -> String {
+        format!("{}.weight", self.output(block))
+    }
 }
 
 /// A line of [`ARCHES`].
@@ -67,6 +93,7 @@ pub const ARCHES: &[ArchEntry] = &[gpt2::ENTRY, gpt_neo::ENTRY];
 
 /// An architecture together with the passes that are the same for all of them.
 pub struct Model {
+    model_type: &'static str,
     arch: Box<dyn Arch>,
     sizes: Sizes,
 }
@@ -87,7 +114,7 @@ impl Model {
                 bail_input!("config.json: a {model_type} with no {name}");
             }
         }
-        Ok(Self { arch, sizes })
+        Ok(Self { model_type: entry.model_type, arch, sizes })
     }
 
     pub fn sizes(&self) -> &Sizes {
@@ -102,6 +129,23 @@ impl Model {
     /// Values a row that the layers of one block put out, all together.
     pub fn activations(&self) -> usize {
         self.arch.activations()
+    }
+
+    /// The MLPs of the blocks. Errors (bad input) on an architecture whose MLP isn't two matrices.
+    pub fn mlp(&self) -> Result<Mlp> {
+        match self.arch.mlp() {
+            Some(mlp) => Ok(mlp),
+            None => bail_input!(
+                "architecture {:?}: its MLP is not two matrices around an activation function, and a neuron's output is \
+                 no row of a matrix",
+                self.model_type
+            ),
+        }
+    }
+
+    /// Name of the output head's weight (V,C).
+    pub fn head(&self) -> &str {
+        self.arch.head()
     }
 
     /// Number of parameters in each block.
@@ -171,6 +215,12 @@ impl Model {
         layers::logits(view, self.arch.head(), h)
     }
 
+    /// The likeliest token after each of the given rows of final hidden states: (n).
+    pub fn likeliest(&self, view: &View, h: &Tensor, rows: &[u32]) -> Result<Vec<u32>> {
+        let rows = Tensor::from_slice(rows, rows.len(), h.device())?;
+        Ok(self.logits(view, &h.detach().index_select(&rows, 0)?)?.argmax(1)?.to_vec1::<u32>()?)
+    }
+
     /// Logits (B,V) at the last row of each sequence, whose earlier positions are in the caches.
     pub fn next_logits(&self, view: &View, packed: &Packed, caches: &Caches) -> Result<Tensor> {
         let h = self.embed(view, packed)?;
@@ -201,6 +251,53 @@ impl Caches {
     pub fn retain(&self, keep: &[bool]) {
         for layer in &self.layers {
             layer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(keep);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An architecture that says nothing of its MLP.
+    struct Gated;
+
+    impl Arch for Gated {
+        fn sizes(&self) -> Sizes {
+            Sizes { blocks: 1, channels: 2, vocabulary: 3, context: 4 }
+        }
+        fn activations(&self) -> usize {
+            0
+        }
+        fn specs(&self) -> Vec<TensorSpec> {
+            Vec::new()
+        }
+        fn embed(&self, _: &View, _: &Packed) -> Result<Tensor> {
+            anyhow::bail!("not run")
+        }
+        fn block(&self, _: usize, _: &View, h: &Tensor, _: &Rows) -> Result<Tensor> {
+            Ok(h.clone())
+        }
+        fn finish(&self, _: &View, h: &Tensor) -> Result<Tensor> {
+            Ok(h.clone())
+        }
+        fn head(&self) -> &str {
+            "head"
+        }
+    }
+
+    #[test]
+    fn an_mlp_of_another_shape_is_refused_by_name() {
+        let model = Model { model_type: "gated", arch: Box::new(Gated), sizes: Gated.sizes() };
+        let error = model.mlp().expect_err("refused");
+        assert_eq!(crate::fault::exit_code(&error), 3);
+        assert!(error.to_string().contains("\"gated\": its MLP is not two matrices"), "{error}");
+        for entry in ARCHES {
+            let config = serde_json::from_str(entry.tiny).expect(entry.model_type);
+            let model = Model::from_config(&config).expect(entry.model_type);
+            let mlp = model.mlp().expect(entry.model_type);
+            let spec = model.specs().into_iter().find(|s| s.name == mlp.weight(0)).expect("the output matrix");
+            assert!(spec.shape.contains(&mlp.neurons) && spec.shape.contains(&model.sizes().channels));
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::eval::bootstrap::Interval;
 use crate::eval::ledger::{Shard, to_lines};
 use crate::eval::task::{self, Row, Task, measure};
 use crate::fault::Fault;
+use crate::report::RunRecord;
 use crate::report::table::table;
 use crate::{bail_input, data};
 
@@ -26,6 +27,33 @@ pub struct ModelRecord {
     pub revision: Option<String>,
     /// Of the weights.
     pub sha256: String,
+    /// What a repair changed, if the model's folder says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<Changed>,
+}
+
+/// How much a repair changed, and how long it took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Changed {
+    pub method: String,
+    /// Of a neuron-level repair.
+    pub neurons: Option<usize>,
+    pub parameters: usize,
+    pub seconds: f64,
+}
+
+impl Changed {
+    /// From the record that a repair leaves in a model's folder.
+    pub fn of(dir: &Path) -> Option<Self> {
+        let run: RunRecord = serde_json::from_slice(&std::fs::read(dir.join("irepair/run.json")).ok()?).ok()?;
+        Some(Self {
+            neurons: run.edits.as_ref().map(|edits| edits.neurons.values().sum()),
+            parameters: run.changed_parameters,
+            seconds: run.edits.as_ref().map_or(run.seconds, |edits| edits.repair_seconds),
+            method: run.settings.method,
+        })
+    }
 }
 
 /// A task and its rows, model by model.
@@ -328,6 +356,15 @@ impl Results {
                     );
                 }
             }
+        }
+        for model in &self.models {
+            let Some(changed) = &model.changed else { continue };
+            let neurons = changed.neurons.map_or(String::new(), |n| format!("{n} neurons, "));
+            let _ = writeln!(
+                text,
+                "{}: {} changed {neurons}{} parameters in {:.1} s",
+                model.name, changed.method, changed.parameters, changed.seconds
+            );
         }
         if self.shard.of > 1 {
             let _ = writeln!(

@@ -56,7 +56,7 @@ pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path)
     Ok(Plan {
         model: settings.model.clone(),
         blocks: loaded.model.sizes().blocks,
-        parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
+        parameters: super::parameters(&loaded.model),
         method: settings.method.clone(),
         data: rows.record.clone(),
         prompt_tokens: span(|p| p.prompt.len()),

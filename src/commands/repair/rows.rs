@@ -117,18 +117,7 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         None if settings.model == "demo" => encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?,
         None => valid_pairs.iter().map(|p| p.prompt.clone()).collect(),
     };
-    let text = match &settings.eval_text {
-        Some(path) => {
-            let text = read_corpus(path)?;
-            let ids = loaded.encoder.encode(&text, false)?;
-            if ids.len() < 2 {
-                bail_input!("--eval-text {}: {} tokens are too few for a perplexity", path.display(), ids.len());
-            }
-            ids
-        }
-        None if settings.model == "demo" => loaded.encoder.encode(demo::CLEAN, false)?,
-        None => Vec::new(),
-    };
+    let text = perplexity_text(settings, loaded)?;
     let record = DataRecord {
         sha256,
         pairs: pairs.len(),
@@ -139,16 +128,37 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         cut_prompts: cut.prompts,
         cut_responses: cut.responses,
         cut_texts: 0,
-        perplexity_of: match (&settings.eval_text, settings.model.as_str()) {
-            (Some(path), _) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            (None, "demo") => "clean text".into(),
-            (None, _) => String::new(),
-        },
+        perplexity_of: perplexity_name(settings),
         perplexity_window: loaded.model.sizes().context.min(1024),
         perplexity_tokens: 0,
     };
     let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
     Ok(Rows { train, prompts, text, record })
+}
+
+/// The text whose perplexity is measured before and after, in tokens; empty if there is none.
+pub fn perplexity_text(settings: &RepairSettings, loaded: &Loaded) -> Result<Vec<u32>> {
+    match &settings.eval_text {
+        Some(path) => {
+            let text = read_corpus(path)?;
+            let ids = loaded.encoder.encode(&text, false)?;
+            if ids.len() < 2 {
+                bail_input!("--eval-text {}: {} tokens are too few for a perplexity", path.display(), ids.len());
+            }
+            Ok(ids)
+        }
+        None if settings.model == "demo" => loaded.encoder.encode(demo::CLEAN, false),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// What that text is called.
+pub fn perplexity_name(settings: &RepairSettings) -> String {
+    match (&settings.eval_text, settings.model.as_str()) {
+        (Some(path), _) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        (None, "demo") => "clean text".into(),
+        (None, _) => String::new(),
+    }
 }
 
 /// Keeps the held-back prompts with the run, so that its texts can be written and scored again.

@@ -1,0 +1,161 @@
+//! What a repair of wrong answers is worth: whether the model says the targets, in other words too, and whether it says
+//! elsewhere what it said before.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::task::{Clusters, Figure, Kind, Row, Subject, Task};
+use crate::data::{Edit, EditKind};
+use crate::generate::{Generation, Job, Sampling, generate};
+use crate::tokens::{Batch, Encoder, LossOn, TokenEdit};
+use crate::weights::Who;
+
+/// Sums of a row's cluster: for each kind its number, those said under teacher forcing, those generated.
+const KINDS: [EditKind; 3] = [EditKind::Failure, EditKind::Generalization, EditKind::Specificity];
+
+pub const KIND: Kind = Kind {
+    task: "edits",
+    figures: |_| {
+        const fn figure(name: &'static str, of: fn(&[f64]) -> f64) -> Figure {
+            Figure { name, of, digits: 1, less_is_better: false }
+        }
+        const FIGURES: &[Figure] = &[
+            figure("targets said, teacher forcing (%)", |s| 100.0 * s[1] / s[0]),
+            figure("targets said, generated (%)", |s| 100.0 * s[2] / s[0]),
+            figure("generalization, teacher forcing (%)", |s| 100.0 * s[4] / s[3]),
+            figure("generalization, generated (%)", |s| 100.0 * s[5] / s[3]),
+            figure("specificity, teacher forcing (%)", |s| 100.0 * s[7] / s[6]),
+            figure("specificity, generated (%)", |s| 100.0 * s[8] / s[6]),
+        ];
+        FIGURES
+    },
+    clusters,
+    counts: |rows| {
+        let of = |kind: &str| rows.iter().filter(|row| row.get("kind") == Some(&kind.into())).count();
+        ["failure", "generalization", "specificity"].map(|kind| (kind, of(kind))).to_vec()
+    },
+};
+
+fn clusters(_: &Value, rows: &[Row]) -> Result<Clusters> {
+    rows.iter()
+        .map(|row| {
+            let kind: EditKind = serde_json::from_value(row.get("kind").cloned().unwrap_or_default())
+                .context("a row without its kind")?;
+            let flag = |key: &str| {
+                let flag = row.get(key).and_then(Value::as_bool);
+                flag.map(|flag| f64::from(u8::from(flag))).with_context(|| format!("a row without {key:?}"))
+            };
+            let own = [1.0, flag("forced")?, flag("generated")?];
+            Ok(KINDS.iter().flat_map(|k| own.map(|x| if *k == kind { x } else { 0.0 })).collect())
+        })
+        .collect()
+}
+
+/// Rows of a unit.
+const TOGETHER: usize = 16;
+
+/// The task of `eval --edits`.
+pub struct Edits {
+    edits: Vec<(EditKind, TokenEdit)>,
+    name: String,
+}
+
+impl Edits {
+    /// Errors (bad input) on a row without tokens, or longer than the context.
+    pub fn new(edits: &[Edit], name: &str, encoder: &Encoder, context: usize) -> Result<Self> {
+        let tokens = encoder.edits(edits, context)?;
+        Ok(Self { edits: edits.iter().map(|edit| edit.kind).zip(tokens).collect(), name: name.into() })
+    }
+
+    fn count(&self, kind: EditKind) -> usize {
+        self.edits.iter().filter(|(k, _)| *k == kind).count()
+    }
+}
+
+impl Task for Edits {
+    fn name(&self) -> String {
+        "edits".into()
+    }
+
+    fn settings(&self) -> Value {
+        // Lengths are part of it: prompt and target of the same tokens can be cut elsewhere.
+        let numbers = self.edits.iter().flat_map(|(kind, edit)| {
+            let lengths = [*kind as u32, edit.prompt.len() as u32, edit.target.len() as u32];
+            lengths.into_iter().chain(edit.prompt.iter().chain(&edit.target).copied()).flat_map(u32::to_le_bytes)
+        });
+        json!({"task": KIND.task, "rows": self.edits.len(),
+               "ids_sha256": crate::checkpoint::hash_bytes(&numbers.collect::<Vec<u8>>())})
+    }
+
+    fn about(&self) -> String {
+        format!(
+            "{}: {} failures, {} rows of generalization, {} of specificity; said: every token of the target is the \
+             likeliest one",
+            self.name,
+            self.count(EditKind::Failure),
+            self.count(EditKind::Generalization),
+            self.count(EditKind::Specificity)
+        )
+    }
+
+    fn units(&self) -> usize {
+        self.edits.len().div_ceil(TOGETHER)
+    }
+
+    fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
+        let view = subject.weights.frozen(Who::Patient)?;
+        let first = unit * TOGETHER;
+        let edits = &self.edits[first..(first + TOGETHER).min(self.edits.len())];
+        let sequences = edits.iter().map(|(_, e)| (e.prompt.as_slice(), e.target.as_slice()));
+        let batch = Batch::new(sequences, LossOn::Response);
+        let h = subject.model.hidden(&view, &batch.packed)?;
+        let likeliest = subject.model.likeliest(&view, &h, &batch.rows)?;
+        let jobs: Vec<Job> =
+            edits.iter().map(|(_, edit)| Job { ids: edit.prompt.clone(), prompt: 0, sample: 0 }).collect();
+        let longest = edits.iter().map(|(_, edit)| edit.target.len()).max().unwrap_or(0);
+        // No end: what follows the target is not looked at, and the target may end a text.
+        let greedy = Generation { sampling: Sampling::Greedy, max_new_tokens: longest, end: None, seed: 0 };
+        let generated = generate(subject.model, &view, &jobs, &greedy)?;
+        let mut at = 0;
+        let mut rows = Vec::with_capacity(edits.len());
+        for (index, ((kind, edit), generated)) in edits.iter().zip(generated).enumerate() {
+            let own = at..at + edit.target.len();
+            at = own.end;
+            let generated = &generated[..edit.target.len().min(generated.len())];
+            rows.push(Row::from_iter([
+                ("row".to_owned(), (first + index).into()),
+                ("kind".to_owned(), serde_json::to_value(kind)?),
+                ("forced".to_owned(), (likeliest[own] == edit.target).into()),
+                ("generated".to_owned(), (generated == edit.target).into()),
+                ("prompt".to_owned(), subject.encoder.decode(&edit.prompt)?.into()),
+                ("target".to_owned(), subject.encoder.decode(&edit.target)?.into()),
+                ("continuation".to_owned(), subject.encoder.decode(generated)?.into()),
+            ]));
+        }
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_figures() {
+        let row = |kind: &str, forced: bool, generated: bool| {
+            Row::from_iter([
+                ("kind".to_owned(), kind.into()),
+                ("forced".to_owned(), forced.into()),
+                ("generated".to_owned(), generated.into()),
+            ])
+        };
+        let rows = [row("failure", true, true), row("failure", true, false), row("specificity", false, false)];
+        let clusters = (KIND.clusters)(&Value::Null, &rows).expect("clusters");
+        let sums: Vec<f64> = (0..9).map(|i| clusters.iter().map(|c| c[i]).sum()).collect();
+        let figures: Vec<f64> = (KIND.figures)(&Value::Null).iter().map(|f| (f.of)(&sums)).collect();
+        assert_eq!(figures[..2], [100.0, 50.0]);
+        assert!(figures[2].is_nan() && figures[3].is_nan(), "no row of generalization");
+        assert_eq!(figures[4..], [0.0, 0.0]);
+        assert!((KIND.clusters)(&Value::Null, &[row("other", true, true)]).is_err());
+    }
+}

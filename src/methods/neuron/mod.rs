@@ -1,0 +1,228 @@
+//! A neuron-level *method* changes what some neurons (MLP hidden units) add to the residual stream, until a prompt's
+//! *target* is what the model says: wrong answers call for a change of a few rows, where a behaviour calls for a block's.
+//!
+//! A target token *fails* if it is not the likeliest one after the prompt and the true tokens before it. STAR and MINT:
+//! Gu et al., arXiv 2503.12899 and 2312.05356.
+
+pub mod basis;
+pub mod descent;
+pub mod mint;
+pub mod scope;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::model::layers::Orientation;
+use crate::model::{Mlp, Model};
+use crate::profile::operations;
+use crate::tokens::{Batch, LossOn, TokenEdit};
+use crate::weights::{Weights, Who};
+use basis::Basis;
+use descent::{Descent, Direction};
+use mint::Mint;
+pub use scope::Share;
+
+/// The model under repair.
+pub struct Patient<'a> {
+    pub model: &'a Model,
+    pub weights: Weights,
+    pub mlp: Mlp,
+    pub basis: Basis,
+}
+
+/// How many targets one optimization is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// All target positions of all rows together.
+    Batch,
+    /// One failing token at a time.
+    Iterative,
+}
+
+/// The numbers of a repair.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    pub mode: Mode,
+    /// Of the blocks: those whose MLP, when skipped, raises the loss most.
+    pub blocks: Share,
+    /// Of each block's neurons: those of the highest attribution.
+    pub neurons: Share,
+    /// Of one optimization.
+    pub steps: usize,
+    pub learning_rate: f64,
+    /// Passes over the rows; a later repair can undo an earlier one.
+    pub rounds: usize,
+}
+
+impl Default for Recipe {
+    /// As STAR's authors have it, but for the rounds: they make one.
+    fn default() -> Self {
+        Self { mode: Mode::Batch, blocks: Share::All, neurons: Share::All, steps: 10, learning_rate: 1e-2, rounds: 10 }
+    }
+}
+
+/// One change of the weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    pub blocks: Vec<usize>,
+    /// NLL of the targets before it, in nats a token.
+    pub loss: f64,
+    /// Over the matrices that may change; 0 where no gradient was taken of them.
+    pub gradient_norm: f64,
+    pub learning_rate: f64,
+    /// The worst ‖ZΔ − S‖ / ‖S‖ of the blocks' systems; 0 without one.
+    pub residual: f64,
+    /// Of the batch.
+    pub tokens: usize,
+    pub seconds: f64,
+    /// Floating-point operations of its products, where they are counted.
+    pub operations: u64,
+}
+
+/// Sees every step; an error ends the repair.
+pub type Watch<'a> = dyn FnMut(Step) -> Result<()> + 'a;
+
+/// What one pass over the rows came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Optimizations, or tokens that were tried.
+    pub tried: usize,
+    /// Tokens that were given up, their changes undone.
+    pub given_up: usize,
+}
+
+/// How neurons are changed.
+pub trait NeuronMethod {
+    /// Goes over the rows once. Target tokens that don't fail are left alone.
+    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], watch: &mut Watch) -> Result<Pass>;
+}
+
+/// A line of [`METHODS`].
+pub struct Entry {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// Whether it takes gradient steps: has a mode, shares of blocks and neurons, steps, a learning rate.
+    pub descends: bool,
+    pub build: fn(Recipe) -> Box<dyn NeuronMethod>,
+}
+
+/// Every neuron-level method.
+#[rustfmt::skip]
+pub const METHODS: &[Entry] = &[
+    Entry { name: "star", descends: true, about: "sizes of changes solved for, signs by the gradient", build: |recipe| Box::new(Descent { direction: Direction::Star, recipe }) },
+    Entry { name: "mint", descends: false, about: "a few neurons a wrong token, chosen greedily", build: |_| Box::new(Mint) },
+    Entry { name: "sgd", descends: true, about: "baseline: plain gradient descent on the MLPs' output matrices", build: |recipe| Box::new(Descent { direction: Direction::Gradient, recipe }) },
+];
+
+/// The method of this name, if it is a neuron-level one.
+pub fn named(name: &str) -> Option<&'static Entry> {
+    METHODS.iter().find(|m| m.name == name)
+}
+
+/// What a repair came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub rounds: usize,
+    pub tried: usize,
+    /// Of the last round.
+    pub given_up: usize,
+}
+
+/// Rounds over the rows until none fails, none can be helped, or there were enough of them.
+pub fn repair(
+    method: &dyn NeuronMethod,
+    patient: &mut Patient,
+    rows: &[TokenEdit],
+    rounds: usize,
+    watch: &mut Watch,
+) -> Result<Tally> {
+    let mut tally = Tally::default();
+    while tally.rounds < rounds && !failing(patient, rows)?.is_empty() {
+        let pass = method.pass(patient, rows, watch)?;
+        tally = Tally { rounds: tally.rounds + 1, tried: tally.tried + pass.tried, given_up: pass.given_up };
+        if pass.tried == pass.given_up {
+            break;
+        }
+    }
+    Ok(tally)
+}
+
+/// The rows as a batch of which the targets count.
+pub fn batch(rows: &[TokenEdit]) -> Batch {
+    Batch::new(rows.iter().map(|r| (r.prompt.as_slice(), r.target.as_slice())), LossOn::Response)
+}
+
+/// What the model says at each target position of a batch.
+pub fn said(model: &Model, weights: &Weights, batch: &Batch) -> Result<Vec<u32>> {
+    let view = weights.frozen(Who::Patient)?;
+    let h = model.hidden(&view, &batch.packed)?;
+    model.likeliest(&view, &h, &batch.rows)
+}
+
+/// Numbers of the rows of whose target a token fails.
+pub fn failing(patient: &Patient, rows: &[TokenEdit]) -> Result<Vec<usize>> {
+    let mut failing = Vec::new();
+    for (index, row) in rows.iter().enumerate() {
+        let batch = batch(std::slice::from_ref(row));
+        if said(patient.model, &patient.weights, &batch)? != batch.targets {
+            failing.push(index);
+        }
+    }
+    Ok(failing)
+}
+
+/// Each target token as a row of its own: the prompt grown by the true tokens before it.
+fn single_tokens(rows: &[TokenEdit]) -> impl Iterator<Item = TokenEdit> {
+    rows.iter().flat_map(|row| {
+        row.target
+            .iter()
+            .enumerate()
+            .map(|(j, token)| TokenEdit { prompt: [&row.prompt, &row.target[..j]].concat(), target: vec![*token] })
+    })
+}
+
+/// The neurons whose output differs from the base's, by block.
+pub fn changed(patient: &Patient) -> Result<BTreeMap<usize, Vec<usize>>> {
+    let Patient { model, weights, mlp, .. } = patient;
+    let mut changed = BTreeMap::new();
+    for block in 0..model.sizes().blocks {
+        let name = mlp.weight(block);
+        let rows = |who| -> Result<Vec<Vec<f32>>> {
+            let w = weights.tensor(who, &name)?;
+            Ok(match mlp.orientation {
+                Orientation::InOut => w.to_vec2()?,
+                Orientation::OutIn => w.t()?.to_vec2()?,
+            })
+        };
+        if !weights.touched().any(|(n, _)| n == name) {
+            continue;
+        }
+        let (before, after) = (rows(Who::Reference)?, rows(Who::Patient)?);
+        let neurons: Vec<usize> = (0..before.len()).filter(|&i| before[i] != after[i]).collect();
+        if !neurons.is_empty() {
+            changed.insert(block, neurons);
+        }
+    }
+    Ok(changed)
+}
+
+/// Time and operations since a step ended.
+struct Lap {
+    begun: Instant,
+    counted: u64,
+}
+
+impl Lap {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), counted: operations() }
+    }
+
+    /// Seconds and operations; begins anew.
+    fn end(&mut self) -> (f64, u64) {
+        let last = std::mem::replace(self, Self::begin());
+        (last.begun.elapsed().as_secs_f64(), self.counted - last.counted)
+    }
+}

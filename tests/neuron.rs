@@ -1,0 +1,497 @@
+//! STAR, MINT and SGD against their statement in PyTorch (`scripts/neuron_ref.py`; numbers by
+//! `scripts/make_golden_neuron.py`), and `repair` and `eval` of edits as a user runs them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{Device, Tensor};
+use irepair::methods::neuron::basis::Basis;
+use irepair::methods::neuron::scope::{attribution, block_order, scope};
+use irepair::methods::neuron::{self, Mode, Patient, Recipe, Share, Step, descent};
+use irepair::model::layers::Orientation;
+use irepair::patch::PatchFile;
+use irepair::report::RunRecord;
+use irepair::tokens::TokenEdit;
+use irepair::weights::{Kernels, Want, Who};
+use serde_json::{Value, json};
+
+use crate::cli::refused;
+use crate::golden::{self, Golden, KERNELS, all_close, close, numbers};
+use crate::repair::{command, irepair, ok};
+
+const NAMES: [&str; 2] = ["gpt2", "gpt-neo"];
+const HALF: Share = Share::Part(1, 2);
+const SIXTEENTH: Share = Share::Part(1, 16);
+
+struct Neurons {
+    golden: Golden,
+    expected: Value,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Neurons {
+    fn open(name: &'static str) -> Self {
+        let path = golden::dir().join(name).join("neuron.safetensors");
+        Self {
+            golden: Golden::open(name),
+            expected: golden::json(&format!("{name}/neuron.json")),
+            tensors: candle_core::safetensors::load(path, &Device::Cpu).expect("tensors"),
+        }
+    }
+
+    fn patient(&self, kernels: Kernels) -> Patient<'_> {
+        let weights = self.golden.weights(kernels);
+        let basis = Basis::compute(&self.golden.model, &weights).expect("basis");
+        Patient { model: &self.golden.model, weights, mlp: self.golden.model.mlp().expect("two matrices"), basis }
+    }
+
+    fn rows(&self, key: &str) -> Vec<TokenEdit> {
+        let ids = |v: &Value| numbers(v).iter().map(|x| *x as u32).collect::<Vec<u32>>();
+        let rows = self.expected[key].as_array().expect("rows").iter();
+        rows.map(|r| TokenEdit { prompt: ids(&r["prompt"]), target: ids(&r["target"]) }).collect()
+    }
+
+    /// The rows whose target the model does not say: all but the second.
+    fn failing(&self) -> Vec<TokenEdit> {
+        let mut rows = self.rows("rows");
+        rows.remove(1);
+        rows
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        self.tensors[name].flatten_all().expect(name).to_vec1().expect(name)
+    }
+
+    /// Every block's output matrix as (neurons, C) is the expected one.
+    fn same_weights(&self, patient: &Patient, key: &str, what: &str) {
+        for block in 0..patient.model.sizes().blocks {
+            let w = patient.weights.tensor(Who::Patient, &patient.mlp.weight(block)).expect("tensor");
+            let w = match patient.mlp.orientation {
+                Orientation::InOut => w.clone(),
+                Orientation::OutIn => w.t().expect("transposes"),
+            };
+            let got: Vec<f32> = w.contiguous().and_then(|w| w.flatten_all()?.to_vec1()).expect("values");
+            all_close(&got, &self.tensor(&format!("{key}.{block}")), 1e-4, &format!("{what} block {block}"));
+        }
+        let outside = patient.weights.touched().filter(|(name, _)| !name.ends_with(".mlp.c_proj.weight")).count();
+        assert_eq!(outside, 0, "{what}: another tensor was touched");
+    }
+}
+
+fn each(check: impl Fn(&Neurons, Kernels, &str)) {
+    for name in NAMES {
+        let neurons = Neurons::open(name);
+        for kernels in KERNELS {
+            check(&neurons, kernels, &format!("{name} {kernels:?}"));
+        }
+    }
+}
+
+#[test]
+fn basis_steers_attribution_and_choices_equal_the_statement() {
+    each(|neurons, kernels, what| {
+        let patient = neurons.patient(kernels);
+        let (v, c) = (patient.model.sizes().vocabulary, patient.model.sizes().channels);
+        let rows = neurons.rows("rows");
+        let said: Vec<Vec<f64>> = rows
+            .iter()
+            .map(|row| {
+                let said = neuron::said(patient.model, &patient.weights, &neuron::batch(std::slice::from_ref(row)));
+                said.expect("said").into_iter().map(f64::from).collect()
+            })
+            .collect();
+        let expected: Vec<Vec<f64>> =
+            neurons.expected["argmax"].as_array().expect("rows").iter().map(numbers).collect();
+        assert_eq!(said, expected, "{what}");
+        assert_eq!(neuron::failing(&patient, &rows).expect("failing"), [0, 2, 3], "{what}");
+
+        // Row y of the basis, as a difference from row 0.
+        let basis = neurons.tensor("basis");
+        for token in [1, 7, v as u32 - 1] {
+            let got: Vec<f32> = patient.basis.toward(token, 0).expect("row").into_iter().map(|x| x as f32).collect();
+            let want: Vec<f32> = (0..c).map(|i| basis[token as usize * c + i] - basis[i]).collect();
+            all_close(&got, &want, 1e-4, &format!("{what} basis"));
+        }
+        let batch = neuron::batch(&neurons.failing());
+        let steers = descent::steers(&patient, &batch).expect("steers");
+        let rows_of = |m: &faer::Mat<f64>| -> Vec<f32> {
+            (0..m.nrows()).flat_map(|i| (0..m.ncols()).map(move |j| m[(i, j)] as f32)).collect()
+        };
+        all_close(&rows_of(&steers), &neurons.tensor("steers"), 1e-4, &format!("{what} steers"));
+
+        let blocks = patient.model.sizes().blocks;
+        let scores = attribution(&patient, &batch, 0..blocks).expect("attribution");
+        let got: Vec<f32> = scores.concat().into_iter().map(|x| x as f32).collect();
+        all_close(&got, &neurons.tensor("attribution"), 1e-4, &format!("{what} attribution"));
+        let order = block_order(&patient, &batch).expect("order");
+        let expected = numbers(&neurons.expected["block_order"]);
+        assert_eq!(order.iter().map(|(b, _)| *b as f64).collect::<Vec<_>>(), expected, "{what}");
+        let losses = numbers(&neurons.expected["skip_losses"]);
+        order.iter().for_each(|&(block, loss)| close(loss, losses[block], 1e-4, &format!("{what} skipped {block}")));
+        let kept = scope(&patient, &batch, HALF, SIXTEENTH).expect("scope");
+        let expected: BTreeMap<usize, Vec<usize>> =
+            serde_json::from_value(neurons.expected["scope"].clone()).expect("scope");
+        assert_eq!(kept, expected, "{what}");
+
+        // Δ of every block, from all neurons and from the kept ones. There are more positions than channels.
+        assert!(batch.rows.len() > c);
+        let view = patient.weights.frozen(Who::Patient).expect("view");
+        let view = view.tapping((0..blocks).map(|b| patient.mlp.output(b)));
+        patient.model.hidden(&view, &batch.packed).expect("hidden");
+        let tapped = view.harvest().expect("harvest").tapped;
+        for block in 0..blocks {
+            let read = &tapped[&patient.mlp.output(block)];
+            assert!(read.gradient.is_none(), "nothing was differentiated");
+            let z = irepair::methods::neuron::scope::at_rows(&read.input, &batch.rows).expect("rows");
+            let all: Vec<usize> = (0..patient.mlp.neurons).collect();
+            let found = descent::solve(&z, &all, &steers).expect("solves");
+            let want = neurons.tensor(&format!("delta.{block}"));
+            all_close(&rows_of(&found.x), &want, 1e-3, &format!("{what} Δ of block {block}"));
+            if let Some(kept) = kept.get(&block) {
+                let found = descent::solve(&z, kept, &steers).expect("solves");
+                let whole = neurons.tensor(&format!("delta_sparse.{block}"));
+                let want: Vec<f32> = kept.iter().flat_map(|&i| whole[i * c..(i + 1) * c].to_vec()).collect();
+                all_close(&rows_of(&found.x), &want, 1e-3, &format!("{what} sparse Δ of block {block}"));
+                assert!(found.residual > 0.0, "four neurons can't give 21 positions what they want");
+            }
+        }
+    });
+}
+
+/// Losses of all steps and the weights after them, in every mode.
+#[test]
+fn ten_steps_equal_the_statement() {
+    let recipe = |mode, blocks, neurons| Recipe { mode, blocks, neurons, ..Recipe::default() };
+    let variants = [
+        ("batch", "star", recipe(Mode::Batch, Share::All, Share::All)),
+        ("iterative", "star", recipe(Mode::Iterative, Share::All, Share::All)),
+        ("sparse", "star", recipe(Mode::Batch, HALF, SIXTEENTH)),
+        ("one", "star", recipe(Mode::Iterative, Share::One, Share::Part(1, 4))),
+        ("sgd", "sgd", recipe(Mode::Batch, Share::All, Share::All)),
+        ("sgd_sparse", "sgd", recipe(Mode::Iterative, HALF, SIXTEENTH)),
+    ];
+    each(|neurons, kernels, what| {
+        for (key, method, recipe) in &variants {
+            let what = format!("{what} {key}");
+            let mut patient = neurons.patient(kernels);
+            let method = (neuron::named(method).expect("a method").build)(recipe.clone());
+            let mut steps: Vec<Step> = Vec::new();
+            let mut watch = |step| {
+                steps.push(step);
+                Ok(())
+            };
+            let mut rows = neurons.failing();
+            if recipe.mode == Mode::Iterative {
+                rows.drain(..2);
+            }
+            let tally = neuron::repair(method.as_ref(), &mut patient, &rows, 1, &mut watch);
+            assert_eq!(tally.expect("repairs").given_up, 0);
+            let losses = numbers(&neurons.expected[key]["losses"]);
+            assert_eq!(steps.len(), losses.len(), "{what}");
+            steps.iter().zip(losses).for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
+            neurons.same_weights(&patient, key, &what);
+            let changed = neuron::changed(&patient).expect("changed");
+            if *key == "sparse" {
+                let kept: BTreeMap<usize, Vec<usize>> =
+                    serde_json::from_value(neurons.expected["scope"].clone()).expect("scope");
+                assert_eq!(changed, kept, "{what}: other neurons than the kept ones");
+            }
+        }
+    });
+}
+
+#[test]
+fn mint_moves_the_neurons_of_the_statement() {
+    each(|neurons, kernels, what| {
+        let mut patient = neurons.patient(kernels);
+        let mint = (neuron::named("mint").expect("mint").build)(Recipe::default());
+        let mut blocks = Vec::new();
+        let mut watch = |step: Step| {
+            blocks.extend(step.blocks);
+            Ok(())
+        };
+        let pass = mint.pass(&mut patient, &neurons.rows("mint_rows"), &mut watch).expect("pass");
+        let expected = neurons.expected["mint"].as_array().expect("tokens");
+        let given_up = expected.iter().filter(|token| token["repaired"] == false).count();
+        assert_eq!((pass.tried, pass.given_up), (expected.len(), given_up), "{what}");
+        let moved: Vec<usize> = expected
+            .iter()
+            .flat_map(|token| token["edits"].as_array().expect("edits"))
+            .map(|edit| numbers(edit)[0] as usize)
+            .collect();
+        assert_eq!(blocks, moved, "{what}");
+        neurons.same_weights(&patient, "mint", what);
+    });
+}
+
+/// A target that the model says already costs nothing and changes nothing.
+#[test]
+fn what_is_right_is_left_alone() {
+    each(|neurons, kernels, what| {
+        let right = [neurons.rows("rows").remove(1)];
+        for entry in neuron::METHODS {
+            let mut patient = neurons.patient(kernels);
+            let method = (entry.build)(Recipe { mode: Mode::Iterative, ..Recipe::default() });
+            let mut watch = |_| anyhow::bail!("a step");
+            let tally = neuron::repair(method.as_ref(), &mut patient, &right, 3, &mut watch).expect("repairs");
+            assert_eq!((tally.rounds, tally.tried), (0, 0), "{what} {}", entry.name);
+            let pass = method.pass(&mut patient, &right, &mut watch).expect("passes");
+            assert_eq!(pass.tried, 0, "{what} {}", entry.name);
+            assert!(neuron::changed(&patient).expect("changed").is_empty());
+        }
+    });
+}
+
+/// The sum over rows of the gradient by a layer's input is its matrix times the gradient by its bias.
+#[test]
+fn a_tapped_gradient_is_the_derivative() {
+    each(|neurons, kernels, what| {
+        let patient = neurons.patient(kernels);
+        let batch = neuron::batch(&neurons.failing());
+        let layer = patient.mlp.output(0);
+        let loss = |view: &irepair::weights::View| irepair::loss::nll(patient.model, view, &batch).expect("loss");
+        let view = patient.weights.frozen(Who::Patient).expect("view").tapping([layer.clone()]);
+        let tapped_loss = loss(&view);
+        let value = tapped_loss.to_scalar::<f32>().expect("scalar");
+        view.backward(tapped_loss).expect("backward");
+        let read = view.harvest().expect("harvest").tapped.remove(&layer).expect("tapped");
+        let gradient = read.gradient.expect("a gradient");
+        assert_eq!(gradient.dims(), read.input.dims());
+        let bias = format!("{layer}.bias");
+        let view = patient
+            .weights
+            .view(Who::Patient, |s| if s.name == bias { Want::Gradient } else { Want::Nothing })
+            .expect("view");
+        let plain_loss = loss(&view);
+        assert_eq!(plain_loss.to_scalar::<f32>().expect("scalar"), value, "{what}: a tap changes nothing");
+        view.backward(plain_loss).expect("backward");
+        let by_bias = view.harvest().expect("harvest").gradients.remove(&bias).expect("gradient");
+        let w = patient.weights.tensor(Who::Patient, &patient.mlp.weight(0)).expect("tensor");
+        let w = match patient.mlp.orientation {
+            Orientation::InOut => w.clone(),
+            Orientation::OutIn => w.t().expect("transposes"),
+        };
+        let want = w.matmul(&by_bias.unsqueeze(1).expect("column")).and_then(|x| x.flatten_all()?.to_vec1::<f32>());
+        let got = gradient.sum(0).and_then(|x| x.to_vec1::<f32>()).expect("sum");
+        all_close(&got, &want.expect("product"), 1e-4, what);
+    });
+}
+
+/// A temporary folder and names in it.
+struct Bench(tempfile::TempDir);
+
+impl Bench {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("dir"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().expect("utf-8").to_owned()
+    }
+
+    fn file(&self, name: &str, rows: &[Value]) -> String {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        std::fs::write(self.path(name), text).expect("writes");
+        self.path(name)
+    }
+}
+
+fn golden_model(name: &str) -> String {
+    golden::dir().join(name).to_str().expect("utf-8").to_owned()
+}
+
+fn record(out: &str) -> RunRecord {
+    let bytes = std::fs::read(format!("{out}/irepair/run.json")).expect("run.json");
+    serde_json::from_slice(&bytes).expect("read strictly")
+}
+
+fn weights_of(dir: &str) -> Vec<u8> {
+    std::fs::read(format!("{dir}/model.safetensors")).expect("weights")
+}
+
+/// What `eval --edits` measures of the demo and of a model, by figure.
+fn measured(bench: &Bench, model: &str) -> BTreeMap<String, [f64; 2]> {
+    let out = bench.path("evaluated");
+    let said = ok(&irepair(&[
+        "eval",
+        "--model",
+        "demo",
+        "--model",
+        model,
+        "--edits",
+        "--out",
+        &out,
+        "--overwrite",
+        "-q",
+        "--json",
+    ]));
+    let results: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(results["models"][0].get("changed"), None, "the demo is no repair");
+    assert!(results["models"][1]["changed"]["neurons"].as_u64().expect("neurons") > 0);
+    let models = results["measurements"][0]["models"].as_array().expect("models");
+    let figures = |model: usize| models[model]["figures"].as_array().expect("figures").iter();
+    let value = |figure: &Value| figure["value"].as_f64().expect("a value");
+    figures(0)
+        .zip(figures(1))
+        .map(|(base, ours)| (base["name"].as_str().expect("name").to_owned(), [value(base), value(ours)]))
+        .collect()
+}
+
+/// The failures of the demo, repaired in either mode, and what that does elsewhere.
+#[test]
+fn star_repairs_what_the_demo_gets_wrong() {
+    let bench = Bench::new();
+    for more in [&["--mode", "batch"][..], &["--mode", "iterative", "--neurons", "1/4"]] {
+        let out = bench.path("out");
+        ok(&irepair(&[&["repair", "--method", "star", "--out", &out, "--overwrite", "-q"][..], more].concat()));
+        let run = record(&out);
+        let edits = run.edits.as_ref().expect("edits");
+        assert_eq!((edits.failures, edits.skipped), (12, 0));
+        assert!(edits.repaired as f64 >= 0.9 * edits.failures as f64, "{more:?}: {edits:?}");
+        assert!(run.changed.iter().all(|c| c.name.ends_with(".mlp.c_proj.weight")), "{more:?}");
+        assert_eq!(run.changed_parameters, 128 * edits.neurons.values().sum::<usize>());
+        assert!(run.after.nll_chosen < run.before.nll_chosen);
+        assert_eq!(run.sliced.len(), 6);
+        let figures = measured(&bench, &out);
+        let [before, after] = figures["targets said, teacher forcing (%)"];
+        close(after, 100.0 * edits.repaired as f64 / 12.0, 1e-9, "what eval finds is what repair found");
+        assert_eq!((before, figures["targets said, generated (%)"]), (0.0, [0.0, after]));
+        let [before, after] = figures["generalization, teacher forcing (%)"];
+        assert!(before == 0.0 && after > 50.0, "{more:?}: {figures:?}");
+        let [before, after] = figures["specificity, generated (%)"];
+        assert!(before == 100.0 && after < 100.0, "{more:?}: {figures:?}");
+    }
+}
+
+/// A patch holds the rows (GPT-Neo: columns) of the changed neurons alone, and leads there and back.
+#[test]
+fn a_patch_holds_the_neurons() {
+    for (name, axis) in [("gpt2", 0), ("gpt-neo", 1)] {
+        let bench = Bench::new();
+        let rows = [
+            json!({"prompt": "The old boat on the river", "target": " drifted home."}),
+            json!({"prompt": "The old boat on the river", "target": " sank.", "kind": "specificity"}),
+        ];
+        let (model, data, out) = (golden_model(name), bench.file("rows.jsonl", &rows), bench.path("out"));
+        ok(&irepair(&[
+            "repair",
+            "--model",
+            &model,
+            "--data",
+            &data,
+            "--method",
+            "star",
+            "--block-sparsity",
+            "one",
+            "--neurons",
+            "1/16",
+            "--max-steps",
+            "3",
+            "--rounds",
+            "1",
+            "--out",
+            &out,
+            "-q",
+        ]));
+        let run = record(&out);
+        assert_eq!((run.steps, run.changed.len(), run.data.pairs), (3, 1, 1), "{name}");
+        assert_eq!(run.edits.expect("edits").neurons.values().collect::<Vec<_>>(), [&4], "{name}");
+        let path = format!("{out}/irepair/patch.safetensors");
+        let patch = PatchFile::open(path.as_ref()).expect("patch");
+        let lines = patch.tensors[&run.changed[0].name].lines.clone().expect("some rows");
+        assert_eq!((lines.axis, lines.indices.len()), (axis, 4), "{name}");
+        let shown = ok(&irepair(&["patch", "show", &path]));
+        assert!(shown.contains(if axis == 0 { "4 rows: " } else { "4 columns: " }), "{shown}");
+        let (there, back) = (bench.path("there"), bench.path("back"));
+        ok(&irepair(&["patch", "apply", &model, &path, "--out", &there]));
+        assert_eq!(weights_of(&there), weights_of(&out), "{name}");
+        ok(&irepair(&["patch", "revert", &out, &path, "--out", &back]));
+        assert_eq!(weights_of(&back), weights_of(&model), "{name}");
+    }
+}
+
+/// Two wishes for one position: half of what they ask is left, said, and nothing is NaN.
+#[test]
+fn contradicting_rows_have_a_residual() {
+    let bench = Bench::new();
+    let rows = [" drifted", " sank"].map(|target| json!({"prompt": "The old boat on the river", "chosen": target}));
+    let (model, data, out) = (golden_model("gpt2"), bench.file("rows.jsonl", &rows), bench.path("out"));
+    let said = ok(&irepair(&["repair", "--model", &model, "--data", &data, "--method", "star", "--out", &out, "-q"]));
+    let edits = record(&out).edits.expect("edits");
+    assert!(edits.worst_residual > 0.3 && edits.worst_residual <= 1.0, "{edits:?}");
+    assert!(edits.repaired < 2 && said.contains("can't be met in full"), "{said}");
+}
+
+#[test]
+fn rows_that_are_right_are_skipped_and_counted() {
+    let bench = Bench::new();
+    let edits: Vec<Value> =
+        irepair::demo::EDITS.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+    let row = |kind: &str| {
+        let row = edits.iter().find(|row| row["kind"] == kind).expect(kind);
+        json!({"prompt": row["prompt"], "target": row["chosen"]})
+    };
+    let (wrong, right) = (row("failure"), row("specificity"));
+    let (both, only) = (bench.file("both.jsonl", &[right.clone(), wrong]), bench.file("only.jsonl", &[right]));
+    let out = bench.path("out");
+    let repair =
+        |data| ["repair", "--data", data, "--method", "sgd", "--max-steps", "1", "--rounds", "1", "--out", &out];
+    let output = irepair(&repair(&both));
+    ok(&output);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("2 rows: 1 to repair, 1 skipped because the model already says their target"), "{said}");
+    let edits = record(&out).edits.expect("edits");
+    assert_eq!((edits.skipped, edits.failures), (1, 1));
+    refused(&[&repair(&only)[..], &["--overwrite"]].concat(), 4, &["already says every target"]);
+}
+
+#[test]
+fn a_dry_run_says_what_it_takes_and_writes_nothing() {
+    let bench = Bench::new();
+    let out = bench.path("out");
+    let plan = ["repair", "--method", "star", "--dry-run", "--json", "-q", "--out", &out];
+    let plan: Value = serde_json::from_str(&ok(&irepair(&plan))).expect("JSON");
+    assert_eq!((plan["rows"].as_u64(), plan["neurons"].as_u64()), (Some(12), Some(6 * 512)));
+    let parts = plan["memory"]["parts"].as_array().expect("parts");
+    assert!(parts.iter().any(|part| part["name"] == "linear systems"), "{parts:?}");
+    assert!(!std::path::Path::new(&out).exists());
+    let mut little = command(&["repair", "--method", "star", "--out", &out]);
+    let output = little.env("IREPAIR_MEMORY_LIMIT", "10").output().expect("runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("linear systems"), "{error}");
+}
+
+#[test]
+fn edits_that_cannot_be() {
+    let bench = Bench::new();
+    let (model, out) = (golden_model("gpt2"), bench.path("out"));
+    let row = |target: &str| json!({"prompt": "Tea at noon", "target": target});
+    let good = bench.file("good.jsonl", &[row(" and bread")]);
+    let repair = |data: &str, more: &[&str], code: i32, words: &[&str]| {
+        let arguments = ["repair", "--model", &model, "--data", data, "--out", &out, "--method", "star"];
+        refused(&[&arguments[..], more].concat(), code, words);
+    };
+    repair(&bench.file("empty.jsonl", &[row(" x"), row("")]), &[], 3, &["empty.jsonl:2", "target is empty"]);
+    repair(&bench.file("keys.jsonl", &[json!({"prompt": "a"})]), &[], 3, &["keys.jsonl:1", "\"target\""]);
+    repair(&bench.file("long.jsonl", &[row(&" word".repeat(70))]), &[], 3, &["long.jsonl:1", "64 positions"]);
+    let other = json!({"prompt": "a", "target": "b", "kind": "specificity"});
+    repair(&bench.file("other.jsonl", &[other]), &[], 3, &["no row is a failure"]);
+    for (flag, value) in [
+        ("--kl-weight", "1"),
+        ("--select", "max"),
+        ("--objective", "nll"),
+        ("--optimizer", "adamw"),
+        ("--batch-size", "2"),
+        ("--config", "quick"),
+    ] {
+        repair(&good, &[flag, value], 2, &["--method star", "contradicts"]);
+    }
+    repair(&good, &["--resume"], 2, &["--resume"]);
+    repair(&good, &["--rounds", "0"], 3, &["--rounds 0"]);
+    repair(&good, &["--neurons", "5/4"], 2, &["--neurons", "fraction"]);
+    repair(&good, &["--learning-rate", "0"], 4, &["nothing changed"]);
+    refused(&["repair", "--method", "mint", "--neurons", "1/4"], 2, &["--method mint", "--neurons"]);
+    refused(&["repair", "--method", "irepair", "--neurons", "1/4"], 2, &["--method irepair", "--neurons"]);
+    refused(&["repair", "--method", "stra"], 3, &["did you mean \"star\""]);
+    refused(&["bench", "--method", "star"], 3, &["a block-level method is wanted"]);
+    refused(&["eval", "--edits", &bench.path("none.jsonl"), "--out", &out], 3, &["none.jsonl"]);
+}
