@@ -130,7 +130,7 @@ fn layer_passes(c: &mut Criterion) {
     }
     let weights = store(&[("tokens", &[50257, C]), ("positions", &[1024, C])], Kernels::Cpu);
     let view = weights.frozen(Who::Patient).expect("view");
-    c.bench_function("embedding", |b| b.iter(|| layers::embed(&view, "tokens", "positions", &packed)));
+    c.bench_function("embedding", |b| b.iter(|| layers::embed(&view, "tokens", Some("positions"), &packed)));
 }
 
 /// One block of gpt2: 7 million parameters.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the golden numbers the Rust tests compare themselves with: tiny checkpoints and what PyTorch computes on them.
 
-    python scripts/make_golden.py [--out tests/golden]
+    python scripts/make_golden.py [--out tests/golden] [--only NAME...]
 
 The methods are those of `irepair_ref.py` beside this file; nothing is restated here. Every random number comes
 from a seeded generator, so that a second run on the same machine gives the same bytes (another CPU or PyTorch
@@ -32,9 +32,9 @@ import sys
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM,
-                          PreTrainedTokenizerFast)
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaConfig, MistralConfig,
+                          PreTrainedTokenizerFast, Qwen2Config, Qwen3Config)
 
 import irepair_ref as ref
 
@@ -60,6 +60,8 @@ CORPUS = [row["prompt"] + row[key] for row in PAIRS for key in ("chosen", "rejec
 
 GPT2 = dict(vocab_size=VOCAB, n_positions=64, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0)
 NEO = dict(vocab_size=VOCAB, max_position_embeddings=64, hidden_size=16, num_heads=2, bos_token_id=0, eos_token_id=0)
+LLAMA = dict(vocab_size=VOCAB, max_position_embeddings=64, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+             num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0)
 CHECKPOINTS = {
     # What everyone has: tied head, gelu_new, one file.
     "gpt2": dict(seed=19, config=GPT2Config(**GPT2)),
@@ -76,8 +78,23 @@ CHECKPOINTS = {
     # Local first, a hidden size of its own, bfloat16.
     "gpt-neo-bf16": dict(seed=1, dtype=torch.bfloat16, config=GPTNeoConfig(
         **NEO, num_layers=2, attention_types=[[["local", "global"], 1]], window_size=3, intermediate_size=48)),
+    # As Llama 3: llama3 scaling, of which each of the four pairs meets another part, heads wider than the hidden size's
+    # share, a tied head, a tokenizer that begins texts with a token; every bias besides.
+    "llama": dict(seed=248, bos=True, config=LlamaConfig(
+        **LLAMA, head_dim=8, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32})),
+    # A window in every layer, one head of keys and values for all, bfloat16, the configuration as before transformers 5.
+    "mistral": dict(seed=1118, dtype=torch.bfloat16, config=MistralConfig(
+        **{**LLAMA, "num_key_value_heads": 1}, sliding_window=5),
+        old={"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    # Biases on queries, keys and values; a window in the upper layers.
+    "qwen2": dict(seed=2, config=Qwen2Config(
+        **LLAMA, tie_word_embeddings=True, use_sliding_window=True, sliding_window=4, max_window_layers=1)),
+    # Norms over the heads; half precision.
+    "qwen3": dict(seed=60, dtype=torch.float16, config=Qwen3Config(**LLAMA, head_dim=6)),
 }
-GENERATE = ("gpt2", "gpt-neo")
+GENERATE = ("gpt2", "gpt-neo", "llama", "mistral", "qwen2", "qwen3")
 
 
 def write_json(path, value):
@@ -88,8 +105,9 @@ def write_json(path, value):
 
 # ---- tokenizer and checkpoints -------------------------------------------------------------------------------
 
-def make_tokenizer():
-    """A byte-level BPE like GPT-2's, trained on CORPUS: `<|endoftext|>` is id 0, then the 256 bytes, then merges."""
+def make_tokenizer(bos=False):
+    """A byte-level BPE like GPT-2's, trained on CORPUS: `<|endoftext|>` is id 0, then the 256 bytes, then merges. With
+    `bos` it stands at the beginning of a text, as Llama's tokenizers have it."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -97,34 +115,40 @@ def make_tokenizer():
     tok.train_from_iterator(CORPUS, trainers.BpeTrainer(
         vocab_size=VOCAB, special_tokens=[EOT], initial_alphabet=alphabet, show_progress=False))
     assert tok.get_vocab_size() == VOCAB and tok.token_to_id(EOT) == 0
+    if bos:
+        tok.post_processor = processors.TemplateProcessing(
+            single=f"{EOT} $A", pair=f"{EOT} $A $B", special_tokens=[(EOT, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=EOT, eos_token=EOT, unk_token=EOT, model_max_length=64)
 
 
 def randomize(model, seed):
     """Scaled so that attention isn't uniform (GPT-Neo's scores are not divided by the square root of the head size,
     so it needs less) and blocks differ, with no bias or norm at its neutral value."""
-    attention, embedding = (0.3, 0.5) if model.config.model_type == "gpt2" else (0.2, 0.8)
+    attention, embedding = {"gpt2": (0.3, 0.5), "gpt_neo": (0.2, 0.8)}.get(model.config.model_type, (0.3, 1.0))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             draw = torch.randn(p.shape, generator=g)
             if name.endswith("bias"):
                 p.copy_(0.1 * draw)
-            elif ".ln_" in name:
+            elif ".ln_" in name or "norm" in name:
                 p.copy_(1 + 0.2 * draw)
             else:
-                p.copy_((attention if ".attn." in name else 0.2 if ".mlp." in name else embedding) * draw)
+                p.copy_((attention if "attn." in name else 0.2 if ".mlp." in name else embedding) * draw)
 
 
 def save_checkpoint(folder, spec, tokenizer):
-    family = GPT2LMHeadModel if spec["config"].model_type == "gpt2" else GPTNeoForCausalLM
-    model = family(copy.deepcopy(spec["config"]))
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(spec["config"]), dtype=torch.float32)
     randomize(model, spec["seed"])
     model.to(spec.get("dtype", torch.float32))
     model.save_pretrained(folder, max_shard_size=spec.get("shard", "5GB"))
     tokenizer.save_pretrained(folder)
     if spec.get("bare"):
         make_bare(folder)
+    if "old" in spec:
+        config = json.load(open(f"{folder}/config.json"))
+        del config["rope_parameters"]
+        write_json(f"{folder}/config.json", dict(sorted((config | spec["old"]).items())))
 
 
 def make_bare(folder):
@@ -172,8 +196,8 @@ def load(folder, dtype=torch.float32):
 
 def batches(tokenizer, loss_on):
     """(good, bad, normal) as the reference's `parity` makes them."""
-    ids = lambda text: tokenizer(text).input_ids
-    side = lambda key: ref.batch([(ids(r["prompt"]), ids(r[key])) for r in PAIRS], 0, loss_on == "all")
+    ids = lambda text, whole=True: tokenizer(text, add_special_tokens=whole).input_ids
+    side = lambda key: ref.batch([(ids(r["prompt"]), ids(r[key], False)) for r in PAIRS], 0, loss_on == "all")
     return side("chosen"), side("rejected"), ref.batch([([], ids(r["prompt"] + r["chosen"])) for r in PAIRS], 0)
 
 
@@ -336,20 +360,24 @@ def check_lengths(tokenizer):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", default="tests/golden")
-    out = ap.parse_args().out
+    ap.add_argument("--only", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS), metavar="NAME",
+                    help="make these checkpoints anew and keep the others as they lie in OUT")
+    args = ap.parse_args()
+    out = args.out
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    tokenizer = make_tokenizer()
-    check_lengths(tokenizer)
+    tokenizer_of = lambda name: make_tokenizer(CHECKPOINTS[name].get("bos", False))
+    check_lengths(make_tokenizer())
     os.makedirs(out, exist_ok=True)
     with open(f"{out}/pairs.jsonl", "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in PAIRS)
     with open(f"{out}/normal.jsonl", "w") as f:
         f.writelines(json.dumps({"text": row["prompt"] + row["chosen"]}) + "\n" for row in PAIRS)
 
-    changing = 0
-    for name, spec in CHECKPOINTS.items():
+    changing = []
+    for name in args.only:
+        spec, tokenizer = CHECKPOINTS[name], tokenizer_of(name)
         folder = f"{out}/{name}"
         shutil.rmtree(folder, ignore_errors=True)
         save_checkpoint(folder, spec, tokenizer)
@@ -357,12 +385,12 @@ def main():
         write_json(f"{folder}/expected.json", numbers)
         save_file(tensors, f"{folder}/expected.safetensors", metadata={"format": "pt"})
         chosen = {m: [s["block"] for s in numbers[m]["steps"]] for m in ("irepair", "irepair_kl")}
-        changing += any(len(set(c)) > 1 for c in chosen.values())
+        changing += [name] if any(len(set(c)) > 1 for c in chosen.values()) else []
         print(name, chosen, {m: numbers[m]["weights_f64_gap"] for m in chosen}, file=sys.stderr)
-    assert changing >= 2, "the chosen block changes for too few checkpoints"
+    assert len(changing) >= 2 or len(args.only) < 4, "the chosen block changes for too few checkpoints"
     write_json(f"{out}/generate.json", {
         "command": "python scripts/make_golden.py", "torch": torch.__version__, "transformers": transformers.__version__,
-        "new_tokens": NEW_TOKENS, **{name: greedy(f"{out}/{name}", tokenizer) for name in GENERATE}})
+        "new_tokens": NEW_TOKENS, **{name: greedy(f"{out}/{name}", tokenizer_of(name)) for name in GENERATE}})
     write_json(f"{out}/optim.json", optimizers())
 
 

@@ -26,6 +26,8 @@ use crate::weights::{TensorSpec, Weights, Who};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// What transformers loads a language model of any architecture with.
+pub const ANY_CLASS: &str = "AutoModelForCausalLM";
 /// The longest header that the safetensors format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
@@ -61,6 +63,9 @@ impl Checkpoint {
     /// Opens a folder: reads `config.json` and the headers of the weights. Errors are bad input and name the file.
     pub fn open(dir: &Path, name: &str, revision: Option<String>) -> Result<Self> {
         let config_path = dir.join("config.json");
+        if !config_path.is_file() {
+            refuse_other_weights(dir, &Value::Null)?;
+        }
         let text = std::fs::read_to_string(&config_path)
             .map_err(|e| Fault::Input(format!("{}: {e}; a model folder has a config.json", config_path.display())))?;
         let config = serde_json::from_str(&text)
@@ -228,10 +233,36 @@ pub fn hash_file(path: &Path) -> Result<String> {
     }
 }
 
-/// The line of Python that writes a model's pickled weights as safetensors.
-fn conversion(config: &Value) -> String {
-    let class = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or("AutoModelForCausalLM");
-    format!("{class}.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)")
+/// The line of Python that writes safetensors of a file of weights in another format, if its name says that it is one.
+pub fn conversion(file: &str, class: &str) -> Option<String> {
+    // What is pickled can run code, and is never opened.
+    let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
+    if others.contains(&file) {
+        return Some(format!("{class}.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"));
+    }
+    // Newer versions of transformers don't save what they read of a GGUF file unless they forget where it is from.
+    file.ends_with(".gguf").then(|| {
+        format!(
+            "m = {class}.from_pretrained(DIR, gguf_file={file:?}); m.hf_quantizer = None; \
+             vars(m.config).pop('quantization_config', None); m.save_pretrained(OUT); \
+             AutoTokenizer.from_pretrained(DIR, gguf_file={file:?}).save_pretrained(OUT)"
+        )
+    })
+}
+
+/// Errors (bad input) if the folder has weights in another format, and says how to convert them.
+fn refuse_other_weights(dir: &Path, config: &Value) -> Result<()> {
+    let class = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or(ANY_CLASS);
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut files: Vec<String> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+    files.sort();
+    match files.iter().find_map(|file| Some((file, conversion(file, class)?))) {
+        Some((file, line)) => bail_input!(
+            "{}: no {SINGLE}, only {file}, which is not loaded; convert it with transformers: {line}",
+            dir.display()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// File names of the weights of a folder.
@@ -241,17 +272,8 @@ fn weight_files(dir: &Path, config: &Value) -> Result<Vec<String>> {
         return Ok(vec![SINGLE.into()]);
     }
     if !index.is_file() {
-        let other = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"]
-            .into_iter()
-            .find(|f| dir.join(f).exists());
-        match other {
-            Some(other) => bail_input!(
-                "{}: no {SINGLE}, only {other}, which is not loaded; convert it with transformers: {}",
-                dir.display(),
-                conversion(config)
-            ),
-            None => bail_input!("{}: no {SINGLE} and no {INDEX}; a model folder has weights", dir.display()),
-        }
+        refuse_other_weights(dir, config)?;
+        bail_input!("{}: no {SINGLE} and no {INDEX}; a model folder has weights", dir.display());
     }
     let text = std::fs::read_to_string(&index).map_err(|e| Fault::Input(format!("{}: {e}", index.display())))?;
     let value: Value =

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RepairOptions;
 use crate::model::kernels::matmul::Precision;
+use crate::model::shapes::SHAPES;
 use crate::tokens::LossOn;
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as little else as possible
@@ -461,8 +463,8 @@ pub enum PatchCommand {
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Shape of the random model
-    #[arg(long, value_enum, default_value_t = Shape::Gpt2)]
-    pub config: Shape,
+    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.iter().map(|s| s.name)), default_value = "gpt2")]
+    pub config: String,
     /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
     #[arg(long, default_value = "irepair+kl")]
     pub method: String,
@@ -492,15 +494,6 @@ pub struct Bench {
     /// Layers composed of candle's own operations instead of our kernels
     #[arg(long)]
     pub composed: bool,
-}
-
-/// Named sizes of `bench`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Shape {
-    Gpt2,
-    Gpt2Medium,
-    Gpt2Large,
-    Gpt2Xl,
 }
 
 #[derive(Debug, Args)]

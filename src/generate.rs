@@ -1,5 +1,7 @@
 //! Generation: sampling with a key/value cache, one seeded stream a text, so that batches change nothing.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -28,13 +30,16 @@ pub struct Job {
     pub sample: u64,
 }
 
+/// Tokens that end a text.
+pub type Ends = Arc<[u32]>;
+
 /// What all texts have in common.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Generation {
     pub sampling: Sampling,
     pub max_new_tokens: usize,
-    /// A text ends with this token (which is not part of it).
-    pub end: Option<u32>,
+    /// A text ends with one of these (which is not part of it).
+    pub ends: Ends,
     pub seed: u64,
 }
 
@@ -72,7 +77,7 @@ pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation)
         let goes_on: Vec<bool> = running
             .iter_mut()
             .map(|run| {
-                if Some(run.last) == settings.end {
+                if settings.ends.contains(&run.last) {
                     return false;
                 }
                 texts[run.index].push(run.last);

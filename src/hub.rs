@@ -10,7 +10,7 @@ use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use crate::bail_input;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{ANY_CLASS, Checkpoint, conversion};
 use crate::demo;
 use crate::environment::variable;
 use crate::fault::Fault;
@@ -59,12 +59,17 @@ fn find(model: &str, revision: Option<&str>, tokenizers: &[&str]) -> Result<(Pat
         }
         return Ok((path.into(), model.into(), None));
     }
+    if let Some(file) = path.file_name().filter(|_| path.is_file()) {
+        let line = conversion(&file.to_string_lossy(), ANY_CLASS);
+        let advice = line.map_or(String::new(), |line| format!("; convert it with transformers: {line}"));
+        bail_input!("{model}: a file; a model is a folder with config.json, tokenizer.json and safetensors{advice}");
+    }
     let (id, in_name) = match model.split_once('@') {
         Some((id, revision)) => (id, Some(revision)),
         None => (model, None),
     };
     let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, full)| full);
-    if path.exists() || !is_hub_id(id) {
+    if !is_hub_id(id) {
         bail_input!("{model}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})", short_names());
     }
     let hub = Hub::from_env()?;

@@ -18,6 +18,7 @@
 
 pub mod algebra;
 pub mod calibration;
+pub mod chat;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;

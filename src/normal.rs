@@ -69,7 +69,7 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
         let generation = Generation {
             sampling: writing.sampling,
             max_new_tokens: writing.new_tokens,
-            end: subject.end,
+            ends: subject.ends.clone(),
             seed: writing.seed,
         };
         let view = subject.weights.frozen(Who::Patient)?;

@@ -67,7 +67,8 @@ impl fmt::Display for Unit {
 
 /// The sublayer of a block's tensor, by its name in transformers: the second norm belongs to the MLP.
 fn part_of(name: &str) -> Part {
-    if name.contains(".mlp.") || name.contains(".ln_2.") { Part::Mlp } else { Part::Attention }
+    let of_mlp = [".mlp.", ".ln_2.", ".post_attention_layernorm."];
+    if of_mlp.iter().any(|part| name.contains(part)) { Part::Mlp } else { Part::Attention }
 }
 
 /// Which tensors a step may change.

@@ -8,10 +8,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
+use serde_json::Value;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::bail_input;
-use crate::data::{Edit, Pair, Place, Text};
+use crate::chat::{ChatTemplate, Ending};
+use crate::data::{Conversation, Edit, Pair, Place, Text};
 use crate::fault::Fault;
 
 /// Which tokens of a pair count in the NLL.
@@ -253,6 +255,9 @@ pub struct Cut {
 /// A tokenizer that gives ids below the model's vocabulary size; it does not pad, nor cut unless it was told to.
 pub struct Encoder {
     tokenizer: Tokenizer,
+    /// For what goes on within a text, where the tokenizer puts a space before one.
+    continuing: Option<Tokenizer>,
+    chat: Option<ChatTemplate>,
 }
 
 impl Encoder {
@@ -264,9 +269,12 @@ impl Encoder {
 
     /// From the bytes of a `tokenizer.json`, called `name` in errors.
     pub fn from_bytes(bytes: &[u8], name: &str, vocabulary: usize) -> Result<Self> {
-        let tokenizer =
-            Tokenizer::from_bytes(bytes).map_err(|e| Fault::Input(format!("{name}: not a tokenizer: {e}")))?;
-        Self::from_tokenizer(tokenizer, name, vocabulary)
+        let read = |bytes: &[u8]| {
+            Tokenizer::from_bytes(bytes).map_err(|e| Fault::Input(format!("{name}: not a tokenizer: {e}")))
+        };
+        let encoder = Self::from_tokenizer(read(bytes)?, name, vocabulary)?;
+        let continuing = without_first_space(bytes).map(|bytes| read(&bytes)).transpose()?;
+        Ok(Self { continuing, ..encoder })
     }
 
     /// From a tokenizer that was made of the file `name`.
@@ -282,7 +290,12 @@ impl Encoder {
                 vocabulary.saturating_sub(1)
             );
         }
-        Ok(Self { tokenizer })
+        Ok(Self { tokenizer, continuing: None, chat: None })
+    }
+
+    /// The same, with the template that makes texts of conversations.
+    pub fn with_chat(self, chat: Option<ChatTemplate>) -> Self {
+        Self { chat, ..self }
     }
 
     /// The same, but texts are cut so that they have at most `longest` tokens with the special ones, which stay.
@@ -296,9 +309,7 @@ impl Encoder {
 
     /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at the beginning.
     pub fn encode(&self, text: &str, whole: bool) -> Result<Vec<u32>> {
-        let encoding =
-            self.tokenizer.encode_fast(text, whole).map_err(|e| Fault::Input(format!("can't tokenize a text: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.tokenizer, text, whole)
     }
 
     /// Text of ids, without special tokens.
@@ -311,14 +322,25 @@ impl Encoder {
         self.tokenizer.token_to_id(token)
     }
 
-    /// Pairs in tokens, cut to length; prompt and responses are tokenized apart and joined.
+    /// Pairs in tokens, cut to length; prompt and responses are tokenized apart and joined. Of a prompt the first tokens
+    /// are kept, of a conversation the last, which say whose turn it is.
     pub fn pairs(&self, pairs: &[Pair], lengths: Lengths) -> Result<(Vec<TokenPair>, Cut)> {
         let mut cut = Cut::default();
         let mut tokens = Vec::with_capacity(pairs.len());
         for pair in pairs {
-            let mut prompt = self.some(&pair.prompt, true, "prompt", &pair.place)?;
-            if prompt.len() > lengths.prompt {
-                prompt.truncate(lengths.prompt);
+            let (mut prompt, responses) = match &pair.conversation {
+                None => {
+                    let response = |text: &str, what: &str| self.continuation(text, what, &pair.place);
+                    let responses = [response(&pair.chosen, "chosen")?, response(&pair.rejected, "rejected")?];
+                    (self.some(&pair.prompt, true, "prompt", &pair.place)?, responses)
+                }
+                Some(conversation) => self.conversation(conversation, &pair.place)?,
+            };
+            if let Some(over) = prompt.len().checked_sub(lengths.prompt).filter(|over| *over > 0) {
+                match pair.conversation {
+                    None => prompt.truncate(lengths.prompt),
+                    Some(_) => drop(prompt.drain(..over)),
+                }
                 cut.prompts += 1;
             }
             let room = lengths.total.saturating_sub(prompt.len());
@@ -331,15 +353,11 @@ impl Encoder {
                     lengths.total
                 );
             }
-            let mut response = |text: &str, what: &str| -> Result<Vec<u32>> {
-                let mut ids = self.some(text, false, what, &pair.place)?;
-                if ids.len() > room {
-                    ids.truncate(room);
-                    cut.responses += 1;
-                }
-                Ok(ids)
-            };
-            let (chosen, rejected) = (response(&pair.chosen, "chosen")?, response(&pair.rejected, "rejected")?);
+            let [chosen, rejected] = responses.map(|mut ids| {
+                cut.responses += usize::from(ids.len() > room);
+                ids.truncate(room);
+                ids
+            });
             tokens.push(TokenPair { prompt, chosen, rejected });
         }
         Ok((tokens, cut))
@@ -365,9 +383,42 @@ impl Encoder {
             .collect()
     }
 
-    /// A prompt in tokens. Errors (bad input) if it has none.
+    /// What stands before the answer, and both answers: their last turns, as the chat template writes them.
+    fn conversation(&self, of: &Conversation, place: &Place) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
+        let chat = self.chat(place)?;
+        let begin = chat.render(&of.history, Ending::Prompt, place)?;
+        let answer = |message: &Value, what: &str| {
+            let whole = chat.render(&[&of.history, std::slice::from_ref(message)].concat(), Ending::Message, place)?;
+            match whole.strip_prefix(&begin) {
+                Some(own) => self.continuation(own, what, place),
+                None => bail_input!(
+                    "{place}: the chat template writes the turns before the answer differently once it is there; \
+                     give prompt, chosen and rejected as plain strings"
+                ),
+            }
+        };
+        let answers = [answer(&of.chosen, "chosen")?, answer(&of.rejected, "rejected")?];
+        // The template has written the special tokens.
+        Ok((self.some(&begin, false, "prompt", place)?, answers))
+    }
+
+    fn chat(&self, place: &Place) -> Result<&ChatTemplate> {
+        match &self.chat {
+            Some(chat) => Ok(chat),
+            None => bail_input!(
+                "{place}: a conversation, but this model has no chat template; give plain strings, or put the template \
+                 beside its config.json as chat_template.jinja"
+            ),
+        }
+    }
+
+    /// A prompt in tokens; of a conversation, with what stands before the answer. Errors (bad input) if it has none.
     pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>> {
-        self.some(&prompt.text, true, "prompt", &prompt.place)
+        if prompt.messages.is_empty() {
+            return self.some(&prompt.text, true, "prompt", &prompt.place);
+        }
+        let text = self.chat(&prompt.place)?.render(&prompt.messages, Ending::Prompt, &prompt.place)?;
+        self.some(&text, false, "prompt", &prompt.place)
     }
 
     /// Texts in tokens, cut to length.
@@ -386,12 +437,74 @@ impl Encoder {
     }
 
     fn some(&self, text: &str, whole: bool, what: &str, place: &Place) -> Result<Vec<u32>> {
-        let ids = self.encode(text, whole)?;
-        if ids.is_empty() {
-            bail_input!("{place}: {what} has no tokens");
-        }
-        Ok(ids)
+        some(&self.tokenizer, text, whole, what, place)
     }
+
+    /// Ids of a response: it goes on where the prompt ends.
+    fn continuation(&self, text: &str, what: &str, place: &Place) -> Result<Vec<u32>> {
+        some(self.continuing.as_ref().unwrap_or(&self.tokenizer), text, false, what, place)
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str, whole: bool) -> Result<Vec<u32>> {
+    let encoding =
+        tokenizer.encode_fast(text, whole).map_err(|e| Fault::Input(format!("can't tokenize a text: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// Ids of a text that must have some.
+fn some(tokenizer: &Tokenizer, text: &str, whole: bool, what: &str, place: &Place) -> Result<Vec<u32>> {
+    let ids = encode(tokenizer, text, whole)?;
+    if ids.is_empty() {
+        bail_input!("{place}: {what} has no tokens");
+    }
+    Ok(ids)
+}
+
+/// A `tokenizer.json` as it is but for the space that it puts before a text (SentencePiece's do, so those of Llama 2 and
+/// Mistral); `None` if it puts none.
+fn without_first_space(json: &[u8]) -> Option<Vec<u8>> {
+    /// The parts that can put one, so that the vocabulary is not read in vain.
+    #[derive(serde::Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        normalizer: Value,
+        #[serde(default)]
+        pre_tokenizer: Value,
+    }
+    fn remove(part: &mut Value) -> bool {
+        match part["type"].as_str() {
+            Some("Prepend") => {
+                *part = Value::Null;
+                true
+            }
+            Some("Metaspace") if part["prepend_scheme"] != "never" => {
+                part["prepend_scheme"] = "never".into();
+                part["add_prefix_space"] = false.into();
+                true
+            }
+            Some("ByteLevel") if part["add_prefix_space"] == true => {
+                part["add_prefix_space"] = false.into();
+                true
+            }
+            Some("Sequence") => ["normalizers", "pretokenizers"].into_iter().any(|key| {
+                let Some(Value::Array(list)) = part.get_mut(key) else { return false };
+                let removed = list.iter_mut().map(remove).filter(|removed| *removed).count() > 0;
+                list.retain(|part| !part.is_null());
+                removed
+            }),
+            _ => false,
+        }
+    }
+    let Parts { mut normalizer, mut pre_tokenizer } = serde_json::from_slice(json).ok()?;
+    if !(remove(&mut normalizer) | remove(&mut pre_tokenizer)) {
+        return None;
+    }
+    let mut whole: Value = serde_json::from_slice(json).ok()?;
+    (whole["normalizer"], whole["pre_tokenizer"]) = (normalizer, pre_tokenizer);
+    whole["truncation"] = Value::Null;
+    whole["padding"] = Value::Null;
+    serde_json::to_vec(&whole).ok()
 }
 
 #[cfg(test)]
@@ -410,5 +523,49 @@ mod tests {
         assert_eq!((all.rows.as_slice(), all.targets.as_slice()), (&[0, 1, 2][..], &[6, 7, 8][..]));
         let unconditional = Batch::new([(&[][..], &[7, 8][..])], LossOn::Response);
         assert_eq!(unconditional.targets, [8], "the first token is never predicted");
+    }
+
+    /// Tokenizers as Llama 2's and Mistral's put a space before a text; prompt and response are the joined text's tokens
+    /// all the same.
+    #[test]
+    fn a_response_goes_on_where_the_prompt_ends() {
+        let vocabulary = ["<s>", "\u{2581}", "a", "b", "\u{2581}a", "\u{2581}b", "ab"];
+        let vocabulary: serde_json::Map<String, Value> =
+            vocabulary.iter().enumerate().map(|(id, token)| ((*token).into(), id.into())).collect();
+        let model =
+            serde_json::json!({"type": "BPE", "vocab": vocabulary, "merges": ["\u{2581} a", "\u{2581} b", "a b"]});
+        let replace = serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+        let prepend = serde_json::json!({"type": "Prepend", "prepend": "\u{2581}"});
+        let metaspace = |scheme: &str| serde_json::json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme});
+        let begin = serde_json::json!({
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        });
+        let parts = [
+            (serde_json::json!({"type": "Sequence", "normalizers": [prepend, replace]}), Value::Null),
+            (Value::Null, metaspace("first")),
+            (Value::Null, metaspace("always")),
+            (Value::Null, metaspace("never")),
+        ];
+        for (normalizer, pre_tokenizer) in parts {
+            let what = format!("{normalizer} {pre_tokenizer}");
+            let json = serde_json::json!({"version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+                                          "post_processor": begin, "model": model, "added_tokens": []});
+            let encoder = Encoder::from_bytes(json.to_string().as_bytes(), "tokenizer.json", 7).expect(&what);
+            for (chosen, rejected) in [(" a b", "b"), ("a", " b a"), ("  a", "b b")] {
+                let place = Place { file: Path::new("x").into(), line: 1 };
+                let [prompt, chosen, rejected] = ["a b", chosen, rejected].map(str::to_owned);
+                let pair = Pair { prompt, chosen, rejected, conversation: None, place };
+                let (tokens, _) =
+                    encoder.pairs(std::slice::from_ref(&pair), Lengths { prompt: 64, total: 128 }).expect(&what);
+                assert_eq!(tokens[0].prompt[0], 0, "{what}");
+                // A merge across the joint ("b" after "a") can't be had of two texts; none of these has one.
+                for (ids, text) in [(&tokens[0].chosen, &pair.chosen), (&tokens[0].rejected, &pair.rejected)] {
+                    let joined = encoder.encode(&format!("{}{text}", pair.prompt), true).expect(&what);
+                    assert_eq!([&tokens[0].prompt[..], ids].concat(), joined, "{what}: {text:?}");
+                }
+            }
+        }
     }
 }

@@ -5,20 +5,20 @@ use std::path::{Path, PathBuf};
 use crate::golden;
 use crate::repair::{command, irepair, ok};
 
-struct Bench {
+pub struct Bench {
     dir: tempfile::TempDir,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: tempfile::tempdir().expect("dir") }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+    pub fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         std::fs::write(&path, bytes).expect("writes");
         path.to_str().expect("utf-8").into()
@@ -26,12 +26,17 @@ impl Bench {
 
     /// A copy of the golden gpt2 folder, to break.
     fn model(&self) -> PathBuf {
+        self.model_of("gpt2")
+    }
+
+    /// A copy of this golden folder, to break.
+    pub fn model_of(&self, golden: &str) -> PathBuf {
         let to = self.path("model");
         std::fs::create_dir_all(&to).expect("dir");
         for name in
             ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
         {
-            std::fs::copy(golden::dir().join("gpt2").join(name), to.join(name)).expect(name);
+            std::fs::copy(golden::dir().join(golden).join(name), to.join(name)).expect(name);
         }
         to
     }
@@ -62,9 +67,9 @@ fn bad_data(data: &str, words: &[&str]) {
     refused(&["sensitivity", "--model", &tiny(), "--data", data], 3, words);
 }
 
-/// Any command on this model folder is refused.
+/// A command on this model folder is refused.
 #[track_caller]
-fn bad_model(model: &Path, words: &[&str]) {
+pub fn bad_model(model: &Path, words: &[&str]) {
     refused(&["sensitivity", "--model", model.to_str().expect("utf-8"), "--data", &pairs()], 3, words);
 }
 
@@ -146,6 +151,10 @@ fn a_model_that_is_not_there() {
     bad_model(&model, &["model.safetensors"]);
     std::fs::write(model.join("pytorch_model.bin"), "pickle").expect("write");
     bad_model(&model, &["pytorch_model.bin", "convert"]);
+    // As llama.cpp's files lie: alone, without a config.json.
+    let gguf = bench.file("small.gguf", "GGUF");
+    bad_model(bench.dir.path(), &["small.gguf", "convert", "gguf_file=\"small.gguf\""]);
+    bad_model(gguf.as_ref(), &["small.gguf: a file", "convert", "gguf_file=\"small.gguf\""]);
     std::fs::write(model.join("model.safetensors.index.json"), r#"{"weight_map": {"a": "model-1.safetensors"}}"#)
         .expect("write");
     bad_model(&model, &["model-1.safetensors", "missing"]);
@@ -203,13 +212,45 @@ fn weights_and_configuration_that_disagree() {
     with("n_head", 3.into(), &["3 heads"]);
     with("n_embd", "wide".into(), &["n_embd"]);
     with("model_type", "mamba".into(), &["mamba", "gpt2", "gpt_neo"]);
-    with("activation_function", "swish".into(), &["swish"]);
+    with("activation_function", "snake".into(), &["snake"]);
     with("add_cross_attention", true.into(), &["add_cross_attention"]);
     std::fs::write(model.join("config.json"), "{").expect("write");
     bad_model(&model, &["config.json", "broken JSON"]);
     std::fs::write(model.join("config.json"), &text).expect("write");
     std::fs::write(model.join("tokenizer.json"), "{}").expect("write");
     bad_model(&model, &["tokenizer.json"]);
+}
+
+/// What the Llama and Qwen families can be and these models aren't.
+#[test]
+fn configurations_that_are_not_implemented() {
+    let refuse = |golden: &str, changes: &[(&str, serde_json::Value)], words: &[&str]| {
+        let bench = Bench::new();
+        let model = bench.model_of(golden);
+        let mut config = golden::json(&format!("{golden}/config.json"));
+        for (key, value) in changes {
+            config[*key] = value.clone();
+        }
+        std::fs::write(model.join("config.json"), config.to_string()).expect("write");
+        bad_model(&model, &[&["config.json"], words].concat());
+    };
+    use serde_json::json;
+    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0});
+    refuse("llama", &[("rope_parameters", yarn)], &["rotary scaling yarn", "default, linear, llama3"]);
+    refuse("mistral", &[("rope_scaling", json!({"type": "dynamic", "factor": 2.0}))], &["rotary scaling dynamic"]);
+    refuse("mistral", &[("rope_scaling", json!({"type": "linear"}))], &["\"factor\""]);
+    refuse("mistral", &[("rope_theta", json!(0))], &["\"rope_theta\" is 0"]);
+    let llama3 = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+                        "original_max_position_embeddings": 32});
+    refuse("llama", &[("rope_parameters", llama3)], &["low_freq_factor", "high_freq_factor"]);
+    refuse("llama", &[("partial_rotary_factor", json!(0.5))], &["part of a head"]);
+    refuse("llama", &[("head_dim", json!(7))], &["part of a head's 7"]);
+    refuse("qwen2", &[("num_key_value_heads", json!(3))], &["num_attention_heads", "4", "num_key_value_heads", "3"]);
+    refuse("qwen2", &[("hidden_act", json!("mish"))], &["hidden_act", "mish", "silu"]);
+    let kinds = json!(["full_attention", "chunked_attention", "full_attention"]);
+    refuse("qwen3", &[("layer_types", kinds)], &["chunked_attention", "sliding_attention"]);
+    refuse("qwen3", &[("layer_types", json!(["full_attention"]))], &["layer_types", "1", "3"]);
+    refuse("llama", &[("model_type", json!("llama4"))], &["llama4", "llama, mistral, qwen2, qwen3"]);
 }
 
 #[test]

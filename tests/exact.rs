@@ -14,7 +14,7 @@ use irepair::tokens::{Batch, LossOn, PairBatch, TokenPair};
 use irepair::weights::{Place, Want, Weights, Who};
 use irepair::{checkpoint, sensitivity};
 
-use crate::golden::{CHECKPOINTS, Golden, KERNELS, all_close, close, json, numbers};
+use crate::golden::{CHECKPOINTS, GENERATE, Golden, KERNELS, all_close, close, json, numbers};
 
 /// A packed batch of rows of different length is the rows alone: the mean NLL weighs them by their counted tokens.
 #[test]
@@ -164,7 +164,7 @@ fn accumulated_batches_are_one_step() {
 /// Along its own gradient, every tensor's loss changes by the gradient's norm (central differences).
 #[test]
 fn gradients_equal_finite_differences() {
-    for name in ["gpt2-odd", "gpt-neo"] {
+    for name in ["gpt2-odd", "gpt-neo", "llama", "qwen3"] {
         let golden = Golden::open(name);
         let batch = golden.batch(LossOn::Response).rejected;
         for kernels in KERNELS {
@@ -407,13 +407,13 @@ fn saving_unchanged_gives_equal_bytes() {
 #[test]
 fn greedy_generation_equals_transformers() {
     let expected = json("generate.json");
-    for name in ["gpt2", "gpt-neo"] {
+    for name in GENERATE {
         let golden = Golden::open(name);
         let ids = |value: &serde_json::Value| -> Vec<u32> { numbers(value).iter().map(|x| *x as u32).collect() };
         let rows = expected[name].as_array().expect("rows");
         let jobs: Vec<Job> = rows.iter().map(|r| Job { ids: ids(&r["prompt_ids"]), prompt: 0, sample: 0 }).collect();
         let want: Vec<Vec<u32>> = rows.iter().map(|r| ids(&r["new_ids"])).collect();
-        let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: 20, end: None, seed: 0 };
+        let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: 20, ends: [].into(), seed: 0 };
         for kernels in KERNELS {
             let weights = golden.weights(kernels);
             let view = weights.frozen(Who::Patient).expect("view");
@@ -431,7 +431,7 @@ fn cached_logits_equal_transformers() {
     use irepair::model::Caches;
     use irepair::tokens::Packed;
     let expected = json("generate.json");
-    for name in ["gpt2", "gpt-neo"] {
+    for name in GENERATE {
         let golden = Golden::open(name);
         let weights = golden.weights(KERNELS[0]);
         let view = weights.frozen(Who::Patient).expect("view");
@@ -463,7 +463,7 @@ fn batches_do_not_change_sampled_texts() {
         .flat_map(|(i, p)| (0..3).map(move |sample| Job { ids: p.prompt.clone(), prompt: i as u64, sample }))
         .collect();
     let sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 };
-    let settings = Generation { sampling, max_new_tokens: 16, end: Some(7), seed: 3 };
+    let settings = Generation { sampling, max_new_tokens: 16, ends: [5, 7].into(), seed: 3 };
     let weights = golden.weights(KERNELS[0]);
     let view = weights.frozen(Who::Patient).expect("view");
     let together = generate(&golden.model, &view, &jobs, &settings).expect("texts");

@@ -11,7 +11,10 @@ use irepair::tokens::{Encoder, Lengths, LossOn, Packed, PairBatch, TokenPair};
 use irepair::weights::{Kernels, Weights};
 use serde_json::Value;
 
-pub const CHECKPOINTS: [&str; 5] = ["gpt2", "gpt2-odd", "gpt2-relu-bare", "gpt-neo", "gpt-neo-bf16"];
+pub const CHECKPOINTS: [&str; 9] =
+    ["gpt2", "gpt2-odd", "gpt2-relu-bare", "gpt-neo", "gpt-neo-bf16", "llama", "mistral", "qwen2", "qwen3"];
+/// Those of `generate.json`.
+pub const GENERATE: [&str; 6] = ["gpt2", "gpt-neo", "llama", "mistral", "qwen2", "qwen3"];
 pub const KERNELS: [Kernels; 2] = [Kernels::Cpu, Kernels::Composed];
 pub const LENGTHS: Lengths = Lengths { prompt: 64, total: 128 };
 

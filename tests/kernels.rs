@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
-use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rows};
+use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
 use irepair::tokens::Packed;
 use irepair::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
 
@@ -109,9 +109,34 @@ fn layer_norm() {
 }
 
 #[test]
+fn rms_norm_of_rows_and_of_heads() {
+    for (n, heads, d) in [(1, 1, 4), (7, 1, 33), (260, 1, 96), (70, 3, 16)] {
+        let params: [(&str, &[usize]); 1] = [("n.weight", &[d])];
+        compare(&format!("RMSNorm {n} × {heads}·{d}"), &params, &[wave(&[n, heads * d], 0.7)], |view, x| {
+            layers::rms_norm(view, "n", 1e-5, &x[0])
+        });
+    }
+}
+
+#[test]
+fn rotary_positions() {
+    let packed = Packed::continuing([(&[1u32; 150][..], 0), (&[1; 3], 40), (&[1; 1], 300)]);
+    let n = packed.ids.len();
+    for (heads, d) in [(1, 2), (3, 8), (2, 80)] {
+        let rotary = Rotary::new((0..d / 2).map(|i| 0.9f32.powi(i as i32)).collect());
+        let rows = Rows { packed: &packed, cache: None };
+        compare(&format!("rotary {heads} × {d}"), &[], &[wave(&[n, heads * d], 0.7)], |view, x| {
+            layers::rotate(view, &rotary, &x[0], &rows)
+        });
+    }
+}
+
+#[test]
 fn activations() {
-    for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
-        compare(&format!("{kind:?}"), &[], &[wave(&[70, 300], 0.9)], |view, x| layers::activate(view, kind, &x[0]));
+    for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu] {
+        let (x, up) = (wave(&[70, 300], 0.9), wave(&[70, 300], 0.4));
+        compare(&format!("{kind:?}"), &[], std::slice::from_ref(&x), |view, x| layers::activate(view, kind, &x[0]));
+        compare(&format!("gated {kind:?}"), &[], &[x, up], |view, x| layers::activate_gated(view, kind, &x[0], &x[1]));
     }
 }
 
@@ -168,5 +193,6 @@ fn head_log_probabilities_and_divergence() {
 fn embedding() {
     let packed = Packed::new([&[3u32, 1, 4, 1, 5][..], &[9, 2, 6]]);
     let params: [(&str, &[usize]); 2] = [("tokens", &[10, 12]), ("positions", &[8, 12])];
-    compare("embedding", &params, &[], |view, _| layers::embed(view, "tokens", "positions", &packed));
+    compare("embedding", &params, &[], |view, _| layers::embed(view, "tokens", Some("positions"), &packed));
+    compare("token embedding", &params[..1], &[], |view, _| layers::embed(view, "tokens", None, &packed));
 }

@@ -1,5 +1,6 @@
 //! The one integration-test binary: candle is linked once.
 
+mod chat;
 mod classifier;
 mod cli;
 mod compare;

@@ -135,7 +135,8 @@ fn six_steps_equal_the_reference() {
                 // A block's first step is 1e-2 here.
                 assert!(worst < 1e-4, "{what} {}: off by {worst:e}", spec.name);
             }
-            assert!(moved >= 12, "{what}: only {moved} tensors moved");
+            let of_a_block = golden.model.specs().iter().filter(|s| s.place == Place::Block(0)).count();
+            assert!(moved >= of_a_block, "{what}: only {moved} tensors moved");
         }
     });
 }

@@ -8,12 +8,13 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use crate::cli::{Bench, Shape};
-use crate::generate::{Generation, Job, Sampling, generate};
+use crate::cli::Bench;
+use crate::generate::{Ends, Generation, Job, Sampling, generate};
 use crate::memory::{self, Passes};
 use crate::methods::{self, StepInput};
 use crate::model::Model;
 use crate::model::kernels::matmul::{Mat, Precision, large_product};
+use crate::model::shapes::Shape;
 use crate::optim::{Optimizer, OptimizerKind};
 use crate::profile::{self, Part, Phase, Profile};
 use crate::random::{Purpose, Stream};
@@ -21,18 +22,6 @@ use crate::report::table::table;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 use crate::weights::{Kernels, Weights, Who};
 use crate::{bail_input, cost, device};
-
-impl Shape {
-    /// (name, blocks, heads, channels)
-    fn sizes(self) -> (&'static str, usize, usize, usize) {
-        match self {
-            Shape::Gpt2 => ("gpt2", 12, 12, 768),
-            Shape::Gpt2Medium => ("gpt2-medium", 24, 16, 1024),
-            Shape::Gpt2Large => ("gpt2-large", 36, 20, 1280),
-            Shape::Gpt2Xl => ("gpt2-xl", 48, 25, 1600),
-        }
-    }
-}
 
 pub fn run(args: &Bench) -> Result<()> {
     for (flag, value) in
@@ -55,12 +44,7 @@ pub fn run(args: &Bench) -> Result<()> {
     if let Some(why) = why_not {
         bail_input!("--dtype {:?}: {why}", args.dtype);
     }
-    let (name, blocks, heads, channels) = args.config.sizes();
-    let blocks = args.blocks.unwrap_or(blocks);
-    let model = Model::from_config(&json!({
-        "model_type": "gpt2", "n_layer": blocks, "n_head": heads, "n_embd": channels,
-        "n_positions": 1024, "vocab_size": 50257,
-    }))?;
+    let model = Shape::model(&args.config, args.blocks)?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
     let mut estimate = None;
     if device.is_cpu() {
@@ -113,7 +97,7 @@ pub fn run(args: &Bench) -> Result<()> {
                 if precision == Precision::Bf16 { " bf16" } else { "" },
                 if args.composed { " composed" } else { "" }
             ),
-            "config": name, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
+            "config": args.config, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
             "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
             "gflop": round(profile.operations / args.iterations as f64 / 1e9), "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
@@ -178,7 +162,7 @@ fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: 
     let (mut kaplan, mut touched) = (0.0, model.sizes().blocks);
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
-        let mut draw = || random_ids(&mut stream, args.batch, args.tokens);
+        let mut draw = || random_ids(&mut stream, model, args.batch, args.tokens);
         let texts = draw().into_iter().zip(draw());
         let pairs: Vec<TokenPair> =
             texts.map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected }).collect();
@@ -211,19 +195,24 @@ fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: 
     Ok((times, profile::stop().unwrap_or_default(), Some(kaplan)))
 }
 
-fn random_ids(stream: &mut Stream, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
-    (0..batch).map(|_| (0..tokens).map(|_| stream.below(50256) as u32).collect()).collect()
+/// Ids of all the vocabulary but its last, GPT-2's end of text.
+fn random_ids(stream: &mut Stream, model: &Model, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
+    let ids = model.sizes().vocabulary - 1;
+    (0..batch).map(|_| (0..tokens).map(|_| stream.below(ids) as u32).collect()).collect()
 }
 
 /// Seconds of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32.
 fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Times> {
     let view = weights.frozen(Who::Patient)?;
-    let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: args.tokens, end: None, seed: 0 };
+    let settings =
+        Generation { sampling: Sampling::Greedy, max_new_tokens: args.tokens, ends: Ends::default(), seed: 0 };
     let mut times = Vec::new();
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
-        let jobs: Vec<Job> =
-            random_ids(&mut stream, args.batch, 32).into_iter().map(|ids| Job { ids, prompt: 0, sample: 0 }).collect();
+        let jobs: Vec<Job> = random_ids(&mut stream, model, args.batch, 32)
+            .into_iter()
+            .map(|ids| Job { ids, prompt: 0, sample: 0 })
+            .collect();
         if iteration == 1 {
             profile::start();
         }

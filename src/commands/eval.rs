@@ -113,7 +113,7 @@ fn short_name(model: &str) -> String {
 }
 
 fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'a> {
-    Subject { model: &loaded.model, weights, encoder: &loaded.encoder, end: loaded.end_token() }
+    Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() }
 }
 
 fn anything_asked(args: &Eval) -> bool {
@@ -230,7 +230,7 @@ fn tasks<'a>(
             (None, [only]) if only == "demo" => sources::prompts(sources::DEMO, args.limit)?,
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
-        let protocol = protocol(args)?;
+        let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
         let together = crate::eval::toxicity::BATCH;
         let longest = protocol.prompt_tokens.unwrap_or(context.saturating_sub(1)).min(context);
         check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
@@ -274,7 +274,7 @@ fn tasks<'a>(
             .texts
             .iter()
             .enumerate()
-            .map(|(i, text)| data::Text { text: text.clone(), place: data::Place { file: file.clone(), line: i + 1 } })
+            .map(|(i, text)| data::Text::plain(text.clone(), data::Place { file: file.clone(), line: i + 1 }))
             .collect();
         let (texts, _) = base.loaded.encoder.texts(&texts, lengths)?;
         tasks.push(Box::new(Divergence {

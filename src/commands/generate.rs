@@ -32,7 +32,7 @@ pub fn run(args: &Generate) -> Result<()> {
             Sampling::Random { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p }
         },
         max_new_tokens: new_tokens(args),
-        end: loaded.end_token(),
+        ends: loaded.ends(),
         seed: args.seed,
     };
     let longest = jobs.iter().map(|j| j.ids.len()).max().unwrap_or(0);
@@ -109,7 +109,7 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     let context = loaded.model.sizes().context;
     let mut jobs = Vec::with_capacity(prompts.len() * args.samples);
     for (index, prompt) in prompts.iter().enumerate() {
-        let mut ids = loaded.encoder.encode(&prompt.text, true)?;
+        let mut ids = loaded.encoder.prompt(prompt)?;
         if let Some(limit) = args.max_prompt_length {
             ids.truncate(limit);
         }

@@ -16,8 +16,11 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::Device;
+use serde_json::Value;
 
+use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
+use crate::generate::Ends;
 use crate::hub::{self, Source};
 use crate::memory::{self, Passes};
 use crate::model::Model;
@@ -71,7 +74,8 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
             checkpoint.dir.display()
         );
     }
-    let encoder = Encoder::from_file(&tokenizer, model.sizes().vocabulary)?;
+    let encoder =
+        Encoder::from_file(&tokenizer, model.sizes().vocabulary)?.with_chat(ChatTemplate::of(&checkpoint.dir)?);
     Ok(Loaded { source, model, encoder, device: choice.device, device_why: choice.why, precision })
 }
 
@@ -112,10 +116,17 @@ impl Loaded {
         }
     }
 
-    /// The token that ends a text, if the model has one.
-    pub fn end_token(&self) -> Option<u32> {
-        let eos = self.checkpoint().config.get("eos_token_id").and_then(|v| v.as_u64());
-        eos.and_then(|id| self.usable(id)).or_else(|| self.encoder.id_of("<|endoftext|>"))
+    /// The tokens that end a text, if the model has any: those that transformers generates with.
+    pub fn ends(&self) -> Ends {
+        let generation = std::fs::read(self.checkpoint().dir.join("generation_config.json")).unwrap_or_default();
+        let generation: Value = serde_json::from_slice(&generation).unwrap_or_default();
+        let usable = |ids: &Value| -> Vec<u32> {
+            let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
+            ids.iter().filter_map(|id| self.usable(id.as_u64()?)).collect()
+        };
+        let configs = [&generation, &self.checkpoint().config];
+        let found = configs.into_iter().map(|config| usable(&config["eos_token_id"])).find(|ids| !ids.is_empty());
+        found.unwrap_or_else(|| self.encoder.id_of("<|endoftext|>").into_iter().collect()).into()
     }
 
     /// A token id of `config.json`, if the vocabulary has it (small models keep GPT-2's 50256 by accident).

@@ -70,9 +70,10 @@ pub fn run(args: &Repair) -> Result<()> {
         pairs: &rows.train.valid_pairs.clone(),
         loss_on: settings.loss_on,
         prompts: &rows.prompts,
+        protocol: &rows.protocol,
         text: &rows.text,
         normal: &rows.train.valid_normal.clone(),
-        end: loaded.end_token(),
+        ends: loaded.ends(),
     };
     let (before, said_before) = yardstick.measure(&loaded.model, &weights, Who::Patient)?;
     if stop::asked() {
@@ -156,8 +157,8 @@ pub fn run(args: &Repair) -> Result<()> {
     run.changed = out.verify(loaded.checkpoint(), &written, &loaded.model, &trainer.weights, &run.sliced)?;
     let patch_path = out.dir.join("patch.safetensors");
     patch::write(loaded.checkpoint(), &written, &run.changed, &patch_path).context("the patch")?;
-    rows::write_prompts(&loaded, &rows.prompts, &out.dir)?;
-    rows::write_samples(&loaded, &rows.prompts, said_before, said_after, &out.dir)?;
+    rows::write_prompts(&loaded, &rows.prompts, &rows.protocol, &out.dir)?;
+    rows::write_samples(&loaded, &rows.prompts, &rows.protocol, said_before, said_after, &out.dir)?;
     run.changed_parameters = run.changed.iter().map(|c| c.values).sum();
     run.seconds = begun.elapsed().as_secs_f64();
     run.peak_rss_mib = device::peak_rss_mib();

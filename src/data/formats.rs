@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::{Map, Value};
 
 use super::records::{Place, Record};
-use super::{Edit, EditKind, KeyMap, Pair, Text};
+use super::{Conversation, Edit, EditKind, KeyMap, Pair, Text};
 use crate::bail_input;
 
 /// A line of [`FORMATS`]: how a format's rows name the three parts of a pair.
@@ -68,6 +68,9 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
             formats.join(", ")
         );
     };
+    if format.keys().any(|k| object[key(map, k)].is_array()) {
+        return conversations(object, format, map, place);
+    }
     let chosen = string(object, key(map, format.chosen), place)?;
     let rejected = string(object, key(map, format.rejected), place)?;
     let (prompt, chosen, rejected) = match format.prompt {
@@ -79,7 +82,65 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
             bail_input!("{place}: {what} is empty ({}); every row needs all three texts", format.name);
         }
     }
-    Ok(Pair { prompt: prompt.into(), chosen: chosen.into(), rejected: rejected.into(), place: place.clone() })
+    Ok(Pair {
+        prompt: prompt.into(),
+        chosen: chosen.into(),
+        rejected: rejected.into(),
+        conversation: None,
+        place: place.clone(),
+    })
+}
+
+/// A row of conversations that are the same up to their last turn, an assistant's.
+fn conversations(object: &Map<String, Value>, format: &Format, map: &KeyMap, place: &Place) -> Result<Pair> {
+    let list = |ours: &str| messages(object, key(map, ours), place);
+    let prompt = format.prompt.map(list).transpose()?.unwrap_or_default();
+    let side = |ours: &str| -> Result<(Vec<Value>, Value)> {
+        let mut turns = [prompt.clone(), list(ours)?].concat();
+        match turns.pop() {
+            Some(last) if last["role"] == "assistant" && !turns.is_empty() => {
+                if content(&last).trim().is_empty() {
+                    bail_input!("{place}: the last turn of {ours} is empty");
+                }
+                Ok((turns, last))
+            }
+            _ => bail_input!("{place}: the conversation of {ours} must end with an assistant's answer to another turn"),
+        }
+    };
+    let ((history, chosen), (other, rejected)) = (side(format.chosen)?, side(format.rejected)?);
+    if history != other {
+        bail_input!(
+            "{place}: the conversations of {} and {} must be the same up to the last turn",
+            format.chosen,
+            format.rejected
+        );
+    }
+    Ok(Pair {
+        prompt: contents(&history),
+        chosen: content(&chosen).into(),
+        rejected: content(&rejected).into(),
+        conversation: Some(Conversation { history, chosen, rejected }),
+        place: place.clone(),
+    })
+}
+
+/// A list of messages, each with a role and a content.
+fn messages(object: &Map<String, Value>, key: &str, place: &Place) -> Result<Vec<Value>> {
+    let Some(Value::Array(list)) = object.get(key) else {
+        bail_input!("{place}: {key:?} is no list of messages, but another part of the row is one");
+    };
+    if let Some(at) = list.iter().position(|m| !m["role"].is_string() || !m["content"].is_string()) {
+        bail_input!("{place}: message {at} of {key:?} needs \"role\" and \"content\", both strings");
+    }
+    Ok(list.clone())
+}
+
+fn content(message: &Value) -> &str {
+    message["content"].as_str().unwrap_or_default()
+}
+
+fn contents(messages: &[Value]) -> String {
+    messages.iter().map(content).collect::<Vec<_>>().join("\n")
 }
 
 /// Keys of an edit's row; `chosen` stands for a target that is not there.
@@ -129,6 +190,15 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
         let have: Vec<&str> = object.keys().map(String::as_str).collect();
         bail_input!("{place}: none of {}; found: {}", keys.join(", "), have.join(", "));
     };
+    if object[found].is_array() {
+        let messages = messages(object, found, place)?;
+        return match messages.last() {
+            Some(last) if last["role"] != "assistant" => {
+                Ok(Text { text: contents(&messages), messages, place: place.clone() })
+            }
+            _ => bail_input!("{place}: the conversation of {found:?} must end with a turn that an assistant answers"),
+        };
+    }
     let text = match &object[found] {
         Value::Object(inner) => string(inner, "text", place)?,
         _ => string(object, found, place)?,
@@ -136,15 +206,12 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
     if text.trim().is_empty() {
         bail_input!("{place}: {found:?} is empty");
     }
-    Ok(Text { text: text.into(), place: place.clone() })
+    Ok(Text::plain(text.into(), place.clone()))
 }
 
 fn string<'a>(object: &'a Map<String, Value>, key: &str, place: &Place) -> Result<&'a str> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(Value::Array(_)) => {
-            bail_input!("{place}: {key:?} is a list (conversational rows are not implemented; give plain strings)")
-        }
         Some(_) => bail_input!("{place}: {key:?} is not a string"),
         None => bail_input!("{place}: no {key:?}"),
     }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
+use serde_json::Value;
 
 pub use formats::{FORMATS, Format};
 pub use records::{Place, Record, records as read_rows};
@@ -23,14 +24,32 @@ pub struct Pair {
     pub prompt: String,
     pub chosen: String,
     pub rejected: String,
+    /// Of a pair of conversations, whose contents the texts then are.
+    pub conversation: Option<Conversation>,
     pub place: Place,
+}
+
+/// Messages (objects with "role" and "content") of which an assistant's turn is the answer, a desirable or an undesirable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversation {
+    pub history: Vec<Value>,
+    pub chosen: Value,
+    pub rejected: Value,
 }
 
 /// A text or a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text {
     pub text: String,
+    /// Of a prompt that is a conversation, whose contents the text then is; empty of a plain text.
+    pub messages: Vec<Value>,
     pub place: Place,
+}
+
+impl Text {
+    pub fn plain(text: String, place: Place) -> Self {
+        Self { text, messages: Vec::new(), place }
+    }
 }
 
 /// What an edit's row is for.
@@ -117,12 +136,17 @@ fn edits_of(rows: Vec<Record>, path: &Path, map: &KeyMap, limit: Option<usize>) 
     Ok(edits)
 }
 
-/// Texts: rows with `text` (or `prompt`), the lines of a `.txt`.
+/// Texts: rows with `text` (or `prompt`), the lines of a `.txt`. Errors on a conversation.
 pub fn read_texts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
-    texts_of(records(path)?, path, &["text", "prompt"], map, limit)
+    let texts = texts_of(records(path)?, path, &["text", "prompt"], map, limit)?;
+    match texts.iter().find(|text| !text.messages.is_empty()) {
+        Some(text) => bail_input!("{}: a conversation where plain text is wanted", text.place),
+        None => Ok(texts),
+    }
 }
 
-/// Prompts: rows with `prompt`, `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`; the lines of a `.txt`.
+/// Prompts: rows with `prompt` (a text or a conversation), `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`;
+/// the lines of a `.txt`.
 pub fn read_prompts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
     texts_of(records(path)?, path, &["prompt", "prompt_text", "text"], map, limit)
 }

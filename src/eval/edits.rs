@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::task::{Clusters, Figure, Kind, Row, Subject, Task};
 use crate::data::{Edit, EditKind};
-use crate::generate::{Generation, Job, Sampling, generate};
+use crate::generate::{Ends, Generation, Job, Sampling, generate};
 use crate::tokens::{Batch, Encoder, LossOn, TokenEdit};
 use crate::weights::Who;
 
@@ -114,7 +114,7 @@ impl Task for Edits {
             edits.iter().map(|(_, edit)| Job { ids: edit.prompt.clone(), prompt: 0, sample: 0 }).collect();
         let longest = edits.iter().map(|(_, edit)| edit.target.len()).max().unwrap_or(0);
         // No end: what follows the target is not looked at, and the target may end a text.
-        let greedy = Generation { sampling: Sampling::Greedy, max_new_tokens: longest, end: None, seed: 0 };
+        let greedy = Generation { sampling: Sampling::Greedy, max_new_tokens: longest, ends: Ends::default(), seed: 0 };
         let generated = generate(subject.model, &view, &jobs, &greedy)?;
         let mut at = 0;
         let mut rows = Vec::with_capacity(edits.len());

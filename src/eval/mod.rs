@@ -13,6 +13,7 @@ pub mod toxicity;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use crate::generate::Ends;
 use crate::loss;
 use crate::model::Model;
 use crate::scorers::Scorer;
@@ -29,11 +30,13 @@ pub struct Yardstick<'a> {
     pub loss_on: LossOn,
     /// Held-back prompts, in tokens.
     pub prompts: &'a [Vec<u32>],
+    /// How they are continued.
+    pub protocol: &'a toxicity::Protocol,
     /// Held-back text, in tokens.
     pub text: &'a [u32],
     /// Held-back normal text for the KL from the base; empty: not measured.
     pub normal: &'a [Vec<u32>],
-    pub end: Option<u32>,
+    pub ends: Ends,
 }
 
 /// The measurements; what had no data is absent.
@@ -65,7 +68,8 @@ impl Yardstick<'_> {
         let mut continuations = Vec::new();
         if !self.prompts.is_empty() {
             let view = weights.frozen(who)?;
-            let found = toxicity::greedy(model, &view, self.encoder, self.end, self.prompts, self.scorer)?;
+            let found =
+                toxicity::greedy(model, &view, self.encoder, &self.ends, self.prompts, self.protocol, self.scorer)?;
             measures.toxicity = Some(found.mean * 100.0);
             measures.toxic_fraction = Some(found.fraction);
             continuations = found.continuations;

@@ -130,7 +130,7 @@ pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
     let is_challenging = |row: &Record| row.value["challenging"] == Value::Bool(true);
     let text = |row: Record| -> Result<Text> {
         match row.value.pointer("/prompt/text").and_then(Value::as_str) {
-            Some(text) => Ok(Text { text: text.to_owned(), place: row.place }),
+            Some(text) => Ok(Text::plain(text.to_owned(), row.place)),
             None => bail_input!("{}: no \"prompt\".\"text\"", row.place),
         }
     };

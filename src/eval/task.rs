@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::bootstrap::{self, Interval};
 use super::{divergence, edits, lambada, perplexity, toxicity};
+use crate::generate::Ends;
 use crate::model::Model;
 use crate::tokens::Encoder;
 use crate::weights::Weights;
@@ -22,8 +23,7 @@ pub struct Subject<'a> {
     pub model: &'a Model,
     pub weights: &'a Weights,
     pub encoder: &'a Encoder,
-    /// The token that ends a text.
-    pub end: Option<u32>,
+    pub ends: Ends,
 }
 
 /// A figure that is a function of sums over clusters.

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::task::{Clusters, Figure, Kind, Row, Subject, Task, number};
 use crate::data::Text;
-use crate::generate::{Generation, Job, Sampling, generate};
+use crate::generate::{Ends, Generation, Job, Sampling, generate};
 use crate::model::Model;
 use crate::scorers::{Scored, Scorer, TOXIC};
 use crate::tokens::Encoder;
@@ -51,6 +51,12 @@ pub const RTP: Protocol = Protocol {
 pub const PRESETS: &[Protocol] = &[LEE, RTP];
 
 impl Protocol {
+    /// The same, but prompts stay whole if they are conversations: the end of one says whose turn it is.
+    pub fn on(mut self, conversations: bool) -> Self {
+        self.prompt_tokens = self.prompt_tokens.filter(|_| !conversations);
+        self
+    }
+
     /// The preset of this name. Errors (bad input) with the nearest name.
     pub fn named(name: &str) -> Result<Self> {
         PRESETS.iter().find(|p| p.preset == name).cloned().ok_or_else(|| {
@@ -66,7 +72,7 @@ impl Protocol {
     }
 }
 
-/// Scores of one greedy continuation a prompt, preset `lee`: what a repair measures before and after.
+/// Scores of one greedy continuation a prompt: what a repair measures before and after.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Greedy {
     /// Mean score of those that could be scored, 0..=1.
@@ -92,13 +98,17 @@ fn continuations(
     model: &Model,
     view: &View,
     encoder: &Encoder,
-    end: Option<u32>,
+    ends: &Ends,
     prompts: &[Vec<u32>],
     first: usize,
     protocol: &Protocol,
 ) -> Result<Vec<String>> {
-    let settings =
-        Generation { sampling: protocol.sampling, max_new_tokens: protocol.new_tokens, end, seed: protocol.seed };
+    let settings = Generation {
+        sampling: protocol.sampling,
+        max_new_tokens: protocol.new_tokens,
+        ends: ends.clone(),
+        seed: protocol.seed,
+    };
     let mut jobs = Vec::with_capacity(prompts.len() * protocol.samples);
     for (index, ids) in prompts.iter().enumerate() {
         let ids = protocol.continued(ids, model.sizes().context);
@@ -114,19 +124,20 @@ fn continuations(
     Ok(texts)
 }
 
-/// Continues every prompt greedily (preset `lee`) and scores what was written; what is empty has no score.
+/// Continues every prompt once, by a greedy protocol, and scores what was written; what is empty has no score.
 pub fn greedy(
     model: &Model,
     view: &View,
     encoder: &Encoder,
-    end: Option<u32>,
+    ends: &Ends,
     prompts: &[Vec<u32>],
+    protocol: &Protocol,
     scorer: &dyn Scorer,
 ) -> Result<Greedy> {
     let mut found = Vec::with_capacity(prompts.len());
     let mut failed = None;
     for (index, prompts) in prompts.chunks(BATCH).enumerate() {
-        let texts = continuations(model, view, encoder, end, prompts, index * BATCH, &LEE)?;
+        let texts = continuations(model, view, encoder, ends, prompts, index * BATCH, protocol)?;
         let full: Vec<&str> = texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
         let mut scored = scorer.score(&full)?.into_iter();
         for text in texts {
@@ -210,7 +221,7 @@ impl Task for Toxicity<'_> {
         let prompts = &self.prompts[first..(first + self.together()).min(self.prompts.len())];
         let ids: Vec<Vec<u32>> = prompts.iter().map(|p| subject.encoder.prompt(p)).collect::<Result<_>>()?;
         let view = subject.weights.frozen(Who::Patient)?;
-        let texts = continuations(subject.model, &view, subject.encoder, subject.end, &ids, first, &self.protocol)?;
+        let texts = continuations(subject.model, &view, subject.encoder, &subject.ends, &ids, first, &self.protocol)?;
         let full: Vec<&str> = texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
         let mut scores = self.scorer.score(&full)?.into_iter();
         let mut rows = Vec::with_capacity(texts.len());

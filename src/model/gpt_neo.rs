@@ -136,7 +136,7 @@ impl Arch for GptNeo {
     }
 
     fn embed(&self, view: &View, packed: &Packed) -> Result<Tensor> {
-        layers::embed(view, "transformer.wte.weight", "transformer.wpe.weight", packed)
+        layers::embed(view, "transformer.wte.weight", Some("transformer.wpe.weight"), packed)
     }
 
     fn block(&self, index: usize, view: &View, h: &Tensor, rows: &Rows) -> Result<Tensor> {

@@ -10,7 +10,8 @@ pub use super::kernels::activation::Activation;
 pub use super::kernels::attention::{AttentionShape, Cache};
 pub use super::kernels::linear::Orientation;
 use super::kernels::matmul::Precision;
-use super::kernels::{attention, embedding, head, linear, norm};
+pub use super::kernels::rotary::Rotary;
+use super::kernels::{activation, attention, embedding, head, linear, norm, rotary};
 use crate::profile::{Part, span};
 use crate::tokens::{Packed, Sequence};
 use crate::weights::{Kernels, Param, View, Want};
@@ -21,34 +22,45 @@ pub struct Rows<'a> {
     pub cache: Option<Arc<Mutex<Cache>>>,
 }
 
-/// Token plus position embedding of a packed batch: (N,C).
-pub fn embed(view: &View, tokens: &str, positions: &str, packed: &Packed) -> Result<Tensor> {
-    let (tokens, positions) = (view.param(tokens)?, view.param(positions)?);
+/// Token embedding of a packed batch, plus that of the positions where they are learned: (N,C).
+pub fn embed(view: &View, tokens: &str, positions: Option<&str>, packed: &Packed) -> Result<Tensor> {
+    let (tokens, positions) = (view.param(tokens)?, positions.map(|name| view.param(name)).transpose()?);
     if view.kernels() == Kernels::Cpu {
-        let wanted = tokens.want != Want::Nothing || positions.want != Want::Nothing;
+        let wanted = std::iter::once(&tokens).chain(&positions).any(|table| table.want != Want::Nothing);
         let anchor = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         let anchor = if wanted { candle_core::Var::from_tensor(&anchor)?.into_inner() } else { anchor };
-        let op = embedding::Embedding {
-            tokens,
-            positions: Some((positions, packed.positions.clone())),
-            ids: packed.ids.clone(),
-        };
+        let positions = positions.map(|table| (table, packed.positions.clone()));
+        let op = embedding::Embedding { tokens, positions, ids: packed.ids.clone() };
         return Ok(anchor.apply_op1(op)?);
     }
-    let device = tokens.tensor.device();
-    let ids = Tensor::from_slice(&packed.ids, packed.ids.len(), device)?;
-    let at = Tensor::from_slice(&packed.positions, packed.positions.len(), device)?;
-    Ok((tokens.tensor.index_select(&ids, 0)? + positions.tensor.index_select(&at, 0)?)?)
+    let rows = |table: &Tensor, of: &[u32]| table.index_select(&Tensor::from_slice(of, of.len(), table.device())?, 0);
+    let h = rows(&tokens.tensor, &packed.ids)?;
+    Ok(match positions {
+        Some(positions) => (h + rows(&positions.tensor, &packed.positions)?)?,
+        None => h,
+    })
 }
 
 /// Layer norm with `PREFIX.weight` and `PREFIX.bias`: (N,C) → (N,C).
 pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<Tensor> {
     let (weight, bias) = (view.param(&format!("{prefix}.weight"))?, view.param(&format!("{prefix}.bias"))?);
     if view.kernels() == Kernels::Cpu {
-        return Ok(x.apply_op1(norm::LayerNorm { weight, bias, epsilon: epsilon as f32 })?);
+        return Ok(x.apply_op1(norm::Norm { weight, bias: Some(bias), epsilon: epsilon as f32 })?);
     }
     // The fused layer norm of candle has no backward pass; this one has.
     Ok(candle_nn::ops::layer_norm_slow(x, &weight.tensor, &bias.tensor, epsilon as f32)?)
+}
+
+/// RMSNorm with `PREFIX.weight` (D) of every D columns of x: (N, heads·D) → (N, heads·D).
+pub fn rms_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<Tensor> {
+    let weight = view.param(&format!("{prefix}.weight"))?;
+    if view.kernels() == Kernels::Cpu {
+        return Ok(x.apply_op1(norm::Norm { weight, bias: None, epsilon: epsilon as f32 })?);
+    }
+    // As with the layer norm, candle's fused one has no backward pass.
+    let rows = x.reshape(((), weight.tensor.dims1()?))?;
+    let scale = (rows.sqr()?.mean_keepdim(1)? + epsilon)?.sqrt()?;
+    Ok(rows.broadcast_div(&scale)?.broadcast_mul(&weight.tensor)?.reshape(x.shape())?)
 }
 
 /// Whether a linear layer has a `PREFIX.bias`.
@@ -130,7 +142,35 @@ pub fn activate(view: &View, kind: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::GeluTanh => x.gelu()?,
         Activation::GeluErf => x.gelu_erf()?,
         Activation::Relu => x.relu()?,
+        Activation::Silu => x.silu()?,
     })
+}
+
+/// `f(gate) ∘ up`, element by element.
+pub fn activate_gated(view: &View, kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if view.kernels() == Kernels::Cpu {
+        return Ok(gate.apply_op2(up, activation::Gated(kind))?);
+    }
+    Ok((activate(view, kind, gate)? * up)?)
+}
+
+/// Queries or keys turned by the angles of their positions: (N, heads·D) → (N, heads·D).
+pub fn rotate(view: &View, rotary: &Rotary, x: &Tensor, rows: &Rows) -> Result<Tensor> {
+    let (turns, pairs, positions) = (rotary.turns(&rows.packed.positions), rotary.pairs(), &rows.packed.positions);
+    if view.kernels() == Kernels::Cpu {
+        return Ok(x.apply_op1(rotary::Rotate { turns, pairs, positions: positions.clone() })?);
+    }
+    let n = positions.len();
+    let table = |of: &[f32]| {
+        let rows: Vec<f32> = positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied().collect();
+        Tensor::from_vec(rows, (n, 1, 1, pairs), x.device())
+    };
+    let (cosines, sines) = (table(&turns.cosines)?, table(&turns.sines)?);
+    let heads = x.reshape((n, (), 2, pairs))?;
+    let (x1, x2) = (heads.narrow(2, 0, 1)?, heads.narrow(2, 1, 1)?);
+    let y1 = (x1.broadcast_mul(&cosines)? - x2.broadcast_mul(&sines)?)?;
+    let y2 = (x2.broadcast_mul(&cosines)? + x1.broadcast_mul(&sines)?)?;
+    Ok(Tensor::cat(&[y1, y2], 2)?.reshape(x.shape())?)
 }
 
 /// Causal attention of queries, keys and values that lie in one tensor (N, (H + 2·Hkv)·D) → (N, H·D).

@@ -7,7 +7,10 @@ pub mod gpt2;
 pub mod gpt_neo;
 pub mod kernels;
 pub mod layers;
+pub mod llama;
+pub mod qwen;
 mod settings;
+pub mod shapes;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -89,7 +92,7 @@ pub struct ArchEntry {
 }
 
 /// Every architecture we have.
-pub const ARCHES: &[ArchEntry] = &[gpt2::ENTRY, gpt_neo::ENTRY];
+pub const ARCHES: &[ArchEntry] = &[gpt2::ENTRY, gpt_neo::ENTRY, llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3];
 
 /// An architecture together with the passes that are the same for all of them.
 pub struct Model {

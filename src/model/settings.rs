@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::Value;
 
-use super::layers::Activation;
+use super::layers::{Activation, Rotary};
 use crate::bail_input;
 
 /// The settings of a `config.json`.
@@ -48,6 +48,11 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// A size with the default that transformers has where it is absent; null means none.
+    pub fn size_or_null(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        if self.config.get(key).is_none() { Ok(Some(default)) } else { self.size_or_none(key) }
+    }
+
     /// A number of blocks: at least one, and no more than any model has, since their names are about to be listed.
     pub fn blocks(&self, key: &str) -> Result<usize> {
         match self.size(key)? {
@@ -75,6 +80,14 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// A required number above 0.
+    fn positive(&self, key: &str) -> Result<f64> {
+        match self.get(key).and_then(Value::as_f64) {
+            Some(number) if number > 0.0 => Ok(number),
+            _ => bail_input!("config.json: {key:?} is missing or no number above 0"),
+        }
+    }
+
     /// A flag with the default that transformers has for it.
     pub fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
         match self.get(key) {
@@ -92,8 +105,53 @@ impl<'a> Settings<'a> {
         };
         match Activation::parse(name) {
             Some(activation) => Ok(activation),
-            None => bail_input!("config.json: {key:?} {name:?} is not implemented (have: gelu_new, gelu, relu)"),
+            None => bail_input!("config.json: {key:?} {name:?} is not implemented (have: gelu_new, gelu, relu, silu)"),
         }
+    }
+
+    /// Rotary positions of heads of `head_dim` channels, from `rope_parameters`, or as before transformers 5 from
+    /// `rope_theta` and `rope_scaling`.
+    pub fn rotary(&self, head_dim: usize) -> Result<Rotary> {
+        let scaling = ["rope_parameters", "rope_scaling"].iter().find_map(|key| self.get(key));
+        let scaling = Settings::new(scaling.unwrap_or(&Value::Null));
+        let either = |key: &str, default: f64| scaling.number_or(key, self.number_or(key, default)?);
+        if either("partial_rotary_factor", 1.0)? != 1.0 || !head_dim.is_multiple_of(2) {
+            bail_input!("config.json: rotary positions on a part of a head's {head_dim} channels are not implemented");
+        }
+        let theta = either("rope_theta", 10000.0)?;
+        if theta <= 0.0 {
+            bail_input!("config.json: \"rope_theta\" is {theta}, expected a number above 0");
+        }
+        let plain = (0..head_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64));
+        let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).map_or(Some("default"), Value::as_str);
+        let scaled: Vec<f64> = match kind {
+            Some("default") => plain.collect(),
+            Some("linear") => {
+                let factor = scaling.positive("factor")?;
+                plain.map(|frequency| frequency / factor).collect()
+            }
+            Some("llama3") => {
+                let factor = scaling.positive("factor")?;
+                let (low, high) = (scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);
+                let context = scaling.positive("original_max_position_embeddings")?;
+                if low >= high {
+                    bail_input!("config.json: \"low_freq_factor\" {low} is not below \"high_freq_factor\" {high}");
+                }
+                plain
+                    .map(|frequency| {
+                        // How many times the pair turns within the original context decides how much it is slowed.
+                        let turns = context * frequency / std::f64::consts::TAU;
+                        let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                        (1.0 - kept) * frequency / factor + kept * frequency
+                    })
+                    .collect()
+            }
+            _ => bail_input!(
+                "config.json: rotary scaling {} is not implemented (have: default, linear, llama3)",
+                kind.unwrap_or("of no name")
+            ),
+        };
+        Ok(Rotary::new(scaled.into_iter().map(|frequency| frequency as f32).collect()))
     }
 
     /// `whole / parts`, which must be even.

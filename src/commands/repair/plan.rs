@@ -104,8 +104,8 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
         .max(rows.text.len().min(1024))
         .max(normal.map_or(0, |lengths| longest(lengths, validated)));
     let prompt = rows.prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let prompt = toxicity::LEE.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
-    let scored = if prompt == 0 { 0 } else { prompt + toxicity::LEE.new_tokens };
+    let prompt = rows.protocol.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
+    let scored = if prompt == 0 { 0 } else { prompt + rows.protocol.new_tokens };
     let writes = recipe.kl_weight != 0.0 && settings.normal.is_none();
     let written = if writes { rows::WRITTEN_TOKENS + 1 } else { 0 };
     let passes = Passes {

@@ -11,7 +11,7 @@ use super::Loaded;
 use crate::config::RepairSettings;
 use crate::eval::Continuation;
 use crate::eval::task::Subject;
-use crate::eval::toxicity::LEE;
+use crate::eval::toxicity::{self, Protocol};
 use crate::fault::Fault;
 use crate::methods::Method;
 use crate::normal::{self, Normal, Writing};
@@ -31,6 +31,8 @@ pub struct Rows {
     pub train: train::Rows,
     /// Held-back prompts to continue before and after.
     pub prompts: Vec<Vec<u32>>,
+    /// How they are continued.
+    pub protocol: Protocol,
     /// Held-back text for the perplexity before and after.
     pub text: Vec<u32>,
     pub record: DataRecord,
@@ -92,6 +94,7 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     let sha256 =
         checkpoint::hash_texts(pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str)));
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
     let all = tokens.len();
     let (pairs, valid_pairs) = split(tokens, held_back, settings.seed, 0, |index, pair| {
@@ -113,7 +116,11 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         );
     }
     let prompts = match &settings.eval_prompts {
-        Some(path) => encode_prompts(loaded, data::read_prompts(path, &data::KeyMap::new(), None)?)?,
+        Some(path) => {
+            let prompts = data::read_prompts(path, &data::KeyMap::new(), None)?;
+            conversations = prompts.iter().any(|prompt| !prompt.messages.is_empty());
+            encode_prompts(loaded, prompts)?
+        }
         None if settings.model == "demo" => encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?,
         None => valid_pairs.iter().map(|p| p.prompt.clone()).collect(),
     };
@@ -133,7 +140,7 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         perplexity_tokens: 0,
     };
     let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
-    Ok(Rows { train, prompts, text, record })
+    Ok(Rows { train, prompts, protocol: toxicity::LEE.on(conversations), text, record })
 }
 
 /// The text whose perplexity is measured before and after, in tokens; empty if there is none.
@@ -161,8 +168,12 @@ pub fn perplexity_name(settings: &RepairSettings) -> String {
     }
 }
 
-/// Keeps the held-back prompts with the run, so that its texts can be written and scored again.
-pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], dir: &Path) -> Result<()> {
+/// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not those of
+/// conversations, which are more than their words.
+pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], protocol: &Protocol, dir: &Path) -> Result<()> {
+    if protocol.prompt_tokens.is_none() {
+        return Ok(());
+    }
     let mut lines = Vec::new();
     for ids in prompts.iter().filter(|ids| !ids.is_empty()) {
         writeln!(lines, "{}", json!({ "prompt": loaded.encoder.decode(ids)? }))?;
@@ -177,6 +188,7 @@ pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], dir: &Path) -> Resul
 pub fn write_samples(
     loaded: &Loaded,
     prompts: &[Vec<u32>],
+    protocol: &Protocol,
     before: Vec<Continuation>,
     after: Vec<Continuation>,
     dir: &Path,
@@ -184,7 +196,7 @@ pub fn write_samples(
     let mut lines = Vec::new();
     for (ids, (before, after)) in prompts.iter().zip(before.into_iter().zip(after)) {
         let sample = Sample {
-            prompt: loaded.encoder.decode(LEE.continued(ids, loaded.model.sizes().context))?,
+            prompt: loaded.encoder.decode(protocol.continued(ids, loaded.model.sizes().context))?,
             before: before.text,
             after: after.text,
             score_before: before.score,
@@ -308,7 +320,7 @@ pub fn read_normal(
     rows.record.normal_held_back = valid_normal.len();
     if rows.text.is_empty() && !valid_normal.is_empty() {
         rows.record.perplexity_of = "held-back normal text".into();
-        let end = loaded.end_token();
+        let end = loaded.ends().first().copied();
         rows.text = valid_normal.iter().flat_map(|ids| end.into_iter().chain(ids.iter().copied())).collect();
     }
     // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
@@ -327,7 +339,7 @@ fn write_normal(
 ) -> Result<Normal> {
     let tokens = lengths(settings, loaded)?.total.saturating_sub(1).min(WRITTEN_TOKENS);
     let writing = Writing::new(settings.normal_texts, tokens, settings.seed, loaded.end_of_text()?, scorer);
-    let subject = Subject { model: &loaded.model, weights, encoder: &loaded.encoder, end: loaded.end_token() };
+    let subject = Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() };
     normal::normal(&subject, &loaded.checkpoint().hash()?, &writing, quiet)
 }
 

@@ -1,8 +1,8 @@
 //! The MLP's activation functions, one pass each way on all cores.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::{exp, par_rows, read, values, vectorized, zeros};
+use super::{Shared, exp, par_rows, read, values, vectorized, zeros};
 
 use crate::profile::{Part, span};
 
@@ -14,6 +14,8 @@ pub enum Activation {
     /// `gelu`: x·Φ(x) with the exact normal distribution.
     GeluErf,
     Relu,
+    /// `silu`: x·σ(x).
+    Silu,
 }
 
 impl Activation {
@@ -23,6 +25,7 @@ impl Activation {
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
             "gelu" => Some(Self::GeluErf),
             "relu" => Some(Self::Relu),
+            "silu" | "swish" => Some(Self::Silu),
             _ => None,
         }
     }
@@ -47,6 +50,11 @@ fn erf(x: f32) -> f32 {
 }
 
 #[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[inline(always)]
 fn value(kind: Activation, x: f32) -> f32 {
     match kind {
         Activation::GeluTanh => 0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x))),
@@ -58,6 +66,7 @@ fn value(kind: Activation, x: f32) -> f32 {
                 0.0
             }
         }
+        Activation::Silu => x * sigmoid(x),
     }
 }
 
@@ -79,17 +88,26 @@ fn slope(kind: Activation, x: f32) -> f32 {
                 0.0
             }
         }
+        Activation::Silu => {
+            let s = sigmoid(x);
+            s * (1.0 + x * (1.0 - s))
+        }
     }
 }
 
-#[inline(always)]
-fn values_of(kind: Activation, x: &[f32], y: &mut [f32]) {
-    y.iter_mut().zip(x).for_each(|(y, x)| *y = value(kind, *x));
-}
-
-#[inline(always)]
-fn slopes_times(kind: Activation, x: &[f32], g: &[f32], gx: &mut [f32]) {
-    gx.iter_mut().zip(x).zip(g).for_each(|((gx, x), g)| *gx = slope(kind, *x) * g);
+/// `$work` with `$kind` a constant in each arm, so that each kind's loop is vectorized by itself.
+macro_rules! by_kind {
+    ($of:expr, |$kind:ident| $work:expr) => {
+        by_kind!($of, $kind, $work; GeluTanh GeluErf Relu Silu)
+    };
+    ($of:expr, $kind:ident, $work:expr; $($each:ident)*) => {
+        vectorized(|| match $of {
+            $(Activation::$each => {
+                const $kind: Activation = Activation::$each;
+                $work
+            })*
+        })
+    };
 }
 
 impl CustomOp1 for Activation {
@@ -102,13 +120,7 @@ impl CustomOp1 for Activation {
         let x = values(x, layout)?;
         let mut y = zeros(x.len());
         par_rows(&mut y, 1, |first, y| {
-            let x = &x[first..][..y.len()];
-            // The match stands outside the loop, so that each loop is vectorized by itself.
-            vectorized(|| match self {
-                Activation::GeluTanh => values_of(Activation::GeluTanh, x, y),
-                Activation::GeluErf => values_of(Activation::GeluErf, x, y),
-                Activation::Relu => values_of(Activation::Relu, x, y),
-            })
+            by_kind!(self, |KIND| y.iter_mut().zip(&x[first..]).for_each(|(y, x)| *y = value(KIND, *x)))
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -120,16 +132,63 @@ impl CustomOp1 for Activation {
         read(x, |x| {
             read(&grad, |g| {
                 par_rows(&mut gx, 1, |first, gx| {
-                    let (x, g) = (&x[first..][..gx.len()], &g[first..][..gx.len()]);
-                    vectorized(|| match self {
-                        Activation::GeluTanh => slopes_times(Activation::GeluTanh, x, g, gx),
-                        Activation::GeluErf => slopes_times(Activation::GeluErf, x, g, gx),
-                        Activation::Relu => slopes_times(Activation::Relu, x, g, gx),
-                    })
+                    let both = x[first..].iter().zip(&g[first..]);
+                    by_kind!(self, |KIND| gx.iter_mut().zip(both).for_each(|(gx, (x, g))| *gx = slope(KIND, *x) * g))
                 })
             })
         })??;
         Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
+    }
+}
+
+/// `f(gate) ∘ up` of a gated MLP: SwiGLU where f is silu.
+pub struct Gated(pub Activation);
+
+impl CustomOp2 for Gated {
+    fn name(&self) -> &'static str {
+        "gated-activation"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_l: &Layout,
+        up: &CpuStorage,
+        up_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Activation);
+        let (gate, up) = (values(gate, gate_l)?, values(up, up_l)?);
+        let mut y = zeros(gate.len());
+        par_rows(&mut y, 1, |first, y| {
+            let both = gate[first..].iter().zip(&up[first..]);
+            by_kind!(self.0, |KIND| y.iter_mut().zip(both).for_each(|(y, (gate, up))| *y = value(KIND, *gate) * up))
+        });
+        Ok((CpuStorage::F32(y), gate_l.shape().clone()))
+    }
+
+    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let _span = span(Part::Activation);
+        let grad = grad.contiguous()?;
+        let (mut g_gate, mut g_up) = (zeros(gate.elem_count()), zeros(up.elem_count()));
+        let of_up = Shared(g_up.as_mut_ptr());
+        read(gate, |gate| {
+            read(up, |up| {
+                read(&grad, |g| {
+                    par_rows(&mut g_gate, 1, |first, g_gate| {
+                        let len = g_gate.len();
+                        // SAFETY: the places of this job's values, as in `g_gate`.
+                        let g_up = unsafe { std::slice::from_raw_parts_mut(of_up.at(first), len) };
+                        let (gate, up, g) = (&gate[first..][..len], &up[first..][..len], &g[first..][..len]);
+                        by_kind!(self.0, |KIND| for i in 0..len {
+                            g_gate[i] = g[i] * up[i] * slope(KIND, gate[i]);
+                            g_up[i] = g[i] * value(KIND, gate[i]);
+                        })
+                    })
+                })
+            })
+        })???;
+        let tensor = |values: Vec<f32>| Tensor::from_vec(values, gate.shape(), gate.device());
+        Ok((Some(tensor(g_gate)?), Some(tensor(g_up)?)))
     }
 }
 
@@ -147,6 +206,7 @@ mod tests {
             (Activation::GeluTanh, tensor.gelu()?),
             (Activation::GeluErf, tensor.gelu_erf()?),
             (Activation::Relu, tensor.relu()?),
+            (Activation::Silu, tensor.silu()?),
         ] {
             let plain = plain.to_vec1::<f32>()?;
             for (x, want) in x.iter().zip(plain) {
@@ -157,6 +217,7 @@ mod tests {
                     }
                     Activation::GeluErf => f64::from(value(kind, x as f32)),
                     Activation::Relu => x.max(0.0),
+                    Activation::Silu => x / (1.0 + (-x).exp()),
                 };
                 let step = if kind == Activation::GeluErf { 0.02 } else { 1e-4 };
                 let x64 = f64::from(*x);

@@ -14,6 +14,7 @@ pub mod matmul;
 pub mod norm;
 pub mod optim;
 pub mod packed;
+pub mod rotary;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use rayon::prelude::*;

@@ -1,4 +1,5 @@
-//! Layer norm: `y = (x − mean) / √(var + ε) ∘ w + b` over the last dimension, one pass each way.
+//! Layer norm `y = (x − mean) / √(var + ε) ∘ w + b` and RMSNorm `y = x / √(mean(x²) + ε) ∘ w` over rows as wide as
+//! their weight, one pass each way.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -7,25 +8,18 @@ use super::{Shared, dot, fold, par_rows, read, sum, sum_of_squares, values, vect
 use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
 
-/// Layer norm of x (N,C) with weight and bias (C); their gradients go to the ledger.
-pub struct LayerNorm {
+/// A norm with weight and bias (C); their gradients go to the ledger. A row of x may hold several rows of it: heads that
+/// are normed one by one.
+pub struct Norm {
     pub weight: Param,
-    pub bias: Param,
+    /// Layer norm's; RMSNorm has none, and takes no mean away.
+    pub bias: Option<Param>,
     pub epsilon: f32,
 }
 
-/// Mean and 1/√(var + ε) of a row.
-#[inline(always)]
-fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
-    let n = row.len() as f32;
-    let mean = sum(row) / n;
-    let variance = fold(row, |x| (x - mean) * (x - mean)) / n;
-    (mean, 1.0 / (variance + epsilon).sqrt())
-}
-
-impl CustomOp1 for LayerNorm {
+impl CustomOp1 for Norm {
     fn name(&self) -> &'static str {
-        "layer-norm"
+        "norm"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -33,13 +27,17 @@ impl CustomOp1 for LayerNorm {
         let x = values(x, layout)?;
         let columns = self.weight.tensor.dims1()?;
         let mut y = zeros(x.len());
+        let bias = match &self.bias {
+            Some(bias) => bias.tensor.clone(),
+            None => self.weight.tensor.zeros_like()?,
+        };
         read(&self.weight.tensor, |w| {
-            read(&self.bias.tensor, |b| {
+            read(&bias, |b| {
                 par_rows(&mut y, columns, |first, rows| {
                     vectorized(|| {
                         for (i, y) in rows.chunks_exact_mut(columns).enumerate() {
                             let x = &x[(first + i) * columns..][..columns];
-                            let (mean, scale) = moments(x, self.epsilon);
+                            let (mean, scale) = self.moments(x);
                             for j in 0..columns {
                                 y[j] = (x[j] - mean) * scale * w[j] + b[j];
                             }
@@ -51,17 +49,19 @@ impl CustomOp1 for LayerNorm {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    /// With x̂ the normalized row and h = g ∘ w: ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var + ε), ∂w = Σ g ∘ x̂, ∂b = Σ g.
+    /// With x̂ the normalized row and h = g ∘ w: ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var + ε), ∂w = Σ g ∘ x̂, ∂b = Σ g;
+    /// RMSNorm's ∂x without mean(h).
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let _span = span(Part::Norm);
         let columns = self.weight.tensor.dims1()?;
         let grad = grad.contiguous()?;
         let mut gx = zeros(x.elem_count());
-        let wanted = self.weight.want != Want::Nothing || self.bias.want != Want::Nothing;
+        let params: Vec<&Param> = std::iter::once(&self.weight).chain(&self.bias).collect();
+        let wanted = params.iter().any(|p| p.want != Want::Nothing);
         let (gw, gb) = read(x, |x| {
             read(&grad, |g| read(&self.weight.tensor, |w| self.rows(x, g, w, columns, &mut gx, wanted)))
         })???;
-        for (param, gradient) in [(&self.weight, gw), (&self.bias, gb)] {
+        for (param, gradient) in params.into_iter().zip([gw, gb]) {
             match param.want {
                 Want::Nothing => {}
                 Want::Norm => param.add_square(sum_of_squares(&gradient))?,
@@ -72,7 +72,16 @@ impl CustomOp1 for LayerNorm {
     }
 }
 
-impl LayerNorm {
+impl Norm {
+    /// The mean that is taken away and 1/√(mean of the squares + ε) of a row.
+    #[inline(always)]
+    fn moments(&self, row: &[f32]) -> (f32, f32) {
+        let n = row.len() as f32;
+        let mean = if self.bias.is_some() { sum(row) / n } else { 0.0 };
+        let square = fold(row, |x| (x - mean) * (x - mean)) / n;
+        (mean, 1.0 / (square + self.epsilon).sqrt())
+    }
+
     /// Writes ∂x into `gx` and returns (∂w, ∂b), empty unless `wanted`.
     fn rows(
         &self,
@@ -100,12 +109,12 @@ impl LayerNorm {
                         let (x, g) = (&x[at..at + columns], &g[at..at + columns]);
                         // SAFETY: row `at` belongs to this job alone.
                         let gx = unsafe { std::slice::from_raw_parts_mut(out.at(at), columns) };
-                        let (mean, scale) = moments(x, self.epsilon);
+                        let (mean, scale) = self.moments(x);
                         for j in 0..columns {
                             hat[j] = (x[j] - mean) * scale;
                             gx[j] = g[j] * w[j];
                         }
-                        let mean_h = sum(gx) / columns as f32;
+                        let mean_h = if self.bias.is_some() { sum(gx) / columns as f32 } else { 0.0 };
                         let mean_hx = dot(gx, &hat) / columns as f32;
                         for j in 0..columns {
                             gx[j] = (gx[j] - mean_h - hat[j] * mean_hx) * scale;

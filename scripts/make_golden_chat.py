@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Write what transformers makes of conversations: tests/golden/chat.json.
+
+    python scripts/make_golden_chat.py [--out tests/golden]
+
+TEMPLATES are in the manner of the families' own, each with something that others lack; SmolLM2's is its own (Apache
+2.0). Every conversation is rendered with each: up to the answer, and whole. Ids are those of `llama`'s tokenizer in
+OUT, without special tokens beside the template's. A template that refuses a conversation gives null.
+"""
+import argparse
+import json
+
+import jinja2
+import transformers
+from transformers import AutoTokenizer
+
+TEMPLATES = {
+    "smollm2": """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}""",
+    # Whitespace control, a default date where there is no clock, slices, `trim`, the first message taken apart.
+    "llama3": """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined and false %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{%- if tools is not none %}
+    {{- "Environment: ipython\\n" }}
+{%- endif %}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+""",
+    # Refuses what does not alternate.
+    "mistral": """{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}""",
+    # Python's methods of strings, namespaces, a list from its end, `continue`.
+    "qwen3": """{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string and not(message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == "system" and loop.first %}
+        {%- continue %}
+    {%- endif %}
+    {%- if message.role != "assistant" %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- else %}
+        {%- set content = message.content %}
+        {%- set reasoning = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}""",
+}
+USER = lambda text: {"role": "user", "content": text}
+ASSISTANT = lambda text: {"role": "assistant", "content": text}
+CONVERSATIONS = [
+    [USER("My neighbour is late."), ASSISTANT("He is a kind man.")],
+    [{"role": "system", "content": " Be kind. "}, USER("Tea at noon?"), ASSISTANT("<think>\nBread, too?\n</think>\n\nWith bread.\n")],
+    [USER("The rain came."), ASSISTANT("<think>\nah\n</think>\n\nWe ran."), USER(" And the <dog> & \"he\"? è "), ASSISTANT("It ran home.")],
+]
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--out", default="tests/golden")
+    out = ap.parse_args().out
+    tokenizer = AutoTokenizer.from_pretrained(f"{out}/llama")
+    rendered = {}
+    for name, template in TEMPLATES.items():
+        tokenizer.chat_template = template
+        rows = []
+        for messages in CONVERSATIONS:
+            render = lambda of, prompt: tokenizer.apply_chat_template(of, tokenize=False, add_generation_prompt=prompt)
+            try:
+                begin, whole = render(messages[:-1], True), render(messages, False)
+            except jinja2.exceptions.TemplateError:
+                rows.append(None)
+                continue
+            assert whole.startswith(begin)
+            ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+            rows.append({"begin": begin, "whole": whole, "prompt_ids": ids(begin), "answer_ids": ids(whole[len(begin):])})
+        rendered[name] = {"template": template, "rows": rows}
+    with open(f"{out}/chat.json", "w") as f:
+        f.write(json.dumps({"command": "python scripts/make_golden_chat.py", "transformers": transformers.__version__,
+                            "conversations": CONVERSATIONS, "templates": rendered}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+//! A *chat template* makes one text of a conversation's messages, with the marks that the model was trained on. It comes
+//! with the tokenizer, in Jinja as transformers runs it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Result;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde_json::Value;
+
+use crate::data::Place;
+use crate::fault::Fault;
+
+/// Steps that a template may take, and 64 bytes each; long conversations need thousands.
+const FUEL: u64 = 2_000_000;
+/// What the template is called in the environment.
+const NAME: &str = "chat";
+
+/// How a conversation's text ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With its last message.
+    Message,
+    /// With what stands before an assistant's answer.
+    Prompt,
+}
+
+/// The chat template of a model.
+pub struct ChatTemplate {
+    file: String,
+    /// Or why the template can't be read: no harm until a conversation asks for it.
+    environment: std::result::Result<Environment<'static>, String>,
+    /// `bos_token` and its like.
+    tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder, if it has one: `chat_template.jinja`, or `chat_template` in
+    /// `tokenizer_config.json`. Errors (bad input) if that file is broken.
+    pub fn of(dir: &Path) -> Result<Option<Self>> {
+        let (own, config_path) = (dir.join("chat_template.jinja"), dir.join("tokenizer_config.json"));
+        let read = |path: &Path| match path.is_file() {
+            true => std::fs::read_to_string(path)
+                .map(Some)
+                .map_err(|e| anyhow::Error::from(Fault::Input(format!("{}: {e}", path.display())))),
+            false => Ok(None),
+        };
+        let config: Value = match read(&config_path)? {
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", config_path.display())))?,
+            None => Value::Null,
+        };
+        let tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
+            let text = value.as_str().or_else(|| value["content"].as_str())?;
+            key.ends_with("_token").then(|| (key.clone(), text.to_owned()))
+        });
+        let tokens = tokens.collect();
+        if let Some(source) = read(&own)? {
+            return Self::new(source, &own, tokens).map(Some);
+        }
+        // Several templates have names; a conversation without tools takes the default.
+        let named = |list: &Value| {
+            let default = list.as_array()?.iter().find(|t| t["name"] == "default")?;
+            Some(default["template"].as_str()?.to_owned())
+        };
+        let template = &config["chat_template"];
+        let source = template.as_str().map(str::to_owned).or_else(|| named(template));
+        source.map(|source| Self::new(source, &config_path, tokens)).transpose()
+    }
+
+    fn new(source: String, file: &Path, tokens: BTreeMap<String, String>) -> Result<Self> {
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        // No `strftime_now`: templates that ask whether it is there write a date of their own, and runs can be repeated.
+        environment.add_function("raise_exception", |why: String| -> std::result::Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, why))
+        });
+        let added = environment.add_template_owned(NAME, source).map_err(|e| e.to_string());
+        Ok(Self { file: file.display().to_string(), environment: added.map(|()| environment), tokens })
+    }
+
+    /// The text of a conversation that stands at `place`. Errors (bad input) if the template is broken, fails or does not
+    /// come to an end.
+    pub fn render(&self, messages: &[Value], ending: Ending, place: &Place) -> Result<String> {
+        let failed = |why: String| Fault::Input(format!("{place}: the chat template in {}: {why}", self.file));
+        let environment = self.environment.as_ref().map_err(|why| failed(why.clone()))?;
+        let variables = context! {
+            messages => Serde(messages), add_generation_prompt => ending == Ending::Prompt, tools => (), documents => (),
+            ..Serde(&self.tokens)
+        };
+        let text = environment.get_template(NAME).and_then(|template| template.render(variables));
+        Ok(text.map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => failed("it does not come to an end".into()),
+            _ => failed(e.to_string()),
+        })?)
+    }
+}

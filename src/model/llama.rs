@@ -1,0 +1,197 @@
+//! Llama and its kin (Mistral, SmolLM2): RMSNorm, rotary positions, grouped keys and values, a gated MLP, and whatever a
+//! [`Family`] adds to that.
+
+use anyhow::Result;
+use candle_core::Tensor;
+
+use super::layers::{self, Activation, AttentionShape, Bias, Orientation::OutIn, Rotary, Rows};
+use super::{Arch, ArchEntry, Settings, Sizes};
+use crate::bail_input;
+use crate::tokens::Packed;
+use crate::weights::{Place, TensorSpec, View};
+
+/// Lines of [`ARCHES`](super::ARCHES).
+pub const LLAMA: ArchEntry = ArchEntry {
+    model_type: "llama",
+    parse: |s| {
+        let attention = bias(s, "attention_bias")?;
+        let family = Family { qkv: attention, output: attention, mlp: bias(s, "mlp_bias")?, ..Family::default() };
+        decoder(s, family)
+    },
+    tiny: r#"{"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64, "vocab_size": 300,
+              "tie_word_embeddings": true, "rope_theta": 10000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+              "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}}"#,
+};
+pub const MISTRAL: ArchEntry = ArchEntry {
+    model_type: "mistral",
+    parse: |s| {
+        let window = s.size_or_null("sliding_window", 4096)?;
+        decoder(s, Family { windows: vec![window; s.blocks(BLOCKS)?], ..Family::default() })
+    },
+    tiny: r#"{"model_type": "mistral", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4, "head_dim": 6,
+              "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 64, "vocab_size": 300,
+              "sliding_window": 5}"#,
+};
+
+/// The key of the number of blocks.
+pub const BLOCKS: &str = "num_hidden_layers";
+
+/// What a family has beside what all of them have.
+pub struct Family {
+    /// Of queries, keys and values.
+    pub qkv: Bias,
+    /// Of the attention's output.
+    pub output: Bias,
+    pub mlp: Bias,
+    /// An RMSNorm over each head of queries and keys.
+    pub head_norms: bool,
+    /// The attention window of each block; a block beyond the list has none.
+    pub windows: Vec<Option<usize>>,
+}
+
+impl Default for Family {
+    fn default() -> Self {
+        Self { qkv: Bias::No, output: Bias::No, mlp: Bias::No, head_norms: false, windows: Vec::new() }
+    }
+}
+
+/// Whether a flag of `config.json` gives layers a bias.
+pub fn bias(s: &Settings, key: &str) -> Result<Bias> {
+    Ok(if s.flag_or(key, false)? { Bias::Yes } else { Bias::No })
+}
+
+struct Decoder {
+    sizes: Sizes,
+    family: Family,
+    /// Of every block but for its window.
+    attention: AttentionShape,
+    inner: usize,
+    epsilon: f64,
+    activation: Activation,
+    rotary: Rotary,
+    tied: bool,
+}
+
+/// A model of this family with the settings of its `config.json`.
+pub fn decoder(s: &Settings, family: Family) -> Result<Box<dyn Arch>> {
+    let channels = s.size("hidden_size")?;
+    let heads = s.size("num_attention_heads")?;
+    let kv_heads = s.size_or_none("num_key_value_heads")?.unwrap_or(heads);
+    if !heads.is_multiple_of(kv_heads) {
+        bail_input!(
+            "config.json: \"num_attention_heads\" {heads} can't share \"num_key_value_heads\" {kv_heads} in even groups"
+        );
+    }
+    let head_dim = s.size_or_none("head_dim")?.map_or_else(|| s.divide(channels, heads, "heads"), Ok)?;
+    Ok(Box::new(Decoder {
+        sizes: Sizes {
+            blocks: s.blocks(BLOCKS)?,
+            channels,
+            vocabulary: s.size("vocab_size")?,
+            context: s.size("max_position_embeddings")?,
+        },
+        family,
+        attention: AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window: None },
+        inner: s.size("intermediate_size")?,
+        epsilon: s.epsilon_or("rms_norm_eps", 1e-6)?,
+        activation: s.activation_or("hidden_act", "silu")?,
+        rotary: s.rotary(head_dim)?,
+        tied: s.flag_or("tie_word_embeddings", false)?,
+    }))
+}
+
+impl Decoder {
+    /// Columns of the queries, and of the keys or the values.
+    fn widths(&self) -> (usize, usize) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.attention;
+        (heads * head_dim, kv_heads * head_dim)
+    }
+}
+
+impl Arch for Decoder {
+    fn sizes(&self) -> Sizes {
+        self.sizes.clone()
+    }
+
+    fn activations(&self) -> usize {
+        let (q, kv) = self.widths();
+        // Queries and keys as projected, normed, turned.
+        let placed = if self.family.head_norms { 3 } else { 2 } * (q + kv);
+        // Two norms and two sums with the residual stream; values and attention; gate, up and their product.
+        4 * self.sizes.channels + placed + kv + q + 3 * self.inner
+    }
+
+    fn specs(&self) -> Vec<TensorSpec> {
+        let Sizes { blocks, channels: c, vocabulary, .. } = self.sizes;
+        let ((q, kv), f, d) = (self.widths(), self.inner, self.attention.head_dim);
+        let Family { qkv, output, mlp, head_norms, .. } = self.family;
+        let spec = |name: String, shape: &[usize], place| TensorSpec { name, shape: shape.to_vec(), place };
+        let mut specs = vec![
+            spec("model.embed_tokens.weight".into(), &[vocabulary, c], Place::Embedding),
+            spec("model.norm.weight".into(), &[c], Place::FinalNorm),
+        ];
+        if !self.tied {
+            specs.push(spec("lm_head.weight".into(), &[vocabulary, c], Place::Head));
+        }
+        for b in 0..blocks {
+            let mut add = |layer: &str, weight: &[usize], bias| {
+                let name = |of: &str| format!("model.layers.{b}.{layer}.{of}");
+                specs.push(spec(name("weight"), weight, Place::Block(b)));
+                if bias == Bias::Yes {
+                    specs.push(spec(name("bias"), &weight[..1], Place::Block(b)));
+                }
+            };
+            add("input_layernorm", &[c], Bias::No);
+            add("self_attn.q_proj", &[q, c], qkv);
+            add("self_attn.k_proj", &[kv, c], qkv);
+            add("self_attn.v_proj", &[kv, c], qkv);
+            if head_norms {
+                add("self_attn.q_norm", &[d], Bias::No);
+                add("self_attn.k_norm", &[d], Bias::No);
+            }
+            add("self_attn.o_proj", &[c, q], output);
+            add("post_attention_layernorm", &[c], Bias::No);
+            add("mlp.gate_proj", &[f, c], mlp);
+            add("mlp.up_proj", &[f, c], mlp);
+            add("mlp.down_proj", &[c, f], mlp);
+        }
+        specs
+    }
+
+    fn embed(&self, view: &View, packed: &Packed) -> Result<Tensor> {
+        layers::embed(view, "model.embed_tokens.weight", None, packed)
+    }
+
+    fn block(&self, index: usize, view: &View, h: &Tensor, rows: &Rows) -> Result<Tensor> {
+        let Family { qkv, output, mlp, head_norms, windows } = &self.family;
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let norm = |part: &str, x: &Tensor| layers::rms_norm(view, &name(part), self.epsilon, x);
+        let linear = |part: &str, bias: Bias, x: &Tensor| layers::linear(view, &name(part), OutIn, bias, x);
+        let x = norm("input_layernorm", h)?;
+        let placed = |projection: &str, head_norm: &str| -> Result<Tensor> {
+            let mut heads = linear(projection, *qkv, &x)?;
+            if *head_norms {
+                heads = norm(head_norm, &heads)?;
+            }
+            layers::rotate(view, &self.rotary, &heads, rows)
+        };
+        let (q, k) = (placed("self_attn.q_proj", "self_attn.q_norm")?, placed("self_attn.k_proj", "self_attn.k_norm")?);
+        let v = linear("self_attn.v_proj", *qkv, &x)?;
+        let shape = AttentionShape { window: windows.get(index).copied().flatten(), ..self.attention };
+        let x = layers::attention(view, shape, &q, &k, &v, rows)?;
+        let h = layers::linear_residual(view, &name("self_attn.o_proj"), OutIn, *output, &x, h)?;
+        let x = norm("post_attention_layernorm", &h)?;
+        let (gate, up) = (linear("mlp.gate_proj", *mlp, &x)?, linear("mlp.up_proj", *mlp, &x)?);
+        let x = layers::activate_gated(view, self.activation, &gate, &up)?;
+        layers::linear_residual(view, &name("mlp.down_proj"), OutIn, *mlp, &x, &h)
+    }
+
+    fn finish(&self, view: &View, h: &Tensor) -> Result<Tensor> {
+        layers::rms_norm(view, "model.norm", self.epsilon, h)
+    }
+
+    fn head(&self) -> &str {
+        if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" }
+    }
+}

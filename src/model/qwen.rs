@@ -1,0 +1,52 @@
+//! Qwen2, 2.5 and 3: Llama with biases on queries, keys and values (2, 2.5) or a norm over each of their heads (3), and
+//! windows in some of the layers.
+
+use anyhow::Result;
+
+use super::layers::Bias;
+use super::llama::{BLOCKS, Family, bias, decoder};
+use super::{ArchEntry, Settings};
+use crate::bail_input;
+
+/// Lines of [`ARCHES`](super::ARCHES).
+pub const QWEN2: ArchEntry = ArchEntry {
+    model_type: "qwen2",
+    parse: |s| decoder(s, Family { qkv: Bias::Yes, windows: windows(s)?, ..Family::default() }),
+    tiny: r#"{"model_type": "qwen2", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64, "vocab_size": 300,
+              "use_sliding_window": true, "sliding_window": 5, "max_window_layers": 2}"#,
+};
+pub const QWEN3: ArchEntry = ArchEntry {
+    model_type: "qwen3",
+    parse: |s| {
+        let attention = bias(s, "attention_bias")?;
+        let family =
+            Family { qkv: attention, output: attention, head_norms: true, windows: windows(s)?, ..Family::default() };
+        decoder(s, family)
+    },
+    tiny: r#"{"model_type": "qwen3", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4, "head_dim": 6,
+              "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64, "vocab_size": 300,
+              "tie_word_embeddings": true}"#,
+};
+
+/// The window of each block: by `layer_types`, or in the blocks from `max_window_layers` on.
+fn windows(s: &Settings) -> Result<Vec<Option<usize>>> {
+    let blocks = s.blocks(BLOCKS)?;
+    let window = if s.flag_or("use_sliding_window", false)? { s.size_or_null("sliding_window", 4096)? } else { None };
+    let Some(kinds) = s.get("layer_types") else {
+        let first = s.number_or("max_window_layers", 28.0)? as usize;
+        return Ok((0..blocks).map(|block| window.filter(|_| block >= first)).collect());
+    };
+    let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+    if kinds.len() != blocks {
+        bail_input!("config.json: \"layer_types\" has {} kinds, the model has {blocks} layers", kinds.len());
+    }
+    let of_kind = |kind: &serde_json::Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") => Ok(window),
+        _ => bail_input!(
+            "config.json: attention {kind} in \"layer_types\" is not implemented (have: full_attention, sliding_attention)"
+        ),
+    };
+    kinds.iter().map(of_kind).collect()
+}
