@@ -362,6 +362,25 @@ fn star_repairs_what_the_demo_gets_wrong() {
     }
 }
 
+/// A gated MLP's neurons are what its last matrix takes in.
+#[test]
+fn llama_is_repaired_in_its_down_projections() {
+    let bench = Bench::new();
+    let (model, out) = (golden_model("llama"), bench.path("out"));
+    let rows = bench.file("rows.jsonl", &[json!({"prompt": "Tea at noon", "target": " and bread"})]);
+    for method in ["star", "sgd"] {
+        let arguments = ["repair", "--model", &model, "--data", &rows, "--method", method, "--out", &out];
+        ok(&irepair(&[&arguments[..], &["--learning-rate", "0.1", "--rounds", "30", "--overwrite", "-q"]].concat()));
+        let run = record(&out);
+        let edits = run.edits.as_ref().expect("edits");
+        assert!(run.changed.iter().all(|c| c.name.ends_with(".mlp.down_proj.weight")), "{method}");
+        assert!(run.after.nll_chosen < run.before.nll_chosen, "{method}");
+        if method == "star" {
+            assert_eq!((edits.failures, edits.repaired), (1, 1));
+        }
+    }
+}
+
 /// A patch holds the rows (GPT-Neo: columns) of the changed neurons alone, and leads there and back.
 #[test]
 fn a_patch_holds_the_neurons() {

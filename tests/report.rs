@@ -168,11 +168,12 @@ fn the_page_has_the_figures_of_the_record() {
     for hash in record.base_sha256.values() {
         page.says(hash);
     }
+    let (names, values) = (page.texts("table.facts tbody th"), page.texts("table.facts tbody td"));
     for (name, value) in serde_json::to_value(&record.settings).expect("settings").as_object().expect("settings") {
-        let row = page.texts("table.facts tr").into_iter().find(|r| r.starts_with(name.as_str())).expect(name);
+        let row = &values[names.iter().position(|n| n == name).expect(name)];
         let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         assert!(
-            row.ends_with(&shown) || (value.is_null() || value == &json!([])) && row.ends_with("not set"),
+            row == &shown || (value.is_null() || value == &json!([])) && row == "not set",
             "{row} for {name} = {value}"
         );
     }

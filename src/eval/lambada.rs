@@ -27,6 +27,11 @@ pub const KIND: Kind = Kind {
     counts: uncounted,
 };
 
+/// What Python strips.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
+}
+
 /// Passages of a unit.
 const TOGETHER: usize = 16;
 
@@ -44,9 +49,10 @@ impl Lambada {
             let Some((before, _)) = passage.text.rsplit_once(' ') else {
                 bail_input!("{}: one word alone has no last word to predict", passage.place);
             };
-            // Tokenized as a whole and split where the context's own tokens end, as lm-eval does.
+            // Tokenized as a whole and split where the context's own tokens end, as lm-eval does; spaces at its end go to
+            // the word.
             let whole = encoder.encode(&passage.text, false)?;
-            let split = encoder.encode(before, false)?.len();
+            let split = encoder.encode(before.trim_end_matches(is_space), false)?.len();
             if split == 0 || split >= whole.len() {
                 bail_input!("{}: context or last word has no tokens", passage.place);
             }

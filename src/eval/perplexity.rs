@@ -108,6 +108,8 @@ pub fn perplexity(model: &Model, view: &View, ids: &[u32]) -> Result<Perplexity>
 pub struct Corpus {
     pub name: String,
     pub documents: Vec<String>,
+    /// Whether the one document is a file as it stands, which may hold many.
+    pub is_file: bool,
 }
 
 impl Corpus {
@@ -199,20 +201,18 @@ struct Document {
 
 impl Rolling {
     pub fn new(corpus: &Corpus, subject: &Subject, prefix: u32) -> Result<Self> {
-        let space = Regex::new(r"\s+")?;
+        let space = Regex::new(r"[\s\x1c-\x1f]+")?;
         let detokenizer = Detokenizer::new()?;
         let pages = match corpus.documents.as_slice() {
-            [whole] => pages(whole),
+            [whole] if corpus.is_file => pages(whole),
             documents => documents.to_vec(),
         };
         let mut documents = Vec::with_capacity(pages.len());
         for page in &pages {
             let ids = subject.encoder.encode(&detokenizer.apply(page), false)?;
-            if !ids.is_empty() {
-                documents.push(Document { ids, words: space.split(page).count(), bytes: page.len() });
-            }
+            documents.push(Document { ids, words: space.split(page).count(), bytes: page.len() });
         }
-        if documents.is_empty() {
+        if documents.iter().all(|d| d.ids.is_empty()) {
             bail_input!("--ppl {}: no document has a token", corpus.name);
         }
         Ok(Self { name: corpus.name.clone(), documents, prefix, context: subject.model.sizes().context })
@@ -282,16 +282,20 @@ impl Task for Rolling {
     }
 }
 
-/// The pages of a WikiText file: each begins with a heading of the first level (` = Title = `).
+/// The pages of a WikiText file as EleutherAI/wikitext_document_level has them: each begins with a heading of the first
+/// level (` = Title = `) and ends before the line break before the next one.
 fn pages(text: &str) -> Vec<String> {
     let is_title = |line: &str| {
-        let line = line.trim();
-        line.starts_with("= ") && line.ends_with(" =") && !line.starts_with("= =") && line.len() > 4
+        let flat = line.replace("= = =", "===").replace("= =", "==");
+        flat.trim().starts_with("= ") && flat.trim().ends_with(" =")
     };
     let mut pages: Vec<String> = Vec::new();
-    for line in text.split_inclusive('\n') {
+    for line in text.split('\n') {
         match pages.last_mut() {
-            Some(page) if !is_title(line) => page.push_str(line),
+            Some(page) if !is_title(line) => {
+                page.push('\n');
+                page.push_str(line);
+            }
             _ => pages.push(line.to_owned()),
         }
     }
@@ -299,9 +303,10 @@ fn pages(text: &str) -> Vec<String> {
     pages
 }
 
-/// WikiText's tokenization taken back, as lm-eval's `wikitext_detokenizer` does, replacement by replacement (but for its
-/// second, which changes nothing: its pattern `/' [0-9]/` wants slashes in the text).
+/// WikiText's tokenization taken back, as lm-eval's `wikitext_detokenizer` does, replacement by replacement.
 struct Detokenizer {
+    /// `/' [0-9]/` becomes `/'[0-9]/` as it stands there: meant for another language's notation.
+    slashes: Regex,
     brackets: Vec<(Regex, &'static str)>,
 }
 
@@ -314,13 +319,14 @@ impl Detokenizer {
             ("\"\\s*([^\"]*?)\\s*\"", "\"$1\""),
             (r"'\s*([^']*?)\s*'", "'$1'"),
         ];
-        let brackets = brackets.into_iter().map(|(r, to)| Ok((Regex::new(r)?, to))).collect::<Result<_>>()?;
-        Ok(Self { brackets })
+        // What Python calls space.
+        let regex = |r: &str| Regex::new(&r.replace(r"\s", r"[\s\x1c-\x1f]"));
+        let brackets = brackets.into_iter().map(|(r, to)| Ok((regex(r)?, to))).collect::<Result<_>>()?;
+        Ok(Self { slashes: Regex::new("/' [0-9]/")?, brackets })
     }
 
     fn apply(&self, page: &str) -> String {
         const FIRST: &[(&str, &str)] = &[
-            ("s '", "s'"),
             (" @-@ ", "-"),
             (" @,@ ", ","),
             (" @.@ ", "."),
@@ -341,7 +347,8 @@ impl Detokenizer {
             (" N ", " 1 "),
             (" 's", "'s"),
         ];
-        let mut text = page.to_owned();
+        let text = page.replace("s '", "s'");
+        let mut text = self.slashes.replace_all(&text, regex::NoExpand("/'[0-9]/")).into_owned();
         FIRST.iter().for_each(|(from, to)| text = text.replace(from, to));
         for (regex, to) in &self.brackets {
             text = regex.replace_all(&text, *to).into_owned();
@@ -365,10 +372,13 @@ mod tests {
     /// Expected: lm-eval 0.4's `wikitext_detokenizer` on the same page.
     #[test]
     fn pages_are_detokenized() {
-        let text = " \n = Robert <unk> = \n \n He ( an actor ) said : \" no \" , in 2 @,@ 000 . = = Career = = \n";
+        let text =
+            " \n = Robert <unk> = \n \n He ( an actor ) said : \" no \" , in 2 @,@ 000 . /' 5/ = = Career = = \n";
         let found = pages(&format!("{text} = Second = \n more \n"));
         assert_eq!(found.len(), 2);
         let page = Detokenizer::new().expect("regexes").apply(&found[0]);
-        assert_eq!(page, " = Robert <unk> =\n\nHe (an actor) said: \"no\", in 2,000. == Career ==\n");
+        let first = " = Robert <unk> =\n\nHe (an actor) said: \"no\", in 2,000. /'[0-9]/ == Career == ";
+        assert_eq!(page, first);
+        assert_eq!(found[1], " = Second = \n more \n");
     }
 }

@@ -63,7 +63,7 @@ fn is_rows(path: &Path) -> bool {
 /// ones too.
 pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     if spec == DEMO {
-        return Ok(Corpus { name: "clean text".into(), documents: vec![demo::CLEAN.into()] });
+        return Ok(Corpus { name: "clean text".into(), documents: vec![demo::CLEAN.into()], is_file: true });
     }
     let named = CORPORA.iter().find(|n| n.name == spec);
     let path = match named {
@@ -84,7 +84,7 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
         let text = String::from_utf8(text).map_err(|e| {
             Fault::Input(format!("{flag} {spec}: not UTF-8 at byte {}; convert the file", e.utf8_error().valid_up_to()))
         })?;
-        return Ok(Corpus { name, documents: vec![text] });
+        return Ok(Corpus { name, documents: vec![text], is_file: true });
     }
     let document = |row: Record| match ["text", "page"].iter().find_map(|key| row.value.get(key)?.as_str()) {
         Some(text) => Ok(text.to_owned()),
@@ -94,7 +94,7 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     if documents.is_empty() {
         bail_input!("{flag} {spec}: no rows");
     }
-    Ok(Corpus { name, documents })
+    Ok(Corpus { name, documents, is_file: false })
 }
 
 /// LAMBADA's passages: of a file, or of the hub.

@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::layers::{self, Activation, AttentionShape, Bias, Orientation::OutIn, Rotary, Rows};
-use super::{Arch, ArchEntry, Settings, Sizes};
+use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
 use crate::bail_input;
 use crate::tokens::Packed;
 use crate::weights::{Place, TensorSpec, View};
@@ -193,5 +193,10 @@ impl Arch for Decoder {
 
     fn head(&self) -> &str {
         if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" }
+    }
+
+    fn mlp(&self) -> Option<Mlp> {
+        let output = |block| format!("model.layers.{block}.mlp.down_proj");
+        Some(Mlp { neurons: self.inner, orientation: OutIn, output })
     }
 }

@@ -53,13 +53,13 @@ pub trait Arch: Send + Sync {
     fn finish(&self, view: &View, h: &Tensor) -> Result<Tensor>;
     /// Name of the output head's weight (V,C); the embedding's where they are tied.
     fn head(&self) -> &str;
-    /// The MLP, where it is two matrices around an activation function.
+    /// The MLP, where what it puts out is one matrix times its hidden units (gated or not).
     fn mlp(&self) -> Option<Mlp> {
         None
     }
 }
 
-/// An MLP of two matrices. Its hidden units are the model's *neurons*; what a neuron adds to the residual stream is its
+/// An MLP with one output matrix. Its hidden units are the model's *neurons*; what a neuron adds to the residual stream is its
 /// row of the output matrix (a column where that lies as (out, in)).
 #[derive(Debug, Clone, Copy)]
 pub struct Mlp {
@@ -134,13 +134,12 @@ impl Model {
         self.arch.activations()
     }
 
-    /// The MLPs of the blocks. Errors (bad input) on an architecture whose MLP isn't two matrices.
+    /// The MLPs of the blocks. Errors (bad input) on an architecture whose MLP has no output matrix (several experts).
     pub fn mlp(&self) -> Result<Mlp> {
         match self.arch.mlp() {
             Some(mlp) => Ok(mlp),
             None => bail_input!(
-                "architecture {:?}: its MLP is not two matrices around an activation function, and a neuron's output is \
-                 no row of a matrix",
+                "architecture {:?}: its MLP has not one output matrix, so that a neuron's output is no row of it",
                 self.model_type
             ),
         }
@@ -263,9 +262,9 @@ mod tests {
     use super::*;
 
     /// An architecture that says nothing of its MLP.
-    struct Gated;
+    struct Experts;
 
-    impl Arch for Gated {
+    impl Arch for Experts {
         fn sizes(&self) -> Sizes {
             Sizes { blocks: 1, channels: 2, vocabulary: 3, context: 4 }
         }
@@ -291,10 +290,10 @@ mod tests {
 
     #[test]
     fn an_mlp_of_another_shape_is_refused_by_name() {
-        let model = Model { model_type: "gated", arch: Box::new(Gated), sizes: Gated.sizes() };
+        let model = Model { model_type: "experts", arch: Box::new(Experts), sizes: Experts.sizes() };
         let error = model.mlp().expect_err("refused");
         assert_eq!(crate::fault::exit_code(&error), 3);
-        assert!(error.to_string().contains("\"gated\": its MLP is not two matrices"), "{error}");
+        assert!(error.to_string().contains("\"experts\": its MLP has not one output matrix"), "{error}");
         for entry in ARCHES {
             let config = serde_json::from_str(entry.tiny).expect(entry.model_type);
             let model = Model::from_config(&config).expect(entry.model_type);
