@@ -41,7 +41,7 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
         text.dim.middle x=(px(LEFT + WIDTH / 2.0)) y=(px(TOP + HEIGHT + 36.0)) { "perplexity of " (found.text) }
         @for (row, (name, runs)) in found.rows.iter().enumerate() {
             @for points in runs {
-                path class=(format!("way m{}", row % SHAPES.len())) d=(way(base, points, at)) {}
+                path class=(format!("way m{}", colour(row))) d=(way(base, points, at)) {}
                 @for point in points { (mark(row, at(point), point.step.is_none(), &words(name, point))) }
             }
             (mark(row, key(row + 1), true, name))
@@ -65,6 +65,11 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
     }
 }
 
+/// Rows beyond the shapes have them again in other colours.
+fn colour(row: usize) -> usize {
+    (row + row / SHAPES.len()) % SHAPES.len()
+}
+
 fn words(name: &str, point: &Point) -> String {
     let step = point.step.map_or(String::new(), |s| format!(" at step {s}"));
     format!("{name}{step}: toxicity {}, perplexity {}", short(point.toxicity), short(point.perplexity))
@@ -76,10 +81,10 @@ fn way(base: (f64, f64), points: &[Point], at: impl Fn(&Point) -> (f64, f64)) ->
 }
 
 fn mark(row: usize, (x, y): (f64, f64), filled: bool, title: &str) -> Markup {
-    let row = row % SHAPES.len();
-    let (class, scale) = if filled { (format!("m{row} filled"), "1") } else { (format!("m{row} hollow"), ".7") };
+    let (how, scale) = if filled { ("filled", "1") } else { ("hollow", ".7") };
+    let class = format!("m{} {how}", colour(row));
     html! {
-        path class=(class) d=(SHAPES[row]) transform=(format!("translate({} {}) scale({scale})", px(x), px(y))) {
+        path class=(class) d=(SHAPES[row % SHAPES.len()]) transform=(format!("translate({} {}) scale({scale})", px(x), px(y))) {
             title { (title) }
         }
     }
