@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::repair::{command, irepair, ok};
+use crate::repair::{command, interrupt, irepair, ok};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -187,11 +187,7 @@ fn an_interrupted_comparison_goes_on() {
     while !state.exists() && child.try_wait().expect("runs").is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(kill.expect("kill").success());
-    let output = child.wait_with_output().expect("ends");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{error}");
+    let error = interrupt(child);
     assert!(error.contains("--resume"), "{error}");
     assert!(state.exists(), "the run under way saved its state");
     ok(&bench.run(&[&rows[..], &["--resume"]].concat()));

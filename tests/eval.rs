@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::golden::{self, close};
-use crate::repair::{command, irepair, ok};
+use crate::repair::{command, interrupt, irepair, ok};
 
 struct Bench {
     dir: tempfile::TempDir,
@@ -246,17 +246,38 @@ fn ctrl_c_keeps_what_is_done() {
     while done() < 3 && child.try_wait().expect("runs").is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    // SIGINT, as the terminal sends it.
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(kill.expect("kill").success());
-    let output = child.wait_with_output().expect("ends");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{error}");
+    let error = interrupt(child);
     assert!(error.contains("--resume"), "{error}");
     assert!(done() >= 3);
     ok(&irepair(&[&shared[..], &[&out, "--resume"]].concat()));
     ok(&irepair(&[&shared[..], &[&bench.path("whole")]].concat()));
     assert_eq!(bench.rows("out/0-toxicity.jsonl"), bench.rows("whole/0-toxicity.jsonl"));
+}
+
+/// Texts that are written already stay where the command is interrupted, and the same command goes on with them.
+#[test]
+fn interrupted_texts_go_on() {
+    let bench = Bench::new();
+    let (out, whole) = (bench.path("out.jsonl"), bench.path("whole.jsonl"));
+    let shared = ["generate", "--unconditional", "1500", "--max-new-tokens", "12", "--scorer", "words"];
+    let write = |out| [&shared[..], &["--keep-below", "0.5", "-q", "--out", out]].concat();
+    let mut child = command(&write(&out))
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("starts");
+    let ledger = bench.path("out.jsonl.partial");
+    let done = || std::fs::read_to_string(&ledger).unwrap_or_default().lines().count();
+    while done() < 3 && child.try_wait().expect("runs").is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let error = interrupt(child);
+    assert!(error.contains("the same command"), "{error}");
+    assert!(done() >= 3 && !Path::new(&out).exists());
+    let text = ok(&irepair(&write(&out)));
+    assert!(text.contains("removed"), "{text}");
+    ok(&irepair(&write(&whole)));
+    assert!(std::fs::read(&out).expect("texts") == std::fs::read(&whole).expect("texts"));
 }
 
 #[test]

@@ -15,6 +15,17 @@ pub fn irepair(arguments: &[&str]) -> Output {
     command(arguments).output().expect("runs")
 }
 
+/// Sends SIGINT, as the terminal does, and returns what was said; the exit code is that of an interrupt.
+#[track_caller]
+pub fn interrupt(child: std::process::Child) -> String {
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill").success());
+    let output = child.wait_with_output().expect("ends");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{error}");
+    error
+}
+
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
     // Normal text is kept between runs; what an earlier build left must not decide a test.
