@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::bail_input;
+use crate::methods::objective::reference;
 use crate::model::Model;
 use crate::model::kernels::head;
 
@@ -80,6 +81,8 @@ pub struct Passes {
     pub plain_rows: usize,
     /// Whether a batch is compared with the reference (KL).
     pub compares: bool,
+    /// Positions of all texts that it is compared on; what the reference makes of them is kept.
+    pub compared_rows: usize,
     /// Sequences and positions of a batch that is written with a cache; 0 without generation.
     pub written: (usize, usize),
 }
@@ -113,6 +116,7 @@ pub fn estimate(model: &Model, passes: &Passes) -> Estimate {
         ("gradients", values(passes.slice)),
         ("activations", graph),
         ("logits", values(logits)),
+        ("reference", values(passes.compared_rows * c).min(reference::MOST as u64)),
     ];
     let generation = [("keys and values", cache)];
     let sum = |parts: &[(&str, u64)]| parts.iter().map(|p| p.1).sum::<u64>();

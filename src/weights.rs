@@ -278,6 +278,13 @@ impl View<'_> {
         self.weights.kernels
     }
 
+    /// Whether what becomes of a text does not depend, to the bit, on the other texts of its batch: the packed products
+    /// do not, and the products in mixed precision are all packed.
+    pub fn rows_stand_alone(&self) -> bool {
+        let precision = self.weights.precision;
+        self.kernels() == Kernels::Cpu && precision != Precision::F32 && precision.available()
+    }
+
     /// The parameter of this name.
     pub fn param(&self, name: &str) -> Result<Param> {
         let want = self.wants.get(name).copied().unwrap_or(Want::Nothing);

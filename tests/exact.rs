@@ -10,8 +10,8 @@ use irepair::model::kernels::matmul::Precision;
 use irepair::model::{ARCHES, Model};
 use irepair::optim::{Optimizer, OptimizerKind};
 use irepair::slice::Granularity;
-use irepair::tokens::{Batch, LossOn, PairBatch, TokenPair};
-use irepair::weights::{Place, Want, Weights, Who};
+use irepair::tokens::{Batch, LossOn, Packed, PairBatch, TokenPair};
+use irepair::weights::{Kernels, Place, Want, Weights, Who};
 use irepair::{checkpoint, sensitivity};
 
 use crate::golden::{CHECKPOINTS, GENERATE, Golden, KERNELS, all_close, close, json, numbers};
@@ -33,6 +33,43 @@ fn packed_equals_one_by_one() {
             let (together, count) = nll(&pairs.iter().collect::<Vec<_>>());
             let alone: f64 = pairs.iter().map(|p| nll(&[p])).map(|(mean, n)| mean * n / count).sum();
             close(together, alone, 1e-6, name);
+        }
+    }
+}
+
+/// What the reference made of a normal text in one batch serves in every other: the same KL and gradients, to the bit.
+#[test]
+fn a_text_of_the_reference_is_read_once() {
+    let precisions = [Precision::F32, Precision::Bf16];
+    for (name, precision) in CHECKPOINTS.into_iter().flat_map(|name| precisions.map(|p| (name, p))) {
+        let what = format!("{name} {precision:?}");
+        let golden = Golden::open(name);
+        let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
+        let texts: Vec<&[u32]> = normal.sequences.iter().map(|s| &normal.ids[s.rows.clone()]).collect();
+        for recipe in ["dapt+kl", "irepair+kl"].map(|name| methods::named(name).expect("named").recipe()) {
+            let mut weights = golden.weights(Kernels::Cpu);
+            weights.set_precision(precision);
+            weights.keep_originals(true);
+            let step = |method: &Method, weights: &Weights, normal: &Packed| {
+                let input = StepInput { model: &golden.model, weights, pairs: &pairs, normal: Some(normal) };
+                method.step(std::slice::from_ref(&input)).expect("step")
+            };
+            let fresh = || Method::new(&recipe).expect("method");
+            // The reference differs from the patient, so that its states matter.
+            let moved = step(&fresh(), &weights, &normal).gradients;
+            Optimizer::new(OptimizerKind::Rmsprop).step(&mut weights, &moved, 1e-2, 1.0).expect("moved");
+            let told = fresh();
+            for texts in [&texts[1..], &texts[..1]] {
+                step(&told, &weights, &Packed::new(texts.iter().copied()));
+            }
+            let (again, new) = (step(&told, &weights, &normal), step(&fresh(), &weights, &normal));
+            assert!(new.terms.kl.expect("KL") > 0.0, "{what}");
+            assert_eq!(again.terms, new.terms, "{what}");
+            for (tensor, gradient) in &new.gradients {
+                let values =
+                    |g: &candle_core::Tensor| g.flatten_all().and_then(|g| g.to_vec1::<f32>()).expect("values");
+                assert_eq!(values(&again.gradients[tensor]), values(gradient), "{what} {tensor}");
+            }
         }
     }
 }

@@ -60,6 +60,7 @@ pub fn run(args: &Bench) -> Result<()> {
                     keeps_originals: method.needs_reference(),
                     graph_rows: rows,
                     compares: method.kl_weight != 0.0,
+                    compared_rows: if method.kl_weight != 0.0 { rows * (1 + args.iterations) } else { 0 },
                     ..Passes::default()
                 }
             }

@@ -115,6 +115,8 @@ pub struct Method {
     pub objective: Box<dyn Objective>,
     pub weight: f64,
     pub kl_weight: f64,
+    /// What the frozen reference makes of the normal texts.
+    pub reference: objective::reference::Known,
 }
 
 /// What one step found and computed, before the optimizer moves anything.
@@ -132,6 +134,7 @@ impl Method {
             objective: objective::named(&recipe.objective)?.build(recipe.beta),
             weight: recipe.weight,
             kl_weight: recipe.kl_weight,
+            reference: Default::default(),
         })
     }
 

@@ -98,6 +98,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let pairs = &rows.train.pairs;
     let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
     let normal_rows = normal.as_ref().map_or(0, |lengths: &Vec<usize>| longest(lengths.clone(), b));
+    let compared_rows = normal.as_ref().map_or(0, |lengths| lengths.iter().sum());
     let graph_rows = of(pairs, response, b).max(normal_rows);
     let validated = 8;
     let plain_rows = of(&rows.train.valid_pairs, response, validated)
@@ -120,6 +121,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
         graph_rows,
         plain_rows,
         compares: recipe.kl_weight != 0.0,
+        compared_rows,
         written: (toxicity::BATCH, scored.max(written)),
     };
     Ok(memory::estimate(model, &passes))

@@ -3,6 +3,7 @@
 
 mod dpo;
 mod nll;
+pub mod reference;
 mod unlikelihood;
 
 use std::collections::BTreeMap;
@@ -116,7 +117,7 @@ pub fn gradients(method: &Method, inputs: &[StepInput], slice: &Slice) -> Result
             weight => view.backward((graph * (weight * share))?),
         })?;
         if method.kl_weight != 0.0 {
-            let loss = kl_term(method.kl_weight, input, &view, slice.lowest(), &mut terms)?;
+            let loss = kl_term(method, input, &view, slice.lowest(), &mut terms)?;
             view.backward((loss * share)?)?;
         }
         mean.add(&terms, share);
@@ -129,7 +130,7 @@ pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let view = input.weights.view(Who::Patient, |_| Want::Nothing)?;
     let mut terms = objective_term(method, input, &view, &mut |_| Ok(()))?;
     if method.kl_weight != 0.0 {
-        kl_term(method.kl_weight, input, &view, Place::Head, &mut terms)?;
+        kl_term(method, input, &view, Place::Head, &mut terms)?;
     }
     Ok(terms)
 }
@@ -140,7 +141,7 @@ fn objective_term(method: &Method, input: &StepInput, view: &View, take: &mut Ta
 }
 
 /// Adds the KL term to `terms` and returns it, weighted, as a scalar on the view's graph.
-fn kl_term(kl_weight: f64, input: &StepInput, view: &View, slice_begins: Place, terms: &mut Terms) -> Result<Tensor> {
+fn kl_term(method: &Method, input: &StepInput, view: &View, slice_begins: Place, terms: &mut Terms) -> Result<Tensor> {
     let StepInput { model, weights: store, .. } = input;
     let packed = input.normal.context("a KL term needs normal text")?;
     let reference = store.frozen(Who::Reference)?;
@@ -151,19 +152,23 @@ fn kl_term(kl_weight: f64, input: &StepInput, view: &View, slice_begins: Place, 
         Place::Block(b) => Some(b),
         Place::FinalNorm | Place::Head => Some(blocks),
     };
-    let (h, ref_h, from) = match shared {
-        Some(block) => {
-            let h = model.blocks(&reference, packed, model.embed(&reference, packed)?, 0..block)?;
-            (h.clone(), h, block)
-        }
-        None => (model.embed(view, packed)?, model.embed(&reference, packed)?, 0),
+    let from = shared.unwrap_or(0);
+    let prefix = match shared {
+        Some(block) => Some(model.blocks(&reference, packed, model.embed(&reference, packed)?, 0..block)?),
+        None => None,
+    };
+    let begun = |view: &View| match &prefix {
+        Some(h) => Ok(h.clone()),
+        None => model.embed(view, packed),
     };
     // Reference first: it needs no graph, so its activations are freed before the patient's are made.
-    let ref_h = model.finish(&reference, model.blocks(&reference, packed, ref_h, from..blocks)?)?;
-    let h = model.finish(view, model.blocks(view, packed, h, from..blocks)?)?;
+    let ref_h = method.reference.hidden(model, &reference, packed, || {
+        model.finish(&reference, model.blocks(&reference, packed, begun(&reference)?, from..blocks)?)
+    })?;
+    let h = model.finish(view, model.blocks(view, packed, begun(view)?, from..blocks)?)?;
     let kl = loss::kl_of(model, view, &reference, &h, &ref_h, packed)?;
     let nats = f64::from(kl.to_scalar::<f32>()?);
     terms.kl = Some(nats);
-    terms.loss += kl_weight * nats;
-    Ok((kl * kl_weight)?)
+    terms.loss += method.kl_weight * nats;
+    Ok((kl * method.kl_weight)?)
 }
