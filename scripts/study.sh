@@ -6,8 +6,9 @@
 #     scripts/study.sh MODEL PAIRS PROMPTS TEXT... -- …   also MODEL, learning from PAIRS, judged on PROMPTS and on the
 #                                                         perplexity of each TEXT; what follows -- goes to `compare`
 #
-# IREPAIR (target/release/irepair), SEEDS (1,2,3), OUT (compared), STEPS (400) and DTYPE (f32) change it. Learning rates
-# of scripts/study.toml. Interrupted, the same command goes on.
+# IREPAIR (target/release/irepair), SEEDS (1,2,3), OUT (compared), STEPS (400), EVERY (STEPS / 4: steps between the states
+# that the trade-off shows) and DTYPE (f32) change it. Learning rates of scripts/study.toml. Interrupted, the same command
+# goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 irepair=${IREPAIR:-target/release/irepair}
@@ -19,7 +20,7 @@ compare() { # FOLDER, arguments
     local resume=()
     [ -e "$folder/plan.json" ] && resume=(--resume)
     "$irepair" compare --runs scripts/study.toml --seeds "$seeds" --max-steps "$steps" --dtype "${DTYPE:-f32}" \
-        --checkpoint-steps $((steps / 4)) --out "$folder" "${resume[@]}" "$@"
+        --checkpoint-steps "${EVERY:-$((steps / 4))}" --out "$folder" "${resume[@]}" "$@"
     "$irepair" report "$folder"
 }
 

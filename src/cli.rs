@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RepairOptions;
 use crate::model::kernels::matmul::Precision;
@@ -47,6 +47,7 @@ pub enum Command {
                             irepair compare --model patient --data pairs.jsonl --runs runs.toml --methods dpo+kl,one-block \
                             --eval-prompts prompts.jsonl --ppl wiki.test.raw --out compared/patient\n\n\
                             A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …")]
+    #[command(mut_arg("method", one_repair), mut_arg("select", one_repair), mut_arg("objective", one_repair))]
     Compare(Box<Compare>),
     /// Score texts, or compare a scorer with stored scores
     #[command(after_help = "Examples:\n  irepair score texts.jsonl --scorer lexicon --out scored.jsonl\n  \
@@ -360,6 +361,11 @@ pub struct Compare {
     pub threads: Option<usize>,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// What names one repair: a row says it in a comparison.
+fn one_repair(arg: Arg) -> Arg {
+    arg.hide(true)
 }
 
 /// Protocols of perplexity.

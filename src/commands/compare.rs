@@ -18,7 +18,7 @@ use crate::report::comparison::{Comparison, Entry, RECORD, Run, Sensitivity};
 use crate::report::folder::read_record;
 use crate::report::plot;
 use crate::{bail_input, stop};
-use child::{Child, Outcome};
+use child::{Child, Outcome, Pace};
 use evaluation::Evaluations;
 use plan::{Job, Plan};
 
@@ -28,9 +28,9 @@ pub fn run(args: &Compare) -> Result<()> {
     let dir = plan.claim(args)?;
     stop::listen()?;
     let mut entries: Vec<Entry> = vec![Entry::vanilla()];
-    for (index, job) in plan.jobs.iter().enumerate() {
-        let title = format!("{} ({} of {})", job.title(), index + 1, plan.jobs.len());
-        let run = match make(&plan, job, &dir, &title, args.output.quiet)? {
+    let mut pace = Pace::of(plan.jobs.len());
+    for job in &plan.jobs {
+        let run = match make(&plan, job, &dir, &mut pace, args.output.quiet)? {
             Ok(record) => Run::of(job.seed, &job.dir(&dir), &record)?,
             Err(why) => Run::failed(job.seed, why),
         };
@@ -67,7 +67,7 @@ fn add(entries: &mut Vec<Entry>, name: &str, method: &str, run: Run) {
 }
 
 /// The record of a job's run, made if it is not there yet; or why it failed.
-fn make(plan: &Plan, job: &Job, dir: &Path, title: &str, quiet: bool) -> Result<Result<RunRecord, String>> {
+fn make(plan: &Plan, job: &Job, dir: &Path, pace: &mut Pace, quiet: bool) -> Result<Result<RunRecord, String>> {
     let out = job.dir(dir);
     if out.join("irepair").join("run.json").is_file() {
         let record = finished(plan, &out)?;
@@ -77,6 +77,7 @@ fn make(plan: &Plan, job: &Job, dir: &Path, title: &str, quiet: bool) -> Result<
                 out.display()
             );
         }
+        pace.pass();
         return Ok(Ok(record));
     }
     let config = dir.join("runs").join(format!("{}.toml", job.file_name()));
@@ -84,7 +85,7 @@ fn make(plan: &Plan, job: &Job, dir: &Path, title: &str, quiet: bool) -> Result<
     let (config, out_text) = (config.display().to_string(), out.display().to_string());
     let mut arguments = vec!["repair", "--config", &config, "--out", &out_text];
     arguments.push(if plan::has_state(&out) { "--resume" } else { "--overwrite" });
-    match Child::new(title, plan.threads, quiet).run(&arguments)? {
+    match pace.run(&job.title(), |title| Child::new(title, plan.threads, quiet).run(&arguments))? {
         // A tripped guard leaves a run, too.
         Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {
             Ok(Ok(finished(plan, &out)?))

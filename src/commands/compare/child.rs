@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use indicatif::HumanDuration;
 
 use crate::config::{RepairOptions, known_keys};
 use crate::report::progress::Progress;
@@ -18,6 +19,42 @@ pub enum Outcome {
     /// With its error.
     Failed(String),
     Interrupted,
+}
+
+/// Which of several processes of a kind runs, and for about how long the rest will.
+pub struct Pace {
+    total: usize,
+    /// Of them, looked at.
+    at: usize,
+    /// Started here, for `spent` altogether.
+    ran: u32,
+    spent: Duration,
+}
+
+impl Pace {
+    pub fn of(total: usize) -> Self {
+        Self { total, at: 0, ran: 0, spent: Duration::ZERO }
+    }
+
+    /// The next one is there already.
+    pub fn pass(&mut self) {
+        self.at += 1;
+    }
+
+    /// Runs the next one.
+    pub fn run<R>(&mut self, name: &str, work: impl FnOnce(&str) -> R) -> R {
+        let rest = self.total.saturating_sub(self.at) as u32;
+        let left = match self.spent.checked_div(self.ran) {
+            Some(each) => format!(", about {} left", HumanDuration(each * rest)),
+            None => String::new(),
+        };
+        self.at += 1;
+        let begun = Instant::now();
+        let done = work(&format!("{name} ({} of {}{left})", self.at, self.total));
+        self.ran += 1;
+        self.spent += begun.elapsed();
+        done
+    }
 }
 
 pub struct Child<'a> {

@@ -8,7 +8,7 @@ use candle_core::safetensors::load;
 
 use super::super::eval::results::{Results, together};
 use super::super::{On, open};
-use super::child::{Child, Outcome};
+use super::child::{Child, Outcome, Pace};
 use super::{Plan, interrupted};
 use crate::checkpoint::{self, Checkpoint};
 use crate::eval::task::kind;
@@ -27,13 +27,15 @@ impl Evaluations<'_> {
     /// The base and every finished run; their figures go into the entries.
     pub fn finals(&self, entries: &mut [Entry]) -> Result<Asked> {
         let mut dirs = Vec::new();
+        let made = entries.iter().flat_map(|e| &e.runs).filter(|r| r.made.is_some()).count();
+        let mut pace = Pace::of(1 + made);
         for entry in &*entries {
             for run in &entry.runs {
                 if entry.is_base() {
-                    dirs.push(self.evaluate(&entry.name, &self.plan.base.model, &self.plan.eval)?);
+                    dirs.push(self.evaluate(&mut pace, &entry.name, &self.plan.base.model, &self.plan.eval)?);
                 } else if let Some(made) = &run.made {
                     let name = format!("{}-seed{}", entry.name, run.seed);
-                    dirs.push(self.evaluate(&name, &made.dir.display().to_string(), &self.plan.eval)?);
+                    dirs.push(self.evaluate(&mut pace, &name, &made.dir.display().to_string(), &self.plan.eval)?);
                 }
             }
         }
@@ -53,6 +55,11 @@ impl Evaluations<'_> {
     /// What runs kept along their way: toxicity and the first perplexity.
     pub fn along_the_way(&self, asked: &Asked, entries: &mut [Entry]) -> Result<()> {
         let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
+        let mut total = 0;
+        for made in entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref()) {
+            total += kept(&made.dir)?.len();
+        }
+        let mut pace = Pace::of(total);
         for entry in entries {
             for run in &mut entry.runs {
                 let Some(made) = &run.made else { continue };
@@ -60,9 +67,12 @@ impl Evaluations<'_> {
                 for (step, path) in kept(&made.dir)? {
                     let name = format!("{}-seed{}-step{step}", entry.name, run.seed);
                     let dir = self.dir.join("eval").join(&name);
-                    if !dir.join("results.json").is_file() {
-                        let model = self.rebuild(&path)?;
-                        self.evaluate(&name, &model.path().display().to_string(), &self.plan.eval[..kl])?;
+                    if dir.join("results.json").is_file() {
+                        pace.pass();
+                    } else {
+                        let rebuilt = self.rebuild(&path)?;
+                        let model = rebuilt.path().display().to_string();
+                        self.evaluate(&mut pace, &name, &model, &self.plan.eval[..kl])?;
                     }
                     points.extend(point(asked, &figures(&together(&[dir])?, 0), Some(step)));
                 }
@@ -74,7 +84,7 @@ impl Evaluations<'_> {
     }
 
     /// The folder of a finished evaluation of a model; made, or gone on with, if it is not there.
-    fn evaluate(&self, name: &str, model: &str, asked: &[String]) -> Result<PathBuf> {
+    fn evaluate(&self, pace: &mut Pace, name: &str, model: &str, asked: &[String]) -> Result<PathBuf> {
         let out = self.dir.join("eval").join(name);
         if out.join("results.json").is_file() {
             // Of these weights, unless someone put other ones in the run's place.
@@ -84,6 +94,7 @@ impl Evaluations<'_> {
                 Checkpoint::open(Path::new(model), model, None)?.hash()?
             };
             if Results::read(&out)?.models.first().is_some_and(|m| m.sha256 == hash) {
+                pace.pass();
                 return Ok(out);
             }
         }
@@ -91,7 +102,8 @@ impl Evaluations<'_> {
         let mut arguments = vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
         arguments.push(if out.join("work").is_dir() { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
-        match Child::new(&format!("evaluation of {name}"), self.plan.threads, self.quiet).run(&arguments)? {
+        let what = format!("evaluation of {name}");
+        match pace.run(&what, |title| Child::new(title, self.plan.threads, self.quiet).run(&arguments))? {
             Outcome::Done(_) => Ok(out),
             Outcome::Failed(why) => bail!("the evaluation of {name} failed: {why}"),
             Outcome::Interrupted => Err(interrupted(self.dir)),
