@@ -552,8 +552,10 @@ pub fn read_layer(file: Option<&Path>) -> Result<(String, Layer)> {
 
 /// Errors (usage) on a setting that a neuron-level method has no use for.
 fn refuse_others<'a>(method: &neuron::Entry, mut keys: impl Iterator<Item = &'a String>) -> Result<()> {
-    const ALL: [&str; 11] =
-        ["model", "revision", "data", "method", "rounds", "limit", "device", "dtype", "eval-text", "map", "seed"];
+    #[rustfmt::skip]
+    const ALL: [&str; 12] = [
+        "model", "revision", "data", "method", "rounds", "limit", "device", "dtype", "eval-text", "map", "seed", "save-steps",
+    ];
     const DESCENT: [&str; 5] = ["mode", "block-sparsity", "neurons", "max-steps", "learning-rate"];
     let known = |key: &str| ALL.contains(&key) || (method.descends && DESCENT.contains(&key));
     if let Some(key) = keys.find(|key| !known(key)) {

@@ -45,6 +45,7 @@ pub mod report;
 pub mod scorers;
 pub mod sensitivity;
 pub mod slice;
+pub mod state;
 pub mod stop;
 pub mod taps;
 pub mod tokens;

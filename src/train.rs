@@ -5,7 +5,7 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -23,10 +23,11 @@ use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::sensitivity::NotFinite;
 use crate::slice::Slice;
+use crate::state::Fingerprint;
 use crate::stop;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 use crate::weights::{Weights, Who, squared_norm};
-pub use state::{CHECKPOINTS, Fingerprint};
+pub use state::CHECKPOINTS;
 
 /// A line of `steps.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,6 +190,7 @@ pub struct Trainer<'a> {
     pub curves: Option<EventFile>,
     /// `irepair/` of the unfinished output.
     pub dir: PathBuf,
+    pub base_sha256: String,
     pub fingerprint: Fingerprint,
 }
 
@@ -198,7 +200,7 @@ impl Trainer<'_> {
     /// Runs to the end, and leaves the best weights in place.
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
         let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
-        let mut log = self.open_log()?;
+        let mut log = open_log(&self.dir, self.step)?;
         if !self.make_trials(&mut log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
@@ -419,36 +421,32 @@ impl Trainer<'_> {
         }
         write_line(log, &line)
     }
-
-    fn log_path(&self) -> PathBuf {
-        self.dir.join("steps.jsonl")
-    }
-
-    /// The log, with what a resumed run will write again cut off.
-    fn open_log(&self) -> Result<File> {
-        let path = self.log_path();
-        let kept = match std::fs::read_to_string(&path) {
-            Ok(text) => text
-                .lines()
-                .filter(|l| {
-                    let step = match serde_json::from_str(l) {
-                        Ok(Line::Step(line)) => line.step,
-                        Ok(Line::Validation(line)) => line.step,
-                        Ok(Line::Trial(_)) => 0,
-                        Err(_) => return false,
-                    };
-                    self.step > 0 && step <= self.step
-                })
-                .map(|l| format!("{l}\n"))
-                .collect::<String>(),
-            Err(_) => String::new(),
-        };
-        crate::checkpoint::write_whole(&path, kept.as_bytes())?;
-        File::options().append(true).open(&path).with_context(|| format!("writing {}", path.display()))
-    }
 }
 
-fn write_line(log: &mut File, line: &Line) -> Result<()> {
+/// The log of a run, with what a run resumed after `step` steps will write again cut off.
+pub fn open_log(dir: &Path, step: usize) -> Result<File> {
+    let path = dir.join("steps.jsonl");
+    let kept = match std::fs::read_to_string(&path) {
+        Ok(text) => text
+            .lines()
+            .filter(|l| {
+                let of = match serde_json::from_str(l) {
+                    Ok(Line::Step(line)) => line.step,
+                    Ok(Line::Validation(line)) => line.step,
+                    Ok(Line::Trial(_)) => 0,
+                    Err(_) => return false,
+                };
+                step > 0 && of <= step
+            })
+            .map(|l| format!("{l}\n"))
+            .collect::<String>(),
+        Err(_) => String::new(),
+    };
+    crate::checkpoint::write_whole(&path, kept.as_bytes())?;
+    File::options().append(true).open(&path).with_context(|| format!("writing {}", path.display()))
+}
+
+pub fn write_line(log: &mut File, line: &Line) -> Result<()> {
     let mut text = serde_json::to_string(line)?;
     text.push('\n');
     log.write_all(text.as_bytes()).context("writing steps.jsonl")

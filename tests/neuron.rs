@@ -6,17 +6,17 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{Device, Tensor};
 use irepair::methods::neuron::basis::Basis;
 use irepair::methods::neuron::scope::{attribution, block_order, scope};
-use irepair::methods::neuron::{self, Mode, Patient, Recipe, Share, Step, descent};
+use irepair::methods::neuron::{self, Mode, Patient, Position, Recipe, Share, Stage, Step, Watch, descent};
 use irepair::model::layers::Orientation;
 use irepair::patch::PatchFile;
-use irepair::report::RunRecord;
+use irepair::report::{EditsRecord, RunRecord, read_steps};
 use irepair::tokens::TokenEdit;
 use irepair::weights::{Kernels, Want, Who};
 use serde_json::{Value, json};
 
 use crate::cli::refused;
 use crate::golden::{self, Golden, KERNELS, all_close, close, numbers};
-use crate::repair::{command, irepair, ok};
+use crate::repair::{command, interrupt, irepair, ok};
 
 const NAMES: [&str; 2] = ["gpt2", "gpt-neo"];
 const HALF: Share = Share::Part(1, 2);
@@ -77,6 +77,21 @@ impl Neurons {
     }
 }
 
+/// The steps of a repair.
+#[derive(Default)]
+struct Steps(Vec<Step>);
+
+impl Watch for Steps {
+    fn step(&mut self, step: Step) -> anyhow::Result<()> {
+        self.0.push(step);
+        Ok(())
+    }
+
+    fn rest(&mut self, _: &Patient, _: &Position) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
 fn each(check: impl Fn(&Neurons, Kernels, &str)) {
     for name in NAMES {
         let neurons = Neurons::open(name);
@@ -112,7 +127,8 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
             all_close(&got, &want, 1e-4, &format!("{what} basis"));
         }
         let batch = neuron::batch(&neurons.failing());
-        let steers = descent::steers(&patient, &batch).expect("steers");
+        let said = neuron::said(patient.model, &patient.weights, &batch).expect("said");
+        let steers = descent::steers(&patient, &batch, &said).expect("steers");
         let rows_of = |m: &faer::Mat<f64>| -> Vec<f32> {
             (0..m.nrows()).flat_map(|i| (0..m.ncols()).map(move |j| m[(i, j)] as f32)).collect()
         };
@@ -174,20 +190,17 @@ fn ten_steps_equal_the_statement() {
             let what = format!("{what} {key}");
             let mut patient = neurons.patient(kernels);
             let method = (neuron::named(method).expect("a method").build)(recipe.clone());
-            let mut steps: Vec<Step> = Vec::new();
-            let mut watch = |step| {
-                steps.push(step);
-                Ok(())
-            };
+            let mut steps = Steps::default();
             let mut rows = neurons.failing();
             if recipe.mode == Mode::Iterative {
                 rows.drain(..2);
             }
-            let tally = neuron::repair(method.as_ref(), &mut patient, &rows, 1, &mut watch);
-            assert_eq!(tally.expect("repairs").given_up, 0);
+            let mut at = Position::default();
+            neuron::repair(method.as_ref(), &mut patient, &rows, 1, &mut at, &mut steps).expect("repairs");
+            assert_eq!(at.pass.given_up, 0);
             let losses = numbers(&neurons.expected[key]["losses"]);
-            assert_eq!(steps.len(), losses.len(), "{what}");
-            steps.iter().zip(losses).for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
+            assert_eq!(steps.0.len(), losses.len(), "{what}");
+            steps.0.iter().zip(losses).for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
             neurons.same_weights(&patient, key, &what);
             let changed = neuron::changed(&patient).expect("changed");
             if *key == "sparse" {
@@ -204,15 +217,12 @@ fn mint_moves_the_neurons_of_the_statement() {
     each(|neurons, kernels, what| {
         let mut patient = neurons.patient(kernels);
         let mint = (neuron::named("mint").expect("mint").build)(Recipe::default());
-        let mut blocks = Vec::new();
-        let mut watch = |step: Step| {
-            blocks.extend(step.blocks);
-            Ok(())
-        };
-        let pass = mint.pass(&mut patient, &neurons.rows("mint_rows"), &mut watch).expect("pass");
+        let (mut steps, mut at) = (Steps::default(), Position::default());
+        mint.pass(&mut patient, &neurons.rows("mint_rows"), &mut at, &mut steps).expect("pass");
+        let blocks: Vec<usize> = steps.0.iter().flat_map(|step| step.blocks.clone()).collect();
         let expected = neurons.expected["mint"].as_array().expect("tokens");
         let given_up = expected.iter().filter(|token| token["repaired"] == false).count();
-        assert_eq!((pass.tried, pass.given_up), (expected.len(), given_up), "{what}");
+        assert_eq!((at.pass.tried, at.pass.given_up), (expected.len(), given_up), "{what}");
         let moved: Vec<usize> = expected
             .iter()
             .flat_map(|token| token["edits"].as_array().expect("edits"))
@@ -231,11 +241,11 @@ fn what_is_right_is_left_alone() {
         for entry in neuron::METHODS {
             let mut patient = neurons.patient(kernels);
             let method = (entry.build)(Recipe { mode: Mode::Iterative, ..Recipe::default() });
-            let mut watch = |_| anyhow::bail!("a step");
-            let tally = neuron::repair(method.as_ref(), &mut patient, &right, 3, &mut watch).expect("repairs");
-            assert_eq!((tally.rounds, tally.tried), (0, 0), "{what} {}", entry.name);
-            let pass = method.pass(&mut patient, &right, &mut watch).expect("passes");
-            assert_eq!(pass.tried, 0, "{what} {}", entry.name);
+            let (mut steps, mut at) = (Steps::default(), Position::default());
+            neuron::repair(method.as_ref(), &mut patient, &right, 3, &mut at, &mut steps).expect("repairs");
+            assert_eq!((at.rounds, at.tried, at.stage), (0, 0, Stage::Over), "{what} {}", entry.name);
+            method.pass(&mut patient, &right, &mut at, &mut steps).expect("passes");
+            assert_eq!((at.pass.tried, steps.0.len()), (0, 0), "{what} {}", entry.name);
             assert!(neuron::changed(&patient).expect("changed").is_empty());
         }
     });
@@ -359,6 +369,77 @@ fn star_repairs_what_the_demo_gets_wrong() {
         assert!(before == 0.0 && after > 50.0, "{more:?}: {figures:?}");
         let [before, after] = figures["specificity, generated (%)"];
         assert!(before == 100.0 && after < 100.0, "{more:?}: {figures:?}");
+    }
+}
+
+/// Killed in any step, or interrupted: `--resume` ends in the bytes and the log of a repair that went through.
+#[cfg(unix)]
+#[test]
+fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
+    let bench = Bench::new();
+    let cases: [&[&str]; 4] = [
+        &["--method", "star", "--neurons", "1/4"],
+        &["--method", "star", "--mode", "iterative", "--block-sparsity", "1/2", "--neurons", "1/4"],
+        &["--method", "sgd", "--mode", "iterative"],
+        &["--method", "mint"],
+    ];
+    for (index, case) in cases.iter().enumerate() {
+        let run = |out: &str, more: &[&str]| -> Vec<String> {
+            let arguments = ["repair", "--rounds", "2", "--save-steps", "1", "--out", out, "-q"];
+            arguments.iter().chain(*case).chain(more).map(|word| (*word).to_owned()).collect()
+        };
+        let words = |run: &[String]| irepair(&run.iter().map(String::as_str).collect::<Vec<_>>());
+        let whole = bench.path(&format!("whole{index}"));
+        ok(&words(&run(&whole, &[])));
+        let steps_of = |dir: &str| read_steps(format!("{dir}/irepair/steps.jsonl").as_ref());
+        let numbers = |dir: &str| -> Vec<(usize, Option<usize>, f64, usize)> {
+            let steps = steps_of(dir).expect("steps");
+            steps.iter().map(|s| (s.step, s.block, s.loss, s.slice.len())).collect()
+        };
+        let all = numbers(&whole);
+        for (part, by_signal) in [(1, false), (3, true), (5, false)] {
+            let what = format!("{case:?} cut short at {part}/7 of {} steps", all.len());
+            let out = bench.path(&format!("out{index}-{part}"));
+            let (partial, arguments) = (format!("{out}.partial"), run(&out, &[]));
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let mut child = command(&arguments).stderr(std::process::Stdio::piped()).spawn().expect("starts");
+            let state = format!("{partial}/irepair/state/state.safetensors");
+            let enough = || {
+                steps_of(&partial).map_or(0, |s| s.len()) > all.len() * part / 7
+                    && std::path::Path::new(&state).exists()
+            };
+            while !enough() && child.try_wait().expect("runs").is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            if by_signal {
+                assert!(interrupt(child).contains("--resume"), "{what}");
+            } else {
+                child.kill().expect("kill");
+                child.wait().expect("ends");
+            }
+            assert!(!std::path::Path::new(&out).exists(), "{what}");
+            if by_signal {
+                let data = bench.file("other.jsonl", &[json!({"prompt": "Tea at noon", "target": " and bread"})]);
+                for other in [["--rounds", "3"], ["--seed", "1"], ["--data", &data], ["--learning-rate", "0.02"]] {
+                    if case[1] != "mint" || other[0] != "--learning-rate" {
+                        let output = words(&run(&out, &[&["--resume"], &other[..]].concat()));
+                        let error = String::from_utf8_lossy(&output.stderr);
+                        assert_eq!(output.status.code(), Some(3), "{other:?}: {error}");
+                        assert!(error.contains("of another"), "{other:?}: {error}");
+                    }
+                }
+                // A method of blocks has a state of another form.
+                refused(&["repair", "--method", "irepair", "--out", &out, "--resume"], 3, &["of another"]);
+            }
+            ok(&words(&run(&out, &["--resume"])));
+            for file in ["model.safetensors", "irepair/patch.safetensors"] {
+                let bytes = |dir: &str| std::fs::read(format!("{dir}/{file}")).expect(file);
+                assert!(bytes(&out) == bytes(&whole), "{what}: {file}");
+            }
+            assert_eq!(numbers(&out), all, "{what}");
+            let edits = |dir: &str| EditsRecord { repair_seconds: 0.0, ..record(dir).edits.expect("edits") };
+            assert_eq!(edits(&out), edits(&whole), "{what}");
+        }
     }
 }
 
@@ -504,7 +585,7 @@ fn edits_that_cannot_be() {
     ] {
         repair(&good, &[flag, value], 2, &["--method star", "contradicts"]);
     }
-    repair(&good, &["--resume"], 2, &["--resume"]);
+    repair(&good, &["--resume"], 3, &["--resume", "no unfinished run"]);
     repair(&good, &["--rounds", "0"], 3, &["--rounds 0"]);
     repair(&good, &["--neurons", "5/4"], 2, &["--neurons", "fraction"]);
     repair(&good, &["--learning-rate", "0"], 4, &["nothing changed"]);

@@ -1,5 +1,6 @@
 //! `repair`: the main job.
 
+mod journal;
 mod neurons;
 mod output;
 mod plan;
@@ -25,8 +26,9 @@ use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
 use crate::scorers;
+use crate::state::Fingerprint;
 use crate::tokens::PairBatch;
-use crate::train::{Diverged, End, Fingerprint, Guard, Regime, Trainer};
+use crate::train::{Diverged, End, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
 use output::Output;
@@ -270,17 +272,17 @@ fn trainer<'a>(
         loss_on: settings.loss_on,
         seed: settings.seed,
     };
-    let fingerprint = Fingerprint {
-        base_sha256: base_hash.into(),
-        data_sha256: rows.hash(),
-        method: format!("{:?}", settings.recipe()?),
-        optimizer: format!("{:?}", settings.optimizer),
-        loss_on: format!("{:?}", settings.loss_on),
-        seed: settings.seed,
-        batch_size: settings.batch_size,
-        accumulation: settings.gradient_accumulation_steps,
-        dtype: loaded.precision,
-    };
+    let fingerprint = Fingerprint::new([
+        ("model", base_hash.into()),
+        ("data", rows.hash()),
+        ("method", format!("{:?}", settings.recipe()?)),
+        ("--optimizer", format!("{:?}", settings.optimizer)),
+        ("--loss-on", format!("{:?}", settings.loss_on)),
+        ("--seed", settings.seed.to_string()),
+        ("--batch-size", settings.batch_size.to_string()),
+        ("--gradient-accumulation-steps", settings.gradient_accumulation_steps.to_string()),
+        ("--dtype", format!("{:?}", loaded.precision)),
+    ]);
     let empty = Weights::new(Vec::new(), Default::default())?;
     Ok(Trainer {
         model: &loaded.model,
@@ -296,6 +298,7 @@ fn trainer<'a>(
         tripped: None,
         curves: None,
         dir: out.dir.clone(),
+        base_sha256: base_hash.into(),
         fingerprint,
     })
 }

@@ -3,45 +3,22 @@
 //! Batches, samples and schedules are functions of (seed, step), so the step number stands for all of them.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use safetensors::{Dtype, SafeTensors};
+use candle_core::Tensor;
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::{Best, Trainer};
-use crate::bail_input;
 use crate::checkpoint::{Stored, write_tensors};
-use crate::fault::Fault;
-use crate::model::kernels::matmul::Precision;
 use crate::optim::{Optimizer, TensorState};
 use crate::slice::Slice;
+use crate::state;
 
-const FORMAT_VERSION: u32 = 2;
-
-/// What a state belongs to: another model, other data or other words on the command line are another run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    pub base_sha256: String,
-    /// Of all token ids, in order.
-    pub data_sha256: String,
-    /// Selector, objective and their weights.
-    pub method: String,
-    pub optimizer: String,
-    pub loss_on: String,
-    pub seed: u64,
-    pub batch_size: usize,
-    /// Batches a step.
-    pub accumulation: usize,
-    pub dtype: Precision,
-}
-
+/// How far a run has come, beside its tensors.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Header {
-    format_version: u32,
-    fingerprint: Fingerprint,
+struct Reached {
     step: usize,
     stale: usize,
     best_step: Option<usize>,
@@ -53,10 +30,6 @@ struct Header {
     tripped: Option<f64>,
 }
 
-fn path(dir: &Path) -> PathBuf {
-    dir.join("state").join("state.safetensors")
-}
-
 /// Where the weights along the way are kept.
 pub const CHECKPOINTS: &str = "checkpoints";
 
@@ -66,7 +39,7 @@ impl Trainer<'_> {
         let dir = self.dir.join(CHECKPOINTS);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let tensors = self.weights.touched().map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32))).collect();
-        let metadata = [("base_sha256", self.fingerprint.base_sha256.as_str()), ("step", &self.step.to_string())];
+        let metadata = [("base_sha256", self.base_sha256.as_str()), ("step", &self.step.to_string())];
         write_tensors(&dir.join(format!("step-{:06}.safetensors", self.step)), &metadata, &tensors)
     }
 
@@ -100,9 +73,7 @@ impl Trainer<'_> {
         for (name, tensor) in self.best.iter().flat_map(|b| &b.touched) {
             add(format!("best.{name}"), tensor);
         }
-        let header = Header {
-            format_version: FORMAT_VERSION,
-            fingerprint: self.fingerprint.clone(),
+        let reached = Reached {
             step,
             stale,
             best_step: self.best.as_ref().map(|b| b.step),
@@ -111,22 +82,13 @@ impl Trainer<'_> {
             tripped: self.tripped,
             settled: self.method.select.settled().map(Slice::names),
         };
-        let path = path(&self.dir);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-        }
-        write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], &tensors)
+        state::save(&self.dir, &self.fingerprint, &reached, &tensors)
     }
 
     /// After a divergence: the weights of now are the broken ones, and so is a state of this very step. An earlier state
     /// on disk stays; else the best validated weights are saved, or the untouched base.
     pub(super) fn save_last_good(&self) -> Result<()> {
-        let on_disk = std::fs::read(path(&self.dir)).ok().and_then(|bytes| {
-            let (_, metadata) = SafeTensors::read_metadata(&bytes).ok()?;
-            let text = metadata.metadata().as_ref()?.get("state")?.clone();
-            serde_json::from_str::<Header>(&text).ok()
-        });
-        if on_disk.is_some_and(|header| header.step < self.step) {
+        if state::progress::<Reached>(&self.dir).is_some_and(|reached| reached.step < self.step) {
             return Ok(());
         }
         match &self.best {
@@ -137,37 +99,17 @@ impl Trainer<'_> {
 
     /// Goes on from the saved state. Errors (bad input) name what does not fit.
     pub fn resume(&mut self) -> Result<()> {
-        let path = path(&self.dir);
-        let bytes = std::fs::read(&path).map_err(|e| {
-            Fault::Input(format!("--resume: no state to go on from ({}: {e}); run without --resume", path.display()))
-        })?;
-        let broken = |e: String| Fault::Input(format!("{}: a broken state: {e}", path.display()));
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
-        let text = metadata.metadata().as_ref().and_then(|m| m.get("state")).context("no state in it");
-        let text = text.map_err(|e| broken(e.to_string()))?;
-        let version = serde_json::from_str::<serde_json::Value>(text).map_err(|e| broken(e.to_string()))?;
-        if version["format_version"] != FORMAT_VERSION {
-            bail_input!(
-                "{}: format version {}, this program reads {FORMAT_VERSION}",
-                path.display(),
-                version["format_version"]
-            );
-        }
-        let header: Header = serde_json::from_str(text).map_err(|e| broken(e.to_string()))?;
-        self.check(&header.fingerprint)?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
-        let device = self.weights.device();
+        let (reached, tensors) = state::load::<Reached>(&self.dir, &self.fingerprint, &self.weights.device())?;
+        let broken = |why: String| state::broken(&self.dir, &why);
         let mut best = BTreeMap::new();
         let mut averages = BTreeMap::new();
-        for (name, view) in tensors.tensors() {
-            let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            let tensor = Tensor::from_vec(values, view.shape(), &Device::Cpu)?.to_device(&device)?;
+        for (name, tensor) in tensors {
             match name.split_once('.') {
                 Some(("patient", name)) => self.weights.restore(name, tensor)?,
                 Some(("best", name)) => drop(best.insert(name.to_owned(), tensor)),
                 Some(("average", name)) => drop(averages.insert(name.to_owned(), tensor)),
                 Some(("squares", name)) => {
-                    let steps = header.optimizer_steps.get(name).copied().unwrap_or(0);
+                    let steps = reached.optimizer_steps.get(name).copied().unwrap_or(0);
                     let state = TensorState { steps, squares: tensor, average: None };
                     self.optimizer.states.insert(name.to_owned(), state);
                 }
@@ -179,35 +121,16 @@ impl Trainer<'_> {
                 state.average = Some(average);
             }
         }
-        if let (Some(step), Some(loss)) = (header.best_step, header.best_loss) {
+        if let (Some(step), Some(loss)) = (reached.best_step, reached.best_loss) {
             self.best = Some(Best { step, loss, touched: best });
         }
-        if let Some(names) = &header.settled {
+        if let Some(names) = &reached.settled {
             let slice = Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")))?;
             self.method.select.settle(slice);
         }
-        self.tripped = header.tripped;
-        self.step = header.step;
-        self.stale = header.stale;
-        Ok(())
-    }
-
-    fn check(&self, saved: &Fingerprint) -> Result<()> {
-        let now = &self.fingerprint;
-        let differences = [
-            ("model", saved.base_sha256 != now.base_sha256),
-            ("data", saved.data_sha256 != now.data_sha256),
-            ("method", saved.method != now.method),
-            ("--optimizer", saved.optimizer != now.optimizer),
-            ("--loss-on", saved.loss_on != now.loss_on),
-            ("--seed", saved.seed != now.seed),
-            ("--batch-size", saved.batch_size != now.batch_size),
-            ("--gradient-accumulation-steps", saved.accumulation != now.accumulation),
-            ("--dtype", saved.dtype != now.dtype),
-        ];
-        if let Some((what, _)) = differences.iter().find(|(_, differs)| *differs) {
-            bail_input!("--resume: the saved state is of another {what}; run with the same one, or with --overwrite");
-        }
+        self.tripped = reached.tripped;
+        self.step = reached.step;
+        self.stale = reached.stale;
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use crate::eval::toxicity::Protocol;
 use crate::fault::Fault;
 use crate::model::kernels::matmul::Precision;
 use crate::report::comparison::Base;
-use crate::{bail_input, checkpoint, methods, scorers};
+use crate::{bail_input, checkpoint, methods, scorers, state};
 
 /// One run.
 pub struct Job {
@@ -263,5 +263,5 @@ pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Opt
 pub fn has_state(out: &Path) -> bool {
     let mut partial = out.as_os_str().to_owned();
     partial.push(".partial");
-    Path::new(&partial).join("irepair/state/state.safetensors").is_file()
+    state::path(&Path::new(&partial).join("irepair")).is_file()
 }

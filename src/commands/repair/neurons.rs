@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::journal::{Journal, Reached};
 use super::output::Output;
 use super::{device_name, parameters, recorded_name};
 use crate::checkpoint::{Change, Checkpoint};
@@ -22,16 +22,17 @@ use crate::fault::Fault;
 use crate::loss;
 use crate::memory::{self, Estimate, Part, Passes, mib};
 use crate::methods::neuron::basis::Basis;
-use crate::methods::neuron::{self, Mode, Patient, Step};
+use crate::methods::neuron::{self, Mode, Patient};
 use crate::model::kernels::matmul::Precision;
 use crate::model::layers::Orientation;
 use crate::patch::{self, PatchFile};
 use crate::report::plot::short;
-use crate::report::progress::Progress;
 use crate::report::table::table;
-use crate::report::{DataRecord, EditsRecord, RunRecord, before_after, block_number, change_by_block, count_blocks};
+use crate::report::{
+    DataRecord, EditsRecord, RunRecord, before_after, block_number, change_by_block, count_blocks, read_steps,
+};
+use crate::state::Fingerprint;
 use crate::tokens::TokenEdit;
-use crate::train::StepLine;
 use crate::weights::Who;
 use crate::{bail_input, checkpoint, demo, device, stop};
 
@@ -49,11 +50,6 @@ pub fn run(
             eprintln!("{text}");
         }
     };
-    if args.resume {
-        return Err(
-            Fault::Usage(format!("--method {} keeps no state, so there is nothing to --resume", method.name)).into()
-        );
-    }
     let mlp = loaded.model.mlp()?;
     let recipe = settings.neuron_recipe();
     let Rows { failures: rows, sha256, of_other_kinds } = read(&settings, loaded)?;
@@ -91,40 +87,36 @@ pub fn run(
     }
     let before = measure(&patient, &failures, &text)?;
 
-    let log_path = out.dir.join("steps.jsonl");
-    let mut log = std::fs::File::create(&log_path).with_context(|| log_path.display().to_string())?;
-    let mut steps: Vec<StepLine> = Vec::new();
-    let mut worst_residual = 0f64;
-    let expected = recipe.steps.saturating_mul(recipe.rounds);
-    let mut progress = Progress::new("repair", 0, expected, args.output.quiet);
-    let mut watch = |step: Step| {
-        if stop::asked() {
-            let why = format!("interrupted after step {}; nothing was written: repair again", steps.len());
-            return Err(Fault::Interrupted(why).into());
-        }
-        worst_residual = worst_residual.max(step.residual);
-        let line = line(steps.len() + 1, step);
-        writeln!(log, "{}", serde_json::to_string(&line)?).with_context(|| log_path.display().to_string())?;
-        progress.advance(1);
-        steps.push(line);
-        Ok(())
-    };
-    let repair_begun = Instant::now();
+    let fingerprint = Fingerprint::new([
+        ("model", loaded.checkpoint().hash()?),
+        ("data", sha256.clone()),
+        ("method", format!("{} {recipe:?}", method.name)),
+        ("--seed", settings.seed.to_string()),
+        ("--dtype", format!("{:?}", loaded.precision)),
+    ]);
+    let mut journal = Journal::open(args, &settings, &out, fingerprint, &mut patient)?;
+    if args.resume {
+        say(format!("going on from step {}", journal.reached().steps));
+    }
+    let mut at = journal.reached().position.clone();
     let built = (method.build)(recipe.clone());
     patient.weights.set_precision(loaded.precision);
-    let tally = neuron::repair(built.as_ref(), &mut patient, &failures, recipe.rounds, &mut watch)?;
-    let repair_seconds = repair_begun.elapsed().as_secs_f64();
-    progress.finish();
+    neuron::repair(built.as_ref(), &mut patient, &failures, recipe.rounds, &mut at, &mut journal)?;
+    let Reached { worst_residual, seconds: repair_seconds, .. } = journal.finish(&patient, &at)?;
+    let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     // What is reported is measured as users will run it.
     patient.weights.set_precision(Precision::F32);
     loaded.checkpoint().round(&mut patient.weights)?;
     let after = measure(&patient, &failures, &text)?;
     let left = neuron::failing(&patient, &failures)?.len();
+    if stop::asked() {
+        return Err(out.interrupted(steps.len()));
+    }
     let changed = neuron::changed(&patient)?;
     if changed.is_empty() {
         return Err(Fault::Check(format!(
             "nothing changed ({} tokens were given up in {repair_seconds:.2} s, their changes undone), so {} was not made",
-            tally.given_up,
+            at.pass.given_up,
             out.path.display()
         ))
         .into());
@@ -162,9 +154,9 @@ pub fn run(
             skipped,
             failures: failures.len(),
             repaired: failures.len() - left,
-            rounds: tally.rounds,
-            tried: tally.tried,
-            given_up: tally.given_up,
+            rounds: at.rounds,
+            tried: at.tried,
+            given_up: at.pass.given_up,
             worst_residual,
             repair_seconds,
             neurons: changed.iter().map(|(&block, neurons)| (block, neurons.len())).collect(),
@@ -226,27 +218,6 @@ fn measure(patient: &Patient, failures: &[TokenEdit], text: &[u32]) -> Result<Me
         text => Some(perplexity(patient.model, &view, text)?.value),
     };
     Ok(Measures { nll_chosen: Some(nats / count as f64), ppl, ..Measures::default() })
-}
-
-fn line(number: usize, step: Step) -> StepLine {
-    StepLine {
-        step: number,
-        block: match step.blocks.as_slice() {
-            [only] => Some(*only),
-            _ => None,
-        },
-        slice: step.blocks.iter().map(|block| format!("{block}.mlp")).collect(),
-        sensitivity: Vec::new(),
-        loss: step.loss,
-        nll_good: Some(step.loss),
-        nll_bad: None,
-        kl: None,
-        lr: step.learning_rate,
-        grad_norm: step.gradient_norm,
-        seconds: step.seconds,
-        tokens: step.tokens,
-        operations: step.operations,
-    }
 }
 
 /// Errors (a failed check) if anything but rows of the changed neurons differs on disk.

@@ -15,7 +15,7 @@ use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{RunRecord, before_after, block_number, change_by_block, model_card};
 use crate::weights::{Place, Weights};
-use crate::{bail_input, checkpoint};
+use crate::{bail_input, checkpoint, state};
 use checkpoint::{Change, Checkpoint};
 
 /// The folder a run works in and the name it gets in the end.
@@ -78,7 +78,7 @@ impl Output {
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
         let dir = partial.join("irepair");
-        let has_state = state_in(&dir);
+        let has_state = state::path(&dir).exists();
         if args.resume && !has_state {
             std::fs::remove_dir_all(&partial).map_err(cannot)?;
             bail_input!("--resume: there is no unfinished run in {}", partial.display());
@@ -140,9 +140,9 @@ impl Output {
         checkpoint::write_whole(&self.dir.join("run.json"), serde_json::to_string_pretty(run)?.as_bytes())?;
         let base_card = std::fs::read_to_string(base.dir.join("README.md")).ok();
         checkpoint::write_whole(&self.partial.join("README.md"), model_card(run, base_card.as_deref()).as_bytes())?;
-        let state = self.dir.join("state");
-        if state.exists() {
-            std::fs::remove_dir_all(&state).with_context(|| state.display().to_string())?;
+        let saved = self.dir.join("state");
+        if saved.exists() {
+            std::fs::remove_dir_all(&saved).with_context(|| saved.display().to_string())?;
         }
         // Drawn of the unfinished run, it would lie about this one.
         let report = self.dir.join("report.html");
@@ -175,15 +175,11 @@ impl Output {
 impl Drop for Output {
     /// A run that ended in an error leaves its folder only if there is a state to resume from.
     fn drop(&mut self) {
-        if self.partial.exists() && !state_in(&self.dir) {
+        if self.partial.exists() && !state::path(&self.dir).exists() {
             // Nothing can be done about a failure here, and the error that brought us here matters more.
             std::fs::remove_dir_all(&self.partial).ok();
         }
     }
-}
-
-fn state_in(dir: &Path) -> bool {
-    dir.join("state").join("state.safetensors").exists()
 }
 
 /// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not the base.

@@ -5,9 +5,10 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use faer::Mat;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::scope::{Scope, at_rows, scope};
-use super::{Lap, Mode, NeuronMethod, Pass, Patient, Recipe, Step, Watch, batch, failing, said, single_tokens};
+use super::{Lap, Mode, NeuronMethod, Patient, Position, Recipe, Step, Watch, batch, said, single_tokens};
 use crate::algebra::{Solution, least_norm};
 use crate::loss;
 use crate::model::Mlp;
@@ -31,41 +32,53 @@ pub struct Descent {
     pub recipe: Recipe,
 }
 
+/// Steps for the targets of one batch: what was settled before the first one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimization {
+    scope: Scope,
+    /// What the model said at each target position.
+    said: Vec<u32>,
+    /// Steps made.
+    made: usize,
+}
+
 impl NeuronMethod for Descent {
-    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], watch: &mut Watch) -> Result<Pass> {
-        let mut pass = Pass::default();
-        match self.recipe.mode {
-            Mode::Batch => {
-                pass.tried = usize::from(!failing(patient, rows)?.is_empty());
-                if pass.tried > 0 {
-                    self.optimize(patient, &batch(rows), watch)?;
+    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], at: &mut Position, watch: &mut dyn Watch) -> Result<()> {
+        let batches: Vec<Batch> = match self.recipe.mode {
+            Mode::Batch => vec![batch(rows)],
+            Mode::Iterative => single_tokens(rows).map(|row| batch(&[row])).collect(),
+        };
+        for batch in batches.iter().skip(at.done) {
+            if at.optimization.is_none() {
+                let said = said(patient.model, &patient.weights, batch)?;
+                if said != batch.targets {
+                    let scope = scope(patient, batch, self.recipe.blocks, self.recipe.neurons)?;
+                    at.optimization = Some(Optimization { scope, said, made: 0 });
+                    at.pass.tried += 1;
                 }
             }
-            Mode::Iterative => {
-                for row in single_tokens(rows) {
-                    let batch = batch(&[row]);
-                    if said(patient.model, &patient.weights, &batch)? != batch.targets {
-                        self.optimize(patient, &batch, watch)?;
-                        pass.tried += 1;
-                    }
-                }
-            }
+            self.optimize(patient, batch, at, watch)?;
+            at.done += 1;
         }
-        Ok(pass)
+        Ok(())
     }
 }
 
 impl Descent {
-    /// All steps for the targets of one batch.
-    fn optimize(&self, patient: &mut Patient, batch: &Batch, watch: &mut Watch) -> Result<()> {
-        let scope = scope(patient, batch, self.recipe.blocks, self.recipe.neurons)?;
-        let steers = steers(patient, batch)?;
+    /// The steps that the optimization under way, if there is one, has not made yet.
+    fn optimize(&self, patient: &mut Patient, batch: &Batch, at: &mut Position, watch: &mut dyn Watch) -> Result<()> {
+        let Some(Optimization { scope, said, made }) = at.optimization.clone() else { return Ok(()) };
+        let steers = steers(patient, batch, &said)?;
         let mut lap = Lap::begin();
-        for _ in 0..self.recipe.steps {
+        for made in made..self.recipe.steps {
             let mut step = self.step(patient, batch, &scope, &steers)?;
             (step.seconds, step.operations) = lap.end();
-            watch(step)?;
+            watch.step(step)?;
+            at.optimization.iter_mut().for_each(|under_way| under_way.made = made + 1);
+            watch.rest(patient, at)?;
         }
+        at.optimization = None;
         Ok(())
     }
 
@@ -134,14 +147,13 @@ impl Descent {
     }
 }
 
-/// S (n,C): the steer of each target position.
-pub fn steers(patient: &Patient, batch: &Batch) -> Result<Mat<f64>> {
-    let said = said(patient.model, &patient.weights, batch)?;
+/// S (n,C): the steer of each target position, away from what the model said there.
+pub fn steers(patient: &Patient, batch: &Batch, said: &[u32]) -> Result<Mat<f64>> {
     let steers: Vec<Vec<f64>> = batch
         .targets
         .iter()
         .zip(said)
-        .map(|(&right, wrong)| patient.basis.steer(right, wrong))
+        .map(|(&right, &wrong)| patient.basis.steer(right, wrong))
         .collect::<Result<_>>()?;
     Ok(Mat::from_fn(steers.len(), patient.model.sizes().channels, |i, j| steers[i][j]))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 
 use super::scope::{attribution, ranked};
-use super::{Lap, NeuronMethod, Pass, Patient, Step, Watch, batch, single_tokens};
+use super::{Lap, NeuronMethod, Patient, Position, Step, Watch, batch, single_tokens};
 use crate::model::layers::Orientation;
 use crate::tokens::{Batch, TokenEdit};
 use crate::weights::Who;
@@ -24,15 +24,15 @@ pub struct Mint;
 type Neuron = (usize, usize);
 
 impl NeuronMethod for Mint {
-    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], watch: &mut Watch) -> Result<Pass> {
-        let mut pass = Pass::default();
-        for row in single_tokens(rows) {
-            if let Some(repaired) = repair(patient, &batch(&[row]), watch)? {
-                pass.tried += 1;
-                pass.given_up += usize::from(!repaired);
-            }
+    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], at: &mut Position, watch: &mut dyn Watch) -> Result<()> {
+        for row in single_tokens(rows).skip(at.done) {
+            let repaired = repair(patient, &batch(&[row]), watch)?;
+            at.pass.tried += usize::from(repaired.is_some());
+            at.pass.given_up += usize::from(repaired == Some(false));
+            at.done += 1;
+            watch.rest(patient, at)?;
         }
-        Ok(pass)
+        Ok(())
     }
 }
 
@@ -82,7 +82,7 @@ fn ranked_first(logits: &[f32]) -> usize {
 }
 
 /// Whether a failing token was repaired; `None` if it doesn't fail.
-fn repair(patient: &mut Patient, batch: &Batch, watch: &mut Watch) -> Result<Option<bool>> {
+fn repair(patient: &mut Patient, batch: &Batch, watch: &mut dyn Watch) -> Result<Option<bool>> {
     let right = batch.targets[0];
     let lower = Lower::new(patient, batch)?;
     let mut now = lower.answer(patient)?;
@@ -111,7 +111,7 @@ fn repair(patient: &mut Patient, batch: &Batch, watch: &mut Watch) -> Result<Opt
         let nats = now.nats;
         now = lower.answer(patient)?;
         let (seconds, operations) = lap.end();
-        watch(Step {
+        watch.step(Step {
             blocks: vec![neuron.0],
             loss: nats,
             gradient_norm: 0.0,

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::model::layers::Orientation;
 use crate::model::{Mlp, Model};
@@ -20,7 +21,7 @@ use crate::profile::operations;
 use crate::tokens::{Batch, LossOn, TokenEdit};
 use crate::weights::{Weights, Who};
 use basis::Basis;
-use descent::{Descent, Direction};
+use descent::{Descent, Direction, Optimization};
 use mint::Mint;
 pub use scope::Share;
 
@@ -33,7 +34,7 @@ pub struct Patient<'a> {
 }
 
 /// How many targets one optimization is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// All target positions of all rows together.
@@ -82,11 +83,9 @@ pub struct Step {
     pub operations: u64,
 }
 
-/// Sees every step; an error ends the repair.
-pub type Watch<'a> = dyn FnMut(Step) -> Result<()> + 'a;
-
 /// What one pass over the rows came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Pass {
     /// Optimizations, or tokens that were tried.
     pub tried: usize,
@@ -94,10 +93,46 @@ pub struct Pass {
     pub given_up: usize,
 }
 
+/// How far a repair has come: beside the weights, all that the rest of it depends on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Rounds that are over.
+    pub rounds: usize,
+    /// Of these rounds.
+    pub tried: usize,
+    pub stage: Stage,
+    /// The round under way, or the last one.
+    pub pass: Pass,
+    /// Optimizations or target tokens that this round is done with.
+    pub done: usize,
+    /// What is under way.
+    pub optimization: Option<Optimization>,
+}
+
+/// Where among the rounds a repair is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    #[default]
+    Between,
+    Within,
+    Over,
+}
+
+/// Sees how a repair goes on; an error ends it.
+pub trait Watch {
+    fn step(&mut self, step: Step) -> Result<()>;
+
+    /// The weights and the position are such that the repair can go on from them.
+    fn rest(&mut self, patient: &Patient, at: &Position) -> Result<()>;
+}
+
 /// How neurons are changed.
 pub trait NeuronMethod {
-    /// Goes over the rows once. Target tokens that don't fail are left alone.
-    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], watch: &mut Watch) -> Result<Pass>;
+    /// Goes over the rows, of which some fail, once, or on with that from its position. Target tokens that don't fail are
+    /// left alone.
+    fn pass(&self, patient: &mut Patient, rows: &[TokenEdit], at: &mut Position, watch: &mut dyn Watch) -> Result<()>;
 }
 
 /// A line of [`METHODS`].
@@ -122,32 +157,29 @@ pub fn named(name: &str) -> Option<&'static Entry> {
     METHODS.iter().find(|m| m.name == name)
 }
 
-/// What a repair came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
-    pub rounds: usize,
-    pub tried: usize,
-    /// Of the last round.
-    pub given_up: usize,
-}
-
 /// Rounds over the rows until none fails, none can be helped, or there were enough of them.
 pub fn repair(
     method: &dyn NeuronMethod,
     patient: &mut Patient,
     rows: &[TokenEdit],
     rounds: usize,
-    watch: &mut Watch,
-) -> Result<Tally> {
-    let mut tally = Tally::default();
-    while tally.rounds < rounds && !failing(patient, rows)?.is_empty() {
-        let pass = method.pass(patient, rows, watch)?;
-        tally = Tally { rounds: tally.rounds + 1, tried: tally.tried + pass.tried, given_up: pass.given_up };
-        if pass.tried == pass.given_up {
-            break;
+    at: &mut Position,
+    watch: &mut dyn Watch,
+) -> Result<()> {
+    while at.stage != Stage::Over {
+        if at.stage == Stage::Between {
+            if at.rounds == rounds || failing(patient, rows)?.is_empty() {
+                at.stage = Stage::Over;
+                break;
+            }
+            *at = Position { rounds: at.rounds, tried: at.tried, stage: Stage::Within, ..Position::default() };
         }
+        method.pass(patient, rows, at, watch)?;
+        at.rounds += 1;
+        at.tried += at.pass.tried;
+        at.stage = if at.pass.tried == at.pass.given_up { Stage::Over } else { Stage::Between };
     }
-    Ok(tally)
+    Ok(())
 }
 
 /// The rows as a batch of which the targets count.

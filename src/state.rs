@@ -1,0 +1,109 @@
+//! A *state* is everything that the rest of a run depends on, in one file that is replaced as a whole.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::bail_input;
+use crate::checkpoint::{Stored, write_tensors};
+use crate::fault::Fault;
+
+const FORMAT_VERSION: u32 = 3;
+
+/// What a state belongs to, part by part: another model, other data or other words on the command line are another run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(Vec<(String, String)>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header<P> {
+    format_version: u32,
+    fingerprint: Fingerprint,
+    progress: P,
+}
+
+impl Fingerprint {
+    /// Parts by what a user calls them: `model`, `--seed`.
+    pub fn new(parts: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self(parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// The first part in which the saved one is another.
+    fn difference(&self, saved: &Self) -> Option<&str> {
+        let part = |name: &str| saved.0.iter().find(|(n, _)| n == name).map(|(_, value)| value);
+        self.0.iter().find(|(name, value)| part(name) != Some(value)).map(|(name, _)| name.as_str())
+    }
+}
+
+/// The state's file in `irepair/` of an unfinished output.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("state").join("state.safetensors")
+}
+
+/// Saves a state; the one before stays until this one is whole.
+pub fn save(
+    dir: &Path,
+    fingerprint: &Fingerprint,
+    progress: &impl Serialize,
+    tensors: &BTreeMap<String, Stored>,
+) -> Result<()> {
+    let path = path(dir);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    }
+    let header = Header { format_version: FORMAT_VERSION, fingerprint: fingerprint.clone(), progress };
+    write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], tensors)
+}
+
+/// A saved state and its tensors. Errors (bad input) if there is none, or name what of it does not fit.
+pub fn load<P: DeserializeOwned>(
+    dir: &Path,
+    fingerprint: &Fingerprint,
+    device: &Device,
+) -> Result<(P, BTreeMap<String, Tensor>)> {
+    let path = path(dir);
+    let bytes = std::fs::read(&path).map_err(|e| {
+        Fault::Input(format!("--resume: no state to go on from ({}: {e}); run without --resume", path.display()))
+    })?;
+    let text = header(&bytes).map_err(|e| broken(dir, &format!("{e:#}")))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| broken(dir, &e.to_string()))?;
+    let version = &value["format_version"];
+    if *version != FORMAT_VERSION {
+        bail_input!("{}: format version {version}, this program reads {FORMAT_VERSION}", path.display());
+    }
+    // First of all: the progress of another kind of method has another form.
+    let saved = Fingerprint::deserialize(&value["fingerprint"]).map_err(|e| broken(dir, &e.to_string()))?;
+    if let Some(what) = fingerprint.difference(&saved) {
+        bail_input!("--resume: the saved state is of another {what}; run with the same one, or with --overwrite");
+    }
+    let header: Header<P> = serde_json::from_value(value).map_err(|e| broken(dir, &e.to_string()))?;
+    let stored = SafeTensors::deserialize(&bytes).map_err(|e| broken(dir, &e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in stored.tensors() {
+        let values: Vec<f32> = view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        tensors.insert(name, Tensor::from_vec(values, view.shape(), &Device::Cpu)?.to_device(device)?);
+    }
+    Ok((header.progress, tensors))
+}
+
+/// How far the saved state has come, if there is one that can be read.
+pub fn progress<P: DeserializeOwned>(dir: &Path) -> Option<P> {
+    let bytes = std::fs::read(path(dir)).ok()?;
+    serde_json::from_str::<Header<P>>(&header(&bytes).ok()?).ok().map(|header| header.progress)
+}
+
+fn header(bytes: &[u8]) -> Result<String> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+    metadata.metadata().as_ref().and_then(|m| m.get("state")).cloned().context("no state in it")
+}
+
+/// A file that is no state.
+pub fn broken(dir: &Path, why: &str) -> Fault {
+    Fault::Input(format!("{}: a broken state: {why}", path(dir).display()))
+}
