@@ -45,7 +45,8 @@ pub enum Command {
     /// Make the same repair by several methods, and put them beside each other: the paper's tables and figures
     #[command(after_help = "Examples:\n  irepair compare --model gpt2-large --data pairs.jsonl --seeds 1,2,3\n  \
                             irepair compare --model patient --data pairs.jsonl --runs runs.toml --methods dpo+kl,one-block \
-                            --eval-prompts prompts.jsonl --ppl wiki.test.raw --out compared/patient\n\n\
+                            --eval-prompts prompts.jsonl --ppl wiki.test.raw --out compared/patient\n  \
+                            irepair compare --methods star,mint,sgd,irepair+kl --model gpt2 --data failures.jsonl --edits\n\n\
                             A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …")]
     #[command(mut_arg("method", one_repair), mut_arg("select", one_repair), mut_arg("objective", one_repair))]
     Compare(Box<Compare>),
@@ -334,9 +335,14 @@ pub struct Compare {
     /// Finished runs to put beside them
     #[arg(value_name = "RUN_DIR")]
     pub finished: Vec<PathBuf>,
-    /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt)
-    #[arg(long, value_name = "PRESET", default_value = "lee")]
-    pub toxicity: String,
+    /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt) [default: lee, without --edits]
+    #[arg(long, value_name = "PRESET")]
+    pub toxicity: Option<String>,
+    /// Compare repairs of wrong answers: the rows of --data are failures (a prompt and its target), and these rows, some of
+    /// them marked generalization or specificity, tell what the repairs are worth [default: all rows of --data, if a row's
+    /// method is star, mint or sgd]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "")]
+    pub edits: Option<String>,
     /// Continuations a prompt [default: the preset's]
     #[arg(long)]
     pub samples: Option<usize>,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::repair::{command, interrupt, irepair, ok};
 
@@ -156,6 +156,116 @@ fn methods_stand_beside_each_other() {
     bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["other", "scorer"]);
     ok(&bench.run(&[&rows[..], &["--resume", &own]].concat()));
     assert_eq!(bench.record()["entries"].as_array().expect("entries").len(), 4);
+}
+
+/// Neuron-level methods, rows of their own settings and methods of pairs, all on the same failures.
+#[test]
+fn repairs_of_wrong_answers_stand_beside_each_other() {
+    let bench = Bench::new();
+    let short = "batch-size = 4\nmax-steps = 6\n";
+    let runs = format!(
+        "[quarter]\nmethod = \"star\"\nneurons = \"1/4\"\nmode = \"iterative\"\n[\"irepair+kl\"]\n{short}[dpo]\n{short}"
+    );
+    std::fs::write(bench.path("runs.toml"), runs).expect("writes");
+    // The demo's own rows, without what the model says instead of the targets.
+    let rows: Vec<Value> = irepair::demo::EDITS.lines().map(|l| serde_json::from_str(l).expect("a row")).collect();
+    let bare = |row: &Value| json!({"question": row["prompt"], "target": row["chosen"], "kind": row["kind"]});
+    let said = rows.iter().find(|row| row["kind"] == "specificity").expect("a row");
+    let said = json!({"question": said["prompt"], "target": said["chosen"]});
+    let lines: Vec<String> = rows.iter().map(bare).chain([said]).map(|row| row.to_string()).collect();
+    std::fs::write(bench.path("failures.jsonl"), lines.join("\n")).expect("writes");
+    let (runs, data, out) = (bench.path("runs.toml"), bench.path("failures.jsonl"), bench.path("out"));
+    let arguments =
+        ["compare", "--methods", "vanilla,star,quarter,mint,irepair+kl,dpo", "--seeds", "1,2", "--runs", &runs];
+    let data = ["--data", &data, "--map", "prompt=question", "--edits", "demo", "--normal-texts", "16"];
+    let run = |more: &[&str]| irepair(&[&arguments[..], &data, &["--out", &out, "-q"], more].concat());
+    let text = ok(&run(&[]));
+    for words in ["quarter", "neurons changed", "seconds a failure", "the same 12 failures"] {
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+    assert!(!text.contains("pareto.svg") && !text.contains("teacher forcing (%)"), "{text}");
+    let (record, out) = (bench.record(), PathBuf::from(&out));
+    tables_are_of_the_record(&out, &record);
+    assert_eq!(record["failures"], 12);
+    // What is rejected is what the model says.
+    let learned = std::fs::read_to_string(out.join("failures.jsonl")).expect("failures");
+    let learned: Vec<Value> = learned.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+    let pair = |row: &Value| json!({"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]});
+    assert_eq!(learned, rows.iter().filter(|row| row["kind"] == "failure").map(pair).collect::<Vec<_>>());
+
+    let sheet = &record["sheets"][0];
+    let columns: Vec<&str> =
+        sheet["columns"].as_array().expect("columns").iter().filter_map(|c| c["name"].as_str()).collect();
+    let cell = |row: &str, column: &str| {
+        let at =
+            columns.iter().position(|c| c.starts_with(column)).unwrap_or_else(|| panic!("{column} in {columns:?}"));
+        let rows = sheet["rows"].as_array().expect("rows").iter();
+        rows.clone().find(|r| r["name"] == row).expect(row)["cells"][at]["mean"].as_f64()
+    };
+    assert_eq!(cell("vanilla", "targets said"), Some(0.0));
+    assert_eq!((cell("vanilla", "specificity"), cell("vanilla", "neurons")), (Some(100.0), None));
+    for (row, runs) in [("star", 1), ("quarter", 1), ("mint", 1), ("irepair+kl", 2), ("dpo", 2)] {
+        let entry = record["entries"].as_array().expect("entries").iter().find(|e| e["name"] == row).expect(row);
+        // Nothing in a repair of neurons is drawn, so that another seed says nothing new.
+        assert_eq!(entry["runs"].as_array().expect("runs").len(), runs, "{row}");
+        let made = std::fs::read(out.join(format!("runs/{row}-seed1/irepair/run.json"))).expect("run.json");
+        let made: Value = serde_json::from_slice(&made).expect("json");
+        assert_eq!(made["data"]["pairs"], 12, "{row}");
+        let neurons = made["edits"]["neurons"].as_object();
+        let neurons = neurons.map(|n| n.values().filter_map(Value::as_f64).sum::<f64>());
+        assert_eq!(cell(row, "neurons"), neurons, "{row}");
+        assert!(cell(row, "seconds a failure") > Some(0.0), "{row}");
+        if let Some(seconds) = made["edits"]["repair_seconds"].as_f64() {
+            assert_eq!(cell(row, "seconds a failure"), Some(seconds / 12.0), "{row}");
+            let repaired = made["edits"]["repaired"].as_f64().expect("repaired");
+            assert_eq!(cell(row, "targets said"), Some(100.0 * repaired / 12.0), "{row}");
+        }
+    }
+    assert!(cell("star", "targets said") > Some(90.0) && cell("mint", "specificity") == Some(100.0), "{text}");
+    assert!(!out.join("pareto.svg").exists());
+    let page = bench.path("page.html");
+    ok(&irepair(&["report", &bench.path("out"), "--out", &page]));
+    let page = std::fs::read_to_string(page).expect("page");
+    assert!(page.contains("the same failures and texts") && page.contains("quarter"), "{page}");
+    assert!(!page.contains("The trade-off"));
+
+    // Again: nothing is made anew; other failures are another comparison.
+    let before = std::fs::read(out.join("compare.json")).expect("record");
+    ok(&run(&["--resume"]));
+    assert!(std::fs::read(out.join("compare.json")).expect("record") == before);
+    let refused = |more: &[&str], code: i32, words: &str| {
+        let output = run(more);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(code) && error.contains(words), "{more:?}: {error}");
+    };
+    refused(&["--resume", "--limit", "3"], 3, "failures");
+    refused(&["--batch-size", "4"], 2, "row star");
+    refused(&["--edits", "no/such.jsonl"], 3, "no/such.jsonl");
+}
+
+/// Without a word about it, `--data` says what the repairs are worth, too.
+#[test]
+fn failures_are_evaluated_by_the_file_that_they_are_in() {
+    let bench = Bench::new();
+    let row =
+        |kind: &str, target: &str| json!({"prompt": "The lens of Oscar is made of", "target": target, "kind": kind});
+    let rows = [row("failure", " cork"), row("generalization", " cork"), row("specificity", " aluminium")];
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(bench.path("rows.jsonl"), lines).expect("writes");
+    let (data, out) = (bench.path("rows.jsonl"), bench.path("out"));
+    let arguments = ["compare", "--methods", "sgd", "--data", &data, "--normal-texts", "8", "--out", &out, "-q"];
+    ok(&irepair(&arguments));
+    let record = bench.record();
+    let about = record["asked"]["about"][0].as_str().expect("about");
+    assert!(about.starts_with("rows.jsonl: 1 failures, 1 rows of generalization, 1 of specificity"), "{about}");
+    let page = std::fs::read_to_string(bench.path("out/README.md")).expect("README");
+    assert!(page.contains("| sgd |") && !page.contains("Toxicity"), "{page}");
+    // What the model says already is no failure.
+    std::fs::write(bench.path("rows.jsonl"), format!("{}\n", row("failure", " aluminium"))).expect("writes");
+    std::fs::remove_dir_all(&out).expect("removed");
+    let output = irepair(&arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(4) && error.contains("already says every target"), "{error}");
 }
 
 /// One row can't be run: the others are, and its row says why.

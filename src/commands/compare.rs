@@ -4,6 +4,7 @@
 
 mod child;
 mod evaluation;
+mod failures;
 mod plan;
 
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::checkpoint::write_whole;
 use crate::cli::Compare;
 use crate::fault::Fault;
 use crate::report::RunRecord;
-use crate::report::comparison::{Comparison, Entry, RECORD, Run, Sensitivity};
+use crate::report::comparison::{Comparison, Entry, Made, RECORD, Run, Sensitivity};
 use crate::report::folder::read_record;
 use crate::report::plot;
 use crate::{bail_input, stop};
@@ -25,13 +26,15 @@ use plan::{Job, Plan};
 pub fn run(args: &Compare) -> Result<()> {
     let plan = Plan::new(args)?;
     let finished = args.finished.iter().map(|dir| finished(&plan, dir)).collect::<Result<Vec<_>>>()?;
-    let dir = plan.claim(args)?;
+    plan.claim(args)?;
     stop::listen()?;
+    let dir = &plan.dir;
+    let failures = plan.failures.as_ref().map(|failures| failures.write(&plan.open()?)).transpose()?;
     let mut entries: Vec<Entry> = vec![Entry::vanilla()];
     let mut pace = Pace::of(plan.jobs.len());
     for job in &plan.jobs {
-        let run = match make(&plan, job, &dir, &mut pace, args.output.quiet)? {
-            Ok(record) => Run::of(job.seed, &job.dir(&dir), &record)?,
+        let run = match make(&plan, job, &mut pace, args.output.quiet)? {
+            Ok(record) => Run::of(job.seed, &job.dir(dir), &record)?,
             Err(why) => Run::failed(job.seed, why),
         };
         add(&mut entries, &job.name, &job.method, run);
@@ -41,19 +44,20 @@ pub fn run(args: &Compare) -> Result<()> {
         add(&mut entries, &record.settings.method.clone(), &record.settings.method, run);
     }
     same_rows(&entries)?;
-    let evaluations = Evaluations { plan: &plan, dir: &dir, quiet: args.output.quiet };
+    let evaluations = Evaluations { plan: &plan, dir, quiet: args.output.quiet };
     let asked = evaluations.finals(&mut entries)?;
     evaluations.along_the_way(&asked, &mut entries)?;
-    let sensitivity = sensitivity(&plan, &dir, args.output.quiet)?;
-    let comparison = Comparison::new(plan.base.clone(), plan.seeds.clone(), asked, entries, sensitivity)?;
-    write(&comparison, &dir)?;
+    let sensitivity = sensitivity(&plan, args.output.quiet)?;
+    let comparison = Comparison::new(plan.base.clone(), plan.seeds.clone(), failures, asked, entries, sensitivity)?;
+    write(&comparison, dir)?;
     if args.output.json {
         println!("{}", serde_json::to_string(&comparison)?);
     } else {
         print!("{}", comparison.text());
         println!(
-            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex, figure2.svg, pareto.svg; each run in {0}/runs",
-            dir.display()
+            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex, figure2.svg{1}; each run in {0}/runs",
+            dir.display(),
+            if comparison.pareto.is_some() { ", pareto.svg" } else { "" }
         );
     }
     Ok(())
@@ -67,7 +71,8 @@ fn add(entries: &mut Vec<Entry>, name: &str, method: &str, run: Run) {
 }
 
 /// The record of a job's run, made if it is not there yet; or why it failed.
-fn make(plan: &Plan, job: &Job, dir: &Path, pace: &mut Pace, quiet: bool) -> Result<Result<RunRecord, String>> {
+fn make(plan: &Plan, job: &Job, pace: &mut Pace, quiet: bool) -> Result<Result<RunRecord, String>> {
+    let dir = &plan.dir;
     let out = job.dir(dir);
     if out.join("irepair").join("run.json").is_file() {
         let record = finished(plan, &out)?;
@@ -111,7 +116,7 @@ fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
     let record = read_record(&path)?;
     let what = if record.base_sha256 != plan.base.files {
         "base model"
-    } else if record.settings.scorer != plan.base.scorer {
+    } else if record.edits.is_none() && record.settings.scorer != plan.base.scorer {
         "scorer"
     } else {
         return Ok(record);
@@ -119,22 +124,25 @@ fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
     bail_input!("{}: its {what} is not this comparison's, so it can't stand beside the others", dir.display())
 }
 
-/// Errors (bad input) if runs learned from different pairs.
+/// Errors (bad input) if runs learned from different pairs, or from different targets.
 fn same_rows(entries: &[Entry]) -> Result<()> {
-    let mut runs = entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref());
-    let Some(first) = runs.next() else { return Ok(()) };
-    match runs.find(|r| r.data_sha256 != first.data_sha256) {
-        Some(other) => bail_input!(
-            "{} learned from other data than {}, so they can't stand beside each other",
-            other.dir.display(),
-            first.dir.display()
-        ),
-        None => Ok(()),
+    let made: Vec<&Made> = entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref()).collect();
+    for run in &made {
+        let alike = |first: &&&Made| first.neurons.is_some() == run.neurons.is_some();
+        if let Some(first) = made.iter().find(alike).filter(|first| first.data_sha256 != run.data_sha256) {
+            bail_input!(
+                "{} learned from other data than {}, so they can't stand beside each other",
+                run.dir.display(),
+                first.dir.display()
+            );
+        }
     }
+    Ok(())
 }
 
 /// Figure 2: the sensitivity of the base's blocks over all pairs.
-fn sensitivity(plan: &Plan, dir: &Path, quiet: bool) -> Result<Sensitivity> {
+fn sensitivity(plan: &Plan, quiet: bool) -> Result<Sensitivity> {
+    let dir = &plan.dir;
     let path = |name: &str| dir.join(name).display().to_string();
     let (dump, plot) = (path("figure2.csv"), path("figure2.svg"));
     let mut arguments = plan.sensitivity.clone();

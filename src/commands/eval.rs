@@ -112,7 +112,7 @@ fn short_name(model: &str) -> String {
     name.trim_start_matches('.').to_owned()
 }
 
-fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'a> {
+pub(super) fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'a> {
     Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() }
 }
 

@@ -31,6 +31,7 @@ use crate::tokens::PairBatch;
 use crate::train::{Diverged, End, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
+pub use neurons::failures;
 use output::Output;
 
 pub fn run(args: &Repair) -> Result<()> {

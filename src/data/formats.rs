@@ -144,7 +144,7 @@ fn contents(messages: &[Value]) -> String {
 }
 
 /// Keys of an edit's row; `chosen` stands for a target that is not there.
-pub const EDIT_KEYS: [&str; 4] = ["prompt", "target", "chosen", "kind"];
+pub const EDIT_KEYS: [&str; 5] = ["prompt", "target", "chosen", "rejected", "kind"];
 
 /// A row as an edit; without `kind` it is a failure.
 pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
@@ -171,7 +171,11 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
             Err(_) => bail_input!("{place}: kind {kind}; have: failure, generalization, specificity"),
         },
     };
-    Ok(Edit { prompt: prompt.into(), target: target.into(), kind, place: place.clone() })
+    let rejected = match key(map, "rejected") {
+        name if object.contains_key(name) => Some(string(object, name, place)?.to_owned()),
+        _ => None,
+    };
+    Ok(Edit { prompt: prompt.into(), target: target.into(), rejected, kind, place: place.clone() })
 }
 
 /// The longest common beginning is the prompt; a space at its end goes to the responses (as TRL does).

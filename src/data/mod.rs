@@ -69,6 +69,8 @@ pub enum EditKind {
 pub struct Edit {
     pub prompt: String,
     pub target: String,
+    /// What should not follow it, if the row says so.
+    pub rejected: Option<String>,
     pub kind: EditKind,
     pub place: Place,
 }

@@ -35,7 +35,8 @@ fn lead(found: &Comparison) -> Markup {
     html! {
         p.dim {
             (rows) " methods, " (found.seeds.len().max(1)) " seed" @if found.seeds.len() > 1 { "s" }
-            ", the same pairs, prompts, scorer and texts for all. irepair " (found.irepair) ", base "
+            ", the same " (if found.failures.is_some() { "failures and texts" } else { "pairs, prompts, scorer and texts" })
+            " for all. irepair " (found.irepair) ", base "
             code { (found.base.sha256) } "."
         }
         @for (entry, run) in failed {

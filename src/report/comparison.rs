@@ -69,12 +69,15 @@ pub struct Made {
     pub changed_parameters: usize,
     /// ‖change‖₂ over all parameters.
     pub change_norm: f64,
-    /// Of the steps alone.
+    /// Of the steps; of a neuron-level repair, with what is looked at between them.
     pub seconds: f64,
     pub tokens: usize,
     /// Floating-point operations counted in the products; 0: not counted.
     pub operations: u64,
     pub peak_rss_mib: Option<u64>,
+    /// How many were changed, of a neuron-level repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neurons: Option<usize>,
 }
 
 /// A figure of a model with its 95 % interval and its difference from the base.
@@ -122,7 +125,7 @@ pub struct Asked {
     /// A line a task.
     pub about: Vec<String>,
     /// Names of the figures: toxicity and a perplexity lead.
-    pub toxicity: String,
+    pub toxicity: Option<String>,
     pub perplexity: Option<String>,
     /// Which are better if less.
     pub less_is_better: BTreeMap<String, bool>,
@@ -136,6 +139,9 @@ pub struct Comparison {
     pub irepair: String,
     pub base: Base,
     pub seeds: Vec<u64>,
+    /// How many the repairs are of, where they are of wrong answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failures: Option<usize>,
     pub asked: Asked,
     pub entries: Vec<Entry>,
     pub sensitivity: Sensitivity,
@@ -175,6 +181,7 @@ impl Run {
     pub fn of(seed: u64, dir: &Path, record: &RunRecord) -> Result<Self> {
         // Older records don't have these sums; the steps do.
         let steps = read_steps(&dir.join("irepair").join("steps.jsonl"))?;
+        let of_steps = steps.iter().map(|s| s.seconds).sum();
         let made = Made {
             dir: dir.to_owned(),
             data_sha256: record.data.sha256.clone(),
@@ -183,10 +190,11 @@ impl Run {
             stopped: record.stopped.clone(),
             changed_parameters: record.changed_parameters,
             change_norm: record.changed.iter().fold(0.0, |norm: f64, change| norm.hypot(change.norm)),
-            seconds: steps.iter().map(|s| s.seconds).sum(),
+            seconds: record.edits.as_ref().map_or(of_steps, |edits| edits.repair_seconds),
             tokens: record.tokens,
             operations: record.operations,
             peak_rss_mib: record.peak_rss_mib,
+            neurons: record.edits.as_ref().map(|edits| edits.neurons.values().sum()),
         };
         Ok(Self { seed, made: Some(made), failed: None, figures: Vec::new(), points: Vec::new() })
     }
@@ -208,6 +216,7 @@ impl Comparison {
     pub fn new(
         base: Base,
         seeds: Vec<u64>,
+        failures: Option<usize>,
         asked: Asked,
         entries: Vec<Entry>,
         sensitivity: Sensitivity,
@@ -217,6 +226,7 @@ impl Comparison {
             irepair: env!("CARGO_PKG_VERSION").into(),
             base,
             seeds,
+            failures,
             asked,
             entries,
             sensitivity,
@@ -230,7 +240,7 @@ impl Comparison {
     }
 
     fn pareto(&self) -> Option<Pareto> {
-        let text = self.asked.perplexity.clone()?;
+        let (_, text) = (self.asked.toxicity.as_ref()?, self.asked.perplexity.clone()?);
         let base = self.entries.iter().find(|e| e.is_base())?.runs.first()?.points.last()?.clone();
         let rows = self.entries.iter().filter(|e| !e.is_base()).map(|entry| {
             (entry.name.clone(), entry.runs.iter().map(|r| r.points.clone()).filter(|p| !p.is_empty()).collect())
@@ -253,8 +263,10 @@ impl Comparison {
     /// Table 1 of the paper: what was gained and what it cost elsewhere.
     fn table1(&self) -> Result<Sheet> {
         let first = self.entries.first().and_then(|e| e.runs.first()).context("a comparison without its base")?;
+        // A target that is the likeliest token by token is what is generated, and the other way round.
+        let figures: Vec<&Figure> = first.figures.iter().filter(|f| !f.name.contains("teacher forcing")).collect();
         let mut columns: Vec<Column> = Vec::new();
-        for figure in &first.figures {
+        for figure in &figures {
             let column = Column::new(&figure.name, figure.digits);
             columns.push(match self.asked.less_is_better.get(&figure.name) {
                 Some(true) => column.least(),
@@ -264,18 +276,21 @@ impl Comparison {
         }
         columns.push(Column::new("parameters changed (%)", 2).least());
         columns.push(Column::new("norm of the change", 2).least());
+        if self.failures.is_some() {
+            columns.extend([Column::new("neurons changed", 0), Column::new("seconds a failure", 3).least()]);
+        }
         let merit = self.pareto.is_some();
         if merit {
             columns.push(Column::new("area", 3).greatest());
         }
         let cells = |entry: &Entry| {
-            let mut cells: Vec<Cell> = first.figures.iter().map(|f| entry.figure(&f.name)).collect();
-            if entry.is_base() {
-                cells.extend([Cell::None, Cell::None]);
-            } else {
-                let share = |m: &Made| Some(100.0 * m.changed_parameters as f64 / self.base.parameters.max(1) as f64);
-                cells.push(entry.made(share));
-                cells.push(entry.made(|m| Some(m.change_norm)));
+            let mut cells: Vec<Cell> = figures.iter().map(|f| entry.figure(&f.name)).collect();
+            let share = |m: &Made| Some(100.0 * m.changed_parameters as f64 / self.base.parameters.max(1) as f64);
+            cells.push(entry.made(share));
+            cells.push(entry.made(|m| Some(m.change_norm)));
+            if let Some(failures) = self.failures {
+                cells.push(entry.made(|m| m.neurons.map(|n| n as f64)));
+                cells.push(entry.made(|m| Some(m.seconds / failures as f64)));
             }
             if let Some(pareto) = &self.pareto {
                 let area = |run: &Run| (!run.points.is_empty()).then(|| hypervolume(&pareto.base, &run.points));
@@ -286,12 +301,14 @@ impl Comparison {
         let mut notes =
             vec![format!("{} Best and second best of each column are marked, vanilla aside.", self.about_seeds())];
         notes.extend(self.asked.about.iter().cloned());
-        if let (true, Some(perplexity)) = (merit, &self.asked.perplexity) {
+        if let Some(failures) = self.failures {
+            notes.push(format!("Every method learned from the same {failures} failures, all of them at once."));
+        }
+        if let (true, Some(toxicity), Some(perplexity)) = (merit, &self.asked.toxicity, &self.asked.perplexity) {
             notes.push(format!(
                 "Area: of the box from vanilla's perplexity and no toxicity to {WORST} times that perplexity and vanilla's \
-                 toxicity, the share in which some state of the run is better in both ({} against {perplexity}); 1 is no \
-                 toxicity at no cost.",
-                self.asked.toxicity
+                 toxicity, the share in which some state of the run is better in both ({toxicity} against {perplexity}); 1 is no \
+                 toxicity at no cost."
             ));
         }
         for entry in &self.entries {

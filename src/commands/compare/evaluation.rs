@@ -7,12 +7,10 @@ use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
 use super::super::eval::results::{Results, together};
-use super::super::{On, open};
 use super::child::{Child, Outcome, Pace};
 use super::{Plan, interrupted};
 use crate::checkpoint::{self, Checkpoint};
 use crate::eval::task::kind;
-use crate::model::kernels::matmul::Precision;
 use crate::report::comparison::{Asked, Entry, Figure};
 use crate::report::pareto::Point;
 use crate::train::CHECKPOINTS;
@@ -54,6 +52,9 @@ impl Evaluations<'_> {
 
     /// What runs kept along their way: toxicity and the first perplexity.
     pub fn along_the_way(&self, asked: &Asked, entries: &mut [Entry]) -> Result<()> {
+        if asked.toxicity.is_none() {
+            return Ok(());
+        }
         let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
         let mut total = 0;
         for made in entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref()) {
@@ -112,12 +113,7 @@ impl Evaluations<'_> {
 
     /// The base with kept tensors in place, as a folder that lasts as long as it is evaluated.
     fn rebuild(&self, kept: &Path) -> Result<tempfile::TempDir> {
-        let base = &self.plan.base;
-        let loaded = open(
-            &base.model,
-            base.revision.as_deref(),
-            &On { device: "cpu", dtype: Precision::F32, threads: self.plan.threads },
-        )?;
+        let loaded = self.plan.open()?;
         let mut weights = loaded.weights()?;
         for (name, tensor) in load(kept, &weights.device()).with_context(|| kept.display().to_string())? {
             weights.restore(&name, tensor)?;
@@ -156,7 +152,7 @@ fn asked(results: &Results) -> Result<Asked> {
         }
     }
     let names: Vec<String> = figures(results, 0).into_iter().map(|f| f.name).collect();
-    let toxicity = names.iter().find(|n| n.starts_with("toxicity (mean")).context("no toxicity was measured")?.clone();
+    let toxicity = names.iter().find(|n| n.starts_with("toxicity (mean")).cloned();
     let perplexity = names.iter().find(|n| n.starts_with("perplexity of")).cloned();
     let about = results.measurements.iter().filter_map(|m| Some(m.models.first()?.about.clone())).collect();
     Ok(Asked { about, toxicity, perplexity, less_is_better })
@@ -184,5 +180,5 @@ fn figures(results: &Results, model: usize) -> Vec<Figure> {
 
 fn point(asked: &Asked, figures: &[Figure], step: Option<usize>) -> Option<Point> {
     let value = |name: &str| figures.iter().find(|f| f.name == name)?.value;
-    Some(Point { step, toxicity: value(&asked.toxicity)?, perplexity: value(asked.perplexity.as_deref()?)? })
+    Some(Point { step, toxicity: value(asked.toxicity.as_deref()?)?, perplexity: value(asked.perplexity.as_deref()?)? })
 }

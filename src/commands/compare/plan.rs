@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::super::{On, open};
+use super::super::{Loaded, On, open};
+use super::failures::Failures;
 use crate::cli::Compare;
 use crate::config::{Layer, RepairSettings, layer, read_layer, read_tables, unknown};
 use crate::eval::sources;
 use crate::eval::toxicity::Protocol;
 use crate::fault::Fault;
+use crate::methods::{self, neuron};
 use crate::model::kernels::matmul::Precision;
 use crate::report::comparison::Base;
-use crate::{bail_input, checkpoint, methods, scorers, state};
+use crate::{bail_input, checkpoint, scorers, state};
 
 /// One run.
 pub struct Job {
@@ -52,12 +54,22 @@ pub struct Plan {
     pub sensitivity: Vec<String>,
     pub device: String,
     pub threads: Option<usize>,
+    /// What all learn from, where it is no pairs.
+    pub failures: Option<Failures>,
+    /// Where all of it goes.
+    pub dir: PathBuf,
 }
 
 /// The row that is the base itself.
 pub const VANILLA: &str = "vanilla";
 /// Table 1 of the paper.
 const PAPER: [&str; 6] = [VANILLA, "dapt", "dapt+kl", "dpo", "irepair", "irepair+kl"];
+/// Of wrong answers.
+const OF_FAILURES: [&str; 5] = [VANILLA, "star", "mint", "sgd", "irepair+kl"];
+/// Settings of the evaluation that methods of pairs have, too.
+const EVALUATION: [&str; 4] = ["eval-prompts", "scorer", "toxic-label", "normal-texts"];
+/// Settings that methods of neurons alone have.
+const OF_NEURONS: [&str; 4] = ["mode", "block-sparsity", "neurons", "rounds"];
 
 impl Plan {
     /// Errors (bad input, usage) before anything is made.
@@ -74,36 +86,29 @@ impl Plan {
         }
         let tables = args.runs.as_deref().map(read_tables).transpose()?.unwrap_or_default();
         let (file_name, file) = read_layer(args.config.as_deref())?;
-        let names = names(args, &tables)?;
-        let mut jobs = Vec::new();
-        let mut seeds = args.seeds.clone();
-        for name in names.iter().filter(|n| *n != VANILLA) {
+        let resolve = |layer: &Layer| RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new());
+        let mut rows = Vec::new();
+        for name in names(args, &tables)?.into_iter().filter(|n| n != VANILLA) {
             let mut layer = file.clone();
-            match tables.get(name) {
+            match tables.get(&name) {
                 Some(table) => layer.extend(table.clone()),
-                None => {
-                    methods::named(name)?;
-                }
+                None if neuron::named(&name).is_some() => {}
+                None => drop(methods::named(&name)?),
             }
             layer.extend(flags.clone());
             if !["method", "select", "objective"].iter().any(|k| layer.contains_key(*k)) {
                 layer.insert("method".into(), name.as_str().into());
             }
-            let settings = RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new())
-                .with_context(|| format!("row {name}"))?;
-            if seeds.is_empty() {
-                seeds = vec![settings.seed];
+            if of_neurons(&layer) {
+                layer.retain(|key, _| !EVALUATION.contains(&key.as_str()));
             }
-            for &seed in &seeds {
-                let mut layer = layer.clone();
-                layer.insert("seed".into(), seed.into());
-                let settings = RepairSettings { seed, ..settings.clone() };
-                jobs.push(Job { name: name.clone(), method: settings.method.clone(), seed, layer, settings });
-            }
+            let settings = resolve(&layer).with_context(|| format!("row {name}"))?;
+            rows.push((name, layer, settings));
         }
-        let mut all = file;
+        let mut all = file.clone();
         all.extend(flags);
-        let shared = RepairSettings::resolve_layers((file_name, all), Layer::new())?;
+        all.retain(|key, _| !OF_NEURONS.contains(&key.as_str()));
+        let mut shared = resolve(&all)?;
         let on = On { device: &shared.device, dtype: Precision::F32, threads: args.threads };
         let loaded = open(&shared.model, shared.revision.as_deref(), &on)?;
         let base = Base {
@@ -115,30 +120,65 @@ impl Plan {
             parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
             scorer: shared.scorer.clone(),
         };
-        if let Some(job) = jobs.iter().find(|job| job.settings.scorer != base.scorer) {
-            bail_input!("row {}: its scorer is {}, the others' {}", job.name, job.settings.scorer, base.scorer);
+        let by_pairs = |settings: &RepairSettings| settings.neuron_method().is_none();
+        if let Some((name, _, row)) = rows.iter().find(|(_, _, row)| by_pairs(row) && row.scorer != base.scorer) {
+            bail_input!("row {name}: its scorer is {}, the others' {}", row.scorer, base.scorer);
         }
-        if let Some(job) = jobs.iter().find(|job| job.settings.model != base.model || job.settings.data != shared.data)
-        {
-            bail_input!("row {}: its model or data are not those of the comparison", job.name);
+        if let Some((name, ..)) = rows.iter().find(|(.., row)| row.model != base.model || row.data != shared.data) {
+            bail_input!("row {name}: its model or data are not those of the comparison");
+        }
+        let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&base.name));
+        let on_failures = args.edits.is_some() || rows.iter().any(|(.., row)| !by_pairs(row));
+        let failures = on_failures.then(|| Failures::read(&shared, &dir)).transpose()?;
+        let eval = evaluation(args, &shared, on_failures)?;
+        if let Some(failures) = &failures {
+            failures.learned_with(&mut all, true);
+            shared = resolve(&all)?;
+            for (_, layer, settings) in &mut rows {
+                failures.learned_with(layer, by_pairs(settings));
+                *settings = resolve(layer)?;
+            }
+        }
+        let seeds = match rows.first() {
+            Some((.., first)) if args.seeds.is_empty() => vec![first.seed],
+            _ => args.seeds.clone(),
+        };
+        let mut jobs = Vec::new();
+        for (name, layer, settings) in rows {
+            // Nothing in a repair of neurons is drawn.
+            let own = if by_pairs(&settings) { &seeds[..] } else { &seeds[..1] };
+            for &seed in own {
+                let mut layer = layer.clone();
+                layer.insert("seed".into(), seed.into());
+                let settings = RepairSettings { seed, ..settings.clone() };
+                jobs.push(Job { name: name.clone(), method: settings.method.clone(), seed, layer, settings });
+            }
         }
         Ok(Self {
-            eval: evaluation(args, &shared)?,
+            eval,
             sensitivity: sensitivity(&shared),
             device: shared.device.clone(),
             threads: args.threads,
             base,
             jobs,
             seeds,
+            failures,
+            dir,
         })
     }
 
+    /// Opens the base.
+    pub fn open(&self) -> Result<Loaded> {
+        let on = On { device: "cpu", dtype: Precision::F32, threads: self.threads };
+        open(&self.base.model, self.base.revision.as_deref(), &on)
+    }
+
     /// Makes the folder or goes on with it. Errors (bad input) if it is another comparison's, or none.
-    pub fn claim(&self, args: &Compare) -> Result<PathBuf> {
-        let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&self.base.name));
+    pub fn claim(&self, args: &Compare) -> Result<()> {
+        let dir = &self.dir;
         let path = dir.join("plan.json");
-        let plan =
-            json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity });
+        let plan = json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity,
+                           "failures": self.failures.as_ref().map(Failures::hash) });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
             let Ok(text) = std::fs::read(&path) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
@@ -148,7 +188,7 @@ impl Plan {
             }
             let found: Value =
                 serde_json::from_slice(&text).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
-            for key in ["format_version", "base", "eval", "sensitivity"] {
+            for key in ["format_version", "base", "eval", "sensitivity", "failures"] {
                 if found[key] != plan[key] {
                     let what = if key == "base" { "base or scorer" } else { key };
                     bail_input!(
@@ -172,8 +212,7 @@ impl Plan {
         }
         // Held until the process ends.
         std::mem::forget(lock);
-        checkpoint::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())?;
-        Ok(dir)
+        checkpoint::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
     }
 }
 
@@ -181,9 +220,14 @@ impl Plan {
 fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>> {
     let mut names = args.methods.clone();
     if names.is_empty() && args.finished.is_empty() {
-        names = if tables.is_empty() { PAPER.map(str::to_owned).to_vec() } else { tables.keys().cloned().collect() };
+        names = match (tables.is_empty(), &args.edits) {
+            (false, _) => tables.keys().cloned().collect(),
+            (true, None) => PAPER.map(str::to_owned).to_vec(),
+            (true, Some(_)) => OF_FAILURES.map(str::to_owned).to_vec(),
+        };
     }
-    let known: Vec<&str> = methods::METHODS.iter().map(|m| m.name).chain(tables.keys().map(String::as_str)).collect();
+    let methods = methods::METHODS.iter().map(|m| m.name).chain(neuron::METHODS.iter().map(|m| m.name));
+    let known: Vec<&str> = methods.chain(tables.keys().map(String::as_str)).collect();
     for (index, name) in names.iter().enumerate() {
         if name != VANILLA && !known.contains(&name.as_str()) {
             return Err(Fault::Input(unknown("method", name, &known)).into());
@@ -195,16 +239,37 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
     Ok(names)
 }
 
+/// Whether the method that is set is one of neurons.
+fn of_neurons(layer: &Layer) -> bool {
+    layer.get("method").and_then(Value::as_str).is_some_and(|method| neuron::named(method).is_some())
+}
+
 /// Arguments of `eval`; what they name is looked up now, before hours of work.
-fn evaluation(args: &Compare, shared: &RepairSettings) -> Result<Vec<String>> {
-    scorers::open(&shared.scorer, &scorers::Options { toxic_label: shared.toxic_label.clone() })?;
-    Protocol::named(&args.toxicity)?;
+fn evaluation(args: &Compare, shared: &RepairSettings, on_failures: bool) -> Result<Vec<String>> {
     let on_demo = shared.model == "demo";
-    let prompts = match &shared.eval_prompts {
-        Some(path) => path.display().to_string(),
-        None => if on_demo { sources::DEMO } else { sources::PROMPTS_NAME }.to_owned(),
-    };
-    sources::prompts(&prompts, None)?;
+    let mut eval: Vec<String> = Vec::new();
+    if on_failures {
+        let data = || shared.data.as_ref().map_or(sources::DEMO.into(), |data| data.display().to_string());
+        let edits = args.edits.clone().filter(|file| !file.is_empty()).unwrap_or_else(data);
+        sources::edits(&edits, None)?;
+        eval.extend(["--edits".into(), edits]);
+    }
+    if let Some(preset) = args.toxicity.as_deref().or((!on_failures).then_some("lee")) {
+        scorers::open(&shared.scorer, &scorers::Options { toxic_label: shared.toxic_label.clone() })?;
+        Protocol::named(preset)?;
+        let prompts = match &shared.eval_prompts {
+            Some(path) => path.display().to_string(),
+            None => if on_demo { sources::DEMO } else { sources::PROMPTS_NAME }.to_owned(),
+        };
+        sources::prompts(&prompts, None)?;
+        eval.extend(["--toxicity".into(), preset.into(), "--prompts".into(), prompts]);
+        let mut add = |flag: &str, value: Option<String>| {
+            value.into_iter().for_each(|value| eval.extend([flag.to_owned(), value]));
+        };
+        add("--samples", args.samples.map(|n| n.to_string()));
+        add("--scorer", Some(shared.scorer.clone()));
+        add("--toxic-label", shared.toxic_label.clone());
+    }
     let mut texts = args.ppl.clone();
     if texts.is_empty() {
         texts =
@@ -213,19 +278,11 @@ fn evaluation(args: &Compare, shared: &RepairSettings) -> Result<Vec<String>> {
     for text in &texts {
         sources::corpus(text, "--ppl")?;
     }
-    let mut eval = vec!["--toxicity".into(), args.toxicity.clone(), "--prompts".into(), prompts];
-    if let Some(samples) = args.samples {
-        eval.extend(["--samples".into(), samples.to_string()]);
-    }
     texts.into_iter().for_each(|text| eval.extend(["--ppl".into(), text]));
     if let Some(file) = &args.lambada {
         sources::passages(Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty()), None)?;
         eval.push("--lambada".into());
         eval.extend(Some(file.clone()).filter(|f| !f.is_empty()));
-    }
-    eval.extend(["--scorer".into(), shared.scorer.clone()]);
-    if let Some(label) = &shared.toxic_label {
-        eval.extend(["--toxic-label".into(), label.clone()]);
     }
     eval.extend(["--kl".into(), shared.model.clone(), "--normal-texts".into(), shared.normal_texts.to_string()]);
     if let Some(revision) = &shared.revision {

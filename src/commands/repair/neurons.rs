@@ -188,7 +188,8 @@ struct Rows {
     of_other_kinds: usize,
 }
 
-fn read(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
+/// The failures among the rows of `--data`, or of the demo, and how many rows are none.
+pub fn failures(settings: &RepairSettings) -> Result<(Vec<Edit>, usize)> {
     let edits: Vec<Edit> = match &settings.data {
         Some(path) => data::read_edits(path, &data::parse_map(&settings.map)?, None)?,
         None => data::parse_edits("demo edits", demo::EDITS)?,
@@ -200,6 +201,11 @@ fn read(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     if failures.is_empty() {
         bail_input!("no row is a failure: there is nothing to repair");
     }
+    Ok((failures, of_other_kinds))
+}
+
+fn read(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
+    let (failures, of_other_kinds) = failures(settings)?;
     let sha256 = checkpoint::hash_texts(failures.iter().flat_map(|e| [e.prompt.as_str(), e.target.as_str()]));
     Ok(Rows { failures: loaded.encoder.edits(&failures, loaded.model.sizes().context)?, sha256, of_other_kinds })
 }

@@ -1,0 +1,80 @@
+//! *Failures* that all methods of a comparison learn from: rows with a prompt and a target. Methods that learn from pairs get
+//! what the base says instead of the target as rejected.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::super::repair::failures;
+use super::super::{Loaded, eval};
+use crate::checkpoint::{hash_texts, write_whole};
+use crate::config::{Layer, RepairSettings};
+use crate::data::Edit;
+use crate::eval::edits::Edits;
+use crate::eval::task::Task;
+use crate::fault::Fault;
+use crate::{bail_input, data};
+
+pub struct Failures {
+    edits: Vec<Edit>,
+    /// Where they are written as pairs.
+    path: PathBuf,
+}
+
+impl Failures {
+    /// Those of `--data`, or of the demo, to be written into this folder.
+    pub fn read(settings: &RepairSettings, dir: &Path) -> Result<Self> {
+        Ok(Self { edits: failures(settings)?.0, path: dir.join("failures.jsonl") })
+    }
+
+    pub fn hash(&self) -> String {
+        let texts = |edit: &Edit| [edit.prompt.clone(), edit.target.clone(), edit.rejected.clone().unwrap_or_default()];
+        let texts: Vec<String> = self.edits.iter().flat_map(texts).collect();
+        hash_texts(texts.iter().map(String::as_str))
+    }
+
+    /// Settings under which a repair learns from them, and holds none of them back.
+    pub fn learned_with(&self, layer: &mut Layer, by_pairs: bool) {
+        layer.insert("data".into(), self.path.display().to_string().into());
+        layer.remove("map");
+        if by_pairs {
+            layer.entry("valid-size").or_insert(0.into());
+        }
+    }
+
+    /// Writes them, but for those whose target the base says, unless they are there, and counts them. Errors (a failed check)
+    /// if it says all of them.
+    pub fn write(&self, base: &Loaded) -> Result<usize> {
+        if self.path.is_file() {
+            return Ok(data::read_rows(&self.path)?.len());
+        }
+        let weights = base.weights()?;
+        let subject = eval::subject(base, &weights);
+        let task = Edits::new(&self.edits, "failures", &base.encoder, base.model.sizes().context)?;
+        let (mut lines, mut count) = (Vec::new(), 0);
+        let units: Vec<_> = (0..task.units()).map(|unit| task.work(&subject, unit)).collect::<Result<_>>()?;
+        for (edit, said) in self.edits.iter().zip(units.into_iter().flatten()) {
+            if said["forced"] == Value::Bool(true) {
+                continue;
+            }
+            let said = said["continuation"].as_str().unwrap_or_default();
+            let rejected = edit.rejected.as_deref().unwrap_or(said);
+            if rejected.trim().is_empty() {
+                bail_input!(
+                    "{}: the base says only blanks here, and methods that learn from pairs need more; give the row a \"rejected\"",
+                    edit.place
+                );
+            }
+            let row = json!({ "prompt": edit.prompt, "chosen": edit.target, "rejected": rejected });
+            writeln!(lines, "{row}")?;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(Fault::Check("the base already says every target: there is nothing to repair".into()).into());
+        }
+        write_whole(&self.path, &lines)?;
+        Ok(count)
+    }
+}
