@@ -4,6 +4,7 @@ pub mod compare_page;
 pub mod comparison;
 pub mod events;
 pub mod folder;
+pub mod neurons;
 pub mod page;
 pub mod pareto;
 pub mod plot;

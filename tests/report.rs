@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use candle_core::Device;
+use irepair::report::neurons::NeuronsRecord;
 use irepair::report::{Sample, before_after};
 use irepair::train::{Line, StepLine};
 use scraper::{Html, Selector};
@@ -362,6 +364,64 @@ fn slices_of_every_kind_are_drawn() {
         let page = Page::open(&html);
         words.iter().for_each(|words| page.says(words));
     }
+}
+
+/// Which neurons changed is drawn, and what the most changed ones promote is the largest of the head times their rows.
+#[test]
+fn the_neurons_of_a_repair_are_drawn() {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-neurons-{}", std::process::id()));
+    let repair =
+        ["repair", "--method", "star", "--neurons", "1/4", "--block-sparsity", "1/2", "--out", text(&out), "-q"];
+    ok(&irepair(&[&repair[..], &["--rounds", "2"]].concat()));
+    let html = out.with_extension("html");
+    let page = |gaps: usize| {
+        let said = ok(&irepair(&["report", text(&out), "--out", text(&html), "--json"]));
+        let said: Value = serde_json::from_str(&said).expect("json");
+        assert_eq!(said["gaps"].as_array().map(Vec::len), Some(gaps), "{said}");
+        Page::open(&html)
+    };
+    let (drawn, record) = (page(0), record(&out));
+    let edits = record.edits.as_ref().expect("edits");
+    drawn.says(&format!("Targets said now: {} of 12 that the base got wrong (0 it already said).", edits.repaired));
+    assert!(!drawn.texts("svg > title").contains(&"Sensitivity by block and step".to_owned()));
+    let counts: Vec<String> = (0..6).map(|b| format!("{b}: {}", edits.neurons.get(&b).copied().unwrap_or(0))).collect();
+    drawn.says(&format!("Changed neurons by block: {}.", counts.join(", ")));
+    assert_eq!((drawn.count("#samples"), drawn.count("#changed svg"), drawn.count("#changed tbody tr")), (0, 1, 20));
+
+    let base = irepair::demo::unpack().expect("demo");
+    let load =
+        |dir: &Path| candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).expect("tensors");
+    let (before, after) = (load(base.path()), load(&out));
+    let found = std::fs::read(out.join("irepair/neurons.json")).expect("neurons.json");
+    let found: NeuronsRecord = serde_json::from_slice(&found).expect("read strictly");
+    let named = |end: &str| before.keys().find(|name| name.ends_with(end)).expect(end).clone();
+    let head: Vec<Vec<f32>> = before[&named("wte.weight")].to_vec2().expect("head");
+    let tokenizer = tokenizers::Tokenizer::from_file(base.path().join("tokenizer.json")).expect("tokenizer");
+    let mut last = f32::INFINITY;
+    for (promotes, row) in found.most.iter().zip(drawn.texts("#changed tbody tr")) {
+        let name = named(&format!("h.{}.mlp.c_proj.weight", promotes.block));
+        let rows = [&before, &after].map(|model| model[&name].to_vec2::<f32>().expect("rows")[promotes.neuron].clone());
+        let difference =
+            rows[0].iter().zip(&rows[1]).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+        assert!((f64::from(promotes.norm) / difference.sqrt() - 1.0).abs() < 1e-4, "{promotes:?}");
+        assert!(promotes.norm <= last, "the most changed come first");
+        last = promotes.norm;
+        for (values, tokens) in rows.iter().zip([&promotes.before, &promotes.after]) {
+            let raised =
+                |token: &[f32]| token.iter().zip(values).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let mut order: Vec<u32> = (0..head.len() as u32).collect();
+            order.sort_by(|a, b| raised(&head[*b as usize]).total_cmp(&raised(&head[*a as usize])));
+            let words: Vec<String> =
+                order[..5].iter().map(|id| tokenizer.decode(&[*id], false).expect("text")).collect();
+            assert_eq!(tokens, &words);
+            words.iter().for_each(|word| assert!(row.contains(&format!("{word:?}")), "{word:?} is not in {row}"));
+        }
+    }
+    // What is damaged or missing is said, and the rest is drawn.
+    std::fs::write(out.join("irepair/neurons.json"), "{").expect("writes");
+    page(1).says("neurons.json can't be read");
+    std::fs::remove_file(out.join("irepair/neurons.json")).expect("removed");
+    assert_eq!(page(1).count("#changed"), 0);
 }
 
 /// The paper's size: the page stays small.

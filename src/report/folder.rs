@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::neurons::{NEURONS, NeuronsRecord};
 use super::{FORMAT_VERSION, RunRecord, Sample};
 use crate::bail_input;
 use crate::fault::Fault;
@@ -25,6 +26,8 @@ pub struct RunFolder {
     pub validations: Vec<ValidationLine>,
     pub trials: Vec<TrialLine>,
     pub samples: Vec<Sample>,
+    /// Of a neuron-level repair.
+    pub neurons: Option<NeuronsRecord>,
     /// Parameters of each block, if the model's configuration is there.
     pub block_parameters: Vec<usize>,
     /// What can't be read or is missing, a sentence each.
@@ -49,6 +52,20 @@ impl RunFolder {
         let lines: Vec<Line> = read_lines(&log_path, &mut gaps)?;
         let samples_path = dir.join("irepair/samples.jsonl");
         let samples = if samples_path.is_file() { read_lines(&samples_path, &mut gaps)? } else { Vec::new() };
+        let neurons_path = dir.join("irepair").join(NEURONS);
+        let neurons = match std::fs::read(&neurons_path).map(|bytes| serde_json::from_slice(&bytes)) {
+            Ok(Ok(neurons)) => Some(neurons),
+            Ok(Err(e)) => {
+                gaps.push(format!("{NEURONS} can't be read: {e}"));
+                None
+            }
+            Err(_) => {
+                if record.as_ref().is_some_and(|r| r.edits.is_some()) {
+                    gaps.push(format!("{NEURONS} is missing"));
+                }
+                None
+            }
+        };
         let (mut steps, mut validations, mut trials) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for line in lines {
             match line {
@@ -81,6 +98,7 @@ impl RunFolder {
             validations: validations.into_values().collect(),
             trials,
             samples,
+            neurons,
             block_parameters: model.map_or(Vec::new(), |m| m.block_parameters()),
             gaps,
         })

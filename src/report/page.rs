@@ -66,7 +66,12 @@ pub fn table(caption: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Mar
 
 /// A table of names and what they stand for.
 pub fn facts(caption: &str, rows: &[[String; 2]]) -> Markup {
-    rows_under(caption, "facts", &["name", "value"], rows)
+    words(caption, &["name", "value"], rows)
+}
+
+/// A table of words; the first column names the rows.
+pub fn words(caption: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Markup {
+    rows_under(caption, "facts", head, rows)
 }
 
 fn rows_under(caption: &str, class: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Markup {

@@ -4,6 +4,7 @@ mod bars;
 mod calibration;
 mod curves;
 mod heat;
+mod neurons;
 mod pareto;
 
 use maud::{Markup, PreEscaped, html};
@@ -12,6 +13,7 @@ pub use bars::{Bar, bars, blocks};
 pub use calibration::calibration;
 pub use curves::{Line, Look, curves};
 pub use heat::{Heat, heat};
+pub use neurons::{Map, neurons};
 pub use pareto::pareto;
 
 /// The classes of pictures: `ink dim grid bar on line …`.
@@ -82,7 +84,7 @@ struct Scale {
 }
 
 impl Scale {
-    /// A horizontal axis over step numbers.
+    /// A horizontal axis over step numbers and the like.
     fn steps(low: f64, high: f64, from: f64, to: f64) -> Self {
         const BETWEEN: f64 = 70.0;
         Self { low, high, from, to, step: round_step(((high - low) * BETWEEN / (to - from)).max(1.0)) }
@@ -141,15 +143,15 @@ fn rulers(scale: &Scale, left: f64, right: f64) -> Markup {
     }
 }
 
-/// Step numbers below a drawing.
-fn step_numbers(scale: &Scale, y: f64) -> Markup {
+/// The numbers of steps, or of what else goes from left to right, below a drawing.
+fn numbers(scale: &Scale, y: f64, of: &str) -> Markup {
     html! {
         @for value in scale.ticks() {
             @let x = scale.at(value);
             line.grid x1=(px(x)) y1=(px(y)) x2=(px(x)) y2=(px(y + 4.0)) {}
             text.dim.middle x=(px(x)) y=(px(y + 17.0)) { (value) }
         }
-        text.dim.middle x=(px((scale.from + scale.to) / 2.0)) y=(px(y + 34.0)) { "step" }
+        text.dim.middle x=(px((scale.from + scale.to) / 2.0)) y=(px(y + 34.0)) { (of) }
     }
 }
 

@@ -5,8 +5,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::folder::RunFolder;
-use super::page::{self, Section, facts, figure, table, tile, warning};
-use super::plot::{Bar, Heat, Line, Look, Picture, bars, curves, heat, short};
+use super::neurons::{NeuronsRecord, Promotes};
+use super::page::{self, Section, facts, figure, table, tile, warning, words};
+use super::plot::{self, Bar, Heat, Line, Look, Map, Picture, bars, curves, heat, short};
 use super::{RunRecord, Sample, before_after, block_number, change_by_block, not_measured};
 use crate::scorers::TOXIC;
 use crate::slice::Part;
@@ -23,11 +24,20 @@ pub fn run_page(run: &RunFolder) -> String {
         None => format!("{}: unfinished", run.name),
     };
     let mut sections = vec![
-        Section { id: "sensitivity", heading: "Where the error is", body: sensitivity(run) },
         Section { id: "blocks", heading: "What was sliced and what changed", body: blocks(run) },
         Section { id: "curves", heading: "How the run went", body: progress(run) },
-        Section { id: "samples", heading: "Before and after", body: samples(run) },
     ];
+    match &run.neurons {
+        Some(found) => {
+            sections.insert(0, Section { id: "changed", heading: "Which neurons changed", body: neurons(found) });
+        }
+        // What a neuron-level repair has not.
+        None if run.record.as_ref().is_some_and(|r| r.edits.is_some()) => {}
+        None => {
+            sections.insert(0, Section { id: "sensitivity", heading: "Where the error is", body: sensitivity(run) });
+            sections.push(Section { id: "samples", heading: "Before and after", body: samples(run) });
+        }
+    }
     if let Some(record) = &run.record {
         sections.push(Section { id: "settings", heading: "Settings, versions, hashes", body: settings(record) });
     }
@@ -61,12 +71,37 @@ fn lead(run: &RunFolder) -> Markup {
                 &format!("{changed} of {} blocks", run.blocks())))
         }
         p.dim {
-            "On held-back rows, scored by " (record.scorer) ". "
-            @if !not_measured.is_empty() { "Not measured: " (not_measured.join(", ")) ". " }
+            @if let Some(edits) = &record.edits {
+                "Targets said now: " (edits.repaired) " of " (edits.failures) " that the base got wrong ("
+                (edits.skipped) " it already said). "
+            } @else {
+                "On held-back rows, scored by " (record.scorer) ". "
+                @if !not_measured.is_empty() { "Not measured: " (not_measured.join(", ")) ". " }
+            }
             "Everything that was not sliced is byte-equal to the base. "
             (record.steps) " steps (" (record.stopped) "), the weights of step " (record.kept_step) " are kept."
         }
         @for gap in &run.gaps { (warning(&html! { (gap) "." })) }
+    }
+}
+
+/// The map of the changed neurons, and what the most changed ones promote.
+fn neurons(found: &NeuronsRecord) -> Markup {
+    let marked: Vec<(usize, usize)> = found.most.iter().map(|n| (n.block, n.neuron)).collect();
+    let map = Map { blocks: found.blocks, width: found.neurons, changed: &found.changed, marked: &marked };
+    let quoted = |tokens: &[String]| tokens.iter().map(|token| format!("{token:?}")).collect::<Vec<_>>().join(" ");
+    let row = |n: &Promotes| {
+        let relative = if n.base_norm > 0.0 { format!("{:.1} %", 100.0 * n.norm / n.base_norm) } else { "–".into() };
+        let name = format!("{} of block {}", n.neuron, n.block);
+        [name, short(f64::from(n.norm)), relative, quoted(&n.before), quoted(&n.after)]
+    };
+    let rows: Vec<[String; 5]> = found.most.iter().map(row).collect();
+    let head = ["neuron", "norm of change", "of its norm", "promoted before", "promotes now"];
+    let caption =
+        "The most changed neurons, and the tokens whose logits their output rows raise most (head × output row)";
+    html! {
+        (figure(&plot::neurons(&map)))
+        (words(caption, &head, &rows))
     }
 }
 

@@ -1,6 +1,5 @@
 //! A neuron-level repair: rows with a prompt and a target, repaired together in one model.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
@@ -22,10 +21,12 @@ use crate::fault::Fault;
 use crate::loss;
 use crate::memory::{self, Estimate, Part, Passes, mib};
 use crate::methods::neuron::basis::Basis;
+use crate::methods::neuron::change::{Changed, changed};
 use crate::methods::neuron::{self, Mode, Patient};
 use crate::model::kernels::matmul::Precision;
 use crate::model::layers::Orientation;
 use crate::patch::{self, PatchFile};
+use crate::report::neurons::{NEURONS, NeuronsRecord};
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{
@@ -112,7 +113,7 @@ pub fn run(
     if stop::asked() {
         return Err(out.interrupted(steps.len()));
     }
-    let changed = neuron::changed(&patient)?;
+    let changed = changed(&patient)?;
     if changed.is_empty() {
         return Err(Fault::Check(format!(
             "nothing changed ({} tokens were given up in {repair_seconds:.2} s, their changes undone), so {} was not made",
@@ -130,6 +131,8 @@ pub fn run(
     let patch_path = out.dir.join("patch.safetensors");
     patch::write(loaded.checkpoint(), &written, &changes, &patch_path).context("the patch")?;
     verify(loaded, &changes, &patch_path, &patient, &changed)?;
+    let neurons = serde_json::to_string(&NeuronsRecord::new(&patient, &loaded.encoder, &changed)?)?;
+    checkpoint::write_whole(&out.dir.join(NEURONS), neurons.as_bytes())?;
     let channels = loaded.model.sizes().channels;
     let run = RunRecord {
         format_version: 1,
@@ -227,13 +230,7 @@ fn measure(patient: &Patient, failures: &[TokenEdit], text: &[u32]) -> Result<Me
 }
 
 /// Errors (a failed check) if anything but rows of the changed neurons differs on disk.
-fn verify(
-    loaded: &Loaded,
-    changes: &[Change],
-    patch: &Path,
-    patient: &Patient,
-    changed: &BTreeMap<usize, Vec<usize>>,
-) -> Result<()> {
+fn verify(loaded: &Loaded, changes: &[Change], patch: &Path, patient: &Patient, changed: &Changed) -> Result<()> {
     let patch = PatchFile::open(patch)?;
     let axis = match patient.mlp.orientation {
         Orientation::InOut => 0,
@@ -245,7 +242,7 @@ fn verify(
             loaded.checkpoint().disk_name(&patient.mlp.weight(**block)) == Some(change.name.as_str())
         });
         let as_expected = expected.is_some_and(|(_, neurons)| match &lines {
-            Some(lines) if lines.axis == axis => lines.indices == *neurons,
+            Some(lines) if lines.axis == axis => lines.indices.iter().eq(neurons.iter().map(|(neuron, _)| neuron)),
             // All neurons, or fewer lines of the other axis.
             _ => true,
         });

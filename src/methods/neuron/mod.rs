@@ -5,17 +5,16 @@
 //! Gu et al., arXiv 2503.12899 and 2312.05356.
 
 pub mod basis;
+pub mod change;
 pub mod descent;
 pub mod mint;
 pub mod scope;
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::model::layers::Orientation;
 use crate::model::{Mlp, Model};
 use crate::profile::operations;
 use crate::tokens::{Batch, LossOn, TokenEdit};
@@ -214,31 +213,6 @@ fn single_tokens(rows: &[TokenEdit]) -> impl Iterator<Item = TokenEdit> {
             .enumerate()
             .map(|(j, token)| TokenEdit { prompt: [&row.prompt, &row.target[..j]].concat(), target: vec![*token] })
     })
-}
-
-/// The neurons whose output differs from the base's, by block.
-pub fn changed(patient: &Patient) -> Result<BTreeMap<usize, Vec<usize>>> {
-    let Patient { model, weights, mlp, .. } = patient;
-    let mut changed = BTreeMap::new();
-    for block in 0..model.sizes().blocks {
-        let name = mlp.weight(block);
-        let rows = |who| -> Result<Vec<Vec<f32>>> {
-            let w = weights.tensor(who, &name)?;
-            Ok(match mlp.orientation {
-                Orientation::InOut => w.to_vec2()?,
-                Orientation::OutIn => w.t()?.to_vec2()?,
-            })
-        };
-        if !weights.touched().any(|(n, _)| n == name) {
-            continue;
-        }
-        let (before, after) = (rows(Who::Reference)?, rows(Who::Patient)?);
-        let neurons: Vec<usize> = (0..before.len()).filter(|&i| before[i] != after[i]).collect();
-        if !neurons.is_empty() {
-            changed.insert(block, neurons);
-        }
-    }
-    Ok(changed)
 }
 
 /// Time and operations since a step ended.

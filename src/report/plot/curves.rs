@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use maud::{Markup, html};
 
 use super::heat::kept_mark;
-use super::{Picture, Scale, px, rulers, short, step_numbers};
+use super::{Picture, Scale, numbers, px, rulers, short};
 
 const LEFT: f64 = 56.0;
 const TOP: f64 = 40.0;
@@ -94,7 +94,7 @@ pub fn curves(id: &str, title: &str, lines: &[Line], last: usize, kept: Option<u
         @for (line, points) in &lines { (draw(line, points, &x, &y)) }
         @for (index, (line, _)) in lines.iter().enumerate() { (key(line, LEFT + 150.0 * index as f64)) }
         @if let Some(kept) = kept.filter(|k| *k <= last) { (kept_mark(&x, kept, TOP, TOP + HEIGHT)) }
-        (step_numbers(&x, TOP + HEIGHT))
+        (numbers(&x, TOP + HEIGHT, "step"))
     };
     Some(Picture {
         id: id.into(),

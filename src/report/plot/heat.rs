@@ -5,18 +5,18 @@ use std::ops::Range;
 
 use maud::{Markup, html};
 
-use super::{Picture, Scale, px, short, step_numbers};
+use super::{Picture, Scale, numbers, px, short};
 use crate::slice::{Part, Slice};
 use crate::train::StepLine;
 
 /// More steps than this share columns.
 const COLUMNS: usize = 240;
-const LEVELS: usize = 9;
+pub(super) const LEVELS: usize = 9;
 /// Of the bar under a block, by the share of a column's steps in which it was sliced.
 const SHADES: usize = 4;
-const LEFT: f64 = 56.0;
-const TOP: f64 = 20.0;
-const WIDTH: f64 = 672.0;
+pub(super) const LEFT: f64 = 56.0;
+pub(super) const TOP: f64 = 20.0;
+pub(super) const WIDTH: f64 = 672.0;
 
 /// What a heat map shows.
 pub struct Heat<'a> {
@@ -73,21 +73,20 @@ fn sliced(line: &StepLine, blocks: usize) -> Vec<(usize, Part)> {
 }
 
 /// Levels on a logarithmic scale, from the first to the last percentile.
-struct Levels {
-    low: f64,
-    high: f64,
+pub(super) struct Levels {
+    pub low: f64,
+    pub high: f64,
 }
 
 impl Levels {
-    fn of(columns: &[Column]) -> Self {
-        let measured = columns.iter().filter(|c| c.measured > 0);
-        let mut values: Vec<f64> = measured.flat_map(|c| c.mean.iter().copied()).filter(|v| *v > 0.0).collect();
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.retain(|v| *v > 0.0);
         values.sort_by(f64::total_cmp);
         let at = |share: f64| values.get((share * values.len() as f64) as usize).or(values.last()).copied();
         Self { low: at(0.01).unwrap_or(1.0), high: at(0.99).unwrap_or(1.0) }
     }
 
-    fn level(&self, value: f64) -> usize {
+    pub fn level(&self, value: f64) -> usize {
         if value <= self.low {
             return 0;
         }
@@ -105,7 +104,8 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
     if heat.blocks == 0 || columns.iter().all(|c| c.measured == 0) {
         return None;
     }
-    let levels = Levels::of(&columns);
+    let measured = columns.iter().filter(|c| c.measured > 0);
+    let levels = Levels::of(measured.flat_map(|c| c.mean.iter().copied()).collect());
     let row = (400.0 / heat.blocks as f64).clamp(15.0, 34.0);
     let strip = (row * 0.3).max(4.8);
     // Nearer to its own block than to the next.
@@ -151,7 +151,7 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
             }
         }
         @if let Some(kept) = heat.kept.filter(|k| (1..=last).contains(k)) { (kept_mark(&x, kept, TOP, bottom)) }
-        (step_numbers(&x, bottom))
+        (numbers(&x, bottom, "step"))
         (legend(&levels, bottom + 46.0))
     };
     Some(Picture {
@@ -169,7 +169,7 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
 }
 
 /// Neighbours that are the same, as one.
-fn runs<T: PartialEq>(values: impl Iterator<Item = Option<T>>) -> Vec<(T, Range<usize>)> {
+pub(super) fn runs<T: PartialEq>(values: impl Iterator<Item = Option<T>>) -> Vec<(T, Range<usize>)> {
     let mut runs: Vec<(T, Range<usize>)> = Vec::new();
     for (index, value) in values.enumerate() {
         let Some(value) = value else { continue };
@@ -197,21 +197,30 @@ fn opacity(shade: usize) -> f64 {
     (shade + 1) as f64 / SHADES as f64
 }
 
-fn legend(levels: &Levels, y: f64) -> Markup {
-    const SIDE: f64 = 18.0;
-    let start = LEFT + 48.0;
-    let end = start + SIDE * LEVELS as f64;
+/// Where the scale of levels begins and ends.
+const START: f64 = LEFT + 48.0;
+const SIDE: f64 = 18.0;
+const END: f64 = START + SIDE * LEVELS as f64;
+
+/// What the levels mean.
+pub(super) fn scale_of(levels: &Levels, y: f64) -> Markup {
     html! {
-        text.dim.end x=(px(start - 6.0)) y=(px(y + 10.0)) { (short(levels.low)) }
+        text.dim.end x=(px(START - 6.0)) y=(px(y + 10.0)) { (short(levels.low)) }
         @for level in 0..LEVELS {
-            rect class=(format!("h{level}")) x=(px(start + SIDE * level as f64)) y=(px(y)) width=(SIDE) height="12" {}
+            rect class=(format!("h{level}")) x=(px(START + SIDE * level as f64)) y=(px(y)) width=(SIDE) height="12" {}
         }
-        text.dim x=(px(end + 6.0)) y=(px(y + 10.0)) { (short(levels.high)) " (logarithmic)" }
+        text.dim x=(px(END + 6.0)) y=(px(y + 10.0)) { (short(levels.high)) " (logarithmic)" }
+    }
+}
+
+fn legend(levels: &Levels, y: f64) -> Markup {
+    html! {
+        (scale_of(levels, y))
         @for shade in 0..SHADES {
-            rect.cut x=(px(end + 140.0 + 12.0 * shade as f64)) y=(px(y + 4.0)) width="12" height="5"
+            rect.cut x=(px(END + 140.0 + 12.0 * shade as f64)) y=(px(y + 4.0)) width="12" height="5"
                 fill-opacity=(opacity(shade)) {}
         }
-        text.dim x=(px(end + 146.0 + 12.0 * SHADES as f64)) y=(px(y + 10.0)) {
+        text.dim x=(px(END + 146.0 + 12.0 * SHADES as f64)) y=(px(y + 10.0)) {
             "sliced, in few to all of the steps"
         }
     }

@@ -1,0 +1,55 @@
+//! `irepair/neurons.json`: which neurons a repair changed, and the tokens that the most changed ones promote.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::methods::neuron::Patient;
+use crate::methods::neuron::change::{Changed, Promoted, promoted};
+use crate::tokens::Encoder;
+
+/// Its name in `irepair/`.
+pub const NEURONS: &str = "neurons.json";
+/// Neurons whose tokens are told.
+const MOST: usize = 20;
+/// Tokens of each.
+const TOKENS: usize = 5;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NeuronsRecord {
+    pub blocks: usize,
+    /// Of a block.
+    pub neurons: usize,
+    /// By block: number and ‖change‖ of the output row of each changed neuron.
+    pub changed: Changed,
+    /// The most changed ones, that first which changed most.
+    pub most: Vec<Promotes>,
+}
+
+/// Tokens that a neuron's output row raises most, before and after the repair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promotes {
+    pub block: usize,
+    pub neuron: usize,
+    /// Of the change of its output row, and of the row in the base.
+    pub norm: f32,
+    pub base_norm: f32,
+    pub before: Vec<String>,
+    pub after: Vec<String>,
+}
+
+impl NeuronsRecord {
+    pub fn new(patient: &Patient, encoder: &Encoder, changed: &Changed) -> Result<Self> {
+        let words = |ids: &[u32]| ids.iter().map(|id| encoder.decode(&[*id])).collect::<Result<Vec<String>>>();
+        let promotes = |Promoted { block, neuron, norm, base_norm, before, after }| {
+            Ok(Promotes { block, neuron, norm, base_norm, before: words(&before)?, after: words(&after)? })
+        };
+        Ok(Self {
+            blocks: patient.model.sizes().blocks,
+            neurons: patient.mlp.neurons,
+            changed: changed.clone(),
+            most: promoted(patient, changed, MOST, TOKENS)?.into_iter().map(promotes).collect::<Result<_>>()?,
+        })
+    }
+}
