@@ -31,16 +31,19 @@ ROWS = [
 SHARE, FRACTION = 0.5, 1 / 16
 # MINT's steps are small: it also gets this many tokens that the model misses by little.
 NEAR = 3
-# Token by token, only the last row: over 200 steps some gradient is near zero, and its sign a matter of rounding.
+# Those that go token by token call `after` after each of them.
 VARIANTS = {
-    "batch": lambda m, rows: ref.batch(m, rows),
-    "iterative": lambda m, rows: ref.iterative(m, rows[-1:]),
-    "sparse": lambda m, rows: ref.batch(m, rows, share=SHARE, fraction=FRACTION),
-    "one": lambda m, rows: ref.iterative(m, rows[-1:], share="one", fraction=0.25),
-    "sgd": lambda m, rows: ref.batch(m, rows, direction="sgd"),
-    "sgd_sparse": lambda m, rows: ref.iterative(m, rows[-1:], direction="sgd", share=SHARE, fraction=FRACTION),
+    "batch": lambda m, rows, after: ref.batch(m, rows),
+    "iterative": lambda m, rows, after: ref.iterative(m, rows, after=after),
+    "sparse": lambda m, rows, after: ref.batch(m, rows, share=SHARE, fraction=FRACTION),
+    "one": lambda m, rows, after: ref.iterative(m, rows, share="one", fraction=0.25, after=after),
+    "sgd": lambda m, rows, after: ref.batch(m, rows, direction="sgd"),
+    "sgd_sparse": lambda m, rows, after: ref.iterative(m, rows, direction="sgd", share=SHARE, fraction=FRACTION, after=after),
+    "mint": lambda m, rows, after: ref.mint(m, rows, after=after),
 }
 TOLERANCE = 1e-5
+# Of the sums over changes, which are small beside the weights.
+SUM_TOLERANCE = 5e-5
 
 
 def load(folder, dtype):
@@ -81,6 +84,18 @@ def weights(model):
     return {b: ref.w_out(model, b).detach().clone() for b in range(len(ref.blocks(model)))}
 
 
+def run(folder, variant, rows, dtype):
+    """What a variant returns, the weights after it, and after each token the sums over rows and columns of every block's
+    change: (tokens, blocks × (C + 4C)). A weight that is off is off in two of them."""
+    model, sums = load(folder, dtype), []
+    base = weights(model)
+    def after():
+        change = [w - base[b] for b, w in weights(model).items()]
+        sums.append(torch.cat([part for c in change for part in (c.sum(0), c.sum(1))]))
+    found = VARIANTS[variant](model, rows, after)
+    return found, weights(model), torch.stack(sums) if sums else None
+
+
 def expect(folder):
     rows, texts = rows_of(folder)
     out = {"command": "python scripts/make_golden_neuron.py", "torch": torch.__version__,
@@ -102,22 +117,24 @@ def expect(folder):
     for block, z in zs.items():
         tensors[f"delta.{block}"] = ref.delta(z, steers, None)
         tensors[f"delta_sparse.{block}"] = ref.delta(z, steers, kept.get(block, [])) if block in kept else torch.zeros(0)
-    for name, run in VARIANTS.items():
-        single, double = load(folder, torch.float32), load(folder, torch.float64)
-        run(single, rows)
-        out[name] = {"losses": run(double, rows)}
-        for block, w in weights(double).items():
-            largest, worst = float(w.abs().max()), float((weights(single)[block].double() - w).abs().max())
-            assert worst <= TOLERANCE * largest, f"{folder} {name} block {block}: {worst / largest:.1e} in single precision"
-            tensors[f"{name}.{block}"] = w
-    single, double = load(folder, torch.float32), load(folder, torch.float64)
     mint_rows = near_misses(folder, rows) + rows[:1]
     out["mint_rows"] = [{"prompt": prompt, "target": target} for prompt, target in mint_rows]
-    out["mint"] = ref.mint(double, mint_rows)
-    assert {m["repaired"] for m in out["mint"]} == {True, False}, f"{folder}: MINT must repair some and give up on some"
-    assert ref.mint(single, mint_rows) == out["mint"], f"{folder}: MINT edits others in single precision"
-    for block, w in weights(double).items():
-        tensors[f"mint.{block}"] = w
+    for name in VARIANTS:
+        own = mint_rows if name == "mint" else rows
+        found, after, sums = run(folder, name, own, torch.float64)
+        single, after_single, sums_single = run(folder, name, own, torch.float32)
+        out[name] = found if name == "mint" else {"losses": found}
+        for block, w in after.items():
+            largest, worst = float(w.abs().max()), float((after_single[block].double() - w).abs().max())
+            assert worst <= TOLERANCE * largest, f"{folder} {name} block {block}: {worst / largest:.1e} in single precision"
+            tensors[f"{name}.{block}"] = w
+        if sums is not None:
+            worst = float(((sums_single.double() - sums).abs().amax(1) / sums.abs().amax(1).clamp(min=1e-12)).max())
+            assert worst <= SUM_TOLERANCE, f"{folder} {name}: {worst:.1e} in single precision"
+            tensors[f"{name}.after"] = sums
+        if name == "mint":
+            assert {m["repaired"] for m in found} == {True, False}, f"{folder}: MINT must repair some and give up on some"
+            assert single == found, f"{folder}: MINT edits others in single precision"
     print(folder, out["scope"], out["block_order"], [(m["repaired"], len(m["edits"])) for m in out["mint"]], file=sys.stderr)
     return out, {name: t.detach().float().contiguous().clone() for name, t in tensors.items() if t.numel()}
 

@@ -172,21 +172,24 @@ def tokens(rows):
     return [(prompt + target[:j], [target[j]]) for prompt, target in rows for j in range(len(target))]
 
 
-def iterative(model, rows, direction="star", share=None, fraction=None, steps=STEPS, lr=LEARNING_RATE):
-    """One failing token of a failing row at a time."""
+def iterative(model, rows, direction="star", share=None, fraction=None, steps=STEPS, lr=LEARNING_RATE,
+              after=lambda: None):
+    """One failing token of a failing row at a time; `after` is called after each token of theirs."""
     losses = []
     for row in tokens(failing(model, rows)):
         if argmax(model, [row]).tolist() != row[1]:
             losses += descend(model, [row], direction, share, fraction, steps, lr)
+        after()
     return losses
 
 
-def mint(model, rows):
-    """[(block, neuron), …] of each failing token, and whether it was repaired."""
+def mint(model, rows, after=lambda: None):
+    """[(block, neuron), …] of each failing token, and whether it was repaired; `after` is called after each token."""
     b, report, count = basis(model), [], len(blocks(model))
     for row in tokens(rows):
         y, wrong = row[1][0], int(argmax(model, [row])[0])
         if wrong == y:
+            after()
             continue
         scores = attribution(model, [row])[count // 2:]
         order = torch.sort(scores.flatten(), descending=True, stable=True).indices[:CANDIDATES].tolist()
@@ -217,4 +220,5 @@ def mint(model, rows):
                 for (block, neuron), w in before.items():
                     w_out(model, block)[neuron] = w
         report.append({"edits": edits, "repaired": repaired})
+        after()
     return report

@@ -65,12 +65,8 @@ impl Neurons {
     /// Every block's output matrix as (neurons, C) is the expected one.
     fn same_weights(&self, patient: &Patient, key: &str, what: &str) {
         for block in 0..patient.model.sizes().blocks {
-            let w = patient.weights.tensor(Who::Patient, &patient.mlp.weight(block)).expect("tensor");
-            let w = match patient.mlp.orientation {
-                Orientation::InOut => w.clone(),
-                Orientation::OutIn => w.t().expect("transposes"),
-            };
-            let got: Vec<f32> = w.contiguous().and_then(|w| w.flatten_all()?.to_vec1()).expect("values");
+            let got: Vec<f32> =
+                matrix(patient, Who::Patient, block).flatten_all().and_then(|w| w.to_vec1()).expect("values");
             all_close(&got, &self.tensor(&format!("{key}.{block}")), 1e-4, &format!("{what} block {block}"));
         }
         let outside = patient.weights.touched().filter(|(name, _)| !name.ends_with(".mlp.c_proj.weight")).count();
@@ -78,18 +74,55 @@ impl Neurons {
     }
 }
 
-/// The steps of a repair.
+/// What a repair does: its steps, and after each target token the sums over columns and rows of every block's change.
 #[derive(Default)]
-struct Steps(Vec<Step>);
+struct Seen {
+    steps: Vec<Step>,
+    after: BTreeMap<usize, Vec<f32>>,
+}
 
-impl Watch for Steps {
+impl Watch for Seen {
     fn step(&mut self, step: Step) -> anyhow::Result<()> {
-        self.0.push(step);
+        self.steps.push(step);
         Ok(())
     }
 
-    fn rest(&mut self, _: &Patient, _: &Position) -> anyhow::Result<()> {
+    fn rest(&mut self, patient: &Patient, at: &Position) -> anyhow::Result<()> {
+        // Within an optimization its token is not done.
+        let token = at.done - usize::from(at.optimization.is_none());
+        let mut sums = Vec::new();
+        for block in 0..patient.model.sizes().blocks {
+            let matrix = |who| matrix(patient, who, block).to_dtype(candle_core::DType::F64);
+            let change = (matrix(Who::Patient)? - matrix(Who::Reference)?)?;
+            for sum in [change.sum(0)?, change.sum(1)?] {
+                sums.extend(sum.to_vec1::<f64>()?.into_iter().map(|x| x as f32));
+            }
+        }
+        self.after.insert(token, sums);
         Ok(())
+    }
+}
+
+/// A block's output matrix as (neurons, C).
+fn matrix(patient: &Patient, who: Who, block: usize) -> Tensor {
+    let w = patient.weights.tensor(who, &patient.mlp.weight(block)).expect("tensor");
+    match patient.mlp.orientation {
+        Orientation::InOut => w.clone(),
+        Orientation::OutIn => w.t().and_then(|w| w.contiguous()).expect("transposes"),
+    }
+}
+
+/// After every target token, whether it failed or not, the sums of all blocks' changes are the expected ones.
+fn same_after_each_token(neurons: &Neurons, key: &str, seen: &Seen, what: &str) {
+    let expected = &neurons.tensors[&format!("{key}.after")];
+    let (tokens, _) = expected.dims2().expect("a row a token");
+    assert!(seen.after.keys().all(|token| *token < tokens) && seen.after.len() > tokens / 2, "{what}");
+    for token in 0..tokens {
+        let want: Vec<f32> = expected.get(token).and_then(|row| row.to_vec1()).expect("sums");
+        match seen.after.range(..=token).next_back() {
+            Some((_, got)) => all_close(got, &want, 1e-3, &format!("{what} after token {token}")),
+            None => assert!(want.iter().all(|x| *x == 0.0), "{what}: nothing had changed after token {token}"),
+        }
     }
 }
 
@@ -174,7 +207,7 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
     });
 }
 
-/// Losses of all steps and the weights after them, in every mode.
+/// Losses of all steps and the weights after them, in every mode; where it goes token by token, after each token.
 #[test]
 fn ten_steps_equal_the_statement() {
     let recipe = |mode, blocks, neurons| Recipe { mode, blocks, neurons, ..Recipe::default() };
@@ -191,18 +224,18 @@ fn ten_steps_equal_the_statement() {
             let what = format!("{what} {key}");
             let mut patient = neurons.patient(kernels);
             let method = (neuron::named(method).expect("a method").build)(recipe.clone());
-            let mut steps = Steps::default();
-            let mut rows = neurons.failing();
-            if recipe.mode == Mode::Iterative {
-                rows.drain(..2);
-            }
+            let mut seen = Seen::default();
+            let rows = neurons.failing();
             let mut at = Position::default();
-            neuron::repair(method.as_ref(), &mut patient, &rows, 1, &mut at, &mut steps).expect("repairs");
+            neuron::repair(method.as_ref(), &mut patient, &rows, 1, &mut at, &mut seen).expect("repairs");
             assert_eq!(at.pass.given_up, 0);
             let losses = numbers(&neurons.expected[key]["losses"]);
-            assert_eq!(steps.0.len(), losses.len(), "{what}");
-            steps.0.iter().zip(losses).for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
+            assert_eq!(seen.steps.len(), losses.len(), "{what}");
+            seen.steps.iter().zip(losses).for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
             neurons.same_weights(&patient, key, &what);
+            if recipe.mode == Mode::Iterative {
+                same_after_each_token(neurons, key, &seen, &what);
+            }
             let changed = changed(&patient).expect("changed");
             if *key == "sparse" {
                 let kept: BTreeMap<usize, Vec<usize>> =
@@ -220,9 +253,9 @@ fn mint_moves_the_neurons_of_the_statement() {
     each(|neurons, kernels, what| {
         let mut patient = neurons.patient(kernels);
         let mint = (neuron::named("mint").expect("mint").build)(Recipe::default());
-        let (mut steps, mut at) = (Steps::default(), Position::default());
-        mint.pass(&mut patient, &neurons.rows("mint_rows"), &mut at, &mut steps).expect("pass");
-        let blocks: Vec<usize> = steps.0.iter().flat_map(|step| step.blocks.clone()).collect();
+        let (mut seen, mut at) = (Seen::default(), Position::default());
+        mint.pass(&mut patient, &neurons.rows("mint_rows"), &mut at, &mut seen).expect("pass");
+        let blocks: Vec<usize> = seen.steps.iter().flat_map(|step| step.blocks.clone()).collect();
         let expected = neurons.expected["mint"].as_array().expect("tokens");
         let given_up = expected.iter().filter(|token| token["repaired"] == false).count();
         assert_eq!((at.pass.tried, at.pass.given_up), (expected.len(), given_up), "{what}");
@@ -233,6 +266,7 @@ fn mint_moves_the_neurons_of_the_statement() {
             .collect();
         assert_eq!(blocks, moved, "{what}");
         neurons.same_weights(&patient, "mint", what);
+        same_after_each_token(neurons, "mint", &seen, what);
     });
 }
 
@@ -244,11 +278,11 @@ fn what_is_right_is_left_alone() {
         for entry in neuron::METHODS {
             let mut patient = neurons.patient(kernels);
             let method = (entry.build)(Recipe { mode: Mode::Iterative, ..Recipe::default() });
-            let (mut steps, mut at) = (Steps::default(), Position::default());
-            neuron::repair(method.as_ref(), &mut patient, &right, 3, &mut at, &mut steps).expect("repairs");
+            let (mut seen, mut at) = (Seen::default(), Position::default());
+            neuron::repair(method.as_ref(), &mut patient, &right, 3, &mut at, &mut seen).expect("repairs");
             assert_eq!((at.rounds, at.tried, at.stage), (0, 0, Stage::Over), "{what} {}", entry.name);
-            method.pass(&mut patient, &right, &mut at, &mut steps).expect("passes");
-            assert_eq!((at.pass.tried, steps.0.len()), (0, 0), "{what} {}", entry.name);
+            method.pass(&mut patient, &right, &mut at, &mut seen).expect("passes");
+            assert_eq!((at.pass.tried, seen.steps.len()), (0, 0), "{what} {}", entry.name);
             assert!(changed(&patient).expect("changed").is_empty());
         }
     });
@@ -278,11 +312,7 @@ fn a_tapped_gradient_is_the_derivative() {
         assert_eq!(plain_loss.to_scalar::<f32>().expect("scalar"), value, "{what}: a tap changes nothing");
         view.backward(plain_loss).expect("backward");
         let by_bias = view.harvest().expect("harvest").gradients.remove(&bias).expect("gradient");
-        let w = patient.weights.tensor(Who::Patient, &patient.mlp.weight(0)).expect("tensor");
-        let w = match patient.mlp.orientation {
-            Orientation::InOut => w.clone(),
-            Orientation::OutIn => w.t().expect("transposes"),
-        };
+        let w = matrix(&patient, Who::Patient, 0);
         let want = w.matmul(&by_bias.unsqueeze(1).expect("column")).and_then(|x| x.flatten_all()?.to_vec1::<f32>());
         let got = gradient.sum(0).and_then(|x| x.to_vec1::<f32>()).expect("sum");
         all_close(&got, &want.expect("product"), 1e-4, what);
@@ -431,8 +461,6 @@ fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
                         assert!(error.contains("of another"), "{other:?}: {error}");
                     }
                 }
-                // A method of blocks has a state of another form.
-                refused(&["repair", "--method", "irepair", "--out", &out, "--resume"], 3, &["of another"]);
             }
             ok(&words(&run(&out, &["--resume"])));
             for file in ["model.safetensors", "irepair/patch.safetensors"] {
