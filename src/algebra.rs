@@ -12,11 +12,24 @@ pub fn matrix(rows: &[f32], columns: usize) -> Mat<f64> {
 /// A solution of ZX ≈ S.
 #[derive(Debug, Clone)]
 pub struct Solution {
-    pub x: Mat<f64>,
+    /// X is their product.
+    factors: (Mat<f64>, Mat<f64>),
     /// Rank of Z: what is left of it above rounding.
     pub rank: usize,
     /// ‖ZX − S‖ / ‖S‖, 0 to 1.
     pub residual: f64,
+}
+
+impl Solution {
+    /// X
+    pub fn x(&self) -> Mat<f64> {
+        &self.factors.0 * &self.factors.1
+    }
+
+    /// Xᵀ: a matrix lies column by column, and this one so by X's rows.
+    pub fn transposed(&self) -> Mat<f64> {
+        self.factors.1.transpose() * self.factors.0.transpose()
+    }
 }
 
 /// Z⁺S: of all X that bring ZX nearest to S, the smallest. Z (n,m) is of single precision, so singular values below
@@ -38,11 +51,11 @@ pub fn least_norm(z: MatRef<f64>, s: MatRef<f64>) -> Result<Solution> {
             coefficients[(i, j)] /= value;
         }
     }
-    let x = vectors * coefficients;
-    let x = if wide { z.transpose() * x } else { x };
+    let factors = if wide { (z.transpose().to_owned(), vectors * coefficients) } else { (vectors, coefficients) };
+    let rank = values.len();
     let whole = s.squared_norm_l2();
     let residual = if whole > 0.0 { ((whole - explained).max(0.0) / whole).sqrt() } else { 0.0 };
-    Ok(Solution { x, rank: values.len(), residual })
+    Ok(Solution { factors, rank, residual })
 }
 
 /// (WᵀW)⁺ for W of rows of `columns` values: (columns, columns). Singular values of W below √(columns·2⁻⁵²) of the
@@ -103,10 +116,10 @@ mod tests {
         let (z, s) = (matrix(&wave(3, 8, 0.7), 8), matrix(&wave(3, 2, 1.3), 2));
         let found = least_norm(z.as_ref(), s.as_ref()).expect("solves");
         assert_eq!(found.rank, 3);
-        assert!(found.residual < 1e-7 && largest(&(&z * &found.x - &s)) < 1e-12, "{}", found.residual);
+        assert!(found.residual < 1e-7 && largest(&(&z * &found.x() - &s)) < 1e-12, "{}", found.residual);
         // The smallest solution lies in the span of Z's rows: one orthogonal to it would add nothing.
-        let again = least_norm(z.as_ref(), (&z * &found.x).as_ref()).expect("solves");
-        assert!(largest(&(again.x - &found.x)) < 1e-12);
+        let again = least_norm(z.as_ref(), (&z * &found.x()).as_ref()).expect("solves");
+        assert!(largest(&(again.x() - &found.x())) < 1e-12);
     }
 
     #[test]
@@ -117,10 +130,10 @@ mod tests {
         let found = least_norm(z.as_ref(), s.as_ref()).expect("solves");
         assert_eq!(found.rank, 1);
         assert!((found.residual - 0.5f64.sqrt()).abs() < 1e-9, "{}", found.residual);
-        assert!((found.x[(0, 0)] - 0.1).abs() < 1e-12 && (found.x[(1, 0)] - 0.2).abs() < 1e-12);
+        assert!((found.x()[(0, 0)] - 0.1).abs() < 1e-12 && (found.transposed()[(0, 1)] - 0.2).abs() < 1e-12);
         // Neurons that are all silent: nothing can be done, and nothing is.
         let silent = least_norm(matrix(&[0.0; 4], 2).as_ref(), s.as_ref()).expect("solves");
-        assert_eq!((silent.rank, silent.residual, largest(&silent.x)), (0, 1.0, 0.0));
+        assert_eq!((silent.rank, silent.residual, largest(&silent.x())), (0, 1.0, 0.0));
         assert!(least_norm(matrix(&[f32::NAN; 4], 2).as_ref(), s.as_ref()).is_err());
     }
 
@@ -128,7 +141,7 @@ mod tests {
     fn more_rows_than_columns_is_least_squares() {
         let (z, s) = (matrix(&wave(9, 4, 0.7), 4), matrix(&wave(9, 3, 1.3), 3));
         let found = least_norm(z.as_ref(), s.as_ref()).expect("solves");
-        let left = &s - &z * &found.x;
+        let left = &s - &z * &found.x();
         // What is left is orthogonal to the columns.
         assert!(largest(&(z.transpose() * &left)) < 1e-12);
         assert!((found.residual - left.norm_l2() / s.norm_l2()).abs() < 1e-9);

@@ -195,12 +195,17 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
             let all: Vec<usize> = (0..patient.mlp.neurons).collect();
             let found = descent::solve(&z, &all, &steers).expect("solves");
             let want = neurons.tensor(&format!("delta.{block}"));
-            all_close(&rows_of(&found.x), &want, 1e-3, &format!("{what} Δ of block {block}"));
+            all_close(&rows_of(&found.x()), &want, 1e-3, &format!("{what} Δ of block {block}"));
             if let Some(kept) = kept.get(&block) {
                 let found = descent::solve(&z, kept, &steers).expect("solves");
                 let whole = neurons.tensor(&format!("delta_sparse.{block}"));
                 let want: Vec<f32> = kept.iter().flat_map(|&i| whole[i * c..(i + 1) * c].to_vec()).collect();
-                all_close(&rows_of(&found.x), &want, 1e-3, &format!("{what} sparse Δ of block {block}"));
+                all_close(
+                    &rows_of(&found.transposed().transpose().to_owned()),
+                    &want,
+                    1e-3,
+                    &format!("{what} sparse Δ of block {block}"),
+                );
                 assert!(found.residual > 0.0, "four neurons can't give 21 positions what they want");
             }
         }

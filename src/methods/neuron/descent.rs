@@ -2,7 +2,7 @@
 //! sign; SGD follows the gradient.
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use faer::Mat;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -115,21 +115,18 @@ impl Descent {
                 };
                 moves.push((block, kept, gradient, neurons));
             }
-            let moves: Vec<(usize, Tensor, f64)> = moves
+            let weights = &patient.weights;
+            let moved: Vec<(String, Tensor, f64)> = moves
                 .into_par_iter()
-                .map(|(block, kept, gradient, neurons)| match neurons {
-                    Some(z) => {
-                        let solution = solve(&z, kept, steers)?;
-                        let size = sizes(&mlp, &solution, kept, gradient.device())?;
-                        Ok((block, (gradient.sign()? * size)?, solution.residual))
-                    }
-                    None if kept.len() == mlp.neurons => Ok((block, gradient, 0.0)),
-                    None => Ok((block, gradient.broadcast_mul(&mask(&mlp, kept, &gradient)?)?, 0.0)),
+                .map(|(block, kept, gradient, neurons)| {
+                    let name = mlp.weight(block);
+                    let w = weights.tensor(Who::Patient, &name)?;
+                    let solution = neurons.map(|z| solve(&z, kept, steers)).transpose()?;
+                    let moved = moved(&mlp, w, &gradient, kept, solution.as_ref(), self.recipe.learning_rate)?;
+                    Ok((name, moved, solution.map_or(0.0, |solution| solution.residual)))
                 })
                 .collect::<Result<_>>()?;
-            for (block, step, left) in moves {
-                let name = mlp.weight(block);
-                let moved = (patient.weights.tensor(Who::Patient, &name)? - (step * self.recipe.learning_rate)?)?;
+            for (name, moved, left) in moved {
                 patient.weights.restore(&name, moved)?;
                 residual = residual.max(left);
             }
@@ -165,29 +162,44 @@ pub fn solve(z: &Tensor, kept: &[usize], steers: &Mat<f64>) -> Result<Solution> 
     least_norm(z.as_ref(), steers.as_ref())
 }
 
-/// |Δ| as the output matrix lies; zero for the neurons that are not kept.
-fn sizes(mlp: &Mlp, solution: &Solution, kept: &[usize], device: &Device) -> Result<Tensor> {
-    let channels = solution.x.ncols();
-    let (stride, step, shape) = match mlp.orientation {
-        Orientation::InOut => (channels, 1, (mlp.neurons, channels)),
-        Orientation::OutIn => (1, mlp.neurons, (channels, mlp.neurons)),
+/// An output matrix after a step: its kept neurons moved against the gradient, by its size or, with a solution, by |Δ|. One
+/// pass and one allocation: over a few tokens a step costs little more than this.
+fn moved(
+    mlp: &Mlp,
+    w: &Tensor,
+    gradient: &Tensor,
+    kept: &[usize],
+    solution: Option<&Solution>,
+    learning_rate: f64,
+) -> Result<Tensor> {
+    let mut values = w.flatten_all()?.to_vec1::<f32>()?;
+    let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
+    let channels = values.len() / mlp.neurons;
+    let mut step = |at: usize, size: Option<f64>| {
+        let against = match size {
+            // No side is down where the gradient is zero.
+            Some(_) if gradient[at] == 0.0 => 0.0,
+            Some(size) => (size.abs() as f32).copysign(gradient[at]),
+            None => gradient[at],
+        };
+        values[at] -= against * learning_rate as f32;
     };
-    let mut values = vec![0f32; mlp.neurons * channels];
-    for c in 0..channels {
-        for (row, &neuron) in kept.iter().enumerate() {
-            values[neuron * stride + c * step] = solution.x[(row, c)].abs() as f32;
+    // The inner loop goes along the matrix and the solution as they lie.
+    match mlp.orientation {
+        Orientation::InOut => {
+            let size = solution.map(Solution::transposed);
+            for (row, &neuron) in kept.iter().enumerate() {
+                (0..channels).for_each(|c| step(neuron * channels + c, size.as_ref().map(|x| x[(c, row)])));
+            }
+        }
+        Orientation::OutIn => {
+            let size = solution.map(Solution::x);
+            for c in 0..channels {
+                for (row, &neuron) in kept.iter().enumerate() {
+                    step(c * mlp.neurons + neuron, size.as_ref().map(|x| x[(row, c)]));
+                }
+            }
         }
     }
-    Ok(Tensor::from_vec(values, shape, device)?)
-}
-
-/// 1 for the kept neurons, 0 for the others, to be multiplied with the output matrix.
-fn mask(mlp: &Mlp, kept: &[usize], like: &Tensor) -> Result<Tensor> {
-    let mut values = vec![0f32; mlp.neurons];
-    kept.iter().for_each(|&neuron| values[neuron] = 1.0);
-    let shape = match mlp.orientation {
-        Orientation::InOut => (mlp.neurons, 1),
-        Orientation::OutIn => (1, mlp.neurons),
-    };
-    Ok(Tensor::from_vec(values, shape, like.device())?)
+    Ok(Tensor::from_vec(values, w.shape(), w.device())?)
 }
