@@ -10,7 +10,7 @@
 //!
 //! **[data] → [tokens] → [model] → [sensitivity] → [slice](mod@slice) → [methods] (the step) → [checkpoint] → [eval] → [report]**
 //!
-//! [taps] read inside the model and [algebra] solves what a few neurons are asked for; [weights] and [loss] are what the model and the step are made of; [train] is the loop; [commands] joins all of it.
+//! [taps] read inside the model and [algebra] solves what a few neurons are asked for; [weights] and [loss] are what the model and the step are made of; [train] is the loop, and [state] what it goes on from; [commands] joins all of it.
 //!
 //! Letters used in every shape comment: `N` tokens of a packed batch (the rows of all sequences one after another,
 //! nothing padded), `T` tokens of one sequence, `B` sequences, `C` channels, `H` heads, `D` channels of a head,

@@ -236,6 +236,10 @@ fn tasks<'a>(
         check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
         tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
     }
+    if let Some(spec) = &args.edits {
+        let (edits, name) = sources::edits(spec, args.limit)?;
+        tasks.push(Box::new(Edits::new(&edits, &name, &loaded.encoder, context)?));
+    }
     let mut corpora: Vec<Corpus> = args.ppl.iter().map(|spec| sources::corpus(spec, "--ppl")).collect::<Result<_>>()?;
     if !anything_asked(args) {
         corpora.push(sources::corpus(sources::DEMO, "--ppl")?);
@@ -255,10 +259,6 @@ fn tasks<'a>(
         let file = Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty());
         let passages = sources::passages(file, args.limit)?;
         tasks.push(Box::new(Lambada::new(&passages, &loaded.encoder, context)?));
-    }
-    if let Some(spec) = &args.edits {
-        let (edits, name) = sources::edits(spec, args.limit)?;
-        tasks.push(Box::new(Edits::new(&edits, &name, &loaded.encoder, context)?));
     }
     if let Some(base) = base {
         if base.loaded.model.sizes().vocabulary != loaded.model.sizes().vocabulary {

@@ -92,11 +92,11 @@ fn neurons(found: &NeuronsRecord) -> Markup {
     let quoted = |tokens: &[String]| tokens.iter().map(|token| format!("{token:?}")).collect::<Vec<_>>().join(" ");
     let row = |n: &Promotes| {
         let relative = if n.base_norm > 0.0 { format!("{:.1} %", 100.0 * n.norm / n.base_norm) } else { "–".into() };
-        let name = format!("{} of block {}", n.neuron, n.block);
+        let name = format!("{}, {}", n.block, n.neuron);
         [name, short(f64::from(n.norm)), relative, quoted(&n.before), quoted(&n.after)]
     };
     let rows: Vec<[String; 5]> = found.most.iter().map(row).collect();
-    let head = ["neuron", "norm of change", "of its norm", "promoted before", "promotes now"];
+    let head = ["block, neuron", "norm of change", "of its norm", "promoted before", "promotes now"];
     let caption =
         "The most changed neurons, and the tokens whose logits their output rows raise most (head × output row)";
     html! {
