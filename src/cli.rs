@@ -475,7 +475,7 @@ pub enum PatchCommand {
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Shape of the random model
-    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.iter().map(|s| s.name)), default_value = "gpt2")]
+    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.keys()), default_value = "gpt2")]
     pub config: String,
     /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
     #[arg(long, default_value = "irepair+kl")]

@@ -14,7 +14,7 @@ use crate::memory::{self, Passes};
 use crate::methods::{self, StepInput};
 use crate::model::Model;
 use crate::model::kernels::matmul::{Mat, Precision, large_product};
-use crate::model::shapes::Shape;
+use crate::model::shapes;
 use crate::optim::{Optimizer, OptimizerKind};
 use crate::profile::{self, Part, Phase, Profile};
 use crate::random::{Purpose, Stream};
@@ -44,7 +44,7 @@ pub fn run(args: &Bench) -> Result<()> {
     if let Some(why) = why_not {
         bail_input!("--dtype {:?}: {why}", args.dtype);
     }
-    let model = Shape::model(&args.config, args.blocks)?;
+    let model = shapes::model(&args.config, args.blocks)?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
     let mut estimate = None;
     if device.is_cpu() {
