@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, WithDType};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use crate::bail_input;
 use crate::fault::Fault;
 use crate::model::Model;
+use crate::model::kernels::stored::WeightsDtype;
 use crate::weights::{TensorSpec, Weights, Who};
 
 const SINGLE: &str = "model.safetensors";
@@ -41,6 +42,16 @@ pub struct Entry {
     /// Position of the first byte in the file.
     pub offset: u64,
     pub bytes: u64,
+}
+
+impl Entry {
+    /// What its values are kept in where those stored in `dtype` are kept so.
+    fn kept_in(&self, dtype: WeightsDtype) -> WeightsDtype {
+        match (dtype, self.dtype) {
+            (WeightsDtype::Bf16, Dtype::BF16) | (WeightsDtype::F16, Dtype::F16) => dtype,
+            _ => WeightsDtype::F32,
+        }
+    }
 }
 
 /// An opened model folder.
@@ -108,14 +119,36 @@ impl Checkpoint {
         self.dir.join(self.files.first().map_or(SINGLE, String::as_str)).display().to_string()
     }
 
-    /// All tensors of the model in f32 on `device`. Errors (bad input) on a missing tensor, a wrong shape, a dtype other
-    /// than f32, f16, bf16, or a value that is not finite.
-    pub fn load(&self, model: &Model, device: &Device) -> Result<Weights> {
+    /// Errors (bad input) on a matrix of the model that is not stored in this dtype and would have to be rounded to it.
+    pub fn stores(&self, model: &Model, dtype: WeightsDtype) -> Result<()> {
+        let specs = model.specs();
+        for spec in specs.iter().filter(|spec| dtype != WeightsDtype::F32 && spec.is_matrix()) {
+            let (name, entry) = self.entry(spec)?;
+            if entry.kept_in(dtype) == WeightsDtype::F32 {
+                bail_input!(
+                    "{}: tensor {name} is stored as {:?}; --weights-dtype {dtype} keeps what is stored so and rounds \
+                     nothing: leave it at f32, or store the model in {dtype}",
+                    self.dir.join(&self.files[entry.file]).display(),
+                    entry.dtype
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// All tensors of the model on `device`: matrices stored in `kept` as they are, all else in f32. Errors (bad input) on
+    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is not finite.
+    pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
         for spec in model.specs() {
             let (name, entry) = self.entry(&spec)?;
-            let tensor = self.tensor(&mut maps, name, entry)?;
+            let dtype = if spec.is_matrix() { entry.kept_in(kept) } else { WeightsDtype::F32 };
+            let tensor = match dtype {
+                WeightsDtype::F32 => self.tensor::<f32>(&mut maps, name, entry)?,
+                WeightsDtype::Bf16 => self.tensor::<bf16>(&mut maps, name, entry)?,
+                WeightsDtype::F16 => self.tensor::<f16>(&mut maps, name, entry)?,
+            };
             tensors.insert(spec.name.clone(), if device.is_cpu() { tensor } else { tensor.to_device(device)? });
         }
         Weights::new(model.specs(), tensors)
@@ -130,7 +163,7 @@ impl Checkpoint {
             [BOOL, I8, I16, I32, I64, U8, U16, U32, U64].contains(&entry.dtype)
         };
         let floats = self.entries.iter().filter(|(_, entry)| !of_integers(entry));
-        floats.map(|(name, entry)| Ok((name.clone(), self.tensor(&mut maps, name, entry)?))).collect()
+        floats.map(|(name, entry)| Ok((name.clone(), self.tensor::<f32>(&mut maps, name, entry)?))).collect()
     }
 
     /// A place for the map of each weight file, none opened yet.
@@ -138,16 +171,18 @@ impl Checkpoint {
         self.files.iter().map(|_| None).collect()
     }
 
-    /// A tensor in f32 on the CPU; its file is mapped if it isn't yet.
-    fn tensor(&self, maps: &mut [Option<Mapped>], name: &str, entry: &Entry) -> Result<Tensor> {
+    /// A tensor on the CPU; its file is mapped if it isn't yet.
+    fn tensor<T: Kept>(&self, maps: &mut [Option<Mapped>], name: &str, entry: &Entry) -> Result<Tensor> {
         let path = self.dir.join(&self.files[entry.file]);
         let map = match &mut maps[entry.file] {
             Some(map) => map,
             place => place.insert(Mapped::open(&path)?),
         };
-        let values = map.values(entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
-        let finite = values.par_chunks(1 << 16).all(|part| part.iter().fold(true, |all, v| all & v.is_finite()));
-        if let Some(at) = (!finite).then(|| values.iter().position(|v| !v.is_finite())).flatten() {
+        let values =
+            map.values::<T>(entry).map_err(|e| Fault::Input(format!("{}: tensor {name}: {e}", path.display())))?;
+        let finite =
+            values.par_chunks(1 << 16).all(|part| part.iter().fold(true, |all, v| all & v.to_f64().is_finite()));
+        if let Some(at) = (!finite).then(|| values.iter().position(|v| !v.to_f64().is_finite())).flatten() {
             bail_input!(
                 "{}: tensor {name} has {} at value {at}; this checkpoint is broken",
                 path.display(),
@@ -362,8 +397,8 @@ impl Mapped {
         Ok(Self(unsafe { Mmap::map(&file) }.with_context(place)?))
     }
 
-    /// A tensor's values in f32: memory grows by them alone.
-    fn values(&self, entry: &Entry) -> Result<Vec<f32>> {
+    /// A tensor's values: memory grows by them alone.
+    fn values<T: Kept>(&self, entry: &Entry) -> Result<Vec<T>> {
         const PIECE: usize = 1 << 18;
         let width = match entry.dtype {
             Dtype::F32 => 4,
@@ -376,9 +411,9 @@ impl Mapped {
         if length != count * width {
             bail!("{length} bytes for {count} values");
         }
-        let mut values = vec![0f32; count];
+        let mut values = vec![T::zero(); count];
         values.par_chunks_mut(PIECE).zip(bytes.par_chunks(PIECE * width)).for_each(|(values, bytes)| {
-            convert(bytes, entry.dtype, values);
+            T::convert(bytes, entry.dtype, values);
         });
         #[cfg(unix)]
         // SAFETY: the pages are unchanged file contents, which come back when they are read again.
@@ -390,17 +425,36 @@ impl Mapped {
     }
 }
 
-/// Stored bytes into f32 values, as many.
-fn convert(bytes: &[u8], dtype: Dtype, values: &mut [f32]) {
-    match dtype {
-        Dtype::F16 => {
-            values.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(v, b)| *v = f16::from_le_bytes(*b).to_f32())
+/// A type that values are kept in.
+trait Kept: WithDType {
+    /// Stored bytes into values, as many; the half types take their own dtype only.
+    fn convert(bytes: &[u8], dtype: Dtype, values: &mut [Self]);
+}
+
+impl Kept for f32 {
+    fn convert(bytes: &[u8], dtype: Dtype, values: &mut [Self]) {
+        match dtype {
+            Dtype::F16 => each(bytes, values, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => each(bytes, values, |b| bf16::from_le_bytes(b).to_f32()),
+            _ => each(bytes, values, f32::from_le_bytes),
         }
-        Dtype::BF16 => {
-            values.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(v, b)| *v = bf16::from_le_bytes(*b).to_f32())
-        }
-        _ => values.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b)),
     }
+}
+
+impl Kept for bf16 {
+    fn convert(bytes: &[u8], _: Dtype, values: &mut [Self]) {
+        each(bytes, values, bf16::from_le_bytes);
+    }
+}
+
+impl Kept for f16 {
+    fn convert(bytes: &[u8], _: Dtype, values: &mut [Self]) {
+        each(bytes, values, f16::from_le_bytes);
+    }
+}
+
+fn each<T, const N: usize>(bytes: &[u8], values: &mut [T], of: impl Fn([u8; N]) -> T) {
+    values.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(value, bytes)| *value = of(*bytes));
 }
 
 /// Values of a tensor as bytes in the dtype it is stored in.
@@ -431,9 +485,9 @@ impl Checkpoint {
             let disk = self.disk_name(&name).with_context(|| format!("{name} is not in the base"))?.to_owned();
             let dtype = self.entries[&disk].dtype;
             let tensor = weights.tensor(Who::Patient, &name)?;
-            let bytes = to_bytes(tensor, dtype)?;
+            let bytes = to_bytes(&tensor, dtype)?;
             let mut values = vec![0f32; tensor.elem_count()];
-            convert(&bytes, dtype, &mut values);
+            f32::convert(&bytes, dtype, &mut values);
             if let Some(value) = values.iter().find(|v| !v.is_finite()) {
                 return Err(Fault::Check(format!(
                     "{disk} would be written with {value} in it ({dtype:?}); lower --learning-rate"
@@ -626,7 +680,7 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
         if base.bytes(name)? == other.bytes(name)? {
             continue;
         }
-        let read = |c: &Checkpoint, e: &Entry| Mapped::open(&c.dir.join(&c.files[e.file]))?.values(e);
+        let read = |c: &Checkpoint, e: &Entry| Mapped::open(&c.dir.join(&c.files[e.file]))?.values::<f32>(e);
         let (before, after) = (read(base, entry)?, read(other, theirs)?);
         let norm = before.iter().zip(&after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();

@@ -7,6 +7,7 @@ use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RepairOptions;
 use crate::model::kernels::matmul::Precision;
+use crate::model::kernels::stored::WeightsDtype;
 use crate::model::shapes::SHAPES;
 use crate::tokens::LossOn;
 
@@ -127,9 +128,13 @@ pub struct ModelArgs {
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, env = "IREPAIR_DEVICE", default_value = "auto")]
     pub device: String,
-    /// Of the operands of large products; weights, sums and all else are f32
+    /// Of the operands of large products; sums and all else are f32
     #[arg(long, env = "IREPAIR_DTYPE", value_enum, default_value_t = Precision::F32, visible_alias = "torch-dtype")]
     pub dtype: Precision,
+    /// What matrices of weights are kept in while they are not trained: bf16 or f16 halves the memory of those that the
+    /// checkpoint stores so, and changes no result
+    #[arg(long, env = "IREPAIR_WEIGHTS_DTYPE", value_enum, default_value_t = WeightsDtype::F32)]
+    pub weights_dtype: WeightsDtype,
     /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -312,6 +317,10 @@ pub struct Eval {
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, env = "IREPAIR_DEVICE", default_value = "auto")]
     pub device: String,
+    /// What matrices of weights are kept in: bf16 or f16 halves the memory of those that the checkpoint stores so, and
+    /// changes no result
+    #[arg(long, env = "IREPAIR_WEIGHTS_DTYPE", value_enum, default_value_t = WeightsDtype::F32)]
+    pub weights_dtype: WeightsDtype,
     /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
     #[arg(long)]
     pub threads: Option<usize>,
@@ -475,7 +484,7 @@ pub enum PatchCommand {
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Shape of the random model
-    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.keys()), default_value = "gpt2")]
+    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.keys().map(String::as_str)), default_value = "gpt2")]
     pub config: String,
     /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
     #[arg(long, default_value = "irepair+kl")]
@@ -500,6 +509,9 @@ pub struct Bench {
     /// Of the operands of large products
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
+    /// What matrices of weights are kept in while they are not trained; the random ones are rounded to it
+    #[arg(long, value_enum, default_value_t = WeightsDtype::F32)]
+    pub weights_dtype: WeightsDtype,
     /// Print on stderr where the time goes, and how near the products come to this machine's best
     #[arg(long)]
     pub profile: bool,

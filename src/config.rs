@@ -15,6 +15,7 @@ use crate::methods::neuron::{self, Mode, Share};
 use crate::methods::select::{Normalize, Slicing};
 use crate::methods::{self, Recipe};
 use crate::model::kernels::matmul::Precision;
+use crate::model::kernels::stored::WeightsDtype;
 use crate::optim::{OptimizerKind, Schedule};
 use crate::report::ReportTo;
 use crate::slice::Granularity;
@@ -176,9 +177,13 @@ pub struct RepairOptions {
     /// auto, cpu, cuda, cuda:N or metal [default: auto]
     #[arg(long, env = "IREPAIR_DEVICE")]
     pub device: Option<String>,
-    /// Of the operands of large products while training; weights, sums and all else are f32 [default: f32]
+    /// Of the operands of large products while training; sums and all else are f32 [default: f32]
     #[arg(long, env = "IREPAIR_DTYPE", value_enum, visible_alias = "torch-dtype")]
     pub dtype: Option<Precision>,
+    /// What matrices of weights are kept in while they are not trained: bf16 or f16 halves the memory of those that the
+    /// checkpoint stores so, and changes no result [default: f32]
+    #[arg(long, env = "IREPAIR_WEIGHTS_DTYPE", value_enum)]
+    pub weights_dtype: Option<WeightsDtype>,
     /// Also write the curves for TensorBoard, in OUT/irepair/tensorboard [default: none]
     #[arg(long, env = "IREPAIR_REPORT_TO", value_enum)]
     pub report_to: Option<ReportTo>,
@@ -282,6 +287,8 @@ pub struct RepairSettings {
     pub limit: Option<usize>,
     pub device: String,
     pub dtype: Precision,
+    #[serde(default)]
+    pub weights_dtype: WeightsDtype,
     pub report_to: ReportTo,
     pub eval_prompts: Option<PathBuf>,
     pub eval_text: Option<PathBuf>,
@@ -336,6 +343,7 @@ impl Default for RepairSettings {
             limit: None,
             device: "auto".into(),
             dtype: Precision::F32,
+            weights_dtype: WeightsDtype::F32,
             report_to: ReportTo::None,
             eval_prompts: None,
             eval_text: None,
@@ -553,8 +561,9 @@ pub fn read_layer(file: Option<&Path>) -> Result<(String, Layer)> {
 /// Errors (usage) on a setting that a neuron-level method has no use for.
 fn refuse_others<'a>(method: &neuron::Entry, mut keys: impl Iterator<Item = &'a String>) -> Result<()> {
     #[rustfmt::skip]
-    const ALL: [&str; 12] = [
-        "model", "revision", "data", "method", "rounds", "limit", "device", "dtype", "eval-text", "map", "seed", "save-steps",
+    const ALL: [&str; 13] = [
+        "model", "revision", "data", "method", "rounds", "limit", "device", "dtype", "weights-dtype", "eval-text", "map", "seed",
+        "save-steps",
     ];
     const DESCENT: [&str; 5] = ["mode", "block-sparsity", "neurons", "max-steps", "learning-rate"];
     let known = |key: &str| ALL.contains(&key) || (method.descends && DESCENT.contains(&key));

@@ -10,6 +10,8 @@ use crate::bail_input;
 use crate::methods::objective::reference;
 use crate::model::Model;
 use crate::model::kernels::head;
+use crate::model::kernels::stored::WeightsDtype;
+use crate::weights::TensorSpec;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -87,15 +89,20 @@ pub struct Passes {
     pub written: (usize, usize),
 }
 
-/// The estimate for passes over a model.
-pub fn estimate(model: &Model, passes: &Passes) -> Estimate {
+/// The estimate for passes over a model whose matrices are kept in this dtype.
+pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate {
     let sizes = model.sizes();
-    let parameters: usize = model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum();
     let values = |n: usize| n as u64 * F32;
+    let bytes = |spec: &TensorSpec| {
+        spec.shape.iter().product::<usize>() as u64 * if spec.is_matrix() { kept.bytes() as u64 } else { F32 }
+    };
+    let weights = model.specs().iter().map(bytes).sum();
     let (c, v, l) = (sizes.channels, sizes.vocabulary, sizes.blocks);
-    let copies = usize::from(passes.keeps_originals)
-        // A new best is copied while the old one is still there.
-        + 2 * usize::from(passes.keeps_best);
+    // What is trained is f32, beside the original or in its place.
+    let own = F32 - if passes.keeps_originals { 0 } else { kept.bytes() as u64 };
+    // A new best is copied while the old one is still there.
+    let best = if passes.keeps_best { 2 * F32 } else { 0 };
+    let changed = passes.slice as u64 * (own + best);
     // One block's activations in a pass without a graph: its input, output and the widest between.
     let passing = |rows: usize| values(rows * (model.activations() + 4 * c));
     let graph = if passes.graph_rows == 0 {
@@ -111,7 +118,7 @@ pub fn estimate(model: &Model, passes: &Passes) -> Estimate {
     // Keys and values grow by doubling; those of the widest step and its logits go beside.
     let cache = values(sequences * positions.next_power_of_two() * 2 * c * l + sequences * v);
     let training = [
-        ("changed tensors", values(passes.slice * copies)),
+        ("changed tensors", changed),
         ("optimizer", values(passes.slice * passes.optimizer_values)),
         ("gradients", values(passes.slice)),
         ("activations", graph),
@@ -122,12 +129,12 @@ pub fn estimate(model: &Model, passes: &Passes) -> Estimate {
     let sum = |parts: &[(&str, u64)]| parts.iter().map(|p| p.1).sum::<u64>();
     // The two never happen at the same time.
     let larger = if sum(&training) >= sum(&generation) { training.to_vec() } else { generation.to_vec() };
-    let always = [("program", PROGRAM), ("weights", values(parameters))];
+    let always = [("program", PROGRAM), ("weights", weights)];
     let parts = always.into_iter().chain(larger).filter(|p| p.1 > 0);
-    let each_further = if passes.slice_stays { 0 } else { passes.slice * (copies + passes.optimizer_values) };
+    let each_further = if passes.slice_stays { 0 } else { changed + values(passes.slice * passes.optimizer_values) };
     Estimate {
         parts: parts.map(|(name, bytes)| Part { name: name.into(), bytes }).collect(),
-        each_further_block: values(each_further),
+        each_further_block: each_further,
     }
 }
 

@@ -367,7 +367,7 @@ impl Trainer<'_> {
         self.optimizer.step(&mut self.weights, &report.gradients, lr, scale)?;
         self.step += 1;
         for name in report.gradients.keys() {
-            let norm = squared_norm(self.weights.tensor(Who::Patient, name)?)?;
+            let norm = squared_norm(&self.weights.tensor(Who::Patient, name)?)?;
             if !norm.is_finite() {
                 return Err(Diverged { what: "a weight", value: norm, step: self.step }.into());
             }

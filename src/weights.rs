@@ -37,6 +37,13 @@ pub struct TensorSpec {
     pub place: Place,
 }
 
+impl TensorSpec {
+    /// Whether it may stay in the dtype it is stored in: vectors (norms, biases) are too small to gain by it.
+    pub fn is_matrix(&self) -> bool {
+        self.shape.len() == 2
+    }
+}
+
 /// Which implementation of the layers runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernels {
@@ -46,7 +53,8 @@ pub enum Kernels {
     Composed,
 }
 
-/// All tensors of a model (f32, on one device) and which of them the repair has changed so far.
+/// All tensors of a model (on one device; f32, but matrices that it does not train may be bf16 or f16) and which of them
+/// the repair has changed so far.
 #[derive(Debug)]
 pub struct Weights {
     specs: BTreeMap<String, TensorSpec>,
@@ -78,11 +86,17 @@ pub enum Want {
 }
 
 impl Weights {
-    /// Takes the tensors an architecture asked for. Errors if one is missing or not f32 of the expected shape.
+    /// Takes the tensors an architecture asked for. Errors if one is missing, of another shape, or not f32 (a matrix: nor
+    /// bf16 or f16).
     pub fn new(specs: Vec<TensorSpec>, tensors: BTreeMap<String, Tensor>) -> Result<Self> {
         for spec in &specs {
             let tensor = tensors.get(&spec.name).with_context(|| format!("no tensor {}", spec.name))?;
-            if tensor.dims() != spec.shape || tensor.dtype() != DType::F32 {
+            let kept = match tensor.dtype() {
+                DType::F32 => true,
+                DType::BF16 | DType::F16 => spec.is_matrix(),
+                _ => false,
+            };
+            if tensor.dims() != spec.shape || !kept {
                 bail!("{}: expected f32 {:?}, got {:?} {:?}", spec.name, spec.shape, tensor.dtype(), tensor.dims());
             }
         }
@@ -131,8 +145,13 @@ impl Weights {
         self.specs.values()
     }
 
-    /// The tensor as the patient or the reference has it now.
-    pub fn tensor(&self, who: Who, name: &str) -> Result<&Tensor> {
+    /// The tensor as the patient or the reference has it now, in f32.
+    pub fn tensor(&self, who: Who, name: &str) -> Result<Tensor> {
+        Ok(self.kept(who, name)?.to_dtype(DType::F32)?)
+    }
+
+    /// The tensor as it is kept.
+    fn kept(&self, who: Who, name: &str) -> Result<&Tensor> {
         let touched = || self.touched.get(name);
         match who {
             Who::Patient => touched().or_else(|| self.original.get(name)),
@@ -151,13 +170,15 @@ impl Weights {
         self.touched.keys().filter_map(|n| self.specs.get(n)).map(|s| s.place).min()
     }
 
-    /// Before a step writes into it: gives the patient a tensor of its own.
+    /// Before a step writes into it: gives the patient a tensor of its own, in f32.
     pub fn touch(&mut self, name: &str) -> Result<&Tensor> {
         if !self.touched.contains_key(name) {
-            let own = if self.keep_originals {
-                self.original.get(name).with_context(|| format!("no tensor {name}"))?.copy()?
-            } else {
-                self.original.remove(name).with_context(|| format!("no tensor {name}"))?
+            let original =
+                if self.keep_originals { self.original.get(name).cloned() } else { self.original.remove(name) };
+            let original = original.with_context(|| format!("no tensor {name}"))?;
+            let own = match original.dtype() {
+                DType::F32 if self.keep_originals => original.copy()?,
+                _ => original.to_dtype(DType::F32)?,
             };
             self.touched.insert(name.to_owned(), own);
         }
@@ -201,7 +222,7 @@ impl Weights {
         let mut vars = BTreeMap::new();
         if self.kernels == Kernels::Composed {
             for name in wants.keys() {
-                vars.insert(*name, Var::from_tensor(self.tensor(who, name)?)?);
+                vars.insert(*name, Var::from_tensor(&self.tensor(who, name)?)?);
             }
         }
         let places = wants.keys().map(|n| self.specs[*n].place).collect();
@@ -242,6 +263,7 @@ pub struct View<'w> {
 /// A tensor and what its pass must find out about it.
 #[derive(Debug, Clone)]
 pub struct Param {
+    /// In f32; the kernels take a matrix as it is kept.
     pub tensor: Tensor,
     pub name: Arc<str>,
     pub want: Want,
@@ -290,7 +312,8 @@ impl View<'_> {
         let want = self.wants.get(name).copied().unwrap_or(Want::Nothing);
         let tensor = match self.vars.get(name) {
             Some(var) => var.as_tensor().clone(),
-            None => self.weights.tensor(self.who, name)?.clone(),
+            None if self.kernels() == Kernels::Cpu => self.weights.kept(self.who, name)?.clone(),
+            None => self.weights.tensor(self.who, name)?,
         };
         Ok(Param { tensor, name: name.into(), want, precision: self.weights.precision, ledger: self.ledger.clone() })
     }

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use irepair::checkpoint::Checkpoint;
 use irepair::data;
 use irepair::model::Model;
+use irepair::model::kernels::stored::WeightsDtype;
 use irepair::tokens::{Encoder, Lengths, LossOn, Packed, PairBatch, TokenPair};
 use irepair::weights::{Kernels, Weights};
 use serde_json::Value;
@@ -51,7 +52,7 @@ impl Golden {
     }
 
     pub fn weights(&self, kernels: Kernels) -> Weights {
-        self.checkpoint.load(&self.model, &Device::Cpu).expect("loads").with_kernels(kernels)
+        self.checkpoint.load(&self.model, &Device::Cpu, WeightsDtype::F32).expect("loads").with_kernels(kernels)
     }
 
     /// An expected tensor; `name` as transformers calls it, found under its name on disk.

@@ -15,3 +15,4 @@ mod repair;
 mod report;
 mod scorers;
 mod server;
+mod weights_dtype;

@@ -107,7 +107,7 @@ impl Watch for Seen {
 fn matrix(patient: &Patient, who: Who, block: usize) -> Tensor {
     let w = patient.weights.tensor(who, &patient.mlp.weight(block)).expect("tensor");
     match patient.mlp.orientation {
-        Orientation::InOut => w.clone(),
+        Orientation::InOut => w,
         Orientation::OutIn => w.t().and_then(|w| w.contiguous()).expect("transposes"),
     }
 }

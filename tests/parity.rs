@@ -121,7 +121,7 @@ fn six_steps_equal_the_reference() {
                 if !matches!(spec.place, Place::Block(_)) {
                     continue;
                 }
-                let mut got: Vec<f32> = values(weights.tensor(Who::Patient, &spec.name).expect("tensor"));
+                let mut got: Vec<f32> = values(&weights.tensor(Who::Patient, &spec.name).expect("tensor"));
                 let mut want = golden.tensor(key, &spec.name);
                 if spec.name.ends_with("c_attn.bias") {
                     // Softmax does not see the key's bias: its gradient is rounding noise, which RMSProp blows up.
@@ -129,7 +129,7 @@ fn six_steps_equal_the_reference() {
                     got.drain(c..2 * c);
                     want.drain(c..2 * c);
                 }
-                let before = values(weights.tensor(Who::Reference, &spec.name).expect("tensor"));
+                let before = values(&weights.tensor(Who::Reference, &spec.name).expect("tensor"));
                 moved += usize::from(got != before);
                 let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0f32, f32::max);
                 // A block's first step is 1e-2 here.

@@ -14,6 +14,7 @@ use crate::memory::{self, Passes};
 use crate::methods::{self, StepInput};
 use crate::model::Model;
 use crate::model::kernels::matmul::{Mat, Precision, large_product};
+use crate::model::kernels::stored::WeightsDtype;
 use crate::model::shapes;
 use crate::optim::{Optimizer, OptimizerKind};
 use crate::profile::{self, Part, Phase, Profile};
@@ -68,11 +69,11 @@ pub fn run(args: &Bench) -> Result<()> {
                 Passes { written: (args.batch, 32 + args.tokens), plain_rows: 32 * args.batch, ..Passes::default() }
             }
         };
-        let found = memory::estimate(&model, &passes);
+        let found = memory::estimate(&model, args.weights_dtype, &passes);
         found.check(memory::limit()?, "lower --batch or --tokens, or take a smaller --config")?;
         estimate = Some(memory::mib(found.total()));
     }
-    let mut weights = random_weights(&model, &device)?.with_kernels(kernels);
+    let mut weights = random_weights(&model, &device, args.weights_dtype)?.with_kernels(kernels);
     weights.set_precision(precision);
     let (mut times, profile, kaplan) = match named {
         Some(named) => repair_times(args, &named.recipe(), &model, &mut weights)?,
@@ -93,9 +94,10 @@ pub fn run(args: &Bench) -> Result<()> {
         "{}",
         json!({
             "impl": format!(
-                "irepair {}{}{}",
+                "irepair {}{}{}{}",
                 env!("CARGO_PKG_VERSION"),
                 if precision == Precision::Bf16 { " bf16" } else { "" },
+                if args.weights_dtype == WeightsDtype::F32 { String::new() } else { format!(" weights-{}", args.weights_dtype) },
                 if args.composed { " composed" } else { "" }
             ),
             "config": args.config, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
@@ -227,7 +229,7 @@ fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Ti
 }
 
 /// Normal weights of deviation 0.02, norms of 1, biases of 0: GPT-2's own beginning.
-fn random_weights(model: &Model, device: &Device) -> Result<Weights> {
+fn random_weights(model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
     let mut tensors = BTreeMap::new();
     for (index, spec) in model.specs().into_iter().enumerate() {
         let count = spec.shape.iter().product();
@@ -237,7 +239,10 @@ fn random_weights(model: &Model, device: &Device) -> Result<Weights> {
         } else {
             vec![if spec.name.ends_with("weight") { 1.0 } else { 0.0 }; count]
         };
-        let tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?;
+        let mut tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu)?;
+        if spec.is_matrix() {
+            tensor = tensor.to_dtype(kept.dtype())?;
+        }
         tensors.insert(spec.name, tensor.to_device(device)?);
     }
     Weights::new(model.specs(), tensors)

@@ -103,7 +103,7 @@ fn open_on(args: &Eval, name: &str) -> Result<Loaded> {
     open(
         name,
         args.revision.as_deref().filter(|_| !Path::new(name).is_dir() && name != "demo"),
-        &On { device: &args.device, dtype: Precision::F32, threads: args.threads },
+        &On { device: &args.device, dtype: Precision::F32, weights_dtype: args.weights_dtype, threads: args.threads },
     )
 }
 

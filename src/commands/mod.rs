@@ -25,6 +25,7 @@ use crate::hub::{self, Source};
 use crate::memory::{self, Passes};
 use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
+use crate::model::kernels::stored::WeightsDtype;
 use crate::tokens::Encoder;
 use crate::weights::Weights;
 use crate::{bail_input, device};
@@ -39,19 +40,23 @@ pub struct Loaded {
     pub device_why: String,
     /// Of the large products.
     pub precision: Precision,
+    /// What matrices of weights are kept in.
+    pub weights_dtype: WeightsDtype,
 }
 
 /// What a command computes on.
 pub struct On<'a> {
     pub device: &'a str,
     pub dtype: Precision,
+    pub weights_dtype: WeightsDtype,
     pub threads: Option<usize>,
 }
 
 impl crate::cli::ModelArgs {
     /// Opens the model that the arguments name.
     pub fn open(&self) -> Result<Loaded> {
-        let on = On { device: &self.device, dtype: self.dtype, threads: self.threads };
+        let on =
+            On { device: &self.device, dtype: self.dtype, weights_dtype: self.weights_dtype, threads: self.threads };
         open(&self.model, self.revision.as_deref(), &on)
     }
 }
@@ -67,6 +72,7 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;
     let model = Model::from_config(&checkpoint.config)?;
+    checkpoint.stores(&model, on.weights_dtype)?;
     let tokenizer = checkpoint.dir.join("tokenizer.json");
     if !tokenizer.is_file() {
         bail_input!(
@@ -76,7 +82,8 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     }
     let encoder =
         Encoder::from_file(&tokenizer, model.sizes().vocabulary)?.with_chat(ChatTemplate::of(&checkpoint.dir)?);
-    Ok(Loaded { source, model, encoder, device: choice.device, device_why: choice.why, precision })
+    let (device, device_why) = (choice.device, choice.why);
+    Ok(Loaded { source, model, encoder, device, device_why, precision, weights_dtype: on.weights_dtype })
 }
 
 /// Errors (bad input) if a file can't be at this place.
@@ -98,12 +105,12 @@ impl Loaded {
         if !self.device.is_cpu() {
             return Ok(());
         }
-        memory::estimate(&self.model, passes).check(memory::limit()?, advice)
+        memory::estimate(&self.model, self.weights_dtype, passes).check(memory::limit()?, advice)
     }
 
     /// Reads the weights; products are f32 until a precision is set.
     pub fn weights(&self) -> Result<Weights> {
-        self.checkpoint().load(&self.model, &self.device)
+        self.checkpoint().load(&self.model, &self.device, self.weights_dtype)
     }
 
     /// The token that begins and ends a text.

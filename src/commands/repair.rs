@@ -37,7 +37,8 @@ use output::Output;
 pub fn run(args: &Repair) -> Result<()> {
     let begun = Instant::now();
     let settings = RepairSettings::resolve(args.config.as_deref(), &args.options)?;
-    let on = On { device: &settings.device, dtype: settings.dtype, threads: args.threads };
+    let RepairSettings { device, dtype, weights_dtype, .. } = &settings;
+    let on = On { device, dtype: *dtype, weights_dtype: *weights_dtype, threads: args.threads };
     let loaded = open(&settings.model, settings.revision.as_deref(), &on)?;
     let say = |text: String| {
         if !args.output.quiet {

@@ -280,9 +280,9 @@ pub fn logits(view: &View, name: &str, h: &Tensor) -> Result<Tensor> {
         let mut out = super::kernels::zeros(rows * vocabulary);
         let _span = span(Part::Head);
         super::kernels::read(h, |h| {
-            super::kernels::read(&weight, |w| {
+            super::kernels::stored::read_stored(&weight, |w| {
                 use super::kernels::matmul::{Mat, large_product};
-                let w = Mat::new(w, vocabulary, columns);
+                let w = Mat::of(w, vocabulary, columns);
                 large_product(&mut out, Mat::new(h, rows, columns), w.t(), 0.0, 1.0, precision);
             })
         })??;

@@ -101,6 +101,7 @@ impl Evaluations<'_> {
         }
         let out_text = out.display().to_string();
         let mut arguments = vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
+        arguments.extend(["--weights-dtype", &self.plan.weights_dtype]);
         arguments.push(if out.join("work").is_dir() { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
         let what = format!("evaluation of {name}");

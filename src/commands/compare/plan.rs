@@ -16,6 +16,7 @@ use crate::eval::toxicity::Protocol;
 use crate::fault::Fault;
 use crate::methods::{self, neuron};
 use crate::model::kernels::matmul::Precision;
+use crate::model::kernels::stored::WeightsDtype;
 use crate::report::comparison::Base;
 use crate::{bail_input, checkpoint, scorers, state};
 
@@ -53,6 +54,7 @@ pub struct Plan {
     /// Arguments of `sensitivity`.
     pub sensitivity: Vec<String>,
     pub device: String,
+    pub weights_dtype: String,
     pub threads: Option<usize>,
     /// What all learn from, where it is no pairs.
     pub failures: Option<Failures>,
@@ -109,7 +111,8 @@ impl Plan {
         all.extend(flags);
         all.retain(|key, _| !OF_NEURONS.contains(&key.as_str()));
         let mut shared = resolve(&all)?;
-        let on = On { device: &shared.device, dtype: Precision::F32, threads: args.threads };
+        let kept = shared.weights_dtype;
+        let on = On { device: &shared.device, dtype: Precision::F32, weights_dtype: kept, threads: args.threads };
         let loaded = open(&shared.model, shared.revision.as_deref(), &on)?;
         let base = Base {
             model: shared.model.clone(),
@@ -158,6 +161,7 @@ impl Plan {
             eval,
             sensitivity: sensitivity(&shared),
             device: shared.device.clone(),
+            weights_dtype: kept.to_string(),
             threads: args.threads,
             base,
             jobs,
@@ -169,7 +173,8 @@ impl Plan {
 
     /// Opens the base.
     pub fn open(&self) -> Result<Loaded> {
-        let on = On { device: "cpu", dtype: Precision::F32, threads: self.threads };
+        let (dtype, weights_dtype) = (Precision::F32, WeightsDtype::F32);
+        let on = On { device: "cpu", dtype, weights_dtype, threads: self.threads };
         open(&self.base.model, self.base.revision.as_deref(), &on)
     }
 
@@ -304,13 +309,15 @@ fn sensitivity(shared: &RepairSettings) -> Vec<String> {
     add("--map", Some(shared.map.join(",")).filter(|m| !m.is_empty()));
     add("--batch-size", Some(shared.batch_size.to_string()));
     add("--device", Some(shared.device.clone()));
+    let kept = Some(shared.weights_dtype).filter(|kept| *kept != WeightsDtype::F32);
+    add("--weights-dtype", kept.map(|kept| kept.to_string()));
     arguments
 }
 
 /// A setting that differs and matters to what the weights become.
 pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<String>> {
     /// Where and how a run is made, and what is kept of it.
-    const INDIFFERENT: [&str; 4] = ["device", "report-to", "save-steps", "checkpoint-steps"];
+    const INDIFFERENT: [&str; 5] = ["device", "weights-dtype", "report-to", "save-steps", "checkpoint-steps"];
     let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
     let keys = wanted.as_object().into_iter().flat_map(|map| map.keys());
     Ok(keys.filter(|key| !INDIFFERENT.contains(&key.as_str())).find(|key| found[*key] != wanted[*key]).cloned())

@@ -315,7 +315,7 @@ impl Plan {
             plain_rows: crate::eval::perplexity::window(&loaded.model).max(1024),
             ..Passes::default()
         };
-        let mut memory = memory::estimate(&loaded.model, &passes);
+        let mut memory = memory::estimate(&loaded.model, loaded.weights_dtype, &passes);
         // Neurons, steers and solutions in double precision, of as many blocks at a time as there are threads.
         let system = 2 * matrix + positions * (2 * width + 3 * sizes.channels + positions);
         let at_a_time = rayon::current_num_threads().min(sizes.blocks);

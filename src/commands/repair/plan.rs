@@ -124,7 +124,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
         compared_rows,
         written: (toxicity::BATCH, scored.max(written)),
     };
-    Ok(memory::estimate(model, &passes))
+    Ok(memory::estimate(model, loaded.weights_dtype, &passes))
 }
 
 impl Plan {

@@ -84,7 +84,7 @@ pub fn promoted(patient: &Patient, changed: &Changed, many: usize, tokens: usize
 fn rows(patient: &Patient, who: Who, block: usize) -> Result<Tensor> {
     let w = patient.weights.tensor(who, &patient.mlp.weight(block))?;
     let w = match patient.mlp.orientation {
-        Orientation::InOut => w.clone(),
+        Orientation::InOut => w,
         Orientation::OutIn => w.t()?,
     };
     Ok(w.to_device(&Device::Cpu)?)

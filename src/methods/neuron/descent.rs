@@ -122,7 +122,7 @@ impl Descent {
                     let name = mlp.weight(block);
                     let w = weights.tensor(Who::Patient, &name)?;
                     let solution = neurons.map(|z| solve(&z, kept, steers)).transpose()?;
-                    let moved = moved(&mlp, w, &gradient, kept, solution.as_ref(), self.recipe.learning_rate)?;
+                    let moved = moved(&mlp, &w, &gradient, kept, solution.as_ref(), self.recipe.learning_rate)?;
                     Ok((name, moved, solution.map_or(0.0, |solution| solution.residual)))
                 })
                 .collect::<Result<_>>()?;

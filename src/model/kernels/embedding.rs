@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use super::stored::read_stored;
 use super::{par_rows, read, sum_of_squares, values, vectorized, zeros};
 use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
@@ -32,12 +33,11 @@ impl CustomOp1 for Embedding {
         let (_, columns) = self.tokens.tensor.dims2()?;
         let mut h = zeros(self.ids.len() * columns);
         for (table, indices) in self.tables() {
-            read(&table.tensor, |table| {
+            read_stored(&table.tensor, |table| {
                 par_rows(&mut h, columns, |first, rows| {
                     vectorized(|| {
                         for (row, &index) in rows.chunks_exact_mut(columns).zip(&indices[first..]) {
-                            let from = &table[index as usize * columns..][..columns];
-                            row.iter_mut().zip(from).for_each(|(h, e)| *h += e);
+                            table.each(index as usize * columns, row, |h, e| *h += e);
                         }
                     })
                 })

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::matmul::{Mat, Precision, large_product};
+use super::stored::{Values, read_stored};
 use super::{exp, fold, max, par_rows, read, values, vectorized, zeros};
 use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
@@ -31,18 +32,18 @@ pub fn chunk_values(rows: usize, vocabulary: usize) -> usize {
 /// The head's matrix (V,C) as its products see it.
 #[derive(Clone, Copy)]
 struct Vocabulary<'a> {
-    w: &'a [f32],
+    w: Values<'a>,
     columns: usize,
     precision: Precision,
 }
 
 impl Vocabulary<'_> {
     fn len(&self) -> usize {
-        self.w.len() / self.columns
+        self.w.count() / self.columns
     }
 
     fn mat(&self) -> Mat {
-        Mat::new(self.w, self.len(), self.columns)
+        Mat::of(self.w, self.len(), self.columns)
     }
 }
 
@@ -51,7 +52,7 @@ enum Target<'a> {
     /// log p(token).
     Token(&'a [u32]),
     /// KL(p_ref ‖ p): hidden states (n,C) of the reference and its head (V,C).
-    Reference(&'a [f32], &'a [f32]),
+    Reference(&'a [f32], Values<'a>),
 }
 
 /// f_i of each row of x (n,C) under head w (V,C), and with `slopes` also u_i = ∂f_i/∂x_i (n,C).
@@ -89,7 +90,7 @@ fn scan_with(
             Target::Reference(ref_x, ref_w) => {
                 let ref_logits = &mut ref_logits[..count * vocabulary];
                 let ref_x = Mat::new(&ref_x[first * columns..][..count * columns], count, columns);
-                let ref_head = Mat::new(ref_w, vocabulary, columns);
+                let ref_head = Mat::of(*ref_w, vocabulary, columns);
                 large_product(ref_logits, ref_x, ref_head.t(), 0.0, 1.0, precision);
                 let ref_logits = &*ref_logits;
                 each_row(logits, vocabulary, out, |row, logits, out| {
@@ -210,7 +211,9 @@ impl Head {
     fn with_target<R>(&self, work: impl FnOnce(&Target) -> R) -> Result<R> {
         match &self.kind {
             HeadKind::TokenLogp(tokens) => Ok(work(&Target::Token(tokens))),
-            HeadKind::Kl { hidden, weight } => read(hidden, |x| read(weight, |w| work(&Target::Reference(x, w))))?,
+            HeadKind::Kl { hidden, weight } => {
+                read(hidden, |x| read_stored(weight, |w| work(&Target::Reference(x, w))))?
+            }
         }
     }
 }
@@ -225,7 +228,7 @@ impl CustomOp1 for Head {
         let (_, columns) = self.weight.tensor.dims2()?;
         let x = self.gather(values(h, layout)?, columns);
         let mut slopes = self.keep_slopes.then(|| zeros(x.len()));
-        let out = read(&self.weight.tensor, |w| {
+        let out = read_stored(&self.weight.tensor, |w| {
             let head = Vocabulary { w, columns, precision: self.weight.precision };
             self.with_target(|target| scan(&x, head, target, slopes.as_deref_mut()))
         })??;
@@ -261,7 +264,7 @@ impl Head {
             bail!("{}: the head belongs to no block", self.weight.name);
         }
         let x = read(h, |h| self.gather(h, columns))?;
-        read(&self.weight.tensor, |w| {
+        read_stored(&self.weight.tensor, |w| {
             let head = Vocabulary { w, columns, precision: self.weight.precision };
             let vocabulary = head.len();
             self.with_target(|target| {

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::matmul::{Mat, Precision, large_product};
+use super::stored::{Values, read_stored};
 use super::{add_column_sums, par_rows, read, sum_of_squares, values, vectorized, zeros};
 use crate::profile::{Part, span};
 use crate::weights::{Param, Want};
@@ -34,10 +35,10 @@ impl Linear {
     }
 
     /// The weight as an (in, out) matrix.
-    fn matrix(&self, w: &[f32], input: usize, output: usize) -> Mat {
+    fn matrix(&self, w: Values, input: usize, output: usize) -> Mat {
         match self.orientation {
-            Orientation::InOut => Mat::new(w, input, output),
-            Orientation::OutIn => Mat::new(w, output, input).t(),
+            Orientation::InOut => Mat::of(w, input, output),
+            Orientation::OutIn => Mat::of(w, output, input).t(),
         }
     }
 
@@ -60,7 +61,7 @@ impl Linear {
             })?;
         }
         let keep = if residual.is_some() || self.bias.is_some() { 1.0 } else { 0.0 };
-        read(&self.weight.tensor, |w| {
+        read_stored(&self.weight.tensor, |w| {
             let (x, w) = (Mat::new(x, rows, input), self.matrix(w, input, output));
             large_product(&mut y, x, w, keep, 1.0, self.weight.precision);
         })?;
@@ -87,7 +88,7 @@ impl Linear {
         let rows = x.elem_count() / input;
         let mut gx = zeros(rows * input);
         read(&grad, |g| {
-            read(&self.weight.tensor, |w| {
+            read_stored(&self.weight.tensor, |w| {
                 let (g, w) = (Mat::new(g, rows, output), self.matrix(w, input, output));
                 large_product(&mut gx, g, w.t(), 0.0, 1.0, self.weight.precision);
             })

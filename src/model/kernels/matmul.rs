@@ -1,14 +1,19 @@
 //! The matrix product: a thin, safe face on our packed kernel and on `gemm`, by shape and precision.
 
+use std::ops::Range;
+use std::slice::from_raw_parts;
+
 use gemm::Parallelism;
 use serde::{Deserialize, Serialize};
 
+use super::stored::{Values, WeightsDtype};
 use crate::profile;
 
 /// A matrix view: `rows × cols` with strides in values.
 #[derive(Clone, Copy)]
 pub struct Mat {
-    ptr: *const f32,
+    ptr: *const u8,
+    dtype: WeightsDtype,
     pub rows: usize,
     pub cols: usize,
     row_stride: usize,
@@ -18,19 +23,51 @@ pub struct Mat {
 impl Mat {
     /// A row-major matrix that is all of `data`.
     pub fn new(data: &[f32], rows: usize, cols: usize) -> Self {
-        assert_eq!(data.len(), rows * cols, "matrix of {rows} × {cols}");
-        Self { ptr: data.as_ptr(), rows, cols, row_stride: cols, col_stride: 1 }
+        Self::of(Values::F32(data), rows, cols)
+    }
+
+    /// A row-major matrix that is all of `data`.
+    pub fn of(data: Values, rows: usize, cols: usize) -> Self {
+        assert_eq!(data.count(), rows * cols, "matrix of {rows} × {cols}");
+        let (ptr, dtype) = match data {
+            Values::F32(values) => (values.as_ptr().cast(), WeightsDtype::F32),
+            Values::Bf16(values) => (values.as_ptr().cast(), WeightsDtype::Bf16),
+            Values::F16(values) => (values.as_ptr().cast(), WeightsDtype::F16),
+        };
+        Self { ptr, dtype, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
     /// # Safety
     /// `ptr` must be readable at `r·stride + c` for every row and column while the view is used.
     pub unsafe fn strided(ptr: *const f32, rows: usize, cols: usize, stride: usize) -> Self {
-        Self { ptr, rows, cols, row_stride: stride, col_stride: 1 }
+        Self { ptr: ptr.cast(), dtype: WeightsDtype::F32, rows, cols, row_stride: stride, col_stride: 1 }
     }
 
     /// The transpose, without a copy.
     pub fn t(self) -> Self {
         Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// Some rows and columns of it.
+    fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
+        let offset = rows.start * self.row_stride + cols.start * self.col_stride;
+        Self { ptr: self.ptr.wrapping_add(offset * self.dtype.bytes()), rows: rows.len(), cols: cols.len(), ..self }
+    }
+
+    /// The values of a matrix that lies without gaps.
+    ///
+    /// # Safety
+    /// The data must be readable as long as what is returned is used.
+    unsafe fn values<'a>(self) -> Values<'a> {
+        let len = self.rows * self.cols;
+        // SAFETY: as the caller promises; the pointer was made of values of this dtype.
+        unsafe {
+            match self.dtype {
+                WeightsDtype::F32 => Values::F32(from_raw_parts(self.ptr.cast(), len)),
+                WeightsDtype::Bf16 => Values::Bf16(from_raw_parts(self.ptr.cast(), len)),
+                WeightsDtype::F16 => Values::F16(from_raw_parts(self.ptr.cast(), len)),
+            }
+        }
     }
 }
 
@@ -96,8 +133,10 @@ unsafe fn packed_product(
     assert_eq!(a.cols, b.rows, "inner sizes");
     assert!([a, b].iter().all(|m| m.row_stride == 1 || m.col_stride == 1), "rows or columns are contiguous");
     let out = Output { ptr: super::Shared(out), stride, keep, scale };
-    let left = Operand { ptr: a.ptr, across: a.rows, across_stride: a.row_stride, depth_stride: a.col_stride };
-    let right = Operand { ptr: b.ptr, across: b.cols, across_stride: b.col_stride, depth_stride: b.row_stride };
+    let left =
+        Operand { ptr: a.ptr, dtype: a.dtype, across: a.rows, across_stride: a.row_stride, depth_stride: a.col_stride };
+    let right =
+        Operand { ptr: b.ptr, dtype: b.dtype, across: b.cols, across_stride: b.col_stride, depth_stride: b.row_stride };
     // SAFETY: as the caller promises.
     unsafe { product(out, left, right, a.cols, precision, cores) }
 }
@@ -115,7 +154,8 @@ pub fn product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, cores: Co
 /// `out` must be writable at `r·stride + c` for every row of `a` and column of `b`, and no one else may use it.
 pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
     assert_eq!(a.cols, b.rows, "inner sizes");
-    profile::count_product(a.rows, a.cols, b.cols, cores == Cores::All);
+    assert!(a.dtype == WeightsDtype::F32, "weights are on the right");
+    let left = a.ptr.cast::<f32>();
     // `gemm` would first copy `b` transposed, which at a few hundred rows of `a` costs more than the multiplication.
     #[cfg(target_arch = "x86_64")]
     {
@@ -123,16 +163,36 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
         const SHORT: usize = 128;
         let deep = a.col_stride == 1 && b.row_stride == 1 && b.cols > 1;
         if deep && a.cols >= SHORT && super::packed::available(Precision::F32) {
+            profile::count_product(a.rows, a.cols, b.cols, cores == Cores::All);
             // SAFETY: as the caller promises.
             return unsafe { packed_product(out, stride, a, b, keep, scale, Precision::F32, cores) };
         }
     }
+    // By strips of the depth, so that of a vocabulary's weights in bf16 only a strip at a time lies beside them in f32.
+    const STRIP: usize = 8192;
+    if a.cols > STRIP && b.col_stride == 1 {
+        for first in (0..a.cols).step_by(STRIP) {
+            let deep = first..(first + STRIP).min(a.cols);
+            let (a, b) = (a.part(0..a.rows, deep.clone()), b.part(deep, 0..b.cols));
+            // SAFETY: as the caller promises.
+            unsafe { product_into(out, stride, a, b, if first == 0 { keep } else { 1.0 }, scale, cores) };
+        }
+        return;
+    }
+    let wide;
+    let b = if b.dtype == WeightsDtype::F32 {
+        b
+    } else {
+        // SAFETY: the view is readable.
+        wide = unsafe { b.values() }.widened();
+        Mat { ptr: wide.as_ptr().cast(), dtype: WeightsDtype::F32, ..b }
+    };
     if a.rows == 1 && a.cols > 0 {
         // For one row `gemm` takes another path, which adds up in another order: a text written alone would differ in
         // its last bits from the same text in a batch. The row goes twice.
         // SAFETY: one row of `a` is readable; the two rows of `twice` are ours.
         unsafe {
-            let row: Vec<f32> = (0..a.cols).map(|c| *a.ptr.add(c * a.col_stride)).collect();
+            let row: Vec<f32> = (0..a.cols).map(|c| *left.add(c * a.col_stride)).collect();
             let doubled = [row.as_slice(), &row].concat();
             let mut twice = vec![0f32; 2 * b.cols];
             product_into(twice.as_mut_ptr(), b.cols, Mat::new(&doubled, 2, a.cols), b, 0.0, scale, cores);
@@ -143,6 +203,7 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
         }
         return;
     }
+    profile::count_product(a.rows, a.cols, b.cols, cores == Cores::All);
     let parallelism = match cores {
         Cores::All => Parallelism::Rayon(0),
         Cores::One => Parallelism::None,
@@ -157,10 +218,10 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
             1,
             stride as isize,
             keep != 0.0,
-            a.ptr,
+            left,
             a.col_stride as isize,
             a.row_stride as isize,
-            b.ptr,
+            b.ptr.cast(),
             b.col_stride as isize,
             b.row_stride as isize,
             keep,
@@ -196,6 +257,36 @@ mod tests {
                 for (x, y) in out.iter().zip(&want) {
                     assert!((x - y).abs() < 1e-5, "{x} {y}");
                 }
+            }
+        }
+    }
+
+    /// What is widened on the way gives the bits of what was widened before, on every path: packed, by strips, one row.
+    #[test]
+    fn stored_weights_give_the_bits_of_widened_ones() {
+        for (m, k, n) in [(2, 7, 6), (4, 200, 7), (1, 200, 7), (3, 9000, 5), (1, 9000, 5)] {
+            let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+            let b: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.73).cos()).collect();
+            let (bf16s, f16s): (Vec<_>, Vec<_>) =
+                b.iter().map(|x| (half::bf16::from_f32(*x), half::f16::from_f32(*x))).unzip();
+            for stored in [Values::Bf16(&bf16s), Values::F16(&f16s)] {
+                let wide = stored.widened();
+                for transposed in [false, true] {
+                    let of = |values: Values| {
+                        let b = if transposed { Mat::of(values, n, k).t() } else { Mat::of(values, k, n) };
+                        let mut out = vec![0.5f32; m * n];
+                        product(&mut out, Mat::new(&a, m, k), b, 2.0, 1.5, Cores::All);
+                        out
+                    };
+                    assert_eq!(of(stored), of(Values::F32(&wide)), "{m} × {k} × {n}");
+                }
+            }
+            let mut sums = vec![0f32; m * n];
+            product(&mut sums, Mat::new(&a, m, k), Mat::new(&b, k, n), 0.0, 1.0, Cores::All);
+            for (at, sum) in sums.iter().enumerate() {
+                let terms = (0..k).map(|x| f64::from(a[at / n * k + x]) * f64::from(b[x * n + at % n]));
+                let want: f64 = terms.sum();
+                assert!((f64::from(*sum) - want).abs() < 1e-6 * k as f64, "{sum} {want}");
             }
         }
     }

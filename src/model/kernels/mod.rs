@@ -15,6 +15,7 @@ pub mod norm;
 pub mod optim;
 pub mod packed;
 pub mod rotary;
+pub mod stored;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use rayon::prelude::*;

@@ -3,18 +3,20 @@
 //!
 //! A packed *unit* is 32 bits: one f32, or two bf16 that stand one above the other in the depth. `a` is packed into
 //! panels of `HIGH` rows, `b` into panels of `WIDE` columns; a tile is HIGH broadcasts times three vectors, 24 sums in
-//! registers, nothing added across lanes. Rounding happens while packing, so operands stay f32 in memory and nothing
-//! is kept. An output does not depend on the tile it falls into, nor on how many other rows there are.
+//! registers, nothing added across lanes. Rounding happens while packing, and so does the widening of weights that lie
+//! in bf16 or f16, so operands stay as they are in memory and nothing is kept. An output does not depend on the tile it falls into, nor on how many other rows there are.
 
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Shared;
 use super::matmul::{Cores, Precision};
+use super::stored::WeightsDtype;
 
 /// Rows of `a` in a tile.
 const HIGH: usize = 8;
@@ -39,7 +41,8 @@ pub fn available(precision: Precision) -> bool {
 /// An operand: `across` counts rows of `a` or columns of `b`. One of the strides is 1.
 #[derive(Clone, Copy)]
 pub struct Operand {
-    pub ptr: *const f32,
+    pub ptr: *const u8,
+    pub dtype: WeightsDtype,
     pub across: usize,
     pub across_stride: usize,
     pub depth_stride: usize,
@@ -90,9 +93,10 @@ pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precisi
         let source = Source { from, depth, first: panel * width, width };
         // SAFETY: `to` has room for `units` rows of a panel, and this processor has the instructions.
         unsafe {
-            match precision {
-                Precision::F32 => source.pack_f32(units, to),
-                Precision::Bf16 => source.pack_bf16(units, to),
+            match from.dtype {
+                WeightsDtype::F32 => source.pack::<f32>(precision, units, to),
+                WeightsDtype::Bf16 => source.pack::<bf16>(precision, units, to),
+                WeightsDtype::F16 => source.pack::<f16>(precision, units, to),
             }
         }
     };
@@ -158,15 +162,16 @@ pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precisi
 
 /// The part of an operand that is packed next, as runs of contiguous values to prefetch.
 struct Ahead {
-    from: *const f32,
+    from: *const u8,
     runs: usize,
+    /// Bytes from run to run.
     stride: usize,
     /// Cache lines a run.
     lines: usize,
 }
 
-/// Values of a cache line.
-const LINE: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 impl Ahead {
     /// Depth `first..first + deep` of a panel of `b`; nothing beyond the operand's edge.
@@ -174,10 +179,12 @@ impl Ahead {
         let wide = b.across.saturating_sub(panel * WIDE).min(WIDE);
         let deep = depth.saturating_sub(first).min(deep);
         // Never read through, so it may point anywhere.
-        let from = b.ptr.wrapping_add(panel * WIDE * b.across_stride + first * b.depth_stride);
+        let bytes = b.dtype.bytes();
+        let from = b.ptr.wrapping_add((panel * WIDE * b.across_stride + first * b.depth_stride) * bytes);
         let (runs, stride, length) =
             if b.across_stride == 1 { (deep, b.depth_stride, wide) } else { (wide, b.across_stride, deep) };
-        Self { from, runs: if length == 0 { 0 } else { runs }, stride, lines: length.div_ceil(LINE) }
+        let runs = if length == 0 { 0 } else { runs };
+        Self { from, runs, stride: stride * bytes, lines: (length * bytes).div_ceil(LINE) }
     }
 
     /// Prefetches the `turn`-th of `turns` shares.
@@ -221,22 +228,36 @@ impl Source {
 
     /// # Safety
     /// The operand must be readable at this place.
-    unsafe fn place(&self, across: usize, depth: usize) -> *const f32 {
+    unsafe fn place<T>(&self, across: usize, depth: usize) -> *const T {
+        let value = (self.first + across) * self.from.across_stride + depth * self.from.depth_stride;
         // SAFETY: as the caller promises.
-        unsafe { self.from.ptr.add((self.first + across) * self.from.across_stride + depth * self.from.depth_stride) }
+        unsafe { self.from.ptr.cast::<T>().add(value) }
     }
 
     /// # Safety
-    /// `to` must have room for `units.len() · width` units, and the processor AVX-512.
+    /// The operand must hold values of T, `to` have room for `units.len() · width` units, and the processor have the
+    /// instructions.
+    unsafe fn pack<T: Value>(&self, precision: Precision, units: std::ops::Range<usize>, to: *mut u32) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match precision {
+                Precision::F32 => self.pack_f32::<T>(units, to),
+                Precision::Bf16 => self.pack_bf16::<T>(units, to),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Source::pack`].
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn pack_f32(&self, units: std::ops::Range<usize>, to: *mut u32) {
+    unsafe fn pack_f32<T: Value>(&self, units: std::ops::Range<usize>, to: *mut u32) {
         // SAFETY: loads are masked to what exists, stores go to the panel.
         unsafe {
             for at in (0..self.width).step_by(16) {
                 let (present, wide) = (self.present(at), mask(self.width - at));
                 if self.from.across_stride == 1 {
                     for (row, unit) in units.clone().enumerate() {
-                        let v = load(self.place(at, unit), present);
+                        let v = T::load(self.place(at, unit), present);
                         store(to.add(row * self.width + at), wide, _mm512_castps_si512(v));
                     }
                 } else {
@@ -244,7 +265,7 @@ impl Source {
                         let deep = (units.end - unit).min(16);
                         let mut rows = [_mm512_setzero_si512(); 16];
                         for (x, row) in rows.iter_mut().enumerate().take(present) {
-                            *row = _mm512_castps_si512(load(self.place(at + x, unit), deep));
+                            *row = _mm512_castps_si512(T::load(self.place(at + x, unit), deep));
                         }
                         self.spread(rows, wide, to.add((unit - units.start) * self.width + at), deep);
                     }
@@ -254,9 +275,9 @@ impl Source {
     }
 
     /// # Safety
-    /// As [`Source::pack_f32`], and the processor must have AVX512-BF16.
+    /// As [`Source::pack`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn pack_bf16(&self, units: std::ops::Range<usize>, to: *mut u32) {
+    unsafe fn pack_bf16<T: Value>(&self, units: std::ops::Range<usize>, to: *mut u32) {
         // SAFETY: loads are masked to what exists, stores go to the panel.
         unsafe {
             let interleave = _mm512_set_epi16(
@@ -271,9 +292,9 @@ impl Source {
                 let (present, wide) = (self.present(at), mask(self.width - at));
                 if self.from.across_stride == 1 {
                     for (row, unit) in units.clone().enumerate() {
-                        let upper = load(self.place(at, 2 * unit), present);
+                        let upper = T::load(self.place(at, 2 * unit), present);
                         let lower = match 2 * unit + 1 < self.depth {
-                            true => load(self.place(at, 2 * unit + 1), present),
+                            true => T::load(self.place(at, 2 * unit + 1), present),
                             false => _mm512_setzero_ps(),
                         };
                         let v = _mm512_permutexvar_epi16(interleave, pair(upper, lower));
@@ -285,9 +306,9 @@ impl Source {
                         let values = (2 * deep).min(self.depth - 2 * unit);
                         let mut rows = [_mm512_setzero_si512(); 16];
                         for (x, row) in rows.iter_mut().enumerate().take(present) {
-                            let first = load(self.place(at + x, 2 * unit), values.min(16));
+                            let first = T::load(self.place(at + x, 2 * unit), values.min(16));
                             let second = match values > 16 {
-                                true => load(self.place(at + x, 2 * unit + 16), values - 16),
+                                true => T::load(self.place(at + x, 2 * unit + 16), values - 16),
                                 false => _mm512_setzero_ps(),
                             };
                             *row = pair(first, second);
@@ -318,13 +339,55 @@ fn mask(count: usize) -> __mmask16 {
     if count >= 16 { u16::MAX } else { (1 << count) - 1 }
 }
 
+/// What an operand's values are.
+trait Value: Copy {
+    /// Up to 16 values in f32, zeros after `count` of them.
+    ///
+    /// # Safety
+    /// The first `count` values must be readable, and the processor must have AVX-512.
+    unsafe fn load(from: *const Self, count: usize) -> __m512;
+}
+
+impl Value for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(from: *const Self, count: usize) -> __m512 {
+        // SAFETY: masked to `count` values.
+        unsafe { if count >= 16 { _mm512_loadu_ps(from) } else { _mm512_maskz_loadu_ps(mask(count), from) } }
+    }
+}
+
+impl Value for bf16 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(from: *const Self, count: usize) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load_halves(from.cast(), count)))) }
+    }
+}
+
+impl Value for f16 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn load(from: *const Self, count: usize) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_cvtph_ps(load_halves(from.cast(), count)) }
+    }
+}
+
 /// # Safety
 /// The first `count` values must be readable.
 #[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn load(from: *const f32, count: usize) -> __m512 {
-    // SAFETY: masked to `count` values.
-    unsafe { if count >= 16 { _mm512_loadu_ps(from) } else { _mm512_maskz_loadu_ps(mask(count), from) } }
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load_halves(from: *const i16, count: usize) -> __m256i {
+    // SAFETY: masked to `count` values. (A masked load of 256 bits would want AVX512-VL.)
+    unsafe {
+        if count >= 16 {
+            _mm256_loadu_si256(from.cast())
+        } else {
+            _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(mask(count).into(), from))
+        }
+    }
 }
 
 /// # Safety
@@ -494,7 +557,7 @@ mod tests {
     /// Strides (across, depth) of an operand that is contiguous along the depth, or across.
     fn operand(data: &[f32], across: usize, depth: usize, along_depth: bool) -> Operand {
         let (across_stride, depth_stride) = if along_depth { (depth, 1) } else { (1, across) };
-        Operand { ptr: data.as_ptr(), across, across_stride, depth_stride }
+        Operand { ptr: data.as_ptr().cast(), dtype: WeightsDtype::F32, across, across_stride, depth_stride }
     }
 
     #[allow(clippy::too_many_arguments)]

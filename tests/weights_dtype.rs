@@ -1,0 +1,147 @@
+//! Weights kept as they are stored (`--weights-dtype`): the same bits as of weights widened when they are loaded.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use irepair::checkpoint::{self, Checkpoint, Stored};
+use irepair::methods::{self, Method, StepInput};
+use irepair::model::Model;
+use irepair::model::kernels::matmul::Precision;
+use irepair::model::kernels::stored::WeightsDtype;
+use irepair::optim::{Optimizer, OptimizerKind};
+use irepair::sensitivity::sensitivity;
+use irepair::tokens::{LossOn, Packed, PairBatch, TokenPair};
+use irepair::weights::{Weights, Who};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::cli::{Bench, refused};
+use crate::golden::{self, KERNELS};
+use crate::repair::{irepair, ok, text};
+
+/// Random weights of a model, stored in this dtype; vectors in f32.
+fn stored(config: &Value, dtype: Dtype) -> (tempfile::TempDir, Checkpoint, Model) {
+    let model = Model::from_config(config).expect("config");
+    let mut stream = irepair::random::Stream::new(5, irepair::random::Purpose::Bench, 0, 0);
+    let tensors: BTreeMap<String, Stored> = model
+        .specs()
+        .into_iter()
+        .map(|spec| {
+            let values: Vec<f32> = (0..spec.shape.iter().product()).map(|_| stream.normal() as f32 * 0.1).collect();
+            let tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu).expect("tensor");
+            (spec.name, Stored::values(&tensor, if spec.shape.len() == 2 { dtype } else { Dtype::F32 }))
+        })
+        .collect();
+    let dir = tempfile::tempdir().expect("dir");
+    std::fs::write(dir.path().join("config.json"), config.to_string()).expect("writes");
+    checkpoint::write_tensors(&dir.path().join("model.safetensors"), &[("format", "pt")], &tensors).expect("writes");
+    let checkpoint = Checkpoint::open(dir.path(), "random", None).expect("opens");
+    (dir, checkpoint, model)
+}
+
+/// Models whose products are deep enough to be packed, in both orientations, with and without a head of their own.
+fn models() -> [Value; 2] {
+    let llama = json!({"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 160, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 272, "max_position_embeddings": 64, "vocab_size": 301});
+    let gpt2 =
+        json!({"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 160, "n_positions": 64, "vocab_size": 301});
+    [llama, gpt2]
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values").iter().map(|v| v.to_bits()).collect()
+}
+
+/// Logits, sensitivities, and all weights after three steps with KL.
+fn run(model: &Model, weights: &mut Weights) -> (Vec<u32>, Vec<f64>, Vec<Vec<u32>>) {
+    let ids = |from: u32, count: u32| (0..count).map(|i| (from + i * 37) % 301).collect::<Vec<_>>();
+    let pair = |i| TokenPair { prompt: ids(i, 5), chosen: ids(i + 7, 20), rejected: ids(i + 100, 30) };
+    let pairs = [pair(1), pair(50)];
+    let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All);
+    let normal = Packed::new([ids(3, 40).as_slice(), &ids(9, 1)]);
+    let logits = |weights: &Weights, who| {
+        let view = weights.frozen(who).expect("view");
+        let h = model.hidden(&view, &normal).expect("hidden");
+        bits(&model.logits(&view, &h).expect("logits"))
+    };
+    let (sensitivities, _) = sensitivity(model, weights, &pairs.rejected).expect("sensitivity");
+    let mut found = logits(weights, Who::Patient);
+    let method = Method::new(&methods::named("irepair+kl").expect("method").recipe()).expect("method");
+    let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
+    for _ in 0..3 {
+        let report =
+            method.step(&[StepInput { model, weights, pairs: &pairs, normal: Some(&normal) }]).expect("a step");
+        optimizer.step(weights, &report.gradients, 1e-3, 1.0).expect("a step");
+    }
+    for who in [Who::Reference, Who::Patient] {
+        found.extend(logits(weights, who));
+    }
+    let tensor = |name: &str| bits(&weights.tensor(Who::Patient, name).expect("tensor"));
+    (found, sensitivities, model.specs().iter().map(|s| tensor(&s.name)).collect())
+}
+
+#[test]
+fn kept_weights_compute_the_same_bits() {
+    for config in models() {
+        for (dtype, kept) in [(Dtype::BF16, WeightsDtype::Bf16), (Dtype::F16, WeightsDtype::F16)] {
+            let (_dir, checkpoint, model) = stored(&config, dtype);
+            for kernels in KERNELS {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    // candle has no bf16 product on the CPU.
+                    if precision == Precision::Bf16 && (kernels == KERNELS[1] || !precision.available()) {
+                        continue;
+                    }
+                    let [plain, narrow] = [WeightsDtype::F32, kept].map(|kept| {
+                        let weights = checkpoint.load(&model, &Device::Cpu, kept).expect("loads");
+                        let mut weights = weights.with_kernels(kernels);
+                        weights.set_precision(precision);
+                        run(&model, &mut weights)
+                    });
+                    assert!(plain == narrow, "{config} {kept} {kernels:?} {precision:?}");
+                }
+            }
+        }
+    }
+}
+
+/// The same file comes out of a repair, and the plan counts half the weights.
+#[test]
+fn a_repair_writes_the_same_bytes() {
+    let bench = Bench::new();
+    let (data, normal) = (golden::dir().join("pairs.jsonl"), golden::dir().join("normal.jsonl"));
+    for (model, kept) in [("gpt-neo-bf16", "bf16"), ("qwen3", "f16")] {
+        let folder = golden::dir().join(model);
+        let repair = |kept: &str, more: &[&str]| {
+            let out = bench.path(&format!("{model}-{kept}"));
+            let arguments = [
+                &["repair", "-q", "--model", text(&folder), "--data", text(&data), "--normal", text(&normal)],
+                &["--max-steps", "4", "--batch-size", "2", "--valid-size", "2", "--eval-steps", "2"][..],
+                &["--learning-rate", "1e-3", "--weights-dtype", kept, "--out", text(&out)],
+                more,
+            ];
+            (ok(&irepair(&arguments.concat())), out)
+        };
+        let [plain, narrow] = ["f32", kept].map(|kept| repair(kept, &[]).1.join("model.safetensors"));
+        assert_eq!(std::fs::read(plain).expect("output"), std::fs::read(narrow).expect("output"), "{model}");
+        let [plain, narrow] = ["f32", kept].map(|kept| {
+            let plan: Value = serde_json::from_str(&repair(kept, &["--dry-run", "--json"]).0).expect("JSON");
+            let parts = plan["memory"]["parts"].as_array().expect("parts").clone();
+            let weights = parts.iter().find(|part| part["name"] == "weights").expect("weights");
+            weights["bytes"].as_u64().expect("bytes")
+        });
+        assert!(narrow > plain / 2 && narrow < plain * 11 / 20, "{model}: {narrow} of {plain} bytes");
+    }
+}
+
+#[test]
+fn what_would_be_rounded_is_refused() {
+    for (model, kept, found) in [("llama", "bf16", "F32"), ("gpt-neo-bf16", "f16", "BF16")] {
+        let folder = golden::dir().join(model);
+        let words = ["model.safetensors", "weight", found, "--weights-dtype", kept, "f32"];
+        for command in
+            [&["sensitivity", "--data", "x"][..], &["eval", "--toxicity"], &["repair", "--data", "x", "--dry-run"]]
+        {
+            refused(&[command, &["--model", text(&folder), "--weights-dtype", kept]].concat(), 3, &words);
+        }
+    }
+}
