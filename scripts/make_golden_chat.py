@@ -93,6 +93,23 @@ You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}""",
+    # JSON as Python writes it, with each argument; marks of what the assistant says, whose variables are their own.
+    "generation": """{{ bos_token }}{% set shown = 'outside' %}
+{{- [1, -2.5, 1e-5, 1e17, 0.0001, 3.0, true, none, [], {}, "</a> 'b' \\u007f"] | tojson }}
+{{- {"z": [1, {"b": "è😀", "a": {}}], "a": 2} | tojson(indent=2, sort_keys=true, ensure_ascii=true) }}
+{{- [[], 2] | tojson(indent="--") + {"k": [1, 2]} | tojson(separators=(",", ":"), indent=none) }}
+{%- for message in messages %}
+    {{- message | tojson }}
+    {%- if message.role == 'assistant' %}
+        {% generation %}
+        {%- set shown = 'inside' %}
+        {{- message.content + shown + loop.index|string }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message.content }}{%- generation -%}  {{ shown }}  {%- endgeneration -%}
+    {%- endif %}
+    {{- shown }}<end>
+{%- endfor %}""",
 }
 USER = lambda text: {"role": "user", "content": text}
 ASSISTANT = lambda text: {"role": "assistant", "content": text}

@@ -1,13 +1,17 @@
 //! A *chat template* makes one text of a conversation's messages, with the marks that the model was trained on. It comes
 //! with the tokenizer, in Jinja as transformers runs it.
 
+mod tojson;
+
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, context};
+use regex::Regex;
 use serde_json::Value;
 
 use crate::data::Place;
@@ -17,6 +21,10 @@ use crate::fault::Fault;
 const FUEL: u64 = 2_000_000;
 /// What the template is called in the environment.
 const NAME: &str = "chat";
+
+/// transformers' mark of what an assistant says. What is within is a scope of its own there.
+static GENERATION: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a regex"));
 
 /// How a conversation's text ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +88,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |why: String| -> std::result::Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });
+        environment.add_filter("tojson", tojson::tojson);
+        let source = GENERATION.replace_all(&source, "{%$1 ${2}with $3%}").into_owned();
         let added = environment.add_template_owned(NAME, source).map_err(|e| e.to_string());
         Ok(Self { file: file.display().to_string(), environment: added.map(|()| environment), tokens })
     }
