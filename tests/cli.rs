@@ -151,6 +151,13 @@ fn a_model_that_is_not_there() {
     bad_model(&model, &["model.safetensors"]);
     std::fs::write(model.join("pytorch_model.bin"), "pickle").expect("write");
     bad_model(&model, &["pytorch_model.bin", "convert"]);
+    for other in ["model.Q8_0.gguf", "pytorch_model.bin.index.json"] {
+        let model = bench.model();
+        std::fs::remove_file(model.join("model.safetensors")).expect("remove");
+        std::fs::rename(model.join("pytorch_model.bin"), model.join(other)).expect("rename");
+        bad_model(&model, &[other, "not loaded; convert", "GPT2LMHeadModel.from_pretrained("]);
+        std::fs::rename(model.join(other), model.join("pytorch_model.bin")).expect("rename");
+    }
     // As llama.cpp's files lie: alone, without a config.json.
     let gguf = bench.file("small.gguf", "GGUF");
     bad_model(bench.dir.path(), &["small.gguf", "convert", "gguf_file=\"small.gguf\""]);
