@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::kernels::optim::{Average, Descend};
 use crate::profile::{self, Part, Phase};
-use crate::weights::{Weights, squared_norm};
+use crate::weights::{Weights, squared_norms};
 
 /// Which optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -149,7 +149,7 @@ fn update_composed(
 
 /// L2 norm over all gradients of a step.
 pub fn gradient_norm(gradients: &BTreeMap<String, Tensor>) -> Result<f64> {
-    let squares: Vec<f64> = gradients.values().map(squared_norm).collect::<Result<_>>().context("gradient norm")?;
+    let squares = squared_norms(gradients.values()).context("gradient norm")?;
     Ok(squares.iter().sum::<f64>().sqrt())
 }
 

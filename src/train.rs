@@ -26,7 +26,7 @@ use crate::slice::Slice;
 use crate::state::Fingerprint;
 use crate::stop;
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
-use crate::weights::{Weights, Who, squared_norm};
+use crate::weights::{Weights, Who, squared_norms};
 pub use state::CHECKPOINTS;
 
 /// A line of `steps.jsonl`.
@@ -366,11 +366,10 @@ impl Trainer<'_> {
         let scale = clip_factor(grad_norm, regime.max_grad_norm);
         self.optimizer.step(&mut self.weights, &report.gradients, lr, scale)?;
         self.step += 1;
-        for name in report.gradients.keys() {
-            let norm = squared_norm(&self.weights.tensor(Who::Patient, name)?)?;
-            if !norm.is_finite() {
-                return Err(Diverged { what: "a weight", value: norm, step: self.step }.into());
-            }
+        let tensors = report.gradients.keys().map(|name| self.weights.tensor(Who::Patient, name));
+        let norms = squared_norms(tensors.collect::<Result<Vec<_>>>()?.iter())?;
+        if let Some(value) = norms.into_iter().find(|norm| !norm.is_finite()) {
+            return Err(Diverged { what: "a weight", value, step: self.step }.into());
         }
         Ok(StepLine {
             step: self.step,

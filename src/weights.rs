@@ -369,13 +369,14 @@ impl View<'_> {
             Harvest { squares: BTreeMap::new(), gradients: BTreeMap::new(), tapped: self.taps.into_tapped() };
         let mut entries = std::mem::take(&mut *self.ledger.lock());
         let mut collected = self.collected.into_inner();
+        let mut normed = BTreeMap::new();
         for (&name, want) in &self.wants {
             let missing = || format!("no gradient reached {name}");
             let composed = collected.remove(name);
             match (want, composed) {
                 (Want::Nothing, _) => {}
                 (Want::Norm, Some(gradient)) => {
-                    harvest.squares.insert(name.into(), squared_norm(&gradient)?);
+                    normed.insert(name.to_owned(), gradient);
                 }
                 (Want::Gradient, Some(gradient)) => {
                     harvest.gradients.insert(name.into(), gradient);
@@ -390,17 +391,25 @@ impl View<'_> {
                 }
             }
         }
+        let squares = squared_norms(normed.values())?;
+        harvest.squares.extend(normed.into_keys().zip(squares));
         Ok(harvest)
     }
 }
 
-/// Σ x², accumulated in f64 (a low-precision or f32 sum over millions of values is nonsense).
-pub fn squared_norm(tensor: &Tensor) -> Result<f64> {
-    let flat = tensor.to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
-    if flat.device().is_cpu() {
-        return Ok(crate::model::kernels::read(&flat, crate::model::kernels::sum_of_squares)?);
+/// Σ x² of each tensor, accumulated in f64 (a low-precision or f32 sum over millions of values is nonsense). From another
+/// device all of them come in one copy: each would wait for all work before it.
+pub fn squared_norms<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<f64>> {
+    let (mut norms, mut elsewhere) = (Vec::new(), Vec::new());
+    for tensor in tensors {
+        let flat = tensor.to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
+        if flat.device().is_cpu() {
+            norms.push(crate::model::kernels::read(&flat, crate::model::kernels::sum_of_squares)?);
+        } else {
+            elsewhere.push(flat.to_dtype(DType::F64)?.sqr()?.sum_all()?);
+        }
     }
-    Ok(flat.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?)
+    Ok(if elsewhere.is_empty() { norms } else { Tensor::stack(&elsewhere, 0)?.to_vec1()? })
 }
 
 /// What a backward pass brought in, by tensor name.

@@ -212,7 +212,7 @@ fn gradients_equal_finite_differences() {
             let gradients = view.harvest().expect("harvest").gradients;
             assert_eq!(gradients.len(), golden.model.specs().len(), "a gradient for every tensor");
             for (tensor, gradient) in gradients {
-                let norm = irepair::weights::squared_norm(&gradient).expect("norm").sqrt();
+                let norm = irepair::weights::squared_norms([&gradient].into_iter()).expect("norm")[0].sqrt();
                 let original = weights.touch(&tensor).expect("tensor").copy().expect("copy");
                 let step = 1e-2;
                 let mut at = |sign: f64| {
@@ -289,7 +289,7 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         close(method.validate(&input(&golden, &weights, &batch)).expect(name).loss, value, 1e-5, name);
         for tensor in ["transformer.h.0.mlp.c_fc.weight", "transformer.h.1.attn.c_attn.weight"] {
             let gradient = &report.gradients[tensor];
-            let norm = irepair::weights::squared_norm(gradient).expect("norm").sqrt();
+            let norm = irepair::weights::squared_norms([gradient].into_iter()).expect("norm")[0].sqrt();
             let original = weights.tensor(Who::Patient, tensor).expect("tensor").copy().expect("copy");
             let step = 1e-2;
             let mut at = |sign: f64| {
