@@ -98,10 +98,10 @@ pub fn keep_freed_memory() {
 
 /// The precision that products run in on this device, and why it is not the one asked for.
 pub fn precision(asked: Precision, device: &Device) -> (Precision, Option<&'static str>) {
-    if device.is_cpu() && !asked.available() {
-        return (Precision::F32, Some("this processor has no fast bf16 product (AVX512-BF16)"));
+    match asked.unavailable().filter(|_| device.is_cpu()) {
+        Some(why) => (Precision::F32, Some(why)),
+        None => (asked, None),
     }
-    (asked, None)
 }
 
 /// Sets the number of threads of all parallel work; 0 is refused. Without a number, `RAYON_NUM_THREADS` or all cores.

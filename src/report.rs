@@ -73,6 +73,13 @@ pub struct RunRecord {
     pub dtype: Precision,
 }
 
+impl RunRecord {
+    /// Where products were not of the precision that was asked for, the words for it.
+    pub fn fallback(&self) -> &'static str {
+        if self.dtype == self.settings.dtype { "" } else { ", in f32: bf16 has no fast products here" }
+    }
+}
+
 /// Failures of a neuron-level repair; the patch says which neurons were changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

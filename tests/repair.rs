@@ -651,7 +651,7 @@ fn trials_choose_the_slice_of_the_whole_run() {
         assert_eq!(step["slice"], best["trial"]);
     }
     let run = record(&whole);
-    assert_eq!(run.dtype == Precision::Bf16, Precision::Bf16.available());
+    assert_eq!(run.dtype == Precision::Bf16, Precision::Bf16.unavailable().is_none());
     assert!(
         run.changed.iter().all(|c| c.name.contains(".mlp.") || c.name.contains(".ln_2."))
             || run.changed.iter().all(|c| c.name.contains(".attn.") || c.name.contains(".ln_1."))
@@ -665,4 +665,41 @@ fn trials_choose_the_slice_of_the_whole_run() {
     child.wait().expect("wait");
     ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
     assert_eq!(files(&out), files(&whole));
+}
+
+/// As on a processor without AVX512-BF16, `--dtype bf16` is f32, to the byte, and says so; the fast path is near.
+#[test]
+fn bf16_without_fast_products_is_f32() {
+    let dir = tempfile::tempdir().expect("dir");
+    let run = |name: &str, dtype: &str, plain: bool| {
+        let out = dir.path().join(name);
+        let mut command = command(&demo(&out, &["--method", "irepair", "--learning-rate", "1e-4", "--dtype", dtype]));
+        if plain {
+            command.env("IREPAIR_PLAIN_PRODUCTS", "1");
+        }
+        let output = command.output().expect("runs");
+        let said = ok(&output);
+        let warnings = String::from_utf8_lossy(&output.stderr).matches("f32 is used").count();
+        let steps = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
+        (files(&out), record(&out), steps, (warnings, said.matches("in f32").count()))
+    };
+    let (bytes, fallback, _, said) = run("fallback", "bf16", true);
+    assert_eq!((fallback.dtype, fallback.settings.dtype, said), (Precision::F32, Precision::Bf16, (1, 1)));
+    let (same, asked, plain, said) = run("plain", "f32", true);
+    assert_eq!((asked.dtype, said), (Precision::F32, (0, 0)));
+    assert_eq!(bytes, same);
+    let (_, fast, steps, _) = run("fast", "bf16", false);
+    assert_eq!(fast.dtype == Precision::Bf16, Precision::Bf16.unavailable().is_none());
+    for (fast, plain) in steps.iter().zip(&plain) {
+        assert_eq!(fast.block, plain.block);
+        close(fast.loss, plain.loss, 0.01, "bf16 and f32");
+    }
+    let rounded = steps.iter().zip(&plain).any(|(fast, plain)| (fast.loss / plain.loss - 1.0).abs() > 1e-5);
+    assert_eq!(rounded, fast.dtype == Precision::Bf16, "rounding shows");
+    // A measurement of what is not there would mislead.
+    let mut bench = command(&["bench", "--dtype", "bf16"]);
+    let output = bench.env("IREPAIR_PLAIN_PRODUCTS", "1").output().expect("runs");
+    assert_eq!(output.status.code(), Some(3));
+    let doctor = command(&["doctor"]).env("IREPAIR_PLAIN_PRODUCTS", "1").output().expect("runs");
+    assert!(ok(&doctor).contains("f32 is used"));
 }

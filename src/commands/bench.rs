@@ -43,7 +43,7 @@ pub fn run(args: &Bench) -> Result<()> {
     let device = device::choose(&args.device)?.device;
     let (precision, why_not) = device::precision(args.dtype, &device);
     if let Some(why) = why_not {
-        bail_input!("--dtype {:?}: {why}", args.dtype);
+        bail_input!("--dtype bf16: {why}");
     }
     let model = shapes::model(&args.config, args.blocks)?;
     let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };

@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::cli::Doctor;
 use crate::hub::Hub;
 use crate::model::ARCHES;
+use crate::model::kernels::matmul::Precision;
 use crate::{device, methods, scorers};
 
 pub fn run(args: &Doctor) -> Result<()> {
@@ -22,6 +23,10 @@ pub fn run(args: &Doctor) -> Result<()> {
         "device_why": choice.why,
         "threads": device::set_threads(None)?,
         "vector_instructions": vectors(),
+        "bf16_products": match Precision::Bf16.unavailable() {
+            Some(why) => format!("{why}: f32 is used"),
+            None => "AVX512-BF16".into(),
+        },
         "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
         "methods": methods::METHODS.iter().map(|m| m.name).chain(methods::neuron::METHODS.iter().map(|m| m.name)).collect::<Vec<_>>(),
         "scorers": scorers::SCORERS.iter().map(|s| s.name).collect::<Vec<_>>(),

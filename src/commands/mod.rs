@@ -67,7 +67,7 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let choice = device::choose(on.device)?;
     let (precision, why_not) = device::precision(on.dtype, &choice.device);
     if let Some(why) = why_not {
-        eprintln!("--dtype {:?}: {why}; f32 is used", on.dtype);
+        eprintln!("--dtype bf16: {why}; f32 is used");
     }
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;

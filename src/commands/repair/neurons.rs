@@ -399,12 +399,13 @@ fn summary(run: &RunRecord, out: &Path) -> String {
     }
     let _ = writeln!(
         text,
-        "{} steps in {} rounds ({}); {:.1} s, {:.2} a failure",
+        "{} steps in {} rounds ({}); {:.1} s, {:.2} a failure{}",
         run.steps,
         edits.rounds,
         run.stopped,
         edits.repair_seconds,
-        edits.repair_seconds / edits.failures.max(1) as f64
+        edits.repair_seconds / edits.failures.max(1) as f64,
+        run.fallback()
     );
     let _ =
         writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());

@@ -242,8 +242,12 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
     let memory = run.peak_rss_mib.map_or(String::new(), |m| format!(", {m} MiB at most"));
     let _ = writeln!(
         text,
-        "{} steps ({}), weights of step {} kept; {:.0} s{memory}",
-        run.steps, run.stopped, run.kept_step, run.seconds
+        "{} steps ({}), weights of step {} kept; {:.0} s{memory}{}",
+        run.steps,
+        run.stopped,
+        run.kept_step,
+        run.seconds,
+        run.fallback()
     );
     let _ =
         writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 use std::slice::from_raw_parts;
+use std::sync::LazyLock;
 
 use gemm::Parallelism;
 use serde::{Deserialize, Serialize};
 
 use super::stored::{Values, WeightsDtype};
+use crate::environment::variable;
 use crate::profile;
 
 /// A matrix view: `rows × cols` with strides in values.
@@ -91,23 +93,29 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether the CPU kernels have a fast product for it here.
-    pub fn available(self) -> bool {
+    /// Why the CPU kernels have no fast product for it here; `None` if they have.
+    pub fn unavailable(self) -> Option<&'static str> {
         #[cfg(target_arch = "x86_64")]
         let fast = super::packed::available(self);
         #[cfg(not(target_arch = "x86_64"))]
         let fast = false;
-        fast || self == Self::F32
+        match self {
+            Self::Bf16 if *PLAIN => Some("IREPAIR_PLAIN_PRODUCTS is set"),
+            Self::Bf16 if !fast => Some("this processor has no AVX512-BF16"),
+            _ => None,
+        }
     }
 }
 
-/// [`product`] on all cores, its operands in this precision; f32 where it is not
-/// [`available`](Precision::available).
+/// Whether products run as on a processor without AVX-512: with `IREPAIR_PLAIN_PRODUCTS` in the environment.
+pub(super) static PLAIN: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_PLAIN_PRODUCTS").is_some());
+
+/// [`product`] on all cores, its operands in this precision; f32 where it is [`unavailable`](Precision::unavailable).
 pub fn large_product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, precision: Precision) {
     assert_eq!(out.len(), a.rows * b.cols, "output of {} × {}", a.rows, b.cols);
     let _span = profile::product_span();
     #[cfg(target_arch = "x86_64")]
-    if precision != Precision::F32 && precision.available() {
+    if precision != Precision::F32 && super::packed::available(precision) {
         profile::count_product(a.rows, a.cols, b.cols, true);
         // SAFETY: `out` has room for every row, and is borrowed mutably.
         return unsafe { packed_product(out.as_mut_ptr(), b.cols, a, b, keep, scale, precision, Cores::All) };

@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Shared;
-use super::matmul::{Cores, Precision};
+use super::matmul::{Cores, PLAIN, Precision};
 use super::stored::WeightsDtype;
 
 /// Rows of `a` in a tile.
@@ -29,9 +29,9 @@ const FEW: usize = 8;
 /// Panels of `a` that a job takes then.
 const JOB: usize = 4;
 
-/// Whether this processor can run [`product`] in this precision.
+/// Whether this processor can, and may, run [`product`] in this precision.
 pub fn available(precision: Precision) -> bool {
-    let f32 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+    let f32 = !*PLAIN && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
     match precision {
         Precision::F32 => f32,
         Precision::Bf16 => f32 && is_x86_feature_detected!("avx512bf16"),
