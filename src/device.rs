@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::Device;
 
 use crate::bail_input;
+use crate::environment::variable;
 use crate::fault::Fault;
 use crate::model::kernels::matmul::Precision;
 
@@ -104,12 +105,18 @@ pub fn precision(asked: Precision, device: &Device) -> (Precision, Option<&'stat
     }
 }
 
-/// Sets the number of threads of all parallel work; 0 is refused. Without a number, `RAYON_NUM_THREADS` or all cores.
+/// Sets the number of threads of all parallel work. Without a number, `RAYON_NUM_THREADS` or all cores. Errors (bad
+/// input) if it is 0 or above the cores.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if let Some(threads) = threads {
+    let asked = match (threads, variable("RAYON_NUM_THREADS")) {
+        (Some(threads), _) => Some((format!("--threads {threads}"), threads)),
+        (None, Some(text)) => Some((format!("RAYON_NUM_THREADS={text}"), text.trim().parse().unwrap_or(0))),
+        (None, None) => None,
+    };
+    if let Some((said, threads)) = asked {
         if threads == 0 || threads > cores {
-            bail_input!("--threads {threads}: this machine has 1 to {cores}");
+            bail_input!("{said}: this machine has 1 to {cores}");
         }
         // A second call in one process (tests) finds the pool already made; its size stays.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

@@ -376,8 +376,6 @@ fn settings_that_cannot_work() {
     repair(&["--max-length", "65"], &["64 positions"]);
     repair(&["--device", "cuda"], &["cuda"]);
     repair(&["--device", "tpu"], &["unknown"]);
-    repair(&["--threads", "0"], &["--threads 0"]);
-    repair(&["--threads", "100000"], &["--threads 100000"]);
     repair(&["--resume", "--valid-size", "0"], &["--resume", "no unfinished run"]);
     let config = bench.file("my.toml", "seed = 1\nlerning-rate = 1\n");
     repair(&["--config", &config], &["my.toml:2", "did you mean \"learning-rate\""]);
@@ -410,6 +408,27 @@ fn settings_that_cannot_work() {
 
 #[test]
 fn an_output_that_cannot_be_written() {
+#[test]
+fn thread_counts_that_cannot_be() {
+    let commands: [&[&str]; 6] =
+        [&["repair"], &["sensitivity"], &["generate", "--out", "x.jsonl"], &["eval"], &["compare"], &["bench"]];
+    for command in commands {
+        for count in ["0", "100000"] {
+            let words = format!("--threads {count}: this machine has 1 to ");
+            refused(&[command, &["--threads", count]].concat(), 3, &[&words]);
+        }
+    }
+    let texts = golden::dir().join("normal.jsonl");
+    for command_words in [&["sensitivity"][..], &["score", texts.to_str().expect("utf-8"), "--out", "x.jsonl"]] {
+        for count in ["0", "100000", "two"] {
+            let output = command(command_words).env("RAYON_NUM_THREADS", count).output().expect("runs");
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(3), "{command_words:?} {error}");
+            assert!(error.contains(&format!("RAYON_NUM_THREADS={count}: this machine has 1 to ")), "{error}");
+        }
+    }
+}
+
     let bench = Bench::new();
     let file = bench.file("file", "");
     let out = format!("{file}/out");

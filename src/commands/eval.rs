@@ -27,7 +27,7 @@ use crate::report::progress::Progress;
 use crate::scorers::{self, Scorer};
 use crate::tokens::Lengths;
 use crate::weights::Weights;
-use crate::{bail_input, data, stop};
+use crate::{bail_input, data, device, stop};
 use folder::Folder;
 use results::{Changed, Measurement, ModelRecord, Results};
 
@@ -41,6 +41,7 @@ pub fn run(args: &Eval) -> Result<()> {
     if !args.merge.is_empty() {
         return results::merge(args);
     }
+    device::set_threads(args.threads)?;
     let scorer = check(args)?;
     let folder = Folder::claim(args, &short_name(&args.models[0]))?;
     stop::listen()?;

@@ -13,12 +13,13 @@ use crate::fault::Fault;
 use crate::report::progress::Progress;
 use crate::report::table::table;
 use crate::scorers::{self, Scored, Scorer, TOXIC};
-use crate::{bail_input, checkpoint, data, report, stop};
+use crate::{bail_input, checkpoint, data, device, report, stop};
 
 /// Texts a unit.
 const TOGETHER: usize = 64;
 
 pub fn run(args: &Score) -> Result<()> {
+    device::set_threads(None)?;
     let scorer = scorers::open(&args.scorer, &args.scoring.options())?;
     match (&args.calibrate, &args.file) {
         (Some(stored), _) => compare(args, scorer.as_ref(), stored),
