@@ -572,23 +572,54 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     let json: serde_json::Value =
         serde_json::from_str(&ok(&irepair(&demo(&out, &["--dry-run", "--json"])))).expect("json");
     assert!(json["memory_mib"].as_u64().expect("memory") > 10);
-    for more in [&["-q"][..], &["-q", "--dry-run"]] {
-        let output = command(&demo(&out, more)).env("IREPAIR_MEMORY_LIMIT", "10").output().expect("runs");
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(3), "{error}");
-        assert!(error.contains("too little memory") && error.contains("--batch-size"), "{error}");
-    }
-    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something was written");
-    // The other commands, too, before they read the weights.
-    let texts = text(&dir.path().join("texts.jsonl")).to_owned();
-    let others: [&[&str]; 3] =
-        [&["sensitivity"], &["generate", "--out", &texts], &["bench", "--config", "gpt2-xl", "--method", "dpo"]];
-    for arguments in others {
-        let output = command(arguments).env("IREPAIR_MEMORY_LIMIT", "10").output().expect("runs");
+    let refused = |arguments: &[&str], limit: u64, words: &[&str]| {
+        let output = command(arguments).env("IREPAIR_MEMORY_LIMIT", limit.to_string()).output().expect("runs");
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{arguments:?} {error}");
-        assert!(error.contains("too little memory") && error.contains("lower --batch"), "{error}");
+        for words in [&["too little memory: about ", " MiB are needed (", "weights "], words].concat() {
+            assert!(error.contains(words), "{words:?} is not in: {error}");
+        }
+    };
+    // A batch so large that its activations don't fit: 1 MiB less than the plan says is too little.
+    let large = ["--batch-size", "24", "--dry-run", "--json"];
+    let plan: serde_json::Value = serde_json::from_str(&ok(&irepair(&demo(&out, &large)))).expect("json");
+    let needed = plan["memory_mib"].as_u64().expect("memory");
+    let words = [format!("about {needed} MiB"), format!("{} are allowed", needed - 1)];
+    refused(
+        &demo(&out, &large),
+        needed - 1,
+        &[&words[0], &words[1], "activations ", "lower --batch-size", "--max-length"],
+    );
+    ok(&command(&demo(&out, &large)).env("IREPAIR_MEMORY_LIMIT", needed.to_string()).output().expect("runs"));
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something was written");
+    // Every command, before it reads the weights: they are broken.
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).expect("dir");
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(golden::dir().join("gpt2").join(name), model.join(name)).expect(name);
     }
+    let mut bytes = std::fs::read(model.join("model.safetensors")).expect("weights");
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(model.join("model.safetensors"), bytes).expect("writes");
+    let [corpus, texts] = ["corpus.txt", "texts.jsonl"].map(|name| dir.path().join(name));
+    std::fs::write(&corpus, "The rain came again. ".repeat(40)).expect("writes");
+    let (pairs, corpus, texts) = (golden::dir().join("pairs.jsonl"), text(&corpus), text(&texts));
+    let pairs = text(&pairs);
+    let model = ["--model", text(&model)];
+    let repair = ["repair", "--data", pairs, "--valid-size", "0", "--max-length", "64", "--out", text(&out), "-q"];
+    let commands: [(&[&str], &str); 4] = [
+        (&repair, "lower --batch-size"),
+        (&["sensitivity", "--data", pairs], "lower --batch-size"),
+        (&["generate", "--unconditional", "2", "--out", texts], "lower --batch-size"),
+        (&["eval", "--ppl", corpus, "--out", texts, "--overwrite"], "a smaller model"),
+    ];
+    for (arguments, advice) in commands {
+        refused(&[arguments, &model].concat(), 10, &[advice]);
+        let output = irepair(&[arguments, &model].concat());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("NaN"), "{arguments:?}");
+    }
+    refused(&["bench", "--config", "gpt2-xl", "--method", "dpo"], 10, &["lower --batch"]);
 }
 
 #[test]

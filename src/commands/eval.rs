@@ -17,7 +17,7 @@ use crate::eval::ledger::Ledger;
 use crate::eval::perplexity::{Corpus, Paper, Rolling};
 use crate::eval::sources;
 use crate::eval::task::{Row, Subject, Task};
-use crate::eval::toxicity::{Protocol, Toxicity};
+use crate::eval::toxicity::{self, Protocol, Toxicity};
 use crate::fault::Fault;
 use crate::generate::Sampling;
 use crate::memory::Passes;
@@ -53,6 +53,8 @@ pub fn run(args: &Eval) -> Result<()> {
         if index == 0 {
             eprintln_unless(args, &format!("device: {}", loaded.device_why));
         }
+        // Made before the weights are read: what they take is asked for.
+        let tasks = tasks(args, &loaded, base.as_ref(), scorer.as_deref())?;
         let weights = loaded.weights()?;
         let model = ModelRecord {
             name: name.clone(),
@@ -61,7 +63,7 @@ pub fn run(args: &Eval) -> Result<()> {
             changed: Changed::of(&loaded.checkpoint().dir),
         };
         let subject = subject(&loaded, &weights);
-        for task in tasks(args, &loaded, &subject, base.as_ref(), scorer.as_deref())? {
+        for task in tasks {
             let rows = work(args, &folder, &format!("{index}-{}", task.name()), &model, task.as_ref(), &subject)?;
             let at = match measurements.iter().position(|m| m.task == task.name()) {
                 Some(at) => at,
@@ -190,6 +192,7 @@ struct Base {
 impl Base {
     fn open(args: &Eval, name: &str) -> Result<Self> {
         let loaded = open_on(args, name)?;
+        check_memory(&loaded, 0, (toxicity::BATCH, NORMAL_TOKENS))?;
         let (weights, hash) = (loaded.weights()?, loaded.checkpoint().hash()?);
         let (texts, texts_name) = match &args.normal {
             Some(path) => {
@@ -219,11 +222,11 @@ impl Base {
 fn tasks<'a>(
     args: &Eval,
     loaded: &Loaded,
-    subject: &Subject,
     base: Option<&'a Base>,
     scorer: Option<&'a (dyn Scorer + 'a)>,
 ) -> Result<Vec<Box<dyn Task + 'a>>> {
     let context = loaded.model.sizes().context;
+    check_memory(loaded, 0, (0, 0))?;
     let mut tasks: Vec<Box<dyn Task + 'a>> = Vec::new();
     if let Some(scorer) = scorer {
         let prompts = match (&args.prompts, args.models.as_slice()) {
@@ -232,7 +235,7 @@ fn tasks<'a>(
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
         let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
-        let together = crate::eval::toxicity::BATCH;
+        let together = toxicity::BATCH;
         let longest = protocol.prompt_tokens.unwrap_or(context.saturating_sub(1)).min(context);
         check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
         tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
@@ -246,10 +249,11 @@ fn tasks<'a>(
         corpora.push(sources::corpus(sources::DEMO, "--ppl")?);
     }
     for corpus in &corpora {
-        check_memory(loaded, context.max(1024), (0, 0))?;
+        check_memory(loaded, if args.ppl_protocol == PplProtocol::Paper { 1024 } else { context }, (0, 0))?;
+        let (model, encoder) = (&loaded.model, &loaded.encoder);
         let task: Box<dyn Task> = match args.ppl_protocol {
-            PplProtocol::Paper => Box::new(Paper::new(corpus, subject)?),
-            PplProtocol::LmEval => Box::new(Rolling::new(corpus, subject, loaded.end_of_text()?)?),
+            PplProtocol::Paper => Box::new(Paper::new(corpus, model, encoder)?),
+            PplProtocol::LmEval => Box::new(Rolling::new(corpus, model, encoder, loaded.end_of_text()?)?),
         };
         if tasks.iter().any(|t| t.name() == task.name()) {
             bail_input!("--ppl {} is given twice", corpus.name);

@@ -12,7 +12,7 @@ use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
 use crate::Nats;
 use crate::bail_input;
 use crate::model::Model;
-use crate::tokens::{Batch, LossOn};
+use crate::tokens::{Batch, Encoder, LossOn};
 use crate::weights::{View, Who};
 
 /// A perplexity and what it was measured on.
@@ -128,9 +128,9 @@ pub struct Paper {
 
 impl Paper {
     /// Errors (bad input) if the text is shorter than a window: its figure would not be that of the protocol.
-    pub fn new(corpus: &Corpus, subject: &Subject) -> Result<Self> {
-        let ids = subject.encoder.encode(&corpus.text(), false)?;
-        let window = window(subject.model);
+    pub fn new(corpus: &Corpus, model: &Model, encoder: &Encoder) -> Result<Self> {
+        let ids = encoder.encode(&corpus.text(), false)?;
+        let window = window(model);
         if ids.len() < window {
             bail_input!("--ppl {}: {} tokens are fewer than a window of {window}", corpus.name, ids.len());
         }
@@ -200,7 +200,7 @@ struct Document {
 }
 
 impl Rolling {
-    pub fn new(corpus: &Corpus, subject: &Subject, prefix: u32) -> Result<Self> {
+    pub fn new(corpus: &Corpus, model: &Model, encoder: &Encoder, prefix: u32) -> Result<Self> {
         let space = Regex::new(r"[\s\x1c-\x1f]+")?;
         let detokenizer = Detokenizer::new()?;
         let pages = match corpus.documents.as_slice() {
@@ -209,13 +209,13 @@ impl Rolling {
         };
         let mut documents = Vec::with_capacity(pages.len());
         for page in &pages {
-            let ids = subject.encoder.encode(&detokenizer.apply(page), false)?;
+            let ids = encoder.encode(&detokenizer.apply(page), false)?;
             documents.push(Document { ids, words: space.split(page).count(), bytes: page.len() });
         }
         if documents.iter().all(|d| d.ids.is_empty()) {
             bail_input!("--ppl {}: no document has a token", corpus.name);
         }
-        Ok(Self { name: corpus.name.clone(), documents, prefix, context: subject.model.sizes().context })
+        Ok(Self { name: corpus.name.clone(), documents, prefix, context: model.sizes().context })
     }
 }
 
