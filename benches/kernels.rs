@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use irepair::model::kernels::linear::{direct_square, gram_square};
 use irepair::model::kernels::matmul::{Mat, Precision, large_product};
-use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rows};
+use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
 use irepair::optim::{Optimizer, OptimizerKind};
 use irepair::tokens::Packed;
 use irepair::weights::{Kernels, Place, TensorSpec, View, Want, Weights, Who};
@@ -81,7 +81,8 @@ fn layer_passes(c: &mut Criterion) {
     let rows = || Rows { packed: &packed, cache: None };
     type Layer<'a> = Box<dyn Fn(&View, &Tensor) -> anyhow::Result<Tensor> + 'a>;
     type Case<'a> = (&'static str, Vec<(&'static str, &'static [usize])>, usize, Layer<'a>);
-    let ref_h = tensor(&[256, C]);
+    let (ref_h, up) = (tensor(&[256, C]), tensor(&[256, 3072]));
+    let rotary = Rotary::new((0..32).map(|i| 10_000f32.powf(i as f32 / -32.0)).collect());
     let cases: Vec<Case> = vec![
         (
             "linear",
@@ -95,6 +96,9 @@ fn layer_passes(c: &mut Criterion) {
             C,
             Box::new(|v, x| layers::layer_norm(v, "n", 1e-5, x)),
         ),
+        ("RMSNorm", vec![("n.weight", &[C])], C, Box::new(|v, x| layers::rms_norm(v, "n", 1e-5, x))),
+        ("rotary", vec![], C, Box::new(|v, x| layers::rotate(v, &rotary, x, &rows()))),
+        ("SwiGLU", vec![], 3072, Box::new(|v, x| layers::activate_gated(v, Activation::Silu, x, &up))),
         ("gelu_new", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluTanh, x))),
         ("gelu", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluErf, x))),
         ("attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, shape, x, &rows()))),
@@ -128,9 +132,19 @@ fn layer_passes(c: &mut Criterion) {
         }
         group.finish();
     }
-    let weights = store(&[("tokens", &[50257, C]), ("positions", &[1024, C])], Kernels::Cpu);
-    let view = weights.frozen(Who::Patient).expect("view");
-    c.bench_function("embedding", |b| b.iter(|| layers::embed(&view, "tokens", Some("positions"), &packed)));
+    let mut group = c.benchmark_group("embedding");
+    group.sample_size(10);
+    for kernels in [Kernels::Cpu, Kernels::Composed] {
+        let weights = store(&[("tokens", &[50257, C]), ("positions", &[1024, C])], kernels);
+        group.bench_function(format!("{kernels:?}"), |b| {
+            b.iter(|| {
+                let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
+                let h = layers::embed(&view, "tokens", Some("positions"), &packed).expect("forward");
+                view.backward(h.sum_all().expect("loss")).expect("backward");
+            });
+        });
+    }
+    group.finish();
 }
 
 /// One block of gpt2: 7 million parameters.
