@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use irepair::model::kernels::matmul::Precision;
+
 use crate::golden;
 use crate::repair::{command, irepair, ok};
 
@@ -407,8 +409,6 @@ fn settings_that_cannot_work() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written() {
-#[test]
 fn thread_counts_that_cannot_be() {
     let commands: [&[&str]; 6] =
         [&["repair"], &["sensitivity"], &["generate", "--out", "x.jsonl"], &["eval"], &["compare"], &["bench"]];
@@ -429,6 +429,8 @@ fn thread_counts_that_cannot_be() {
     }
 }
 
+#[test]
+fn an_output_that_cannot_be_written() {
     let bench = Bench::new();
     let file = bench.file("file", "");
     let out = format!("{file}/out");
@@ -520,4 +522,23 @@ fn bench_prints_the_references_keys() {
     let keys: Vec<&str> = json.keys().map(String::as_str).collect();
     let shared = ["impl", "config", "method", "batch", "tokens", "threads", "median_s", "min_s", "peak_rss_mib"];
     assert_eq!(keys, [&shared[..], &["gflop", "gflop_kaplan"]].concat());
+}
+
+/// The estimate that `--dry-run` and the check of memory go by, for a slice and for everything, at the shape of gpt2.
+#[test]
+fn the_estimate_is_within_15_percent_of_the_peak() {
+    for method in ["irepair+kl", "dapt+kl"] {
+        for dtype in ["f32", "bf16"] {
+            if dtype == "bf16" && Precision::Bf16.unavailable().is_some() {
+                continue;
+            }
+            let bench = ["bench", "--config", "gpt2", "--method", method, "--dtype", dtype, "--iterations", "1"];
+            let output = irepair(&[&bench[..], &["--profile"]].concat());
+            ok(&output);
+            let said = String::from_utf8_lossy(&output.stderr);
+            let line = said.lines().find(|line| line.starts_with("memory: ")).expect("the estimate");
+            let numbers: Vec<f64> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
+            golden::close(numbers[1], numbers[0], 0.15, &format!("{method} {dtype}: {line}"));
+        }
+    }
 }
