@@ -304,7 +304,7 @@ impl View<'_> {
     /// do not, and the products in mixed precision are all packed.
     pub fn rows_stand_alone(&self) -> bool {
         let precision = self.weights.precision;
-        self.kernels() == Kernels::Cpu && precision != Precision::F32 && precision.available()
+        self.kernels() == Kernels::Cpu && precision != Precision::F32 && precision.unavailable().is_none()
     }
 
     /// The parameter of this name.
