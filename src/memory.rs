@@ -98,10 +98,9 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
     };
     let weights = model.specs().iter().map(bytes).sum();
     let (c, v, l) = (sizes.channels, sizes.vocabulary, sizes.blocks);
+    let best = if passes.keeps_best { F32 } else { 0 };
     // What is trained is f32, beside the original or in its place.
     let own = F32 - if passes.keeps_originals { 0 } else { kept.bytes() as u64 };
-    // A new best is copied while the old one is still there.
-    let best = if passes.keeps_best { 2 * F32 } else { 0 };
     let changed = passes.slice as u64 * (own + best);
     // One block's activations in a pass without a graph: its input, output and the widest between.
     let passing = |rows: usize| values(rows * (model.activations() + 4 * c));
@@ -117,20 +116,20 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
     let (sequences, positions) = passes.written;
     // Keys and values grow by doubling; those of the widest step and its logits go beside.
     let cache = values(sequences * positions.next_power_of_two() * 2 * c * l + sequences * v);
-    let training = [
+    let always = [
+        ("program", PROGRAM),
+        ("weights", weights),
         ("changed tensors", changed),
         ("optimizer", values(passes.slice * passes.optimizer_values)),
-        ("gradients", values(passes.slice)),
-        ("activations", graph),
-        ("logits", values(logits)),
         ("reference", values(passes.compared_rows * c).min(reference::MOST as u64)),
     ];
-    let generation = [("keys and values", cache)];
-    let sum = |parts: &[(&str, u64)]| parts.iter().map(|p| p.1).sum::<u64>();
-    // The two never happen at the same time.
-    let larger = if sum(&training) >= sum(&generation) { training.to_vec() } else { generation.to_vec() };
-    let always = [("program", PROGRAM), ("weights", weights)];
-    let parts = always.into_iter().chain(larger).filter(|p| p.1 > 0);
+    // A step, a new best that is copied while the old one is still there, and generation never happen at the same time.
+    let step = vec![("gradients", values(passes.slice)), ("activations", graph), ("logits", values(logits))];
+    let new_best = vec![("new best", passes.slice as u64 * best)];
+    let generation = vec![("keys and values", cache)];
+    let sum = |parts: &Vec<(&str, u64)>| parts.iter().map(|p| p.1).sum::<u64>();
+    let largest = [generation, new_best, step].into_iter().max_by_key(sum).unwrap_or_default();
+    let parts = always.into_iter().chain(largest).filter(|p| p.1 > 0);
     let each_further = if passes.slice_stays { 0 } else { changed + values(passes.slice * passes.optimizer_values) };
     Estimate {
         parts: parts.map(|(name, bytes)| Part { name: name.into(), bytes }).collect(),

@@ -116,6 +116,9 @@ pub fn run(args: &Repair) -> Result<()> {
     }
     // Finished work is safe before anything else is tried, and what is measured is what will be on disk.
     trainer.save()?;
+    // Measuring and writing need room of their own.
+    let kept_step = trainer.best.take().map_or(trainer.step, |b| b.step);
+    trainer.optimizer.states.clear();
     loaded.checkpoint().round(&mut trainer.weights)?;
     let (after, said_after) = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
     if stop::asked() {
@@ -139,7 +142,7 @@ pub fn run(args: &Repair) -> Result<()> {
         step_seconds: steps.iter().map(|s| s.seconds).sum(),
         tokens: steps.iter().map(|s| s.tokens).sum(),
         operations: steps.iter().map(|s| s.operations).sum(),
-        kept_step: trainer.best.as_ref().map_or(trainer.step, |b| b.step),
+        kept_step,
         stopped: match end {
             End::Patience => "the validation loss no longer improved".into(),
             End::Guarded(ppl) => format!("the guard: perplexity {ppl:.3}"),
