@@ -302,7 +302,10 @@ impl Comparison {
             vec![format!("{} Best and second best of each column are marked, vanilla aside.", self.about_seeds())];
         notes.extend(self.asked.about.iter().cloned());
         if let Some(failures) = self.failures {
-            notes.push(format!("Every method learned from the same {failures} failures, all of them at once."));
+            notes.push(format!(
+                "Every method learned from the same {failures} failures, all of them at once; star, mint and sgd draw nothing \
+                 at random, and ran once."
+            ));
         }
         if let (true, Some(toxicity), Some(perplexity)) = (merit, &self.asked.toxicity, &self.asked.perplexity) {
             notes.push(format!(
