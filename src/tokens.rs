@@ -314,7 +314,16 @@ impl Encoder {
 
     /// Text of ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.tokenizer.decode(ids, true).map_err(|e| anyhow::anyhow!("can't decode {} tokens: {e}", ids.len()))
+        self.text(ids, true)
+    }
+
+    /// Text of a token; a special one has its name.
+    pub fn token(&self, id: u32) -> Result<String> {
+        self.text(&[id], false)
+    }
+
+    fn text(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.tokenizer.decode(ids, skip_special).map_err(|e| anyhow::anyhow!("can't decode {} tokens: {e}", ids.len()))
     }
 
     /// The id of a token given by its text.

@@ -41,7 +41,7 @@ pub struct Promotes {
 
 impl NeuronsRecord {
     pub fn new(patient: &Patient, encoder: &Encoder, changed: &Changed) -> Result<Self> {
-        let words = |ids: &[u32]| ids.iter().map(|id| encoder.decode(&[*id])).collect::<Result<Vec<String>>>();
+        let words = |ids: &[u32]| ids.iter().map(|id| encoder.token(*id)).collect::<Result<Vec<String>>>();
         let promotes = |Promoted { block, neuron, norm, base_norm, before, after }| {
             Ok(Promotes { block, neuron, norm, base_norm, before: words(&before)?, after: words(&after)? })
         };
