@@ -232,13 +232,12 @@ fn conversations_that_are_refused() {
     refuse(Some(loops), &good, &["chat.jsonl:1", "does not come to an end"]);
     let grows = "{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
     refuse(Some(grows), &good, &["chat.jsonl:1", "does not come to an end"]);
-    let nested = |list: &str| {
-        format!(
-            "{{% set ns = namespace(x=[]) %}}{{% for a in range(999) %}}{{% set ns.x = {list} %}}{{% endfor %}}{{{{ ns.x | tojson }}}}"
-        )
+    let nested = |times: usize, list: &str| {
+        let begin = "{% set ns = namespace(x=[]) %}{% for a in range(";
+        format!("{begin}{times}) %}}{{% set ns.x = {list} %}}{{% endfor %}}{{{{ ns.x | tojson }}}}")
     };
-    refuse(Some(&nested("[ns.x, ns.x]")), &good, &["chat.jsonl:1", "does not come to an end"]);
-    refuse(Some(&nested("[ns.x]")), &good, &["chat.jsonl:1", "tojson: values lie too deep"]);
+    refuse(Some(&nested(60, "[ns.x, ns.x]")), &good, &["chat.jsonl:1", "does not come to an end"]);
+    refuse(Some(&nested(999, "[ns.x]")), &good, &["chat.jsonl:1", "tojson: values lie too deep"]);
     refuse(Some("{{ nothing | tojson }}"), &good, &["chat.jsonl:1", "tojson: undefined"]);
     refuse(Some("{{ 1 | tojson(indents=2) }}"), &good, &["chat.jsonl:1", "indents"]);
     refuse(Some("{% generation %}"), &good, &["chat.jsonl:1", "syntax error"]);
