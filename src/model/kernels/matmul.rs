@@ -176,14 +176,23 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
             return unsafe { packed_product(out, stride, a, b, keep, scale, Precision::F32, cores) };
         }
     }
-    // By strips of the depth, so that of a vocabulary's weights in bf16 only a strip at a time lies beside them in f32.
+    // By strips, so that of a vocabulary's weights in bf16 only a strip at a time lies beside them in f32.
     const STRIP: usize = 8192;
-    if a.cols > STRIP && b.col_stride == 1 {
-        for first in (0..a.cols).step_by(STRIP) {
-            let deep = first..(first + STRIP).min(a.cols);
-            let (a, b) = (a.part(0..a.rows, deep.clone()), b.part(deep, 0..b.cols));
+    let by_depth = b.col_stride == 1;
+    let lines = if by_depth { b.rows } else { b.cols };
+    if lines > STRIP {
+        for first in (0..lines).step_by(STRIP) {
+            let strip = first..(first + STRIP).min(lines);
             // SAFETY: as the caller promises.
-            unsafe { product_into(out, stride, a, b, if first == 0 { keep } else { 1.0 }, scale, cores) };
+            unsafe {
+                if by_depth {
+                    let keep = if first == 0 { keep } else { 1.0 };
+                    let (a, b) = (a.part(0..a.rows, strip.clone()), b.part(strip, 0..b.cols));
+                    product_into(out, stride, a, b, keep, scale, cores);
+                } else {
+                    product_into(out.add(first), stride, a, b.part(0..b.rows, strip), keep, scale, cores);
+                }
+            }
         }
         return;
     }
@@ -272,7 +281,7 @@ mod tests {
     /// What is widened on the way gives the bits of what was widened before, on every path: packed, by strips, one row.
     #[test]
     fn stored_weights_give_the_bits_of_widened_ones() {
-        for (m, k, n) in [(2, 7, 6), (4, 200, 7), (1, 200, 7), (3, 9000, 5), (1, 9000, 5)] {
+        for (m, k, n) in [(2, 7, 6), (4, 200, 7), (1, 200, 7), (3, 9000, 5), (1, 9000, 5), (2, 7, 9000)] {
             let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
             let b: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.73).cos()).collect();
             let (bf16s, f16s): (Vec<_>, Vec<_>) =
