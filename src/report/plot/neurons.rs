@@ -118,7 +118,7 @@ mod tests {
         assert!(svg.contains("rises from 0.500 to 5.00. Changed neurons by block: 0: 0, 1: 3."), "{svg}");
         assert_eq!(svg.matches("<rect class=\"cut\"").count(), 2);
         // No neighbours alike.
-        let all = |block: usize| (0..6400).map(|i| (i, (1 << ((i / 39 + block) % 9)) as f32)).collect();
+        let all = |block: usize| (0..6400).map(|i| (i, (1u32 << ((i / 39 + block) % 9)) as f32)).collect();
         let changed: Changed = (0..48).map(|block| (block, all(block))).collect();
         let svg = neurons(&Map { blocks: 48, width: 6400, changed: &changed, marked: &[] }).file();
         assert!(svg.len() <= 300 << 10, "{} bytes", svg.len());
