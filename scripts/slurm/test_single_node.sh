@@ -118,9 +118,9 @@ same "$scratch/slurm/joined" "job array"
 slow=("${measured[@]}" --samples 200 --limit 60)
 "$IREPAIR" eval "${slow[@]}" --out "$scratch/slow" > /dev/null
 mapfile -t jobs < <("$here/submit.sh" --shards 2 "${slow[@]}" --out "$scratch/slurm/requeued" | jobs_of)
-begun() { [ "$(cat "$scratch/slurm/requeued.parts/0-of-2/work/"*.jsonl | wc -l)" -gt 3 ]; }
+begun() { [ "$(cat "$scratch/slurm/requeued.parts/0-of-2/work"/*.jsonl | wc -l)" -gt 3 ]; }
 wait_for 120 "work under way" begun
-kept=$(cat "$scratch/slurm/requeued.parts/0-of-2/work/"*.jsonl | wc -l)
+kept=$(cat "$scratch/slurm/requeued.parts/0-of-2/work"/*.jsonl | wc -l)
 scontrol requeue "${jobs[0]}_0"
 wait_for 30 "the requeue" bash -c "scontrol show job ${jobs[0]}_0 | grep -q Restarts=1"
 # Slurm holds a requeued job back for a while.
