@@ -236,22 +236,27 @@ fn ctrl_c_keeps_what_is_done() {
     let prompts = demo_prompts();
     let shared = ["eval", "--toxicity", "rtp", "--prompts", &prompts, "--samples", "8", "-q", "--out"];
     let out = bench.path("out");
-    let mut child = command(&[&shared[..], &[&out]].concat())
+    let error = interrupted(&[&shared[..], &[&out]].concat(), &bench.path("out/work/0-toxicity.jsonl"));
+    assert!(error.contains("--resume"), "{error}");
+    ok(&irepair(&[&shared[..], &[&out, "--resume"]].concat()));
+    ok(&irepair(&[&shared[..], &[&bench.path("whole")]].concat()));
+    assert_eq!(bench.rows("out/0-toxicity.jsonl"), bench.rows("whole/0-toxicity.jsonl"));
+}
+
+/// Starts a command, interrupts it when three lines stand in its ledger, and gives what it said.
+fn interrupted(arguments: &[&str], ledger: &str) -> String {
+    let mut child = command(arguments)
         .stderr(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .spawn()
         .expect("starts");
-    let ledger = bench.path("out/work/0-toxicity.jsonl");
-    let done = || std::fs::read_to_string(&ledger).unwrap_or_default().lines().count();
+    let done = || std::fs::read_to_string(ledger).unwrap_or_default().lines().count();
     while done() < 3 && child.try_wait().expect("runs").is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let error = interrupt(child);
-    assert!(error.contains("--resume"), "{error}");
     assert!(done() >= 3);
-    ok(&irepair(&[&shared[..], &[&out, "--resume"]].concat()));
-    ok(&irepair(&[&shared[..], &[&bench.path("whole")]].concat()));
-    assert_eq!(bench.rows("out/0-toxicity.jsonl"), bench.rows("whole/0-toxicity.jsonl"));
+    error
 }
 
 /// Texts that are written already stay where the command is interrupted, and the same command goes on with them.
@@ -261,19 +266,9 @@ fn interrupted_texts_go_on() {
     let (out, whole) = (bench.path("out.jsonl"), bench.path("whole.jsonl"));
     let shared = ["generate", "--unconditional", "1500", "--max-new-tokens", "12", "--scorer", "words"];
     let write = |out| [&shared[..], &["--keep-below", "0.5", "-q", "--out", out]].concat();
-    let mut child = command(&write(&out))
-        .stderr(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("starts");
-    let ledger = bench.path("out.jsonl.partial");
-    let done = || std::fs::read_to_string(&ledger).unwrap_or_default().lines().count();
-    while done() < 3 && child.try_wait().expect("runs").is_none() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let error = interrupt(child);
+    let error = interrupted(&write(&out), &bench.path("out.jsonl.partial"));
     assert!(error.contains("the same command"), "{error}");
-    assert!(done() >= 3 && !Path::new(&out).exists());
+    assert!(!Path::new(&out).exists());
     let text = ok(&irepair(&write(&out)));
     assert!(text.contains("removed"), "{text}");
     ok(&irepair(&write(&whole)));
