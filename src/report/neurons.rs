@@ -23,33 +23,20 @@ pub struct NeuronsRecord {
     /// By block: number and ‖change‖ of the output row of each changed neuron.
     pub changed: Changed,
     /// The most changed ones, that first which changed most.
-    pub most: Vec<Promotes>,
-}
-
-/// Tokens that a neuron's output row raises most, before and after the repair.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Promotes {
-    pub block: usize,
-    pub neuron: usize,
-    /// Of the change of its output row, and of the row in the base.
-    pub norm: f32,
-    pub base_norm: f32,
-    pub before: Vec<String>,
-    pub after: Vec<String>,
+    pub most: Vec<Promoted<String>>,
 }
 
 impl NeuronsRecord {
     pub fn new(patient: &Patient, encoder: &Encoder, changed: &Changed) -> Result<Self> {
         let words = |ids: &[u32]| ids.iter().map(|id| encoder.token(*id)).collect::<Result<Vec<String>>>();
-        let promotes = |Promoted { block, neuron, norm, base_norm, before, after }| {
-            Ok(Promotes { block, neuron, norm, base_norm, before: words(&before)?, after: words(&after)? })
+        let in_words = |Promoted { block, neuron, norm, base_norm, before, after }| {
+            Ok(Promoted { block, neuron, norm, base_norm, before: words(&before)?, after: words(&after)? })
         };
         Ok(Self {
             blocks: patient.model.sizes().blocks,
             neurons: patient.mlp.neurons,
             changed: changed.clone(),
-            most: promoted(patient, changed, MOST, TOKENS)?.into_iter().map(promotes).collect::<Result<_>>()?,
+            most: promoted(patient, changed, MOST, TOKENS)?.into_iter().map(in_words).collect::<Result<_>>()?,
         })
     }
 }

@@ -5,10 +5,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::folder::RunFolder;
-use super::neurons::{NeuronsRecord, Promotes};
+use super::neurons::NeuronsRecord;
 use super::page::{self, Section, facts, figure, table, tile, warning, words};
 use super::plot::{self, Bar, Heat, Line, Look, Map, Picture, bars, curves, heat, short};
 use super::{RunRecord, Sample, before_after, block_number, change_by_block, not_measured};
+use crate::methods::neuron::change::Promoted;
 use crate::scorers::TOXIC;
 use crate::slice::Part;
 use crate::train::{StepLine, ValidationLine};
@@ -90,7 +91,7 @@ fn neurons(found: &NeuronsRecord) -> Markup {
     let marked: Vec<(usize, usize)> = found.most.iter().map(|n| (n.block, n.neuron)).collect();
     let map = Map { blocks: found.blocks, width: found.neurons, changed: &found.changed, marked: &marked };
     let quoted = |tokens: &[String]| tokens.iter().map(|token| format!("{token:?}")).collect::<Vec<_>>().join(" ");
-    let row = |n: &Promotes| {
+    let row = |n: &Promoted<String>| {
         let relative = if n.base_norm > 0.0 { format!("{:.1} %", 100.0 * n.norm / n.base_norm) } else { "–".into() };
         let name = format!("{}, {}", n.block, n.neuron);
         [name, short(f64::from(n.norm)), relative, quoted(&n.before), quoted(&n.after)]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
 use super::Patient;
 use super::scope::ranked;
@@ -37,21 +38,22 @@ pub fn changed(patient: &Patient) -> Result<Changed> {
     Ok(changed)
 }
 
-/// A neuron and what its output row promoted and promotes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Promoted {
+/// A neuron and what its output row promoted and promotes, in ids or in words.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Promoted<T> {
     pub block: usize,
     pub neuron: usize,
     /// ‖after − before‖₂ and ‖before‖₂ of the row.
     pub norm: f32,
     pub base_norm: f32,
     /// Tokens, that first whose logit the row raises most.
-    pub before: Vec<u32>,
-    pub after: Vec<u32>,
+    pub before: Vec<T>,
+    pub after: Vec<T>,
 }
 
 /// The most changed neurons, `many` of them, with `tokens` tokens each.
-pub fn promoted(patient: &Patient, changed: &Changed, many: usize, tokens: usize) -> Result<Vec<Promoted>> {
+pub fn promoted(patient: &Patient, changed: &Changed, many: usize, tokens: usize) -> Result<Vec<Promoted<u32>>> {
     let neurons = changed.iter().flat_map(|(block, neurons)| neurons.iter().map(|(i, norm)| (*block, *i, *norm)));
     let mut neurons: Vec<(usize, usize, f32)> = neurons.collect();
     neurons.sort_by(|a, b| b.2.total_cmp(&a.2));
