@@ -43,6 +43,7 @@ def main():
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--iterations", type=int, default=5)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--device", default="cpu", help="cpu or cuda (an irepair built with it); memory is then still the host's")
     args = ap.parse_args()
     python = interpreter(args.python)
     versions = subprocess.run([python, "-c", "import torch, transformers; print(torch.__version__, transformers.__version__)"],
@@ -80,7 +81,7 @@ def main():
 def command(args, python, who, config, method, dtype):
     """The command line of one measurement."""
     shape = ["--config", config, "--batch", "16" if method == "generate" else "4", "--tokens", "64"]
-    common = [*shape, "--iterations", str(args.iterations), "--threads", str(args.threads)]
+    common = [*shape, "--iterations", str(args.iterations), "--threads", str(args.threads), "--device", args.device]
     if who == "irepair":
         return [args.irepair, "bench", "--method", method, "--dtype", dtype, *common]
     script = str(ROOT / "scripts" / "irepair_ref.py")

@@ -371,7 +371,11 @@ pub struct Compare {
     /// Settings from a TOML file, or a preset's name
     #[arg(short = 'C', long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Threads of the CPU kernels [default: RAYON_NUM_THREADS, or all cores]
+    /// Runs and evaluations at a time, each in a process and with memory of its own: for a machine of many cores, or a GPU that
+    /// one small model leaves idle
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub jobs: usize,
+    /// Threads of the CPU kernels, of each process [default: RAYON_NUM_THREADS, or all cores, shared by --jobs]
     #[arg(long)]
     pub threads: Option<usize>,
     #[command(flatten)]

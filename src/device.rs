@@ -62,7 +62,10 @@ fn cuda(index: usize) -> std::result::Result<Device, String> {
     let device = std::panic::catch_unwind(|| Device::new_cuda(index));
     std::panic::set_hook(hook);
     let why = match device {
-        Ok(Ok(device)) => return Ok(device),
+        Ok(Ok(device)) => {
+            keep_freed_gpu_memory(index);
+            return Ok(device);
+        }
         Ok(Err(e)) => e.to_string(),
         Err(panic) => match panic.downcast_ref::<String>() {
             // "Unable to dynamically load the "cuda" shared library - searched for …" and seventeen file names
@@ -73,6 +76,25 @@ fn cuda(index: usize) -> std::result::Result<Device, String> {
     // With RUST_BACKTRACE, candle's errors carry a backtrace in their text.
     Err(why.lines().next().unwrap_or_default().into())
 }
+
+/// Keeps what a pass freed for the next one: otherwise the driver gives it back to the system whenever someone waits for a
+/// result, several times a step, and asks for it anew. Where that can't be set, passes are slower and nothing else.
+#[cfg(feature = "cuda")]
+fn keep_freed_gpu_memory(index: usize) {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+    let mut forever = u64::MAX;
+    // SAFETY: the device was just opened, its default pool lives as long as it does, and the attribute is an u64.
+    unsafe {
+        let _ = result::device::get(index as i32).and_then(|device| {
+            let pool = result::device::get_default_mem_pool(device)?;
+            let value = std::ptr::from_mut(&mut forever).cast();
+            result::mem_pool::set_attribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, value)
+        });
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn keep_freed_gpu_memory(_: usize) {}
 
 /// Keeps candle's own thread pool from starting. Its workers spin between the small additions of a backward pass and
 /// take the cores from our kernels: without them an iteration of gpt2 takes 15 to 20 % less time. To be called first in

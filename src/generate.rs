@@ -87,7 +87,7 @@ pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation)
             })
             .collect();
         if goes_on.iter().any(|g| !g) {
-            caches.retain(&goes_on);
+            caches.retain(&goes_on)?;
             let mut flags = goes_on.iter();
             running.retain(|_| flags.next().copied().unwrap_or(false));
         }

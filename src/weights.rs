@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 
 use crate::model::kernels::matmul::Precision;
 use crate::profile::{Phase, phase};
@@ -402,11 +402,12 @@ impl View<'_> {
 pub fn squared_norms<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<f64>> {
     let (mut norms, mut elsewhere) = (Vec::new(), Vec::new());
     for tensor in tensors {
-        let flat = tensor.to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
-        if flat.device().is_cpu() {
+        if tensor.device().is_cpu() {
+            let flat = tensor.to_dtype(DType::F32)?.flatten_all()?.contiguous()?;
             norms.push(crate::model::kernels::read(&flat, crate::model::kernels::sum_of_squares)?);
         } else {
-            elsewhere.push(flat.to_dtype(DType::F64)?.sqr()?.sum_all()?);
+            // Row by row first: a GPU gives one sum to one of its processors.
+            elsewhere.push(tensor.to_dtype(DType::F64)?.sqr()?.sum(D::Minus1)?.sum_all()?);
         }
     }
     Ok(if elsewhere.is_empty() { norms } else { Tensor::stack(&elsewhere, 0)?.to_vec1()? })

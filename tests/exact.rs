@@ -98,7 +98,7 @@ fn forks_equal_their_endings_apart() {
                 };
                 let factors = |counts: &[usize], of: [f32; 2]| {
                     let all: Vec<f32> = counts.iter().zip(of.iter().cycle()).flat_map(|(n, f)| vec![*f; *n]).collect();
-                    candle_core::Tensor::new(all, &candle_core::Device::Cpu).expect("factors")
+                    candle_core::Tensor::new(all, &weights.device()).expect("factors")
                 };
                 let mut logps = Vec::new();
                 let parts = match apart {

@@ -19,6 +19,13 @@ pub const GENERATE: [&str; 6] = ["gpt2", "gpt-neo", "llama", "mistral", "qwen2",
 pub const KERNELS: [Kernels; 2] = [Kernels::Cpu, Kernels::Composed];
 pub const LENGTHS: Lengths = Lengths { prompt: 64, total: 128 };
 
+/// Where these run: our kernels on the CPU; the composed form on the device that `IREPAIR_DEVICE` names, so that
+/// `IREPAIR_DEVICE=cuda cargo test --features cuda -- kernels:: parity:: exact:: neuron::` holds a GPU to the same numbers.
+pub fn device(kernels: Kernels) -> Device {
+    let named = std::env::var("IREPAIR_DEVICE").ok().filter(|_| kernels == Kernels::Composed);
+    irepair::device::choose(named.as_deref().unwrap_or("cpu")).expect("IREPAIR_DEVICE").device
+}
+
 pub fn dir() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
@@ -52,7 +59,7 @@ impl Golden {
     }
 
     pub fn weights(&self, kernels: Kernels) -> Weights {
-        self.checkpoint.load(&self.model, &Device::Cpu, WeightsDtype::F32).expect("loads").with_kernels(kernels)
+        self.checkpoint.load(&self.model, &device(kernels), WeightsDtype::F32).expect("loads").with_kernels(kernels)
     }
 
     /// An expected tensor; `name` as transformers calls it, found under its name on disk.

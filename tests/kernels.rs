@@ -8,7 +8,7 @@ use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation
 use irepair::tokens::Packed;
 use irepair::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
 
-use crate::golden::{KERNELS, all_close, close};
+use crate::golden::{self, KERNELS, all_close, close};
 
 fn wave(shape: &[usize], step: f32) -> Tensor {
     let count: usize = shape.iter().product();
@@ -39,20 +39,23 @@ fn pass(
         .iter()
         .map(|(name, shape)| TensorSpec { name: (*name).into(), shape: shape.to_vec(), place: Place::Block(0) })
         .collect();
+    let device = golden::device(kernels);
+    let here = |tensor: &Tensor| tensor.to_device(&device).expect("moved");
     let tensors: BTreeMap<String, Tensor> =
-        params.iter().enumerate().map(|(i, (n, s))| ((*n).into(), wave(s, 0.61 + i as f32 * 0.17))).collect();
+        params.iter().enumerate().map(|(i, (n, s))| ((*n).into(), here(&wave(s, 0.61 + i as f32 * 0.17)))).collect();
     let weights = Weights::new(specs, tensors).expect("weights").with_kernels(kernels);
     let view = weights.view(Who::Patient, |_| want).expect("view");
-    let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(&t.copy().expect("copy")).expect("var")).collect();
+    let vars: Vec<Var> =
+        inputs.iter().map(|t| Var::from_tensor(&here(t).copy().expect("copy")).expect("var")).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let y = layer(&view, &tensors).expect("forward");
-    let loss = (&y * wave(y.dims(), 0.29)).expect("weigh").sum_all().expect("loss");
+    let loss = (&y * here(&wave(y.dims(), 0.29))).expect("weigh").sum_all().expect("loss");
     let store = loss.backward().expect("backward");
     let inputs = vars.iter().map(|v| flat(store.get(v).expect("gradient"))).collect();
     // Another view for the parameters: the kernels' ledger has those of the pass above already.
     let view = weights.view(Who::Patient, |_| want).expect("view");
     let y2 = layer(&view, &tensors).expect("forward");
-    view.backward((&y2 * wave(y2.dims(), 0.29)).expect("weigh").sum_all().expect("loss")).expect("backward");
+    view.backward((&y2 * here(&wave(y2.dims(), 0.29))).expect("weigh").sum_all().expect("loss")).expect("backward");
     Pass { output: flat(&y), inputs, harvest: view.harvest().expect("harvest") }
 }
 
@@ -124,7 +127,7 @@ fn rotary_positions() {
     let n = packed.ids.len();
     for (heads, d) in [(1, 2), (3, 8), (2, 80)] {
         let rotary = Rotary::new((0..d / 2).map(|i| 0.9f32.powi(i as i32)).collect());
-        let rows = Rows { packed: &packed, cache: None };
+        let rows = Rows::new(&packed);
         compare(&format!("rotary {heads} × {d}"), &[], &[wave(&[n, heads * d], 0.7)], |view, x| {
             layers::rotate(view, &rotary, &x[0], &rows)
         });
@@ -149,7 +152,7 @@ fn attention_global_windowed_and_grouped() {
         for window in [None, Some(1), Some(7), Some(100)] {
             let shape = AttentionShape { heads, kv_heads, head_dim: 8, scale: 0.3, window };
             let (q, kv) = (heads * 8, kv_heads * 8);
-            let rows = || Rows { packed: &packed, cache: None };
+            let rows = || Rows::new(&packed);
             let what = format!("attention {heads}/{kv_heads} window {window:?}");
             compare(&what, &[], &[wave(&[n, q + 2 * kv], 0.83)], |view, x| {
                 layers::attention_fused(view, shape, &x[0], &rows())
@@ -173,7 +176,7 @@ fn head_log_probabilities_and_divergence() {
         let layer = |view: &View, x: &[Tensor]| -> anyhow::Result<Tensor> {
             if kl {
                 // The reference is another model: its own hidden states, the same head.
-                layers::kl(view, view, "head", &x[0], &ref_h, &rows)
+                layers::kl(view, view, "head", &x[0], &ref_h.to_device(x[0].device())?, &rows)
             } else {
                 layers::token_logp(view, "head", &x[0], &rows, &targets)
             }

@@ -19,7 +19,7 @@ use crate::report::comparison::{Comparison, Entry, Made, RECORD, Run, Sensitivit
 use crate::report::folder::read_record;
 use crate::report::plot;
 use crate::{bail_input, stop};
-use child::{Child, Outcome, Pace};
+use child::{Child, Outcome, Pace, several};
 use evaluation::Evaluations;
 use plan::{Job, Plan};
 
@@ -31,9 +31,10 @@ pub fn run(args: &Compare) -> Result<()> {
     let dir = &plan.dir;
     let failures = plan.failures.as_ref().map(|failures| failures.write(&plan.open()?)).transpose()?;
     let mut entries: Vec<Entry> = vec![Entry::vanilla()];
-    let mut pace = Pace::of(plan.jobs.len());
-    for job in &plan.jobs {
-        let run = match make(&plan, job, &mut pace, args.output.quiet)? {
+    let pace = Pace::of(plan.jobs.len(), plan.at_once);
+    let made = several(plan.at_once, &plan.jobs, |job| make(&plan, job, &pace, args.output.quiet))?;
+    for (job, made) in plan.jobs.iter().zip(made) {
+        let run = match made {
             Ok(record) => Run::of(job.seed, &job.dir(dir), &record)?,
             Err(why) => Run::failed(job.seed, why),
         };
@@ -71,7 +72,7 @@ fn add(entries: &mut Vec<Entry>, name: &str, method: &str, run: Run) {
 }
 
 /// The record of a job's run, made if it is not there yet; or why it failed.
-fn make(plan: &Plan, job: &Job, pace: &mut Pace, quiet: bool) -> Result<Result<RunRecord, String>> {
+fn make(plan: &Plan, job: &Job, pace: &Pace, quiet: bool) -> Result<Result<RunRecord, String>> {
     let dir = &plan.dir;
     let out = job.dir(dir);
     if out.join("irepair").join("run.json").is_file() {

@@ -10,6 +10,7 @@ use crate::cli::Sensitivity;
 use crate::data::{self, Pair};
 use crate::memory::Passes;
 use crate::report::plot::{self, short};
+use crate::report::progress::Progress;
 use crate::report::table::table;
 use crate::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
@@ -48,6 +49,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let blocks = loaded.model.sizes().blocks;
     let mut mean = vec![0f64; blocks];
     let mut batches = Vec::new();
+    let mut progress = Progress::new("pairs", 0, tokens.len(), args.output.quiet);
     for pairs in tokens.chunks(args.batch_size) {
         let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), args.loss_on);
         let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
@@ -56,7 +58,9 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         let share = pairs.len() as f64 / tokens.len() as f64;
         mean.iter_mut().zip(&found).for_each(|(m, s)| *m += s * share);
         batches.push(found);
+        progress.advance(pairs.len());
     }
+    progress.finish();
     let parameters = loaded.model.block_parameters();
     let found = Found { density: density(&mean), mean, batches, parameters, pairs: tokens.len() };
     if let Some(path) = &args.dump {

@@ -1,6 +1,7 @@
 //! The layers architectures are made of. Each takes its parameters from a view by name, and runs either as our CPU
 //! kernel or composed of candle's operations; both give the same numbers, and both differentiate.
 
+use std::cell::OnceCell;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
@@ -12,14 +13,32 @@ pub use super::kernels::linear::Orientation;
 use super::kernels::matmul::Precision;
 pub use super::kernels::rotary::Rotary;
 use super::kernels::{activation, attention, embedding, head, linear, norm, rotary};
+use super::padded::{self, Padded};
 use crate::profile::{Part, span};
-use crate::tokens::{Packed, Sequence};
+use crate::tokens::Packed;
 use crate::weights::{Kernels, Param, View, Want};
 
 /// What a block needs beside its input: where the sequences are, and in generation the layer's cache.
 pub struct Rows<'a> {
     pub packed: &'a Packed,
     pub cache: Option<Arc<Mutex<Cache>>>,
+    /// Made by the first layer of a pass that wants it, for all of them.
+    padded: OnceCell<Padded>,
+}
+
+impl<'a> Rows<'a> {
+    /// Of a pass without caches.
+    pub fn new(packed: &'a Packed) -> Self {
+        Self { packed, cache: None, padded: OnceCell::new() }
+    }
+
+    pub(super) fn padded(&self, device: &Device) -> Result<&Padded> {
+        if self.padded.get().is_none() {
+            // Set by no one else in between: a pass runs on one thread.
+            let _ = self.padded.set(Padded::new(self.packed, device)?);
+        }
+        self.padded.get().context("the padded layout of a pass")
+    }
 }
 
 /// Token embedding of a packed batch, plus that of the positions where they are learned: (N,C).
@@ -41,13 +60,21 @@ pub fn embed(view: &View, tokens: &str, positions: Option<&str>, packed: &Packed
     })
 }
 
+/// Whether candle's fused kernels will do, which have no backward pass. On a GPU a launch is what a small layer costs, and they
+/// take one instead of eight. On the CPU the composed form stays plain.
+fn fused(x: &Tensor, weight: &Param) -> bool {
+    !x.device().is_cpu() && !x.track_op() && !weight.tensor.track_op()
+}
+
 /// Layer norm with `PREFIX.weight` and `PREFIX.bias`: (N,C) → (N,C).
 pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<Tensor> {
     let (weight, bias) = (view.param(&format!("{prefix}.weight"))?, view.param(&format!("{prefix}.bias"))?);
     if view.kernels() == Kernels::Cpu {
         return Ok(x.apply_op1(norm::Norm { weight, bias: Some(bias), epsilon: epsilon as f32 })?);
     }
-    // The fused layer norm of candle has no backward pass; this one has.
+    if fused(x, &weight) {
+        return Ok(candle_nn::ops::layer_norm(&x.contiguous()?, &weight.tensor, &bias.tensor, epsilon as f32)?);
+    }
     Ok(candle_nn::ops::layer_norm_slow(x, &weight.tensor, &bias.tensor, epsilon as f32)?)
 }
 
@@ -57,8 +84,10 @@ pub fn rms_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<T
     if view.kernels() == Kernels::Cpu {
         return Ok(x.apply_op1(norm::Norm { weight, bias: None, epsilon: epsilon as f32 })?);
     }
-    // As with the layer norm, candle's fused one has no backward pass.
     let rows = x.reshape(((), weight.tensor.dims1()?))?;
+    if fused(x, &weight) {
+        return Ok(candle_nn::ops::rms_norm(&rows.contiguous()?, &weight.tensor, epsilon as f32)?.reshape(x.shape())?);
+    }
     let scale = (rows.sqr()?.mean_keepdim(1)? + epsilon)?.sqrt()?;
     Ok(rows.broadcast_div(&scale)?.broadcast_mul(&weight.tensor)?.reshape(x.shape())?)
 }
@@ -179,7 +208,7 @@ pub fn attention_fused(view: &View, shape: AttentionShape, qkv: &Tensor, rows: &
         return Ok(qkv.apply_op1(attention_op(shape, rows))?);
     }
     let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    composed_attention(shape, &qkv.narrow(1, 0, q)?, &qkv.narrow(1, q, kv)?, &qkv.narrow(1, q + kv, kv)?, rows)
+    padded::attention(shape, &qkv.narrow(1, 0, q)?, &qkv.narrow(1, q, kv)?, &qkv.narrow(1, q + kv, kv)?, rows)
 }
 
 /// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
@@ -194,50 +223,11 @@ pub fn attention(
     if view.kernels() == Kernels::Cpu {
         return Ok(q.apply_op3(k, v, attention_op(shape, rows))?);
     }
-    composed_attention(shape, q, k, v, rows)
+    padded::attention(shape, q, k, v, rows)
 }
 
 fn attention_op(shape: AttentionShape, rows: &Rows) -> attention::Attention {
     attention::Attention { shape, sequences: rows.packed.sequences.clone(), cache: rows.cache.clone() }
-}
-
-fn composed_attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor, rows: &Rows) -> Result<Tensor> {
-    let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
-    let mut outputs = Vec::with_capacity(rows.packed.sequences.len());
-    for (index, sequence) in rows.packed.sequences.iter().enumerate() {
-        let t = sequence.rows.len();
-        // (T, heads·D) → (heads, T, D)
-        let split = |x: &Tensor, heads: usize| -> Result<Tensor> {
-            Ok(x.narrow(0, sequence.rows.start, t)?.reshape((t, heads, d))?.transpose(0, 1)?.contiguous()?)
-        };
-        let (q, mut k, mut v) = (split(q, h)?, split(k, hk)?, split(v, hk)?);
-        if let Some(cache) = &rows.cache {
-            let mut cache = cache.lock().map_err(|_| anyhow::anyhow!("a cache of a failed pass"))?;
-            (k, v) = cache.append_composed(index, k, v)?;
-        }
-        let seen = k.dim(1)?;
-        let share = |x: &Tensor| -> Result<Tensor> {
-            Ok(x.unsqueeze(1)?.broadcast_as((hk, h / hk, seen, d))?.reshape((h, seen, d))?)
-        };
-        let (k, v) = (share(&k)?, share(&v)?);
-        let scores = (q.matmul(&k.t()?.contiguous()?)? * f64::from(shape.scale))?;
-        let scores = scores.broadcast_add(&mask(sequence, t, seen, shape.window, q.device())?)?;
-        let p = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        outputs.push(p.matmul(&v.contiguous()?)?.transpose(0, 1)?.reshape((t, h * d))?);
-    }
-    Ok(Tensor::cat(&outputs, 0)?)
-}
-
-/// (queries, keys): 0 where a query sees a key, −∞ where not; the last query is at the last key's position.
-fn mask(sequence: &Sequence, queries: usize, keys: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
-    let past = keys - queries;
-    let values: Vec<f32> = (0..queries)
-        .flat_map(|i| {
-            let seen = sequence.seen(past + i, window);
-            (0..keys).map(move |j| if seen.iter().any(|s| s.contains(&j)) { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
-    Ok(Tensor::from_vec(values, (queries, keys), device)?)
 }
 
 /// log p(target) at the given rows of the hidden states (N,C): (n). Head weight `name` (V,C).

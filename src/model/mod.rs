@@ -8,6 +8,7 @@ pub mod gpt_neo;
 pub mod kernels;
 pub mod layers;
 pub mod llama;
+mod padded;
 pub mod qwen;
 mod settings;
 pub mod shapes;
@@ -180,10 +181,11 @@ impl Model {
         range: Range<usize>,
         caches: Option<&Caches>,
     ) -> Result<Tensor> {
+        let mut rows = Rows::new(packed);
         for index in range {
             h = view.enter(Place::Block(index), h)?;
-            let cache = caches.map(|c| c.layers[index].clone());
-            h = self.arch.block(index, view, &h, &Rows { packed, cache })?;
+            rows.cache = caches.map(|c| c.layers[index].clone());
+            h = self.arch.block(index, view, &h, &rows)?;
         }
         Ok(h)
     }
@@ -250,10 +252,11 @@ impl Caches {
     }
 
     /// Keep only the sequences for which `keep` says so.
-    pub fn retain(&self, keep: &[bool]) {
+    pub fn retain(&self, keep: &[bool]) -> Result<()> {
         for layer in &self.layers {
-            layer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(keep);
+            layer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(keep)?;
         }
+        Ok(())
     }
 }
 

@@ -1,11 +1,15 @@
 //! Progress on stderr: a bar on a terminal, a line every so many steps elsewhere, nothing with `--quiet`.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::train::StepLine;
+
+/// Of what runs elsewhere, perhaps several at a time.
+static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
 /// Progress of one piece of work.
 pub struct Progress {
@@ -13,7 +17,19 @@ pub struct Progress {
     quiet: bool,
     every: usize,
     valid: Option<f64>,
+    parts: Parts,
 }
+
+/// Of work without steps.
+struct Parts {
+    what: String,
+    done: usize,
+    total: usize,
+    said: Instant,
+}
+
+/// A line of work without steps is due after this long.
+const SILENCE: Duration = Duration::from_secs(10);
 
 impl Progress {
     /// `total` steps of `what`, of which `done` are made already.
@@ -27,20 +43,22 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar, quiet, every: (total / 20).clamp(1, 100), valid: None }
+        let parts = Parts { what: what.to_owned(), done, total, said: Instant::now() };
+        Self { bar, quiet, every: (total / 20).clamp(1, 100), valid: None, parts }
     }
 
     /// A line at a time of something that runs elsewhere.
     pub fn note(what: &str, quiet: bool) -> Self {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
-            let bar = ProgressBar::new_spinner().with_prefix(what.to_owned());
+            let bar = BARS.get_or_init(MultiProgress::new).add(ProgressBar::new_spinner().with_prefix(what.to_owned()));
             let style = "{prefix} {elapsed}  {wide_msg}";
             bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar, quiet, every: 1, valid: None }
+        let parts = Parts { what: what.to_owned(), done: 0, total: 0, said: Instant::now() };
+        Self { bar, quiet, every: 1, valid: None, parts }
     }
 
     /// A line of it.
@@ -88,8 +106,15 @@ impl Progress {
 
     /// `n` more pieces are done.
     pub fn advance(&mut self, n: usize) {
-        if let Some(bar) = &self.bar {
-            bar.inc(n as u64);
+        let parts = &mut self.parts;
+        parts.done += n;
+        match &self.bar {
+            Some(bar) => bar.inc(n as u64),
+            None if !self.quiet && parts.said.elapsed() >= SILENCE => {
+                parts.said = Instant::now();
+                eprintln!("{}: {} of {}", parts.what, parts.done.min(parts.total), parts.total);
+            }
+            None => {}
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,38 +23,76 @@ pub enum Outcome {
     Interrupted,
 }
 
+/// Does `work` for every item, `at_once` of them at a time, and gives what came of it in the order of the items. After an
+/// error nothing new is begun; of several, the first item's is returned.
+pub fn several<T: Sync, R: Send>(at_once: usize, items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let done: Vec<Mutex<Option<Result<R>>>> = items.iter().map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..at_once.min(items.len()) {
+            scope.spawn(|| {
+                while !failed.load(Ordering::SeqCst) {
+                    let index = next.fetch_add(1, Ordering::SeqCst);
+                    let (Some(item), Some(slot)) = (items.get(index), done.get(index)) else { break };
+                    let result = work(item);
+                    failed.fetch_or(result.is_err(), Ordering::SeqCst);
+                    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                }
+            });
+        }
+    });
+    let results = done.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    // What was not begun comes after what failed.
+    results.map_while(|result| result).collect()
+}
+
 /// Which of several processes of a kind runs, and for about how long the rest will.
 pub struct Pace {
     total: usize,
-    /// Of them, looked at.
+    at_once: usize,
+    state: Mutex<PaceState>,
+}
+
+#[derive(Default)]
+struct PaceState {
+    /// Looked at.
     at: usize,
-    /// Started here, for `spent` altogether.
+    /// Ended here, after `spent` altogether.
     ran: u32,
     spent: Duration,
 }
 
 impl Pace {
-    pub fn of(total: usize) -> Self {
-        Self { total, at: 0, ran: 0, spent: Duration::ZERO }
+    pub fn of(total: usize, at_once: usize) -> Self {
+        Self { total, at_once, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, PaceState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next one is there already.
-    pub fn pass(&mut self) {
-        self.at += 1;
+    pub fn pass(&self) {
+        self.state().at += 1;
     }
 
     /// Runs the next one.
-    pub fn run<R>(&mut self, name: &str, work: impl FnOnce(&str) -> R) -> R {
-        let rest = self.total.saturating_sub(self.at) as u32;
-        let left = match self.spent.checked_div(self.ran) {
-            Some(each) => format!(", about {} left", HumanDuration(each * rest)),
-            None => String::new(),
+    pub fn run<R>(&self, name: &str, work: impl FnOnce(&str) -> R) -> R {
+        let title = {
+            let mut state = self.state();
+            let rest = self.total.saturating_sub(state.at).div_ceil(self.at_once.max(1)) as u32;
+            let left = match state.spent.checked_div(state.ran) {
+                Some(each) => format!(", about {} left", HumanDuration(each * rest)),
+                None => String::new(),
+            };
+            state.at += 1;
+            format!("{name} ({} of {}{left})", state.at, self.total)
         };
-        self.at += 1;
         let begun = Instant::now();
-        let done = work(&format!("{name} ({} of {}{left})", self.at, self.total));
-        self.ran += 1;
-        self.spent += begun.elapsed();
+        let done = work(&title);
+        let mut state = self.state();
+        state.ran += 1;
+        state.spent += begun.elapsed();
         done
     }
 }

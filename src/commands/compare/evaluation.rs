@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
 use super::super::eval::results::{Results, together};
-use super::child::{Child, Outcome, Pace};
+use super::child::{Child, Outcome, Pace, several};
 use super::{Plan, interrupted};
 use crate::checkpoint::{self, Checkpoint};
 use crate::eval::task::kind;
@@ -24,19 +24,19 @@ pub struct Evaluations<'a> {
 impl Evaluations<'_> {
     /// The base and every finished run; their figures go into the entries.
     pub fn finals(&self, entries: &mut [Entry]) -> Result<Asked> {
-        let mut dirs = Vec::new();
-        let made = entries.iter().flat_map(|e| &e.runs).filter(|r| r.made.is_some()).count();
-        let mut pace = Pace::of(1 + made);
+        let mut models = Vec::new();
         for entry in &*entries {
             for run in &entry.runs {
                 if entry.is_base() {
-                    dirs.push(self.evaluate(&mut pace, &entry.name, &self.plan.base.model, &self.plan.eval)?);
+                    models.push((entry.name.clone(), self.plan.base.model.clone()));
                 } else if let Some(made) = &run.made {
-                    let name = format!("{}-seed{}", entry.name, run.seed);
-                    dirs.push(self.evaluate(&mut pace, &name, &made.dir.display().to_string(), &self.plan.eval)?);
+                    models.push((format!("{}-seed{}", entry.name, run.seed), made.dir.display().to_string()));
                 }
             }
         }
+        let pace = Pace::of(models.len(), self.plan.at_once);
+        let dirs =
+            several(self.plan.at_once, &models, |(name, model)| self.evaluate(&pace, name, model, &self.plan.eval))?;
         let results = together(&dirs)?;
         let asked = asked(&results)?;
         let evaluated = entries.iter_mut().flat_map(|e| {
@@ -56,36 +56,38 @@ impl Evaluations<'_> {
             return Ok(());
         }
         let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
-        let mut total = 0;
-        for made in entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref()) {
-            total += kept(&made.dir)?.len();
-        }
-        let mut pace = Pace::of(total);
-        for entry in entries {
-            for run in &mut entry.runs {
+        let mut states = Vec::new();
+        for (at, entry) in entries.iter().enumerate() {
+            for (run_at, run) in entry.runs.iter().enumerate() {
                 let Some(made) = &run.made else { continue };
-                let mut points = Vec::new();
                 for (step, path) in kept(&made.dir)? {
                     let name = format!("{}-seed{}-step{step}", entry.name, run.seed);
-                    let dir = self.dir.join("eval").join(&name);
-                    if dir.join("results.json").is_file() {
-                        pace.pass();
-                    } else {
-                        let rebuilt = self.rebuild(&path)?;
-                        let model = rebuilt.path().display().to_string();
-                        self.evaluate(&mut pace, &name, &model, &self.plan.eval[..kl])?;
-                    }
-                    points.extend(point(asked, &figures(&together(&[dir])?, 0), Some(step)));
+                    states.push(State { at: (at, run_at), step, path, name });
                 }
-                points.append(&mut run.points);
-                run.points = points;
             }
+        }
+        let pace = Pace::of(states.len(), self.plan.at_once);
+        let points = several(self.plan.at_once, &states, |state| {
+            let dir = self.dir.join("eval").join(&state.name);
+            if dir.join("results.json").is_file() {
+                pace.pass();
+            } else {
+                let rebuilt = self.rebuild(&state.path)?;
+                let model = rebuilt.path().display().to_string();
+                self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?;
+            }
+            Ok(point(asked, &figures(&together(&[dir])?, 0), Some(state.step)))
+        })?;
+        for (state, point) in states.iter().zip(points).rev() {
+            let (entry, run) = state.at;
+            // Before those of later steps, and of the end.
+            point.into_iter().for_each(|point| entries[entry].runs[run].points.insert(0, point));
         }
         Ok(())
     }
 
     /// The folder of a finished evaluation of a model; made, or gone on with, if it is not there.
-    fn evaluate(&self, pace: &mut Pace, name: &str, model: &str, asked: &[String]) -> Result<PathBuf> {
+    fn evaluate(&self, pace: &Pace, name: &str, model: &str, asked: &[String]) -> Result<PathBuf> {
         let out = self.dir.join("eval").join(name);
         if out.join("results.json").is_file() {
             // Of these weights, unless someone put other ones in the run's place.
@@ -124,6 +126,16 @@ impl Evaluations<'_> {
         checkpoint::write(loaded.checkpoint(), &weights, dir.path())?;
         Ok(dir)
     }
+}
+
+/// Weights that a run kept along its way.
+struct State {
+    /// Its entry, and its run there.
+    at: (usize, usize),
+    step: usize,
+    path: PathBuf,
+    /// Of the evaluation.
+    name: String,
 }
 
 /// The files that a run kept along its way, by their steps.

@@ -55,7 +55,10 @@ pub struct Plan {
     pub sensitivity: Vec<String>,
     pub device: String,
     pub weights_dtype: String,
+    /// Of each process.
     pub threads: Option<usize>,
+    /// Processes at a time.
+    pub at_once: usize,
     /// What all learn from, where it is no pairs.
     pub failures: Option<Failures>,
     /// Where all of it goes.
@@ -76,6 +79,10 @@ const OF_NEURONS: [&str; 4] = ["mode", "block-sparsity", "neurons", "rounds"];
 impl Plan {
     /// Errors (bad input, usage) before anything is made.
     pub fn new(args: &Compare) -> Result<Self> {
+        if args.jobs == 0 {
+            bail_input!("--jobs 0: must be at least 1");
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let flags = layer(&args.options)?;
         if let Some(key) = ["method", "select", "objective"].iter().find(|k| flags.contains_key(**k)) {
             return Err(Fault::Usage(format!(
@@ -162,7 +169,8 @@ impl Plan {
             sensitivity: sensitivity(&shared),
             device: shared.device.clone(),
             weights_dtype: kept.to_string(),
-            threads: args.threads,
+            threads: args.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
+            at_once: args.jobs,
             base,
             jobs,
             seeds,

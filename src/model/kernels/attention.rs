@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::matmul::{Cores, Mat, product, product_into};
 use super::{Shared, dot, exp, max, read, sum, values, vectorized, zeros};
 
+use crate::model::padded::CachedBatch;
 use crate::profile::{Part, span};
 use crate::tokens::Sequence;
 
@@ -36,36 +37,27 @@ pub type Sequences = Arc<[Sequence]>;
 #[derive(Debug, Default)]
 pub struct Cache {
     sequences: Vec<CachedSequence>,
+    /// Of the composed form, which keeps all sequences in one tensor.
+    pub(in crate::model) padded: Option<CachedBatch>,
 }
 
 #[derive(Debug, Default, Clone)]
 struct CachedSequence {
     keys: Vec<f32>,
     values: Vec<f32>,
-    composed: Option<(Tensor, Tensor)>,
 }
 
 impl Cache {
     /// An empty cache for this many sequences.
     pub fn new(sequences: usize) -> Self {
-        Self { sequences: vec![CachedSequence::default(); sequences] }
-    }
-
-    /// The composed form's cache: appends keys and values (Hkv, T, D) of a sequence and returns all so far.
-    pub fn append_composed(&mut self, sequence: usize, k: Tensor, v: Tensor) -> Result<(Tensor, Tensor)> {
-        let Some(cached) = self.sequences.get_mut(sequence) else { bail!("no cache for sequence {sequence}") };
-        let grown = match &cached.composed {
-            Some((keys, values)) => (Tensor::cat(&[keys, &k], 1)?, Tensor::cat(&[values, &v], 1)?),
-            None => (k, v),
-        };
-        cached.composed = Some(grown.clone());
-        Ok(grown)
+        Self { sequences: vec![CachedSequence::default(); sequences], padded: None }
     }
 
     /// Keep only the sequences for which `keep` says so (finished ones leave).
-    pub fn retain(&mut self, keep: &[bool]) {
+    pub fn retain(&mut self, keep: &[bool]) -> Result<()> {
         let mut flags = keep.iter();
         self.sequences.retain(|_| flags.next().copied().unwrap_or(false));
+        self.padded.as_mut().map_or(Ok(()), |batch| batch.retain(keep))
     }
 }
 

@@ -1,0 +1,260 @@
+//! Causal attention composed of candle's operations, for devices that our kernels don't run on, and the form that they are
+//! tested against.
+//!
+//! The sequences of a packed batch (N rows) lie side by side in a tensor of B × T rows, T the length of the longest, so
+//! that a layer takes the same number of operations for one sequence as for a hundred: on a GPU the number of launches is
+//! what a small batch costs. What a shorter sequence lacks is filled with the batch's first row; no query sees it, and
+//! what it puts out is read by nobody.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, Device, Layout, MetalStorage, Shape, Storage, Tensor, bail};
+
+use super::kernels::attention::AttentionShape;
+use super::layers::Rows;
+use crate::tokens::{Packed, Sequence};
+
+/// How the rows of a packed batch and those of the padded tensor belong together.
+pub struct Padded {
+    sequences: Arc<[Sequence]>,
+    /// T
+    queries: usize,
+    /// `None` where all sequences are of one length: nothing moves.
+    moves: Option<Moves>,
+    /// By the layer's window: (B,1,T,S).
+    masks: RefCell<Vec<(Option<usize>, Tensor)>>,
+}
+
+#[derive(Clone)]
+struct Moves {
+    /// The packed row at each padded one, 0 where there is none: (B·T)
+    taken: Tensor,
+    /// 1 where there is one, else 0: (B·T,1)
+    real: Tensor,
+    /// The padded row of each packed one: (N)
+    places: Tensor,
+}
+
+impl Padded {
+    pub fn new(packed: &Packed, device: &Device) -> Result<Self> {
+        let sequences = packed.sequences.clone();
+        let queries = sequences.iter().map(|s| s.rows.len()).max().unwrap_or(0);
+        let padded = sequences.len() * queries;
+        let moves = if padded == packed.ids.len() {
+            None
+        } else {
+            let (mut taken, mut real, mut places) = (vec![0u32; padded], vec![0f32; padded], Vec::new());
+            for (index, sequence) in sequences.iter().enumerate() {
+                for (i, row) in sequence.rows.clone().enumerate() {
+                    let place = index * queries + i;
+                    (taken[place], real[place]) = (row as u32, 1.0);
+                    places.push(place as u32);
+                }
+            }
+            let rows = places.len();
+            Some(Moves {
+                taken: Tensor::from_vec(taken, padded, device)?,
+                real: Tensor::from_vec(real, (padded, 1), device)?,
+                places: Tensor::from_vec(places, rows, device)?,
+            })
+        };
+        Ok(Self { sequences, queries, moves, masks: RefCell::new(Vec::new()) })
+    }
+
+    /// (N, heads·D) → (B, heads, T, D)
+    fn spread(&self, x: &Tensor, heads: usize, head_dim: usize) -> Result<Tensor> {
+        let x = match &self.moves {
+            Some(moves) => x.contiguous()?.apply_op1(Spread(moves.clone()))?,
+            None => x.clone(),
+        };
+        let shape = (self.sequences.len(), self.queries, heads, head_dim);
+        Ok(x.reshape(shape)?.transpose(1, 2)?.contiguous()?)
+    }
+
+    /// (B, heads, T, D) → (N, heads·D)
+    fn gathered(&self, y: &Tensor) -> Result<Tensor> {
+        let (b, h, t, d) = y.dims4()?;
+        let y = y.transpose(1, 2)?.reshape((b * t, h * d))?;
+        Ok(match &self.moves {
+            Some(moves) => y.apply_op1(Gathered(moves.clone()))?,
+            None => y,
+        })
+    }
+
+    /// 0 where a query sees a key, −∞ where not: (B,1,T,S). The same for all layers of a pass with the same window.
+    /// `columns[b][p]` is where position p of sequence b stands among the S keys.
+    fn mask(&self, window: Option<usize>, columns: &[Vec<u32>], keys: usize, device: &Device) -> Result<Tensor> {
+        if let Some((_, mask)) = self.masks.borrow().iter().find(|(of, _)| *of == window) {
+            return Ok(mask.clone());
+        }
+        let (b, t) = (self.sequences.len(), self.queries);
+        let mut values = vec![f32::NEG_INFINITY; b * t * keys];
+        for ((sequence, columns), values) in self.sequences.iter().zip(columns).zip(values.chunks_exact_mut(t * keys)) {
+            let past = columns.len() - sequence.rows.len();
+            for (i, row) in values.chunks_exact_mut(keys).enumerate() {
+                if i >= sequence.rows.len() {
+                    // A softmax over nothing is not a number.
+                    row.fill(0.0);
+                }
+                for position in sequence.seen(past + i, window).into_iter().flatten() {
+                    if let Some(column) = columns.get(position) {
+                        row[*column as usize] = 0.0;
+                    }
+                }
+            }
+        }
+        let mask = Tensor::from_vec(values, (b, 1, t, keys), device)?;
+        self.masks.borrow_mut().push((window, mask.clone()));
+        Ok(mask)
+    }
+}
+
+/// Keys and values of a batch so far, and where each sequence's positions stand in them.
+#[derive(Debug)]
+pub struct CachedBatch {
+    /// (B, Hkv, S, D)
+    keys: Tensor,
+    values: Tensor,
+    /// For each sequence, the column of each position.
+    columns: Vec<Vec<u32>>,
+}
+
+impl CachedBatch {
+    /// Keep only the sequences for which `keep` says so.
+    pub fn retain(&mut self, keep: &[bool]) -> candle_core::Result<()> {
+        let kept: Vec<u32> = (0u32..).zip(keep).filter(|(_, k)| **k).map(|(i, _)| i).collect();
+        let count = kept.len();
+        let mut flags = keep.iter();
+        self.columns.retain(|_| flags.next().copied().unwrap_or(false));
+        if count > 0 {
+            let kept = Tensor::from_vec(kept, count, self.keys.device())?;
+            self.keys = self.keys.index_select(&kept, 0)?;
+            self.values = self.values.index_select(&kept, 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
+pub fn attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor, rows: &Rows) -> Result<Tensor> {
+    let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+    let padded = rows.padded(q.device())?;
+    let (q, mut k, mut v) = (padded.spread(q, h, d)?, padded.spread(k, hk, d)?, padded.spread(v, hk, d)?);
+    let lengths = || padded.sequences.iter().map(|s| s.rows.len() as u32);
+    let mut columns: Vec<Vec<u32>> = lengths().map(|n| (0..n).collect()).collect();
+    if let Some(cache) = &rows.cache {
+        let mut cache = cache.lock().map_err(|_| anyhow::anyhow!("a cache of a failed pass"))?;
+        if let Some(past) = cache.padded.take() {
+            let from = past.keys.dim(2)? as u32;
+            (k, v) = (Tensor::cat(&[&past.keys, &k], 2)?, Tensor::cat(&[&past.values, &v], 2)?);
+            let new = lengths();
+            columns = past.columns;
+            columns.iter_mut().zip(new).for_each(|(columns, n)| columns.extend(from..from + n));
+        }
+        cache.padded = Some(CachedBatch { keys: k.clone(), values: v.clone(), columns: columns.clone() });
+    }
+    let (b, seen) = (k.dim(0)?, k.dim(2)?);
+    let share = |x: Tensor| -> Result<Tensor> {
+        if h == hk {
+            return Ok(x);
+        }
+        Ok(x.unsqueeze(2)?.broadcast_as((b, hk, h / hk, seen, d))?.reshape((b, h, seen, d))?)
+    };
+    let (k, v) = (share(k)?, share(v)?);
+    let scores = (q.matmul(&k.t()?)? * f64::from(shape.scale))?;
+    let mask = padded.mask(shape.window, &columns, seen, q.device()).context("mask")?;
+    let scores = scores.broadcast_add(&mask)?;
+    // The fused softmax has no backward pass.
+    let p = match scores.device().is_cpu() || scores.track_op() {
+        true => candle_nn::ops::softmax(&scores, D::Minus1)?,
+        false => candle_nn::ops::softmax_last_dim(&scores)?,
+    };
+    padded.gathered(&p.matmul(&v)?)
+}
+
+/// Packed rows → padded rows. Both ways are selections of rows, where candle's own gradient of a selection adds row after
+/// row, on a GPU one at a time.
+struct Spread(Moves);
+
+/// Padded rows → packed rows.
+struct Gathered(Moves);
+
+impl CustomOp1 for Spread {
+    fn name(&self) -> &'static str {
+        "spread-rows"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        select(x, layout, &self.0.taken)
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        select(x, layout, &self.0.taken)
+    }
+
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> candle_core::Result<(MetalStorage, Shape)> {
+        select(x, layout, &self.0.taken)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        // The filling has no gradient: nobody reads what comes of it.
+        Ok(Some(grad.contiguous()?.index_select(&self.0.places, 0)?))
+    }
+}
+
+impl CustomOp1 for Gathered {
+    fn name(&self) -> &'static str {
+        "gather-rows"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        select(x, layout, &self.0.places)
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        select(x, layout, &self.0.places)
+    }
+
+    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> candle_core::Result<(MetalStorage, Shape)> {
+        select(x, layout, &self.0.places)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let spread = grad.contiguous()?.index_select(&self.0.taken, 0)?;
+        Ok(Some(spread.broadcast_mul(&self.0.real)?))
+    }
+}
+
+/// The rows of x (n,C) that `rows` (m) names: (m,C).
+fn select<S: BackendStorage + Kept>(x: &S, layout: &Layout, rows: &Tensor) -> candle_core::Result<(S, Shape)> {
+    let (count, columns) = (rows.elem_count(), layout.shape().dims2()?.1);
+    let (storage, ids_layout) = rows.storage_and_layout();
+    let Some(ids) = S::of(&storage) else { bail!("rows and their numbers are on different devices") };
+    Ok((x.index_select(ids, layout, ids_layout, 0)?, (count, columns).into()))
+}
+
+/// A backend's part of candle's storage.
+trait Kept: Sized {
+    fn of(storage: &Storage) -> Option<&Self>;
+}
+
+impl Kept for CpuStorage {
+    fn of(storage: &Storage) -> Option<&Self> {
+        if let Storage::Cpu(s) = storage { Some(s) } else { None }
+    }
+}
+
+impl Kept for CudaStorage {
+    fn of(storage: &Storage) -> Option<&Self> {
+        if let Storage::Cuda(s) = storage { Some(s) } else { None }
+    }
+}
+
+impl Kept for MetalStorage {
+    fn of(storage: &Storage) -> Option<&Self> {
+        if let Storage::Metal(s) = storage { Some(s) } else { None }
+    }
+}
