@@ -78,7 +78,7 @@ fn layer_passes(c: &mut Criterion) {
     let shape = AttentionShape { heads: 12, kv_heads: 12, head_dim: 64, scale: 0.125, window: None };
     let local = AttentionShape { window: Some(16), ..shape };
     let targets: Vec<u32> = (0..256).map(|i| i * 190).collect();
-    let rows = || Rows { packed: &packed, cache: None };
+    let rows = || Rows::new(&packed);
     type Layer<'a> = Box<dyn Fn(&View, &Tensor) -> anyhow::Result<Tensor> + 'a>;
     type Case<'a> = (&'static str, Vec<(&'static str, &'static [usize])>, usize, Layer<'a>);
     let (ref_h, up) = (tensor(&[256, C]), tensor(&[256, 3072]));

@@ -77,17 +77,19 @@ fn cuda(index: usize) -> std::result::Result<Device, String> {
     Err(why.lines().next().unwrap_or_default().into())
 }
 
-/// Keeps what a pass freed for the next one: otherwise the driver gives it back to the system whenever someone waits for a
-/// result, several times a step, and asks for it anew. Where that can't be set, passes are slower and nothing else.
+/// Keeps up to 1 GiB of what a pass freed for the next one: otherwise the driver gives all of it back to the system whenever
+/// someone waits for a result, several times a step, and asks for it anew. No more than that, because others may share the
+/// GPU: without a bound, ten repairs of an 8-block GPT-2 kept 134 GB of it. Where it can't be set, passes are slower and
+/// nothing else.
 #[cfg(feature = "cuda")]
 fn keep_freed_gpu_memory(index: usize) {
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
-    let mut forever = u64::MAX;
+    let mut kept: u64 = 1 << 30;
     // SAFETY: the device was just opened, its default pool lives as long as it does, and the attribute is an u64.
     unsafe {
         let _ = result::device::get(index as i32).and_then(|device| {
             let pool = result::device::get_default_mem_pool(device)?;
-            let value = std::ptr::from_mut(&mut forever).cast();
+            let value = std::ptr::from_mut(&mut kept).cast();
             result::mem_pool::set_attribute(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, value)
         });
     }

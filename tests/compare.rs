@@ -286,27 +286,39 @@ fn a_method_that_fails_leaves_the_others_alone() {
 fn an_interrupted_comparison_goes_on() {
     let bench = Bench::new();
     let rows = ["--methods", "irepair,dapt", "--save-steps", "1", "--max-steps", "40"];
-    let arguments = bench.arguments(&rows);
+    // Two at a time, here; one after the other below, where nobody interrupts.
+    let at_once = [&rows[..], &["--jobs", "2"]].concat();
+    let arguments = bench.arguments(&at_once);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut child = command(&arguments)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("starts");
-    let state = PathBuf::from(bench.path("out/runs/irepair-seed42.partial/irepair/state/state.safetensors"));
-    while !state.exists() && child.try_wait().expect("runs").is_none() {
+    let states = ["irepair", "dapt"].map(|method| {
+        PathBuf::from(bench.path(&format!("out/runs/{method}-seed42.partial/irepair/state/state.safetensors")))
+    });
+    while !states.iter().all(|s| s.exists()) && child.try_wait().expect("runs").is_none() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let error = interrupt(child);
     assert!(error.contains("--resume"), "{error}");
-    assert!(state.exists(), "the run under way saved its state");
-    ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
+    assert!(states.iter().all(|s| s.exists()), "the runs under way saved their states");
+    ok(&bench.run(&[&at_once[..], &["--resume"]].concat()));
     // The bytes of a run that nobody interrupted.
     let whole = Bench::new();
     ok(&whole.run(&rows));
-    let weights =
-        |bench: &Bench| std::fs::read(bench.path("out/runs/irepair-seed42/model.safetensors")).expect("weights");
-    assert!(weights(&bench) == weights(&whole));
+    for method in ["irepair", "dapt"] {
+        let weights = format!("out/runs/{method}-seed42/model.safetensors");
+        let [found, expected] = [&bench, &whole].map(|b| std::fs::read(b.path(&weights)).expect("weights"));
+        assert!(found == expected, "{method}");
+    }
+    let figures = |bench: &Bench| {
+        let entries = bench.record()["entries"].as_array().expect("entries").clone();
+        let of = |run: &Value| (run["figures"].clone(), run["points"].clone());
+        entries.iter().flat_map(|e| e["runs"].as_array().expect("runs").iter().map(of)).collect::<Vec<_>>()
+    };
+    assert_eq!(figures(&bench), figures(&whole));
 }
 
 #[test]
@@ -316,6 +328,7 @@ fn comparisons_that_cannot_be() {
     bench.refused(&["--methods", "irepair,irepair"], 2, &["twice"]);
     bench.refused(&["--method", "irepair"], 2, &["--methods"]);
     bench.refused(&["--seed", "1", "--seeds", "2"], 2, &["--seeds"]);
+    bench.refused(&["--methods", "irepair", "--jobs", "0"], 3, &["--jobs 0", "at least 1"]);
     bench.refused(&["--methods", "irepair", "--resume"], 3, &["no comparison"]);
     bench.refused(&["--methods", "irepair", "--ppl", "no/such.txt"], 3, &["no/such.txt"]);
     bench.refused(&["--methods", "irepair", "--toxicity", "leee"], 3, &["lee"]);

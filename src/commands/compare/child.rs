@@ -183,3 +183,37 @@ fn interrupt(child: &mut std::process::Child) -> Result<()> {
 fn interrupt(child: &mut std::process::Child) -> Result<()> {
     child.kill().context("ending a run")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_at_a_time_in_order() {
+        let items: Vec<u64> = (0..20).collect();
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let work = |item: &u64| {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(20 - item));
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(item * item)
+        };
+        let squares = several(3, &items, work).expect("all done");
+        assert_eq!(squares, items.iter().map(|i| i * i).collect::<Vec<_>>());
+        assert_eq!(most.load(Ordering::SeqCst), 3);
+        assert!(several(3, &[], work).expect("nothing to do").is_empty());
+    }
+
+    #[test]
+    fn after_a_failure_nothing_new_is_begun() {
+        let begun = AtomicUsize::new(0);
+        let items: Vec<u64> = (0..100).collect();
+        let error = several(2, &items, |item| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(2));
+            if *item >= 5 { Err(anyhow::anyhow!("item {item}")) } else { Ok(()) }
+        });
+        assert_eq!(error.expect_err("failed").to_string(), "item 5");
+        assert!(begun.load(Ordering::SeqCst) <= 8);
+    }
+}
