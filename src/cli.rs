@@ -539,6 +539,9 @@ pub struct Report {
     /// Where the page goes [default: RUN_DIR/irepair/report.html]
     #[arg(short, long, value_name = "FILE.html")]
     pub out: Option<PathBuf>,
+    /// Write the page's drawings into this folder, too, each as an SVG file of its own
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
     #[command(flatten)]
     pub output: Output,
 }

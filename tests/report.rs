@@ -278,6 +278,31 @@ fn what_cannot_be_read_is_said_and_the_rest_is_drawn() {
     assert_eq!(page.texts(".tile"), whole.texts(".tile"));
 }
 
+/// Every drawing of the page as a file that a browser opens.
+#[test]
+fn the_drawings_are_files_too() {
+    let run = Run::new();
+    let drawings = run.path("drawings");
+    ok(&irepair(&["report", text(run.0.path()), "--pictures", text(&drawings)]));
+    let page = Page::open(&run.path("irepair/report.html"));
+    let mut titles = Vec::new();
+    for entry in std::fs::read_dir(&drawings).expect("folder") {
+        let svg = std::fs::read_to_string(entry.expect("entry").path()).expect("a drawing");
+        assert!(svg.starts_with("<svg") && svg.contains("xmlns=\"http://www.w3.org/2000/svg\""), "{svg}");
+        let (_, rest) = svg.split_once("<title").expect("title");
+        let title = rest.split_once('>').expect("tag").1;
+        titles.push(title.split_once("</title>").expect("end").0.to_owned());
+    }
+    let mut expected = page.texts("svg > title");
+    titles.sort();
+    expected.sort();
+    assert!(titles.len() > 3 && titles == expected, "{titles:?} {expected:?}");
+    run.write("file", "");
+    let output = irepair(&["report", text(run.0.path()), "--pictures", text(&run.path("file/x"))]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("--pictures"), "{error}");
+}
+
 #[test]
 fn folders_that_are_no_run_are_refused() {
     let run = Run::new();

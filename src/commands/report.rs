@@ -8,36 +8,54 @@ use serde_json::json;
 use super::writable;
 use crate::checkpoint;
 use crate::cli::Report;
-use crate::report::compare_page::compare_page;
+use crate::fault::Fault;
+use crate::report::compare_page::{self, compare_page};
 use crate::report::comparison::{Comparison, RECORD};
 use crate::report::folder::RunFolder;
-use crate::report::run_page::run_page;
+use crate::report::plot::Picture;
+use crate::report::run_page::{self, run_page};
 
 pub fn run(args: &Report) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| {
         let compared = args.run.join(RECORD).is_file();
         args.run.join(if compared { "report.html" } else { "irepair/report.html" })
     });
-    let (page, gaps) = draw(&args.run)?;
+    let Drawn { page, pictures, gaps } = draw(&args.run)?;
     writable("--out", &out)?;
+    if let Some(dir) = &args.pictures {
+        let cannot = |e| Fault::Input(format!("--pictures {}: can't write there: {e}", dir.display()));
+        std::fs::create_dir_all(dir).map_err(cannot)?;
+        for picture in &pictures {
+            checkpoint::write_whole(&dir.join(format!("{}.svg", picture.id)), picture.file().as_bytes())?;
+        }
+    }
     if !args.output.quiet {
         gaps.iter().for_each(|gap| eprintln!("{}: {gap}", args.run.display()));
     }
     checkpoint::write_whole(&out, page.as_bytes())?;
     if args.output.json {
-        println!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps }));
+        let ids: Vec<&str> = pictures.iter().map(|p| p.id.as_str()).collect();
+        println!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }));
     } else {
         println!("{}: {} KiB; opens in any browser, and needs no other file", out.display(), page.len().div_ceil(1024));
     }
     Ok(())
 }
 
-/// The page of a folder, and what of it could not be read.
-fn draw(dir: &Path) -> Result<(String, Vec<String>)> {
+struct Drawn {
+    page: String,
+    /// Its drawings.
+    pictures: Vec<Picture>,
+    /// What could not be read.
+    gaps: Vec<String>,
+}
+
+fn draw(dir: &Path) -> Result<Drawn> {
     let record = dir.join(RECORD);
     if record.is_file() {
-        return Ok((compare_page(&Comparison::read(&record)?), Vec::new()));
+        let found = Comparison::read(&record)?;
+        return Ok(Drawn { page: compare_page(&found), pictures: compare_page::pictures(&found), gaps: Vec::new() });
     }
     let run = RunFolder::open(dir)?;
-    Ok((run_page(&run), run.gaps))
+    Ok(Drawn { page: run_page(&run), pictures: run_page::pictures(&run), gaps: run.gaps })
 }

@@ -19,14 +19,23 @@ pub fn compare_page(found: &Comparison) -> String {
         };
         sections.push(Section { id, heading, body: of_sheet(sheet) });
     }
-    if let Some(pareto) = &found.pareto {
-        let body = figure(&plot::pareto("Toxicity against perplexity", pareto));
+    if let Some(picture) = trade_off(found) {
+        let body = figure(&picture);
         sections.insert(1, Section { id: "trade-off", heading: "The trade-off", body });
     }
     let body = figure(&sensitivity(found));
     sections.push(Section { id: "sensitivity", heading: "Where the error is", body });
     sections.push(Section { id: "runs", heading: "The runs", body: runs(found) });
     page::page(&title, &lead(found), &sections)
+}
+
+/// The page's drawings.
+pub fn pictures(found: &Comparison) -> Vec<plot::Picture> {
+    trade_off(found).into_iter().chain([sensitivity(found)]).collect()
+}
+
+fn trade_off(found: &Comparison) -> Option<plot::Picture> {
+    Some(plot::pareto("Toxicity against perplexity", found.pareto.as_ref()?))
 }
 
 fn lead(found: &Comparison) -> Markup {

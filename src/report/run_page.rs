@@ -45,6 +45,12 @@ pub fn run_page(run: &RunFolder) -> String {
     page::page(&title, &lead(run), &sections)
 }
 
+/// The page's drawings.
+pub fn pictures(run: &RunFolder) -> Vec<Picture> {
+    let neurons = run.neurons.as_ref().map(neuron_map);
+    neurons.into_iter().chain(heat_map(run)).chain(slices(run)).chain(curves_of(run, &drawings(run))).collect()
+}
+
 /// The hub's name, or the last part of a path.
 fn model(record: &RunRecord) -> &str {
     let is_path = record.base_revision.is_none();
@@ -86,10 +92,13 @@ fn lead(run: &RunFolder) -> Markup {
     }
 }
 
+fn neuron_map(found: &NeuronsRecord) -> Picture {
+    let marked: Vec<(usize, usize)> = found.most.iter().map(|n| (n.block, n.neuron)).collect();
+    plot::neurons(&Map { blocks: found.blocks, width: found.neurons, changed: &found.changed, marked: &marked })
+}
+
 /// The map of the changed neurons, and what the most changed ones promote.
 fn neurons(found: &NeuronsRecord) -> Markup {
-    let marked: Vec<(usize, usize)> = found.most.iter().map(|n| (n.block, n.neuron)).collect();
-    let map = Map { blocks: found.blocks, width: found.neurons, changed: &found.changed, marked: &marked };
     let quoted = |tokens: &[String]| tokens.iter().map(|token| format!("{token:?}")).collect::<Vec<_>>().join(" ");
     let row = |n: &Promoted<String>| {
         let relative = if n.base_norm > 0.0 { format!("{:.1} %", 100.0 * n.norm / n.base_norm) } else { "–".into() };
@@ -101,13 +110,17 @@ fn neurons(found: &NeuronsRecord) -> Markup {
     let caption =
         "The most changed neurons, and the tokens whose logits their output rows raise most (head × output row)";
     html! {
-        (figure(&plot::neurons(&map)))
+        (figure(&neuron_map(found)))
         (words(caption, &head, &rows))
     }
 }
 
+fn heat_map(run: &RunFolder) -> Option<Picture> {
+    heat(&Heat { steps: &run.steps, blocks: run.blocks(), kept: run.kept() })
+}
+
 fn sensitivity(run: &RunFolder) -> Markup {
-    match heat(&Heat { steps: &run.steps, blocks: run.blocks(), kept: run.kept() }) {
+    match heat_map(run) {
         Some(picture) => figure(&picture),
         None if run.steps.is_empty() => html! { p { (NO_STEP) } },
         None => html! { p { "The method does not measure the sensitivity of the blocks at every step." } },
@@ -119,8 +132,8 @@ fn blocks(run: &RunFolder) -> Markup {
     html! {
         @if run.slices_everything() {
             p { "Every step changed the whole model." }
-        } @else if !run.sliced().is_empty() {
-            (figure(&sliced(run)))
+        } @else if let Some(picture) = slices(run) {
+            (figure(&picture))
         }
         @if !trials.is_empty() {
             (table("Trial steps on each slice alone, before the first step", &["slice", "held-back loss"], &trials))
@@ -129,7 +142,11 @@ fn blocks(run: &RunFolder) -> Markup {
     }
 }
 
-fn sliced(run: &RunFolder) -> Picture {
+/// How often each was sliced, where not all were in every step.
+fn slices(run: &RunFolder) -> Option<Picture> {
+    if run.slices_everything() || run.sliced().is_empty() {
+        return None;
+    }
     let units = run.sliced_units();
     let whole = run.sliced();
     let filled = |label: String, steps: usize| Bar { label, value: steps as f64, on: steps > 0 };
@@ -140,7 +157,7 @@ fn sliced(run: &RunFolder) -> Picture {
         (0..run.blocks()).map(|b| filled(b.to_string(), whole.get(&b).copied().unwrap_or(0))).collect()
     };
     let subtitle = if sublayers { "steps, by sublayer" } else { "steps, by block" };
-    bars("sliced", "How often each was sliced", subtitle, &found)
+    Some(bars("sliced", "How often each was sliced", subtitle, &found))
 }
 
 /// Sensitivity, slices and change of every block.
@@ -179,7 +196,10 @@ fn block_table(run: &RunFolder) -> Markup {
     table(caption, &head, &rows)
 }
 
-fn progress(run: &RunFolder) -> Markup {
+/// A name for files, a title and the lines of each diagram of the run's course.
+type Drawing = (&'static str, &'static str, Vec<Line>);
+
+fn drawings(run: &RunFolder) -> [Drawing; 6] {
     let of = |get: fn(&StepLine) -> Option<f64>| -> Vec<(usize, f64)> {
         run.steps.iter().filter_map(|s| Some((s.step, get(s)?))).collect()
     };
@@ -187,7 +207,7 @@ fn progress(run: &RunFolder) -> Markup {
         run.validations.iter().filter_map(|v| Some((v.step, get(v)?))).collect()
     };
     let line = |name, look, points| Line { name, look, points };
-    let drawings = [
+    [
         (
             "loss",
             "Loss",
@@ -205,7 +225,16 @@ fn progress(run: &RunFolder) -> Markup {
         ("ppl", "Perplexity of the guard's text", vec![line("perplexity", Look::Dots, validations(|v| v.ppl))]),
         ("grad-norm", "Gradient norm", vec![line("before clipping", Look::Solid, of(|s| Some(s.grad_norm)))]),
         ("lr", "Learning rate", vec![line("learning rate", Look::Solid, of(|s| Some(s.lr)))]),
-    ];
+    ]
+}
+
+/// Of those there is something to draw of.
+fn curves_of(run: &RunFolder, drawings: &[Drawing]) -> Vec<Picture> {
+    drawings.iter().filter_map(|(id, title, lines)| curves(id, title, lines, run.last(), run.kept())).collect()
+}
+
+fn progress(run: &RunFolder) -> Markup {
+    let drawings = drawings(run);
     let rows: Vec<[String; 5]> = drawings
         .iter()
         .flat_map(|(_, title, lines)| {
@@ -216,10 +245,9 @@ fn progress(run: &RunFolder) -> Markup {
             lines.iter().filter_map(move |line| summary(name(line), line))
         })
         .collect();
-    let pictures = drawings.iter().filter_map(|(id, title, lines)| curves(id, title, lines, run.last(), run.kept()));
     html! {
         @if rows.is_empty() { p { (NO_STEP) } } @else {
-            div.pair { @for picture in pictures { (figure(&picture)) } }
+            div.pair { @for picture in curves_of(run, &drawings) { (figure(&picture)) } }
             p.dim { "Where several steps share a point, the line is their mean, and eight of ten lie in the band." }
             (table("The curves in numbers", &["curve", "first", "last", "lowest", "at step"], &rows))
         }
