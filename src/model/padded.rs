@@ -28,7 +28,6 @@ pub struct Padded {
     masks: RefCell<Vec<(Option<usize>, Tensor)>>,
 }
 
-#[derive(Clone)]
 struct Moves {
     /// The packed row at each padded one, 0 where there is none: (B·T)
     taken: Tensor,
@@ -67,7 +66,10 @@ impl Padded {
     /// (N, heads·D) → (B, heads, T, D)
     fn spread(&self, x: &Tensor, heads: usize, head_dim: usize) -> Result<Tensor> {
         let x = match &self.moves {
-            Some(moves) => x.contiguous()?.apply_op1(Spread(moves.clone()))?,
+            // The filling has no gradient: nobody reads what comes of it.
+            Some(Moves { taken, places, .. }) => {
+                x.contiguous()?.apply_op1(Select { rows: taken.clone(), back: places.clone(), real: None })?
+            }
             None => x.clone(),
         };
         let shape = (self.sequences.len(), self.queries, heads, head_dim);
@@ -79,7 +81,10 @@ impl Padded {
         let (b, h, t, d) = y.dims4()?;
         let y = y.transpose(1, 2)?.reshape((b * t, h * d))?;
         Ok(match &self.moves {
-            Some(moves) => y.apply_op1(Gathered(moves.clone()))?,
+            Some(Moves { taken, real, places }) => {
+                let (rows, back) = (places.clone(), taken.clone());
+                y.apply_op1(Select { rows, back, real: Some(real.clone()) })?
+            }
             None => y,
         })
     }
@@ -175,56 +180,38 @@ pub fn attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor, rows
     padded.gathered(&p.matmul(&v)?)
 }
 
-/// Packed rows → padded rows. Both ways are selections of rows, where candle's own gradient of a selection adds row after
-/// row, on a GPU one at a time.
-struct Spread(Moves);
-
-/// Padded rows → packed rows.
-struct Gathered(Moves);
-
-impl CustomOp1 for Spread {
-    fn name(&self) -> &'static str {
-        "spread-rows"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        select(x, layout, &self.0.taken)
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        select(x, layout, &self.0.taken)
-    }
-
-    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> candle_core::Result<(MetalStorage, Shape)> {
-        select(x, layout, &self.0.taken)
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        // The filling has no gradient: nobody reads what comes of it.
-        Ok(Some(grad.contiguous()?.index_select(&self.0.places, 0)?))
-    }
+/// A selection of rows and the one that undoes it. candle's own gradient of a selection adds row after row, on a GPU one at a
+/// time.
+struct Select {
+    rows: Tensor,
+    back: Tensor,
+    /// Factor on each row of the gradient: 0 where `back` had nothing to name.
+    real: Option<Tensor>,
 }
 
-impl CustomOp1 for Gathered {
+impl CustomOp1 for Select {
     fn name(&self) -> &'static str {
-        "gather-rows"
+        "select-rows"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        select(x, layout, &self.0.places)
+        select(x, layout, &self.rows)
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        select(x, layout, &self.0.places)
+        select(x, layout, &self.rows)
     }
 
     fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> candle_core::Result<(MetalStorage, Shape)> {
-        select(x, layout, &self.0.places)
+        select(x, layout, &self.rows)
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let spread = grad.contiguous()?.index_select(&self.0.taken, 0)?;
-        Ok(Some(spread.broadcast_mul(&self.0.real)?))
+        let back = grad.contiguous()?.index_select(&self.back, 0)?;
+        Ok(Some(match &self.real {
+            Some(real) => back.broadcast_mul(real)?,
+            None => back,
+        }))
     }
 }
 
