@@ -40,9 +40,9 @@ struct Cut {
 }
 
 /// On AMD a panel of `b` stays in the first cache (measured in 2026-11 on two EPYCs: depths of 128 and 384 are 5 to 15 %
-/// slower, groups of 4 no faster). On Intel the second cache feeds the tile as fast as the first, and what costs is to
-/// come back to the outputs, to read `b` in short runs, and prefetches beside the tile's own loads (one core of a Xeon,
-/// family 6, model 207, 256 × 768 × 3072 and 256 × 3072 × 768: cut as for AMD 106 GFLOP/s, 768 deep 146, in groups 150).
+/// slower, groups of 4 no faster). On Intel the second cache feeds the tile as fast as the first, so outputs are better
+/// come back to less often and `b` read in longer runs, and prefetches cost what they save (one core of a Xeon, family 6,
+/// model 207, 256 × 3072 × 768 with `b` from memory: cut as for AMD 139 GFLOP/s, 768 deep 144, in groups of 4 147).
 static CUT: LazyLock<Cut> = LazyLock::new(|| match *INTEL {
     true => Cut { deep: 1024, group: 4, ahead: false },
     false => Cut { deep: 256, group: 1, ahead: true },
