@@ -28,7 +28,9 @@ def interpreter(given):
 def run(command):
     """The last line of a program's output, as JSON."""
     env = dict(os.environ, OMP_WAIT_POLICY="passive")
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
