@@ -167,6 +167,9 @@ pub fn product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, cores: Co
     unsafe { product_into(out.as_mut_ptr(), b.cols, a, b, keep, scale, cores) }
 }
 
+/// Lines of a matrix that are worked on at a time.
+const STRIP: usize = 8192;
+
 /// [`product`] into a place with its own row stride.
 ///
 /// # Safety
@@ -176,21 +179,22 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
     assert!(a.dtype == WeightsDtype::F32, "weights are on the right");
     let left = a.ptr.cast::<f32>();
     // Where `b` is contiguous along the depth, `gemm` would first copy it transposed, which at a few hundred rows of `a`
-    // costs more than the multiplication; elsewhere it is as fast from 256 rows on, and half as fast at 64 (a Xeon).
+    // costs more than the multiplication; elsewhere, on a Xeon, it is as fast from 256 rows on and half as fast at 64.
     #[cfg(target_arch = "x86_64")]
     {
         // Small ones are not worth the packing.
         const SHORT: usize = 128;
         const NARROW: usize = 192;
         let deep = a.col_stride == 1 && b.row_stride == 1 && b.cols > 1;
-        if (deep || b.cols >= NARROW) && a.cols >= SHORT && super::packed::available(Precision::F32) {
+        // A greater depth goes by strips, so that no copy of all of `a` lies beside it.
+        let wide = b.cols >= NARROW && a.cols <= STRIP;
+        if (deep || wide) && a.cols >= SHORT && super::packed::available(Precision::F32) {
             profile::count_product(a.rows, a.cols, b.cols, cores == Cores::All);
             // SAFETY: as the caller promises.
             return unsafe { packed_product(out, stride, a, b, keep, scale, Precision::F32, cores) };
         }
     }
     // By strips, so that of a vocabulary's weights in bf16 only a strip at a time lies beside them in f32.
-    const STRIP: usize = 8192;
     let by_depth = b.col_stride == 1;
     let lines = if by_depth { b.rows } else { b.cols };
     if lines > STRIP {
@@ -294,7 +298,16 @@ mod tests {
     /// What is widened on the way gives the bits of what was widened before, on every path: packed, by strips, one row.
     #[test]
     fn stored_weights_give_the_bits_of_widened_ones() {
-        for (m, k, n) in [(2, 7, 6), (4, 200, 7), (1, 200, 7), (3, 9000, 5), (1, 9000, 5), (2, 7, 9000)] {
+        for (m, k, n) in [
+            (2, 7, 6),
+            (4, 200, 7),
+            (1, 200, 7),
+            (3, 9000, 5),
+            (1, 9000, 5),
+            (2, 7, 9000),
+            (3, 200, 200),
+            (3, 9000, 200),
+        ] {
             let a: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
             let b: Vec<f32> = (0..k * n).map(|i| (i as f32 * 0.73).cos()).collect();
             let (bf16s, f16s): (Vec<_>, Vec<_>) =

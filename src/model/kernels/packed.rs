@@ -4,7 +4,8 @@
 //! A packed *unit* is 32 bits: one f32, or two bf16 that stand one above the other in the depth. `a` is packed into
 //! panels of `HIGH` rows, `b` into panels of `WIDE` columns; a tile is HIGH broadcasts times three vectors, 24 sums in
 //! registers, nothing added across lanes. Rounding happens while packing, and so does the widening of weights that lie
-//! in bf16 or f16, so operands stay as they are in memory and nothing is kept. An output does not depend on the tile it falls into, nor on how many other rows there are.
+//! in bf16 or f16, so operands stay as they are in memory. An output does not depend on the tile it falls into, nor on how
+//! many other rows there are.
 
 #![cfg(target_arch = "x86_64")]
 
@@ -24,7 +25,7 @@ use super::stored::WeightsDtype;
 const HIGH: usize = 8;
 /// Columns of `b` in a tile: three vectors.
 const WIDE: usize = 48;
-/// With fewer panels of `b` than this, `b` is packed whole first and the jobs also divide the rows of `a`.
+/// With fewer panels of `b` than this, or than threads, `b` is packed whole first and the jobs also divide the rows of `a`.
 const FEW: usize = 8;
 /// Panels of `a` that a job takes then.
 const JOB: usize = 4;
@@ -35,14 +36,14 @@ struct Cut {
     deep: usize,
     /// Panels of `b` that are packed together and meet a panel of `a` one after another.
     group: usize,
-    /// Whether the values packed next are prefetched meanwhile.
+    /// Whether the values packed next are prefetched meanwhile; with groups of one.
     ahead: bool,
 }
 
-/// On AMD a panel of `b` stays in the first cache (measured in 2026-11 on two EPYCs: depths of 128 and 384 are 5 to 15 %
-/// slower, groups of 4 no faster). On Intel the second cache feeds the tile as fast as the first, so outputs are better
-/// come back to less often and `b` read in longer runs, and prefetches cost what they save (one core of a Xeon, family 6,
-/// model 207, 256 × 3072 × 768 with `b` from memory: cut as for AMD 139 GFLOP/s, 768 deep 144, in groups of 4 147).
+/// On AMD a panel of `b` of 48 KiB is best (measured in 2026-11 on two EPYCs: depths of 128 and 384 are 5 to 15 % slower,
+/// groups of 4 no faster). On Intel the second cache feeds the tile as fast as the first, so it pays to come back to the
+/// outputs less often and to read `b` in longer runs, and prefetches cost what they save (one core of a Xeon, family 6,
+/// model 207, 256 × 3072 × 768 with `b` from memory: cut as for AMD 139 GFLOP/s, 768 deep 144, in groups of 4 147). So the bits of a product of more than 256 depth differ between the two.
 static CUT: LazyLock<Cut> = LazyLock::new(|| match *INTEL {
     true => Cut { deep: 1024, group: 4, ahead: false },
     false => Cut { deep: 256, group: 1, ahead: true },
@@ -105,7 +106,8 @@ fn with_room<R>(which: usize, len: usize, work: impl FnOnce(&mut [u32]) -> R) ->
 /// `out = keep·out + scale·a·b` over `depth`.
 ///
 /// # Safety
-/// The operands must be readable and the output writable over these sizes, by no one else; [`available`] must hold.
+/// The operands must be readable and the output writable over these sizes, by no one else; one stride of each operand must
+/// be 1, and [`available`] hold.
 pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precision: Precision, cores: Cores) {
     // Values of depth in a unit.
     let pair = if precision == Precision::Bf16 { 2 } else { 1 };
@@ -129,8 +131,7 @@ pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precisi
     with_room(0, a_panels * HIGH * units, |room| {
         let a_packed = Units(room.as_mut_ptr());
         each(a_panels, &|panel| pack(a, HIGH, panel..panel + 1, 0..units, a_packed.at(panel * HIGH * units)));
-        // Some panels of b over `deep`, packed one after another, against some panels of a; meanwhile the values packed
-        // next come nearer.
+        // Some panels of b over `deep`, packed one after another, against some panels of a; meanwhile `next` comes nearer.
         let multiply = |panels: Range<usize>,
                         deep: &Range<usize>,
                         packed: *const u32,
@@ -157,12 +158,13 @@ pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precisi
                 }
             }
         };
-        if b_panels >= FEW || a_panels <= JOB {
+        let threads = match cores {
+            Cores::All => rayon::current_num_threads(),
+            Cores::One => 1,
+        };
+        if b_panels >= FEW.max(threads) || a_panels <= JOB {
             // Smaller groups where larger ones would leave cores without work.
-            let share = match cores {
-                Cores::All => b_panels / (4 * rayon::current_num_threads()),
-                Cores::One => b_panels,
-            };
+            let share = if threads > 1 { b_panels / (4 * threads) } else { b_panels };
             let group = share.clamp(1, CUT.group);
             each(b_panels.div_ceil(group), &|job| {
                 let panels = job * group..((job + 1) * group).min(b_panels);
@@ -296,12 +298,10 @@ impl Source {
         (0..self.panels).flat_map(in_panel).collect()
     }
 
-    /// # Safety
-    /// The operand must be readable at this place.
-    unsafe fn place<T>(&self, across: usize, depth: usize) -> *const T {
+    /// A place that may lie beyond the operand's edge: to be read only where values are present.
+    fn place<T>(&self, across: usize, depth: usize) -> *const T {
         let value = (self.first + across) * self.from.across_stride + depth * self.from.depth_stride;
-        // SAFETY: as the caller promises.
-        unsafe { self.from.ptr.cast::<T>().add(value) }
+        self.from.ptr.cast::<T>().wrapping_add(value)
     }
 
     /// # Safety
@@ -418,7 +418,7 @@ trait Value: Copy {
     /// Up to 16 values in f32, zeros after `count` of them.
     ///
     /// # Safety
-    /// The first `count` values must be readable, and the processor must have AVX-512.
+    /// The first `count` values must be readable, and the processor must have AVX-512 F and BW.
     unsafe fn load(from: *const Self, count: usize) -> __m512;
 }
 
@@ -602,7 +602,7 @@ macro_rules! tile {
             stride = in(reg) $stride * size_of::<f32>(),
             factors = in(reg) [$scale, $keep].as_ptr(),
             out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-            out("zmm6") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+            out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
             out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
             out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
             out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _,
