@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -361,8 +361,18 @@ impl RepairSettings {
     }
 
     /// As [`resolve`](Self::resolve), from a file's layer (and its name) and the flags'.
-    pub fn resolve_layers((file_name, file_layer): (String, Layer), flags_value: Layer) -> Result<Self> {
+    pub fn resolve_layers((file_name, mut file_layer): (String, Layer), flags_value: Layer) -> Result<Self> {
         let mut layers = Vec::new();
+        // A method is one thing with two ways to say it, and flags lie over the file.
+        let parts = ["select", "objective"];
+        if flags_value.contains_key("method") {
+            file_layer.retain(|key, _| !parts.contains(&key.as_str()));
+        } else if parts.iter().any(|part| flags_value.contains_key(*part)) {
+            file_layer.remove("method");
+        }
+        if let Some(method) = file_layer.get("method").and_then(Value::as_str).filter(|m| neuron::named(m).is_none()) {
+            methods::named(method).with_context(|| file_name.clone())?;
+        }
         let given = |key: &str| flags_value.get(key).or(file_layer.get(key));
         let on_demo = given("model").is_none_or(|m| m == "demo");
         if let Some(method) = given("method").and_then(Value::as_str).and_then(neuron::named) {
@@ -430,11 +440,12 @@ impl RepairSettings {
     /// What the method is made of.
     pub fn recipe(&self) -> Result<Recipe> {
         let mut recipe = if self.select.is_some() || self.objective.is_some() {
+            let select = self.select.clone().unwrap_or("max".into());
             let objective = self.objective.clone().unwrap_or("nll".into());
+            let with_kl = self.kl_weight.is_some_and(|w| w != 0.0);
             Recipe {
-                select: self.select.clone().unwrap_or("max".into()),
-                // α belongs to the NLL beside a KL term; DPO has β.
-                weight: if objective == "nll" { 0.5 } else { 1.0 },
+                weight: methods::default_weight(&select, &objective, with_kl),
+                select,
                 objective,
                 kl_weight: 0.0,
                 beta: None,
@@ -512,6 +523,10 @@ impl RepairSettings {
             return Err(
                 Fault::Usage("--max-ppl-increase is checked at validations; --eval-steps 0 has none".into()).into()
             );
+        }
+        if self.max_ppl_increase.is_some() && self.valid_size == Some(0) {
+            let why = "--max-ppl-increase is checked at validations; --valid-size 0 leaves no pairs for them";
+            return Err(Fault::Usage(why.into()).into());
         }
         Ok(())
     }
@@ -638,7 +653,11 @@ pub fn read_tables(path: &Path) -> Result<BTreeMap<String, Layer>> {
         let toml::Value::Table(table) = value else {
             bail_input!("{name}:{line}: {key} is no table; settings belong under a row's name: [{key}]");
         };
-        let layer = parse_toml::<RepairOptions>(&format!("{name}: [{key}]"), &table.to_string())?;
+        let of_key = |wanted: &str| {
+            let own = text.lines().enumerate().skip(line).take_while(|(_, l)| !l.trim_start().starts_with('['));
+            line_of_key(own, wanted).unwrap_or(line)
+        };
+        let layer = layer_of::<RepairOptions>(table, |wanted| format!("{name}:{}: [{key}]", of_key(wanted)))?;
         tables.insert(key, layer);
     }
     if tables.is_empty() {
@@ -652,23 +671,37 @@ fn parse_toml<T: Serialize + DeserializeOwned + Default>(name: &str, text: &str)
     let line_of = |byte: usize| text[..byte.min(text.len())].matches('\n').count() + 1;
     let table: toml::Table = toml::from_str(text)
         .map_err(|e| Fault::Input(format!("{name}:{}: {}", line_of(e.span().map_or(0, |s| s.start)), e.message())))?;
+    layer_of::<T>(table, |key| format!("{name}:{}", line_of_key(text.lines().enumerate(), key).unwrap_or(1)))
+}
+
+/// The line, counted from 1, that sets this key.
+fn line_of_key<'a>(mut lines: impl Iterator<Item = (usize, &'a str)>, key: &str) -> Option<usize> {
+    lines
+        .find(|(_, line)| line.split('=').next().is_some_and(|k| k.trim().trim_matches(['"', '\'']) == key))
+        .map(|(at, _)| at + 1)
+}
+
+/// Settings as a layer; `place` says where a key stands.
+fn layer_of<T: Serialize + DeserializeOwned + Default>(
+    table: toml::Table,
+    place: impl Fn(&str) -> String,
+) -> Result<Layer> {
     let known = known_keys::<T>()?;
-    let line_of_key = |key: &str| text.lines().position(|l| l.trim_start().starts_with(key)).map_or(1, |l| l + 1);
     let mut layer = Map::new();
     for (key, value) in table {
         let kebab = key.replace('_', "-");
         if !known.contains(&kebab) {
             let known: Vec<&str> = known.iter().map(String::as_str).collect();
-            bail_input!("{name}:{}: {}", line_of_key(&key), unknown("key", &key, &known));
+            bail_input!("{}: {}", place(&key), unknown("key", &key, &known));
         }
         if value.as_float().is_some_and(|x| !x.is_finite()) {
-            bail_input!("{name}:{}: {key} is {value}, expected a finite number", line_of_key(&key));
+            bail_input!("{}: {key} is {value}, expected a finite number", place(&key));
         }
         let value = serde_json::to_value(&value)?;
         // One key at a time, so that a value of the wrong type is named with its line.
         let alone: Map<String, Value> = [(kebab.clone(), value.clone())].into_iter().collect();
         serde_json::from_value::<T>(Value::Object(alone))
-            .map_err(|e| Fault::Input(format!("{name}:{}: {key}: {e}", line_of_key(&key))))?;
+            .map_err(|e| Fault::Input(format!("{}: {key}: {e}", place(&key))))?;
         layer.insert(kebab, value);
     }
     Ok(layer)
@@ -701,6 +734,22 @@ mod tests {
         );
         let error = parse_toml::<RepairOptions>("x.toml", "seed = \"one\"\n").expect_err("type").to_string();
         assert!(error.starts_with("x.toml:1: seed:"), "{error}");
+    }
+
+    #[test]
+    fn a_key_is_found_by_all_of_its_name_and_in_quotes() {
+        let line = |text: &str| {
+            let error = parse_toml::<RepairOptions>("x.toml", text).expect_err("unknown").to_string();
+            error.split(": ").next().map(str::to_owned)
+        };
+        assert_eq!(line("max-steps = 5\nseed = 1\nmax-step = 6\n").as_deref(), Some("x.toml:3"));
+        assert_eq!(line("seed = 1\n  \"lerning-rate\" = 2\n").as_deref(), Some("x.toml:2"));
+        assert_eq!(line("max_steps = 5\nseed = true\n").as_deref(), Some("x.toml:2"));
+        let dir = tempfile::tempdir().expect("dir");
+        let file = dir.path().join("runs.toml");
+        std::fs::write(&file, "[a]\nseed = 1\n\n[b]\nseed = 2\nsead = 3\n").expect("write");
+        let error = read_tables(&file).expect_err("unknown").to_string();
+        assert!(error.contains("runs.toml:6: [b]: unknown key \"sead\""), "{error}");
     }
 
     #[test]

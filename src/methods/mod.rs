@@ -83,6 +83,14 @@ pub fn named(name: &str) -> Result<&'static NamedMethod> {
     })
 }
 
+/// The weight of an objective where none is given: that of the named method of the same parts, else of its like; what has
+/// no name weighs 1.
+pub fn default_weight(select: &str, objective: &str, with_kl: bool) -> f64 {
+    let like = |m: &&NamedMethod| m.objective == objective && (m.kl_weight != 0.0) == with_kl;
+    let same = METHODS.iter().find(|m| like(m) && m.select == select);
+    same.or_else(|| METHODS.iter().find(like)).map_or(1.0, |m| m.weight)
+}
+
 /// What a method is made of, by name and number.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {

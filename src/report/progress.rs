@@ -72,7 +72,10 @@ impl Progress {
 
     /// A step was made.
     pub fn step(&mut self, line: &StepLine, total: usize) {
-        let block = line.block.map_or("all".into(), |b| b.to_string());
+        let block = match line.slice.is_empty() {
+            true => line.block.map_or("all".into(), |b| b.to_string()),
+            false => line.slice.join("+"),
+        };
         let kl = line.kl.map_or(String::new(), |kl| format!(" KL {kl:.4}"));
         let nll = line.nll_good.map_or(String::new(), |n| format!(" NLL {n:.3}"));
         let valid = self.valid.map_or(String::new(), |v| format!(" valid {v:.4}"));
