@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use irepair::methods::METHODS;
 use serde_json::{Value, json};
 
 use crate::repair::{command, interrupt, irepair, ok};
@@ -274,12 +275,24 @@ fn a_method_that_fails_leaves_the_others_alone() {
     let bench = Bench::new();
     let wild = "[wild]\nmethod = \"irepair\"\nlearning-rate = 1e9\nmax-grad-norm = 0.0\nwarmup-steps = 0\n";
     std::fs::write(bench.path("runs.toml"), wild).expect("writes");
-    let text = ok(&bench.run(&["--methods", "wild,irepair"]));
+    // A preset's method is no row's.
+    std::fs::write(bench.path("preset.toml"), "method = \"dapt\"\n").expect("writes");
+    let preset = bench.path("preset.toml");
+    let rows = ["--methods", "wild,irepair", "--config", &preset];
+    let text = ok(&bench.run(&rows));
     assert!(text.contains("wild, seed 42: failed:"), "{text}");
     let record = bench.record();
     assert!(record["entries"][1]["runs"][0]["made"].is_null());
     assert!(record["entries"][2]["runs"][0]["made"].is_object());
     tables_are_of_the_record(Path::new(&bench.path("out")), &record);
+    let settings = std::fs::read_to_string(bench.path("out/runs/irepair-seed42.toml")).expect("settings");
+    assert!(settings.contains("method = \"irepair\"\n"), "{settings}");
+    // One can't be evaluated: the others are.
+    std::fs::remove_dir_all(bench.path("out/eval/irepair-seed42")).expect("removed");
+    std::fs::remove_file(bench.path("out/runs/irepair-seed42/config.json")).expect("removed");
+    let text = ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
+    assert!(text.contains("irepair, seed 42: failed: its evaluation: "), "{text}");
+    assert!(!bench.record()["entries"][0]["runs"][0]["figures"].as_array().expect("figures").is_empty());
 }
 
 #[test]
@@ -304,6 +317,9 @@ fn an_interrupted_comparison_goes_on() {
     let error = interrupt(child);
     assert!(error.contains("--resume"), "{error}");
     assert!(states.iter().all(|s| s.exists()), "the runs under way saved their states");
+    // Half a run with one learning rate and half with another is neither.
+    let other = [&at_once[..], &["--resume", "--learning-rate", "1e-5"]].concat();
+    bench.refused(&other, 3, &["begun with other settings"]);
     ok(&bench.run(&[&at_once[..], &["--resume"]].concat()));
     // The bytes of a run that nobody interrupted.
     let whole = Bench::new();
@@ -335,7 +351,7 @@ fn comparisons_that_cannot_be() {
     bench.refused(&["no/such/run"], 3, &["no/such/run"]);
     let runs = |text: &str| std::fs::write(bench.path("runs.toml"), text).expect("writes");
     runs("[a]\nlerning-rate = 1\n");
-    bench.refused(&[], 3, &["[a]:1", "learning-rate"]);
+    bench.refused(&[], 3, &["runs.toml:2: [a]", "learning-rate"]);
     runs("a = 1\n");
     bench.refused(&[], 3, &["runs.toml:1", "[a]"]);
     runs("[\"../a\"]\nmethod = \"irepair\"\n");
@@ -353,7 +369,7 @@ fn comparisons_that_cannot_be() {
 /// Kaplan's formula with what each method skips against the products that were made.
 #[test]
 fn operations_are_those_of_the_formula() {
-    for method in ["dapt+kl", "dpo", "irepair", "irepair-min+kl"] {
+    for method in METHODS.iter().map(|m| m.name) {
         let shape = ["--blocks", "3", "--tokens", "32", "--batch", "3", "--iterations", "1"];
         let arguments = ["bench", "--config", "gpt2", "--method", method];
         let json: Value = serde_json::from_str(&ok(&irepair(&[&arguments[..], &shape].concat()))).expect("json");

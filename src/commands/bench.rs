@@ -157,7 +157,20 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
 type Times = (Vec<f64>, Profile, Option<f64>);
 
 fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: &mut Weights) -> Result<Times> {
-    let method = methods::Method::new(recipe)?;
+    let mut method = methods::Method::new(recipe)?;
+    // What is done once before the first step is not an iteration's: a block is found by one batch, and the trials' by fiat.
+    let mut stream = Stream::new(0, Purpose::Bench, u64::MAX - 1, 0);
+    let mut draw = || random_ids(&mut stream, model, args.batch, args.tokens);
+    let sample: Vec<TokenPair> = draw()
+        .into_iter()
+        .zip(draw())
+        .map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected })
+        .collect();
+    let sample = PairBatch::new(&sample.iter().collect::<Vec<_>>(), LossOn::All);
+    method.select.prepare(model, weights, &mut std::iter::once(sample))?;
+    if let Some(last) = method.select.trials(model).pop() {
+        method.select.settle(last);
+    }
     weights.keep_originals(method.needs_reference());
     let device = weights.device();
     let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);

@@ -26,6 +26,7 @@ use plan::{Job, Plan};
 pub fn run(args: &Compare) -> Result<()> {
     let plan = Plan::new(args)?;
     let finished = args.finished.iter().map(|dir| finished(&plan, dir)).collect::<Result<Vec<_>>>()?;
+    same_data(&plan, &args.finished, &finished)?;
     plan.claim(args)?;
     stop::listen()?;
     let dir = &plan.dir;
@@ -87,7 +88,22 @@ fn make(plan: &Plan, job: &Job, pace: &Pace, quiet: bool) -> Result<Result<RunRe
         return Ok(Ok(record));
     }
     let config = dir.join("runs").join(format!("{}.toml", job.file_name()));
-    write_whole(&config, toml::to_string(&job.layer).context("settings as TOML")?.as_bytes())?;
+    let settings = toml::to_string(&job.layer).context("settings as TOML")?;
+    if plan::has_state(&out) {
+        // `repair --resume` may go on with another learning rate; here half of a run would be another than its row says.
+        let begun = std::fs::read_to_string(&config).with_context(|| config.display().to_string())?;
+        if begun != settings {
+            bail_input!(
+                "{} was begun with other settings than now; choose another --out, or remove {}.partial to begin it again",
+                config.display(),
+                out.display()
+            );
+        }
+    }
+    if !plan::has_state(&out) {
+        evaluation::forget_states(dir, &job.file_name())?;
+    }
+    write_whole(&config, settings.as_bytes())?;
     let (config, out_text) = (config.display().to_string(), out.display().to_string());
     let mut arguments = vec!["repair", "--config", &config, "--out", &out_text];
     arguments.push(if plan::has_state(&out) { "--resume" } else { "--overwrite" });
@@ -123,6 +139,25 @@ fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
         return Ok(record);
     };
     bail_input!("{}: its {what} is not this comparison's, so it can't stand beside the others", dir.display())
+}
+
+/// Errors (bad input), before anything is made, if a finished run of pairs learned from another file than the others will.
+fn same_data(plan: &Plan, dirs: &[PathBuf], records: &[RunRecord]) -> Result<()> {
+    let of_pairs = || dirs.iter().zip(records).filter(|(_, record)| record.edits.is_none());
+    let Some((first, record)) = of_pairs().next() else { return Ok(()) };
+    if let Some((dir, _)) = of_pairs().find(|(_, r)| r.data.sha256 != record.data.sha256) {
+        bail_input!(
+            "{} learned from other data than {}, so they can't stand beside each other",
+            dir.display(),
+            first.display()
+        );
+    }
+    match &plan.data_sha256 {
+        Some(hash) if *hash != record.data.sha256 => {
+            bail_input!("{} learned from other data than --data, so it can't stand beside the others", first.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Errors (bad input) if runs learned from different pairs, or from different targets.

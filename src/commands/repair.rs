@@ -33,6 +33,7 @@ use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
 pub use neurons::failures;
 use output::Output;
+pub use rows::read_data;
 
 pub fn run(args: &Repair) -> Result<()> {
     let begun = Instant::now();
@@ -53,8 +54,10 @@ pub fn run(args: &Repair) -> Result<()> {
     settings.recipe()?.slicing.check(&loaded.model)?;
     let scorer = scorers::open(&settings.scorer, &scorers::Options { toxic_label: settings.toxic_label.clone() })?;
     let mut rows = rows::read_pairs(&settings, &loaded)?;
+    rows::check(&settings, &rows.train, &loaded.model)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
+        Output::to_resume(args, &path)?;
         let plan = plan::plan(&settings, &loaded, &rows, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
         return plan.memory.check(memory::limit()?, plan::ADVICE);
@@ -242,19 +245,10 @@ fn trainer<'a>(
     base_hash: &str,
 ) -> Result<Trainer<'a>> {
     let mut method = Method::new(&settings.recipe()?)?;
-    let sample = settings.fixed_sample.unwrap_or(2000.min(rows.pairs.len()));
-    if sample > rows.pairs.len() {
-        bail_input!("--fixed-sample {sample}: there are {} pairs to learn from", rows.pairs.len());
-    }
+    let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
     let mut batches = rows.pairs[..sample]
         .chunks(settings.batch_size)
         .map(|pairs| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on));
-    if !method.select.trials(&loaded.model).is_empty() && rows.valid_pairs.is_empty() {
-        bail_input!(
-            "--select {}: trials are judged on held-back pairs; --valid-size 0 holds none back",
-            settings.recipe()?.select
-        );
-    }
     method.select.prepare(&loaded.model, weights, &mut batches)?;
     let validates =
         (settings.eval_steps > 0 || !method.select.trials(&loaded.model).is_empty()) && !rows.valid_pairs.is_empty();

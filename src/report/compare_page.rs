@@ -56,7 +56,7 @@ fn lead(found: &Comparison) -> Markup {
     }
 }
 
-/// Best bold with a star, second best in italics.
+/// Best with a star, second best with a ring.
 fn of_sheet(sheet: &Sheet) -> Markup {
     let head: Vec<&str> = std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
     html! {

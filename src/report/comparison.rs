@@ -179,9 +179,11 @@ impl Run {
     }
 
     pub fn of(seed: u64, dir: &Path, record: &RunRecord) -> Result<Self> {
-        // Older records don't have these sums; the steps do.
-        let steps = read_steps(&dir.join("irepair").join("steps.jsonl"))?;
-        let of_steps = steps.iter().map(|s| s.seconds).sum();
+        // Older records don't have this sum; the steps do.
+        let of_steps = match record.step_seconds {
+            0.0 => read_steps(&dir.join("irepair").join("steps.jsonl"))?.iter().map(|s| s.seconds).sum(),
+            seconds => seconds,
+        };
         let made = Made {
             dir: dir.to_owned(),
             data_sha256: record.data.sha256.clone(),
@@ -298,8 +300,10 @@ impl Comparison {
             }
             cells
         };
-        let mut notes =
-            vec![format!("{} Best and second best of each column are marked, vanilla aside.", self.about_seeds())];
+        let mut notes = vec![format!(
+            "{} Best and second best of each column are marked, on screens by * and °, vanilla aside.",
+            self.about_seeds()
+        )];
         notes.extend(self.asked.about.iter().cloned());
         if let Some(failures) = self.failures {
             notes.push(format!(

@@ -133,9 +133,13 @@ impl Sheet {
         self.rows.iter().enumerate().map(row).collect()
     }
 
-    /// Names and cells, the best marked with `*`.
+    /// Names and cells, the best marked with `*`, the second best with `°`.
     pub fn shown(&self) -> Vec<Vec<String>> {
-        let cells = self.cells(" ± ", |rank, text| if rank == Rank::Best { format!("{text}*") } else { text });
+        let cells = self.cells(" ± ", |rank, text| match rank {
+            Rank::Best => format!("{text}*"),
+            Rank::Second => format!("{text}°"),
+            Rank::Other => text,
+        });
         self.rows
             .iter()
             .zip(cells)

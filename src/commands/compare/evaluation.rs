@@ -35,17 +35,28 @@ impl Evaluations<'_> {
             }
         }
         let pace = Pace::of(models.len(), self.plan.at_once);
-        let dirs =
+        let done =
             several(self.plan.at_once, &models, |(name, model)| self.evaluate(&pace, name, model, &self.plan.eval))?;
+        let dirs: Vec<&PathBuf> = done.iter().filter_map(|dir| dir.as_ref().ok()).collect();
+        if let (true, Some(Err(why))) = (dirs.is_empty(), done.first()) {
+            bail!("every evaluation failed; the first: {why}");
+        }
         let results = together(&dirs)?;
         let asked = asked(&results)?;
         let evaluated = entries.iter_mut().flat_map(|e| {
             let base = e.is_base();
             e.runs.iter_mut().filter(move |r| base || r.made.is_some())
         });
-        for (model, run) in evaluated.enumerate() {
-            run.figures = figures(&results, model);
-            run.points.extend(point(&asked, &run.figures, None));
+        let mut model = 0;
+        for (done, run) in done.iter().zip(evaluated) {
+            match done {
+                Ok(_) => {
+                    run.figures = figures(&results, model);
+                    run.points.extend(point(&asked, &run.figures, None));
+                    model += 1;
+                }
+                Err(why) => run.failed = Some(format!("its evaluation: {why}")),
+            }
         }
         Ok(asked)
     }
@@ -69,14 +80,18 @@ impl Evaluations<'_> {
         let pace = Pace::of(states.len(), self.plan.at_once);
         let points = several(self.plan.at_once, &states, |state| {
             let dir = self.dir.join("eval").join(&state.name);
-            if dir.join("results.json").is_file() {
+            // A run that begins anew takes the evaluations of its states away.
+            let done = if dir.join("results.json").is_file() {
                 pace.pass();
+                Ok(dir)
             } else {
                 let rebuilt = self.rebuild(&state.path)?;
                 let model = rebuilt.path().display().to_string();
-                self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?;
-            }
-            Ok(point(asked, &figures(&together(&[dir])?, 0), Some(state.step)))
+                self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?
+            };
+            // One that fails is a point less.
+            let figures = done.ok().map(|dir| together(&[&dir])).transpose()?.map(|results| figures(&results, 0));
+            Ok(figures.and_then(|figures| point(asked, &figures, Some(state.step))))
         })?;
         for (state, point) in states.iter().zip(points).rev() {
             let (entry, run) = state.at;
@@ -86,8 +101,8 @@ impl Evaluations<'_> {
         Ok(())
     }
 
-    /// The folder of a finished evaluation of a model; made, or gone on with, if it is not there.
-    fn evaluate(&self, pace: &Pace, name: &str, model: &str, asked: &[String]) -> Result<PathBuf> {
+    /// The folder of a finished evaluation of a model, or why there is none; made, or gone on with, if it is not there.
+    fn evaluate(&self, pace: &Pace, name: &str, model: &str, asked: &[String]) -> Result<Result<PathBuf, String>> {
         let out = self.dir.join("eval").join(name);
         if out.join("results.json").is_file() {
             // Of these weights, unless someone put other ones in the run's place.
@@ -98,7 +113,7 @@ impl Evaluations<'_> {
             };
             if Results::read(&out)?.models.first().is_some_and(|m| m.sha256 == hash) {
                 pace.pass();
-                return Ok(out);
+                return Ok(Ok(out));
             }
         }
         let out_text = out.display().to_string();
@@ -108,8 +123,8 @@ impl Evaluations<'_> {
         arguments.extend(asked.iter().map(String::as_str));
         let what = format!("evaluation of {name}");
         match pace.run(&what, |title| Child::new(title, self.plan.threads, self.quiet).run(&arguments))? {
-            Outcome::Done(_) => Ok(out),
-            Outcome::Failed(why) => bail!("the evaluation of {name} failed: {why}"),
+            Outcome::Done(_) => Ok(Ok(out)),
+            Outcome::Failed(why) => Ok(Err(why)),
             Outcome::Interrupted => Err(interrupted(self.dir)),
         }
     }
@@ -126,6 +141,23 @@ impl Evaluations<'_> {
         checkpoint::write(loaded.checkpoint(), &weights, dir.path())?;
         Ok(dir)
     }
+}
+
+/// Removes the evaluations of what a run of this name kept along its way.
+pub fn forget_states(dir: &Path, run: &str) -> Result<()> {
+    let evaluations = dir.join("eval");
+    if !evaluations.is_dir() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(&evaluations).with_context(|| evaluations.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let step = name.strip_prefix(run).and_then(|rest| rest.strip_prefix("-step"));
+        if step.is_some_and(|step| step.parse::<usize>().is_ok()) {
+            std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Weights that a run kept along its way.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::super::repair::read_data;
 use super::super::{Loaded, On, open};
 use super::failures::Failures;
 use crate::cli::Compare;
@@ -47,6 +48,8 @@ impl Job {
 
 pub struct Plan {
     pub base: Base,
+    /// Of the pairs, where runs will learn from them.
+    pub data_sha256: Option<String>,
     pub jobs: Vec<Job>,
     pub seeds: Vec<u64>,
     /// Arguments of `eval` that are the same for all models.
@@ -71,6 +74,8 @@ pub const VANILLA: &str = "vanilla";
 const PAPER: [&str; 6] = [VANILLA, "dapt", "dapt+kl", "dpo", "irepair", "irepair+kl"];
 /// Of wrong answers.
 const OF_FAILURES: [&str; 5] = [VANILLA, "star", "mint", "sgd", "irepair+kl"];
+/// Settings that say what a method is.
+const METHOD: [&str; 3] = ["method", "select", "objective"];
 /// Settings of the evaluation that methods of pairs have, too.
 const EVALUATION: [&str; 4] = ["eval-prompts", "scorer", "toxic-label", "normal-texts"];
 /// Settings that methods of neurons alone have.
@@ -84,7 +89,7 @@ impl Plan {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let flags = layer(&args.options)?;
-        if let Some(key) = ["method", "select", "objective"].iter().find(|k| flags.contains_key(**k)) {
+        if let Some(key) = METHOD.iter().find(|k| flags.contains_key(**k)) {
             return Err(Fault::Usage(format!(
                 "--{key} names one repair; compare takes --methods, or tables of settings in --runs"
             ))
@@ -94,7 +99,9 @@ impl Plan {
             return Err(Fault::Usage("give either --seed or --seeds".into()).into());
         }
         let tables = args.runs.as_deref().map(read_tables).transpose()?.unwrap_or_default();
-        let (file_name, file) = read_layer(args.config.as_deref())?;
+        let (file_name, mut file) = read_layer(args.config.as_deref())?;
+        // Rows name their methods; a preset's own is of one repair.
+        file.retain(|key, _| !METHOD.contains(&key.as_str()));
         let resolve = |layer: &Layer| RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new());
         let mut rows = Vec::new();
         for name in names(args, &tables)?.into_iter().filter(|n| n != VANILLA) {
@@ -105,7 +112,7 @@ impl Plan {
                 None => drop(methods::named(&name)?),
             }
             layer.extend(flags.clone());
-            if !["method", "select", "objective"].iter().any(|k| layer.contains_key(*k)) {
+            if !METHOD.iter().any(|k| layer.contains_key(*k)) {
                 layer.insert("method".into(), name.as_str().into());
             }
             if of_neurons(&layer) {
@@ -153,6 +160,10 @@ impl Plan {
             Some((.., first)) if args.seeds.is_empty() => vec![first.seed],
             _ => args.seeds.clone(),
         };
+        let data_sha256 = match on_failures || rows.is_empty() {
+            true => None,
+            false => Some(read_data(&shared)?.1),
+        };
         let mut jobs = Vec::new();
         for (name, layer, settings) in rows {
             // Nothing in a repair of neurons is drawn.
@@ -172,6 +183,7 @@ impl Plan {
             threads: args.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
             at_once: args.jobs,
             base,
+            data_sha256,
             jobs,
             seeds,
             failures,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -193,9 +193,9 @@ impl OnModel {
 
 /// The results of several models, evaluated apart, as if together: differences are from the first one's. Errors (bad
 /// input) if they were not asked the same.
-pub fn together(dirs: &[PathBuf]) -> Result<Results> {
+pub fn together<P: AsRef<Path>>(dirs: &[P]) -> Result<Results> {
     let mut all: Option<Results> = None;
-    for dir in dirs {
+    for dir in dirs.iter().map(AsRef::as_ref) {
         let mut part = Results::read(dir)?;
         for on in part.measurements.iter_mut().flat_map(|m| &mut m.models) {
             on.read_rows(dir)?;
@@ -208,7 +208,7 @@ pub fn together(dirs: &[PathBuf]) -> Result<Results> {
         all.models.append(&mut part.models);
         let tasks = |r: &Results| r.measurements.iter().map(|m| m.task.clone()).collect::<Vec<_>>();
         if all.seed != part.seed || tasks(all) != tasks(&part) {
-            bail_input!("{}: its tasks are not those of {}", dir.display(), dirs[0].display());
+            bail_input!("{}: its tasks are not those of {}", dir.display(), dirs[0].as_ref().display());
         }
         for (whole, part) in all.measurements.iter_mut().zip(part.measurements) {
             for mut on in part.models {
@@ -217,7 +217,7 @@ pub fn together(dirs: &[PathBuf]) -> Result<Results> {
                         "{}: {} was measured with other settings than in {}",
                         dir.display(),
                         whole.task,
-                        dirs[0].display()
+                        dirs[0].as_ref().display()
                     );
                 }
                 on.model += first;

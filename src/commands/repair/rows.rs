@@ -14,6 +14,7 @@ use crate::eval::task::Subject;
 use crate::eval::toxicity::{self, Protocol};
 use crate::fault::Fault;
 use crate::methods::Method;
+use crate::model::Model;
 use crate::normal::{self, Normal, Writing};
 use crate::random::{Purpose, Stream};
 use crate::report::{DataRecord, Sample};
@@ -80,9 +81,8 @@ pub fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
     Lengths::within(loaded.model.sizes().context, settings.max_length, settings.max_prompt_length)
 }
 
-/// Reads and splits the pairs.
-pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
-    let lengths = lengths(settings, loaded)?;
+/// The pairs that the settings name, and the SHA-256 over their texts.
+pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)> {
     let pairs = match &settings.data {
         Some(path) => data::read_pairs(path, &data::parse_map(&settings.map)?, settings.limit)?,
         None => {
@@ -91,8 +91,28 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
             pairs
         }
     };
-    let sha256 =
-        checkpoint::hash_texts(pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str)));
+    let texts = pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str));
+    let sha256 = checkpoint::hash_texts(texts);
+    Ok((pairs, sha256))
+}
+
+/// What only the number of pairs can tell: whether there are enough for the selector. Errors are bad input.
+pub fn check(settings: &RepairSettings, rows: &train::Rows, model: &Model) -> Result<()> {
+    let recipe = settings.recipe()?;
+    if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > rows.pairs.len()) {
+        bail_input!("--fixed-sample {sample}: there are {} pairs to learn from", rows.pairs.len());
+    }
+    let tries = !Method::new(&recipe)?.select.trials(model).is_empty();
+    if tries && rows.valid_pairs.is_empty() {
+        bail_input!("--select {}: trials are judged on held-back pairs; --valid-size 0 holds none back", recipe.select);
+    }
+    Ok(())
+}
+
+/// Reads and splits the pairs.
+pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
+    let lengths = lengths(settings, loaded)?;
+    let (pairs, sha256) = read_data(settings)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
