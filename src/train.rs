@@ -210,11 +210,11 @@ impl Trainer<'_> {
             self.log(&mut log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
         }
         let mut end = End::AllSteps;
+        // A run that had ended by its guard or its patience and is resumed has still ended.
+        if let Some(ppl) = self.tripped {
+            return Ok(End::Guarded(ppl));
+        }
         while self.step < self.regime.max_steps {
-            // A run that had ended by its guard or its patience and is resumed has still ended.
-            if let Some(ppl) = self.tripped {
-                return Ok(End::Guarded(ppl));
-            }
             if self.regime.patience > 0 && self.stale >= self.regime.patience {
                 end = End::Patience;
                 break;

@@ -392,13 +392,14 @@ fn settings_that_cannot_work() {
     spared(&["--select", "maxx"], &["did you mean \"max\""]);
     spared(&["--config", "quik"], &["did you mean \"quick\""]);
     spared(&["--dtype", "bf16", "--max-length", "65"], &["64 positions"]);
-    let contradictions: [&[&str]; 6] = [
+    let contradictions: [&[&str]; 7] = [
         &["--method", "dapt", "--select", "max"],
         &["--method", "dapt", "--kl-weight", "1"],
         &["--method", "dapt", "--top-k", "2"],
         &["--method", "dpo", "--slice", "sublayer"],
         &["--method", "irepair", "--beta", "0.2"],
         &["--max-ppl-increase", "5", "--eval-steps", "0"],
+        &["--max-ppl-increase", "5", "--valid-size", "0"],
     ];
     for contradiction in contradictions {
         refused(&[&["repair"][..], contradiction].concat(), 2, &[contradiction[0]]);

@@ -18,7 +18,12 @@ pub fn irepair(arguments: &[&str]) -> Output {
 /// Sends SIGINT, as the terminal does, and returns what was said; the exit code is that of an interrupt.
 #[track_caller]
 pub fn interrupt(child: std::process::Child) -> String {
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    end_by(child, "-INT")
+}
+
+/// What a run says that a signal ends.
+fn end_by(child: std::process::Child, signal: &str) -> String {
+    let kill = Command::new("kill").args([signal, &child.id().to_string()]).status();
     assert!(kill.expect("kill").success());
     let output = child.wait_with_output().expect("ends");
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -279,11 +284,7 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     while read_steps(&log).map_or(0, |s| s.len()) < 4 && child.try_wait().expect("wait").is_none() {
         std::thread::sleep(Duration::from_millis(2));
     }
-    // SIGINT, as the terminal sends it.
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
-    let stopped = child.wait_with_output().expect("ends");
-    let error = String::from_utf8_lossy(&stopped.stderr);
-    assert_eq!(stopped.status.code(), Some(130), "{error}");
+    let error = end_by(child, "-INT");
     assert!(error.contains("--resume"), "{error}");
     assert!(!out.exists());
     let again = irepair(&demo(&out, &["-q"]));
@@ -293,6 +294,20 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     assert!(foreign.status.code() == Some(3) && error.contains("another"), "{error}");
     // A page of what is there so far does not end up in the finished output.
     ok(&irepair(&["report", text(&dir.path().join("stopped.partial"))]));
+    // SIGTERM, as a scheduler sends it, is the same.
+    let from = read_steps(&log).map_or(0, |s| s.len());
+    let mut child = command(&demo(&out, &["--resume"])).stderr(std::process::Stdio::piped()).spawn().expect("starts");
+    while read_steps(&log).map_or(0, |s| s.len()) <= from && child.try_wait().expect("wait").is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    end_by(child, "-TERM");
+    // Two at once would write over each other's state.
+    let lock = std::fs::File::open(dir.path().join("stopped.partial/.lock")).expect("lock");
+    lock.lock().expect("locked");
+    let second = irepair(&demo(&out, &["-q", "--resume"]));
+    let error = String::from_utf8_lossy(&second.stderr);
+    assert!(second.status.code() == Some(3) && error.contains("another run is working"), "{error}");
+    drop(lock);
     ok(&irepair(&demo(&out, &["-q", "--resume"])));
     assert_eq!(files(&out), files(&whole));
     assert!(!out.join("irepair/report.html").exists());
@@ -572,6 +587,24 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     let json: serde_json::Value =
         serde_json::from_str(&ok(&irepair(&demo(&out, &["--dry-run", "--json"])))).expect("json");
     assert!(json["memory_mib"].as_u64().expect("memory") > 10);
+    let plan = ok(&irepair(&demo(&out, &["--dry-run", "--gradient-accumulation-steps", "3"])));
+    assert!(plan.contains("12 of 12 pairs"), "{plan}");
+    // What the run itself would refuse.
+    let cannot: [(&[&str], &str); 3] = [
+        (&["--method", "irepair-fixed", "--fixed-sample", "100"], "48 pairs to learn from"),
+        (&["--method", "trial-dpo+kl", "--valid-size", "0"], "holds none back"),
+        (&["--resume"], "no unfinished run"),
+    ];
+    for (flags, words) in cannot {
+        let output = irepair(&demo(&out, &[&["--dry-run"], flags].concat()));
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(3) && error.contains(words), "{flags:?}: {error}");
+    }
+    // A preset's method gives way to a flag's, and leaves nothing that contradicts it.
+    for flags in [&["--method", "dapt"][..], &["--method", "dpo+kl"], &["--select", "all", "--objective", "dpo"]] {
+        let preset = ["--dry-run", "--config", "paper-gpt2-large", "--max-prompt-length", "32", "--max-length", "64"];
+        ok(&irepair(&demo(&out, &[&preset[..], flags].concat())));
+    }
     let refused = |arguments: &[&str], limit: u64, words: &[&str]| {
         let output = command(arguments).env("IREPAIR_MEMORY_LIMIT", limit.to_string()).output().expect("runs");
         let error = String::from_utf8_lossy(&output.stderr);

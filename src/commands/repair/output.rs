@@ -44,6 +44,17 @@ impl Output {
         Ok(path)
     }
 
+    /// Errors (bad input) if there is nothing to resume where that is asked for.
+    pub fn to_resume(args: &Repair, path: &Path) -> Result<()> {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        if args.resume && !state::path(&partial.join("irepair")).exists() {
+            bail_input!("--resume: there is no unfinished run in {}", partial.display());
+        }
+        Ok(())
+    }
+
     /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
     pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
         let path = Self::path(args, settings, model)?;
@@ -59,6 +70,7 @@ impl Output {
             }
             replaceable(&path, base)?;
         }
+        Self::to_resume(args, &path)?;
         let partial = beside(".partial");
         let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
         let lock_path = partial.join(".lock");
@@ -79,10 +91,6 @@ impl Output {
         }
         let dir = partial.join("irepair");
         let has_state = state::path(&dir).exists();
-        if args.resume && !has_state {
-            std::fs::remove_dir_all(&partial).map_err(cannot)?;
-            bail_input!("--resume: there is no unfinished run in {}", partial.display());
-        }
         if !args.resume {
             if has_state && !args.overwrite {
                 bail_input!(

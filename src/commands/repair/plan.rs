@@ -37,6 +37,7 @@ pub struct Plan {
     pub rejected_tokens: [usize; 2],
     pub steps: usize,
     pub batch_size: usize,
+    pub gradient_accumulation_steps: usize,
     /// How often each pair is seen.
     pub epochs: f64,
     pub memory: Estimate,
@@ -64,6 +65,7 @@ pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path)
         rejected_tokens: span(|p| p.rejected.len()),
         steps: settings.max_steps,
         batch_size: settings.batch_size,
+        gradient_accumulation_steps: settings.gradient_accumulation_steps,
         epochs: (settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps) as f64
             / pairs.len().max(1) as f64,
         memory_mib: mib(memory.total()),
@@ -148,7 +150,15 @@ impl Plan {
                     cut.cut_responses
                 ),
             ),
-            ("steps", format!("{} of {} pairs: each is seen {:.1} times", self.steps, self.batch_size, self.epochs)),
+            (
+                "steps",
+                format!(
+                    "{} of {} pairs: each is seen {:.1} times",
+                    self.steps,
+                    self.batch_size * self.gradient_accumulation_steps,
+                    self.epochs
+                ),
+            ),
             ("out", self.out.clone()),
         ];
         for (name, value) in lines {
