@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Makes tests/golden/*/methods.json: what six steps of the methods that expected.json has no weights of come to.
+
+    python scripts/make_golden_methods.py [--out tests/golden]
+
+Needs torch and transformers, and the checkpoints that scripts/make_golden.py made. Steps are those of
+scripts/irepair_ref.py; of the pairs that it has no function for (DPO with the KL term, on all or on one block), they are
+written here from its parts. Of every tensor that moved: the norm of its change, and the change's product with
+sin(0.37·i), i counted over the tensor as it lies on disk. Key biases are left out: softmax does not see them, and RMSProp
+blows their rounding noise up.
+"""
+import argparse, copy, pathlib, sys
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+import irepair_ref as ref
+import make_golden as golden
+
+DPO_KL = {"dpo_kl": (None, 1.0), "block_dpo_kl": (1, 2.0)}  # (block or all, KL weight)
+
+
+def dpo_kl_step(model, reference, optimizer, bad, good, normal, beta, weight):
+    with torch.no_grad():
+        base = ref.sequence_logp(reference, *good) - ref.sequence_logp(reference, *bad)
+    policy = ref.sequence_logp(model, *good) - ref.sequence_logp(model, *bad)
+    loss = -F.logsigmoid(beta * (policy - base)).mean() + weight * ref.kl_to_reference(model, reference, *normal[:2])
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss)
+
+
+def steps_of(method, patient, reference, good, bad, normal):
+    """(loss, block or None) of every step."""
+    everything = method.startswith("dapt") or method in ("dpo", "dpo_kl")
+    optimizer = ref.rmsprop(patient.requires_grad_(True), golden.LR_ALL if everything else golden.LR_BLOCK)
+    fixed = None
+    if "fixed" in method:
+        norms = ref.sensitivity(patient, *bad)
+        fixed = norms.index(max(norms))
+    for _ in range(golden.STEPS):
+        if method in DPO_KL:
+            block, weight = DPO_KL[method]
+            if block is not None:
+                ref.only(patient.requires_grad_(False), block)
+            yield dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, weight), block
+        elif method == "dpo":
+            yield ref.dpo_step(patient, reference, optimizer, bad, good, golden.BETA), None
+        elif everything:
+            kl = reference if method == "dapt_kl" else None
+            yield ref.dapt_step(patient, kl, optimizer, good, normal, golden.NLL_WEIGHT), None
+        else:
+            pick = min if "min" in method else max
+            kl = reference if method.endswith("_kl") else None
+            block, norms, loss = ref.irepair_step(patient, kl, optimizer, bad, good, normal, golden.NLL_WEIGHT, pick, fixed)
+            if fixed is None:
+                first, second = sorted(norms, reverse=pick is max)[:2]
+                assert abs(first - second) / first >= 1e-3, f"{method}: a near tie of blocks, {abs(first - second) / first:.1e}"
+            yield loss, block
+
+
+def run(folder, method, dtype, batches):
+    good, bad, normal = batches
+    model = golden.load(folder, dtype)
+    patient, reference = copy.deepcopy(model), copy.deepcopy(model).requires_grad_(False)
+    steps = list(steps_of(method, patient, reference, good, bad, normal))
+    with torch.no_grad():
+        out = {"losses": [l for l, _ in steps], "blocks": [b for _, b in steps],
+               "nll_good": float(ref.nll(patient, *good)), "nll_bad": float(ref.nll(patient, *bad))}
+    stored, changes = golden.disk_names(folder), {}
+    for (name, after), (_, before) in zip(patient.named_parameters(), model.named_parameters()):
+        disk = name if name in stored else name.removeprefix("transformer.")
+        change = (after.detach() - before.detach()).double().flatten()
+        if disk in stored and not disk.endswith(("c_attn.bias", "k_proj.bias")) and float(change.norm()) > 0:
+            wave = torch.sin(0.37 * torch.arange(len(change), dtype=torch.float64))
+            changes[disk] = [float(change.norm()), float(change @ wave)]
+    return out | {"changes": changes}
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--out", default="tests/golden")
+    out = pathlib.Path(ap.parse_args().out)
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    methods = ["irepair_min", "irepair_min_kl", "irepair_fixed", "irepair_fixed_kl", "dapt", "dapt_kl", "dpo", *DPO_KL]
+    for name, spec in golden.CHECKPOINTS.items():
+        folder = str(out / name)
+        batches = golden.batches(golden.make_tokenizer(spec.get("bos", False)), "response")
+        found = {"command": "python scripts/make_golden_methods.py", "torch": torch.__version__,
+                 "transformers": transformers.__version__}
+        for method in methods:
+            single = run(folder, method, torch.float32, batches)
+            double = golden.in_double(lambda: run(folder, method, torch.float64, batches))
+            assert single["blocks"] == double["blocks"], f"{name} {method}: single and double precision slice differently"
+            # Double precision is what is expected; how far single is from it bounds what can be asked.
+            worst = max(max(abs(s - d) for s, d in zip(single["changes"][t], double["changes"][t])) / double["changes"][t][0]
+                        for t in double["changes"])
+            found[method] = double | {"single_gap": worst}
+            print(name, method, found[method]["blocks"], f"{worst:.1e}", file=sys.stderr)
+        golden.write_json(f"{folder}/methods.json", found)
+
+
+if __name__ == "__main__":
+    main()
