@@ -41,6 +41,14 @@ impl Fingerprint {
     }
 }
 
+/// Where an output lies until it is whole: beside its final name.
+pub fn partial(out: &Path) -> PathBuf {
+    // Without a slash at its end.
+    let mut name = out.components().collect::<PathBuf>().into_os_string();
+    name.push(".partial");
+    name.into()
+}
+
 /// The state's file in `irepair/` of an unfinished output.
 pub fn path(dir: &Path) -> PathBuf {
     dir.join("state").join("state.safetensors")

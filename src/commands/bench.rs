@@ -159,14 +159,7 @@ type Times = (Vec<f64>, Profile, Option<f64>);
 fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: &mut Weights) -> Result<Times> {
     let mut method = methods::Method::new(recipe)?;
     // What is done once before the first step is not an iteration's: a block is found by one batch, and the trials' by fiat.
-    let mut stream = Stream::new(0, Purpose::Bench, u64::MAX - 1, 0);
-    let mut draw = || random_ids(&mut stream, model, args.batch, args.tokens);
-    let sample: Vec<TokenPair> = draw()
-        .into_iter()
-        .zip(draw())
-        .map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected })
-        .collect();
-    let sample = PairBatch::new(&sample.iter().collect::<Vec<_>>(), LossOn::All);
+    let sample = random_pairs(&mut Stream::new(0, Purpose::Bench, u64::MAX - 1, 0), model, args);
     method.select.prepare(model, weights, &mut std::iter::once(sample))?;
     if let Some(last) = method.select.trials(model).pop() {
         method.select.settle(last);
@@ -178,12 +171,9 @@ fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: 
     let (mut kaplan, mut touched) = (0.0, model.sizes().blocks);
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
-        let mut draw = || random_ids(&mut stream, model, args.batch, args.tokens);
-        let texts = draw().into_iter().zip(draw());
-        let pairs: Vec<TokenPair> =
-            texts.map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected }).collect();
-        let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All);
-        let normal = Packed::new(draw().iter().map(Vec::as_slice));
+        let pairs = random_pairs(&mut stream, model, args);
+        let texts = random_ids(&mut stream, model, args.batch, args.tokens);
+        let normal = Packed::new(texts.iter().map(Vec::as_slice));
         if iteration == 1 {
             profile::start();
         }
@@ -209,6 +199,15 @@ fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: 
         }
     }
     Ok((times, profile::stop().unwrap_or_default(), Some(kaplan)))
+}
+
+/// A batch of responses without prompts.
+fn random_pairs(stream: &mut Stream, model: &Model, args: &Bench) -> PairBatch {
+    let mut draw = || random_ids(stream, model, args.batch, args.tokens);
+    let texts = draw().into_iter().zip(draw());
+    let pairs: Vec<TokenPair> =
+        texts.map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected }).collect();
+    PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All)
 }
 
 /// Ids of all the vocabulary but its last, GPT-2's end of text.

@@ -99,8 +99,7 @@ fn make(plan: &Plan, job: &Job, pace: &Pace, quiet: bool) -> Result<Result<RunRe
                 out.display()
             );
         }
-    }
-    if !plan::has_state(&out) {
+    } else {
         evaluation::forget_states(dir, &job.file_name())?;
     }
     write_whole(&config, settings.as_bytes())?;

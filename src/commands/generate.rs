@@ -1,7 +1,5 @@
 //! `generate`: continuations of prompts, or unconditional texts.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result};
 use serde_json::json;
 
@@ -15,7 +13,7 @@ use crate::memory::Passes;
 use crate::report::progress::Progress;
 use crate::scorers::{self, Scored, Scorer};
 use crate::weights::{View, Who};
-use crate::{bail_input, checkpoint, data, demo, stop};
+use crate::{bail_input, checkpoint, data, demo, state, stop};
 
 /// Texts a unit of work: what an interrupt can lose, and what shards are made of.
 const UNIT: usize = 64;
@@ -183,7 +181,7 @@ fn write_all(
     settings: &Generation,
     scorer: Option<&dyn Scorer>,
 ) -> Result<Vec<Row>> {
-    let beside = beside(&args.out);
+    let beside = state::partial(&args.out);
     if args.overwrite && args.out.exists() {
         std::fs::remove_file(&beside).ok();
     }
@@ -232,11 +230,4 @@ fn write_all(
 fn is_kept(row: &Row) -> bool {
     let has = |key: &str| row.contains_key(key);
     !(has("removed") || has("empty") && has("text"))
-}
-
-/// Where work under way is kept.
-fn beside(out: &Path) -> PathBuf {
-    let mut name = out.to_owned().into_os_string();
-    name.push(".partial");
-    name.into()
 }

@@ -13,7 +13,7 @@ use crate::fault::Fault;
 use crate::report::progress::Progress;
 use crate::report::table::table;
 use crate::scorers::{self, Scored, Scorer, TOXIC};
-use crate::{bail_input, checkpoint, data, device, report, stop};
+use crate::{bail_input, checkpoint, data, device, report, state, stop};
 
 /// Texts a unit.
 const TOGETHER: usize = 64;
@@ -54,9 +54,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
         "file_sha256": checkpoint::hash_file(file).unwrap_or_default(),
     });
     stop::listen()?;
-    let mut beside = out.clone().into_os_string();
-    beside.push(".partial");
-    let beside = Path::new(&beside);
+    let beside = &state::partial(out);
     if args.overwrite && out.exists() {
         std::fs::remove_file(beside).ok();
     }

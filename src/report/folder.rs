@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -10,11 +10,11 @@ use serde_json::Value;
 
 use super::neurons::{NEURONS, NeuronsRecord};
 use super::{FORMAT_VERSION, RunRecord, Sample};
-use crate::bail_input;
 use crate::fault::Fault;
 use crate::model::Model;
 use crate::slice::{Slice, Unit};
 use crate::train::{Line, StepLine, TrialLine, ValidationLine};
+use crate::{bail_input, state};
 
 /// What is in a run folder.
 pub struct RunFolder {
@@ -39,9 +39,7 @@ impl RunFolder {
     pub fn open(dir: &Path) -> Result<Self> {
         let (record_path, log_path) = (dir.join("irepair/run.json"), dir.join("irepair/steps.jsonl"));
         if !record_path.is_file() && !log_path.is_file() {
-            let mut partial = dir.components().collect::<PathBuf>().into_os_string();
-            partial.push(".partial");
-            let partial = Path::new(&partial);
+            let partial = state::partial(dir);
             if partial.is_dir() {
                 bail_input!("{}: no such run; an unfinished one is in {}", dir.display(), partial.display());
             }

@@ -345,7 +345,5 @@ pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Opt
 
 /// Whether an unfinished run in this folder can be gone on with.
 pub fn has_state(out: &Path) -> bool {
-    let mut partial = out.as_os_str().to_owned();
-    partial.push(".partial");
-    state::path(&Path::new(&partial).join("irepair")).is_file()
+    state::path(&state::partial(out).join("irepair")).is_file()
 }

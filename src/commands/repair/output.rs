@@ -46,9 +46,7 @@ impl Output {
 
     /// Errors (bad input) if there is nothing to resume where that is asked for.
     pub fn to_resume(args: &Repair, path: &Path) -> Result<()> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
+        let partial = state::partial(path);
         if args.resume && !state::path(&partial.join("irepair")).exists() {
             bail_input!("--resume: there is no unfinished run in {}", partial.display());
         }
@@ -58,12 +56,6 @@ impl Output {
     /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
     pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
         let path = Self::path(args, settings, model)?;
-        let name = path.file_name().unwrap_or_default();
-        let beside = |ending: &str| {
-            let mut name = name.to_owned();
-            name.push(ending);
-            path.with_file_name(name)
-        };
         if std::fs::symlink_metadata(&path).is_ok() {
             if !args.overwrite {
                 bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
@@ -71,7 +63,7 @@ impl Output {
             replaceable(&path, base)?;
         }
         Self::to_resume(args, &path)?;
-        let partial = beside(".partial");
+        let partial = state::partial(&path);
         let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
         let lock_path = partial.join(".lock");
         let is_ours =
