@@ -64,7 +64,8 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> Result<f64> {
         total += forward(rejected, blocks) + backward(rejected);
     }
     if pairs.build(recipe.beta).needs_reference() {
-        total += forward(chosen, blocks) + forward(rejected, blocks);
+        let apart = blocks - work.touched as f64;
+        total += forward(chosen, apart) + forward(rejected, apart);
     }
     if recipe.kl_weight != 0.0 {
         // Once below what was touched, twice above it; the reference's logits are computed again with the head's gradient.

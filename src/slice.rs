@@ -99,14 +99,6 @@ impl Slice {
         if self.contains(spec) { Want::Gradient } else { Want::Nothing }
     }
 
-    /// The lowest place in the slice: below it no gradient is needed.
-    pub fn lowest(&self) -> Place {
-        match self {
-            Slice::Units(units) => units.iter().map(|u| Place::Block(u.block)).min().unwrap_or(Place::Head),
-            Slice::Everything => Place::Embedding,
-        }
-    }
-
     /// The block, if all of the slice lies in one.
     pub fn only_block(&self) -> Option<usize> {
         match self {

@@ -97,6 +97,17 @@ impl Packed {
         Self { ids, positions, sequences: sequences.into() }
     }
 
+    /// One of the sequences alone.
+    pub fn only(&self, index: usize) -> Self {
+        let Sequence { rows, hidden } = self.sequences[index].clone();
+        let sequence = Sequence { rows: 0..rows.len(), hidden };
+        Self {
+            ids: self.ids[rows.clone()].to_vec(),
+            positions: self.positions[rows].to_vec(),
+            sequences: [sequence].into(),
+        }
+    }
+
     /// All rows: `0..N`.
     pub fn all_rows(&self) -> Vec<u32> {
         (0..self.ids.len() as u32).collect()
@@ -163,6 +174,22 @@ impl Batch {
             }
         }
         Self { packed, rows, targets, counts }
+    }
+}
+
+impl Batch {
+    /// One of the forks alone.
+    pub fn only_fork(&self, index: usize) -> Self {
+        let start = self.packed.sequences[index].rows.start as u32;
+        let first = self.counts[..2 * index].iter().sum::<usize>();
+        let counts = self.counts[2 * index..2 * index + 2].to_vec();
+        let counted = first..first + counts[0] + counts[1];
+        Self {
+            packed: self.packed.only(index),
+            rows: self.rows[counted.clone()].iter().map(|row| row - start).collect(),
+            targets: self.targets[counted].to_vec(),
+            counts,
+        }
     }
 }
 

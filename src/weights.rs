@@ -318,6 +318,11 @@ impl View<'_> {
         Ok(Param { tensor, name: name.into(), want, precision: self.weights.precision, ledger: self.ledger.clone() })
     }
 
+    /// The lowest place that something is wanted of; the head, if nothing is.
+    pub fn lowest_wanted(&self) -> Place {
+        self.places.first().copied().unwrap_or(Place::Head)
+    }
+
     /// Whether anything is wanted of the tensors at this place.
     pub fn wants(&self, place: Place) -> bool {
         self.places.contains(&place)

@@ -3,17 +3,19 @@
 //! counted tokens (length-normalized DPO of Tülu 3, Lambert et al. 2024; TRL's `sigmoid_norm`).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Result;
 use candle_core::Tensor;
 
+use super::reference::Reference;
 use super::{Evaluated, Objective, Take};
 use crate::loss;
 use crate::methods::StepInput;
 use crate::model::Model;
 use crate::tokens::Batch;
-use crate::weights::{View, Who};
+use crate::weights::{Kernels, View};
 
 /// What becomes of β times the margin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,14 +39,17 @@ impl Curve {
     }
 }
 
+/// A pair: ids of prompt, chosen and rejected, where the chosen ones lie, and how many of each response count.
+type Fork = (Vec<u32>, Range<usize>, [usize; 2]);
+
 pub struct Dpo {
     beta: f64,
     /// Whether log-probabilities are means over a response's tokens instead of sums.
     normalized: bool,
     curve: Curve,
-    /// log ref(y|x) of each sequence seen, by its ids and the number of them that count: the reference never moves, so
-    /// each is computed once.
-    reference: Mutex<HashMap<(Vec<u32>, usize), f64>>,
+    /// log ref(y|x) of the chosen and the rejected response of each pair seen: the reference never moves, so each is
+    /// computed once.
+    reference: Mutex<HashMap<Fork, [f64; 2]>>,
 }
 
 impl Dpo {
@@ -53,60 +58,74 @@ impl Dpo {
     }
 
     /// Of each ending of the batch's forks, chosen and rejected in turn.
-    fn reference_logps(&self, input: &StepInput, batch: &Batch) -> Result<Vec<f64>> {
-        let ids = &batch.packed.ids;
-        let endings = batch.packed.sequences.iter().flat_map(|s| {
-            let (start, end) = (s.rows.start, s.rows.end);
-            let (from, to) = (start + s.hidden.start, start + s.hidden.end);
-            [ids[start..to].to_vec(), [&ids[start..from], &ids[to..end]].concat()]
-        });
-        let keys: Vec<(Vec<u32>, usize)> = endings.zip(batch.counts.iter().copied()).collect();
-        let mut known = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.iter().any(|k| !known.contains_key(k)) {
-            let view = input.weights.frozen(Who::Reference)?;
-            for (key, logp) in keys.iter().zip(sequence_logps(input.model, &view, batch)?) {
-                known.insert(key.clone(), f64::from(logp.to_scalar::<f32>()?));
-            }
+    fn reference_logps(&self, reference: &Reference, batch: &Batch, begun: Option<&Tensor>) -> Result<Vec<f64>> {
+        let view = &reference.view;
+        let values = |batch: &Batch, h: &Tensor| numbers(&sequence_logps(reference.model, view, batch, h)?);
+        if view.kernels() == Kernels::Composed {
+            return values(batch, &reference.go_on(view, &batch.packed, begun)?);
         }
-        Ok(keys.iter().map(|k| known[k]).collect())
+        let mut known = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logps = Vec::with_capacity(batch.counts.len());
+        for (index, sequence) in batch.packed.sequences.iter().enumerate() {
+            let counts = [batch.counts[2 * index], batch.counts[2 * index + 1]];
+            let key = (batch.packed.ids[sequence.rows.clone()].to_vec(), sequence.hidden.clone(), counts);
+            let pair = match known.get(&key) {
+                Some(pair) => *pair,
+                None => {
+                    let h = reference.finish_one(&batch.packed, index, begun)?;
+                    let pair = values(&batch.only_fork(index), &h)?;
+                    *known.entry(key).or_insert([pair[0], pair[1]])
+                }
+            };
+            logps.extend(pair);
+        }
+        Ok(logps)
     }
 }
 
-/// Summed log-probability of each ending's counted tokens, as scalars.
-fn sequence_logps(model: &Model, view: &View, batch: &Batch) -> Result<Vec<Tensor>> {
-    let h = model.hidden(view, &batch.packed)?;
-    let logp = model.token_logp(view, &h, &batch.rows, &batch.targets)?;
+/// Summed log-probability of each ending's counted tokens (2 · pairs) from final hidden states (N,C).
+fn sequence_logps(model: &Model, view: &View, batch: &Batch, h: &Tensor) -> Result<Tensor> {
+    let logp = model.token_logp(view, h, &batch.rows, &batch.targets)?;
     let mut sums = Vec::with_capacity(batch.counts.len());
     let mut first = 0;
     for &count in &batch.counts {
         sums.push(logp.narrow(0, first, count)?.sum_all()?);
         first += count;
     }
-    Ok(sums)
+    Ok(Tensor::stack(&sums, 0)?)
+}
+
+/// In one copy from the device.
+fn numbers(values: &Tensor) -> Result<Vec<f64>> {
+    Ok(values.detach().to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
 impl Objective for Dpo {
     fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated> {
         let pairs = input.pairs.forks.iter().map(|part| part.counts.len() / 2).sum::<usize>() as f64;
+        let frozen = Reference::beside(input.model, input.weights, view)?;
         let (mut value, mut good_total) = (0f64, 0f64);
         for part in &input.pairs.forks {
-            let reference = self.reference_logps(input, part)?;
-            let logps = sequence_logps(input.model, view, part)?;
-            let mut terms = Vec::with_capacity(logps.len() / 2);
-            let sequences = logps.chunks_exact(2).zip(reference.chunks_exact(2)).zip(part.counts.chunks_exact(2));
+            let begun = frozen.begin(&part.packed)?;
+            let reference = self.reference_logps(&frozen, part, begun.as_ref())?;
+            let h = frozen.go_on(view, &part.packed, begun.as_ref())?;
+            let logps = sequence_logps(input.model, view, part, &h)?;
+            let mut slopes = Vec::with_capacity(part.counts.len());
+            let found = numbers(&logps)?;
+            let sequences = found.chunks_exact(2).zip(reference.chunks_exact(2)).zip(part.counts.chunks_exact(2));
             for ((logps, reference), counts) in sequences {
                 let share = |count: usize| if self.normalized { 1.0 / count.max(1) as f64 } else { 1.0 };
                 let (share_good, share_bad) = (share(counts[0]), share(counts[1]));
-                good_total += f64::from(logps[0].to_scalar::<f32>()?);
-                let margin = ((&logps[0] * share_good)? - (&logps[1] * share_bad)?)?;
-                let reference = reference[0] * share_good - reference[1] * share_bad;
-                // The slope is put in as a factor: −log σ composed of relu and |z| would have none at z = 0, where every
-                // run begins.
-                let (height, slope) = self.curve.at(self.beta, f64::from(margin.to_scalar::<f32>()?) - reference);
+                good_total += logps[0];
+                let margin = (logps[0] - reference[0]) * share_good - (logps[1] - reference[1]) * share_bad;
+                let (height, slope) = self.curve.at(self.beta, margin);
                 value += height / pairs;
-                terms.push((margin * (slope / pairs))?);
+                slopes.extend([slope / pairs * share_good, -slope / pairs * share_bad].map(|slope| slope as f32));
             }
-            take(Tensor::stack(&terms, 0)?.sum_all()?)?;
+            // The slopes are put in as factors: −log σ composed of relu and |z| would have none at z = 0, where every run
+            // begins.
+            let slopes = Tensor::from_vec(slopes, part.counts.len(), logps.device())?;
+            take((logps * slopes)?.sum_all()?)?;
         }
         Ok(Evaluated { value, nll_good: -good_total / input.pairs.chosen.rows.len().max(1) as f64 })
     }

@@ -15,8 +15,9 @@ use super::{Method, StepInput};
 use crate::fault::Fault;
 use crate::loss;
 use crate::slice::Slice;
-use crate::weights::{Place, View, Want, Who};
+use crate::weights::{View, Want, Who};
 use dpo::{Curve, Dpo};
+use reference::Reference;
 
 /// Gradients of a step, by tensor name: exactly the tensors of its slice.
 pub type Gradients = BTreeMap<String, Tensor>;
@@ -117,7 +118,7 @@ pub fn gradients(method: &Method, inputs: &[StepInput], slice: &Slice) -> Result
             weight => view.backward((graph * (weight * share))?),
         })?;
         if method.kl_weight != 0.0 {
-            let loss = kl_term(method, input, &view, slice.lowest(), &mut terms)?;
+            let loss = kl_term(method, input, &view, &mut terms)?;
             view.backward((loss * share)?)?;
         }
         mean.add(&terms, share);
@@ -130,7 +131,7 @@ pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let view = input.weights.view(Who::Patient, |_| Want::Nothing)?;
     let mut terms = objective_term(method, input, &view, &mut |_| Ok(()))?;
     if method.kl_weight != 0.0 {
-        kl_term(method, input, &view, Place::Head, &mut terms)?;
+        kl_term(method, input, &view, &mut terms)?;
     }
     Ok(terms)
 }
@@ -141,32 +142,14 @@ fn objective_term(method: &Method, input: &StepInput, view: &View, take: &mut Ta
 }
 
 /// Adds the KL term to `terms` and returns it, weighted, as a scalar on the view's graph.
-fn kl_term(method: &Method, input: &StepInput, view: &View, slice_begins: Place, terms: &mut Terms) -> Result<Tensor> {
-    let StepInput { model, weights: store, .. } = input;
+fn kl_term(method: &Method, input: &StepInput, view: &View, terms: &mut Terms) -> Result<Tensor> {
     let packed = input.normal.context("a KL term needs normal text")?;
-    let reference = store.frozen(Who::Reference)?;
-    let blocks = model.sizes().blocks;
-    // Below the lowest tensor that was or will be changed, patient and reference are the same function: run it once.
-    let shared = match store.lowest_touched().map_or(slice_begins, |t| t.min(slice_begins)) {
-        Place::Embedding => None,
-        Place::Block(b) => Some(b),
-        Place::FinalNorm | Place::Head => Some(blocks),
-    };
-    let from = shared.unwrap_or(0);
-    let prefix = match shared {
-        Some(block) => Some(model.blocks(&reference, packed, model.embed(&reference, packed)?, 0..block)?),
-        None => None,
-    };
-    let begun = |view: &View| match &prefix {
-        Some(h) => Ok(h.clone()),
-        None => model.embed(view, packed),
-    };
+    let reference = Reference::beside(input.model, input.weights, view)?;
+    let begun = reference.begin(packed)?;
     // Reference first: it needs no graph, so its activations are freed before the patient's are made.
-    let ref_h = method.reference.hidden(model, &reference, packed, || {
-        model.finish(&reference, model.blocks(&reference, packed, begun(&reference)?, from..blocks)?)
-    })?;
-    let h = model.finish(view, model.blocks(view, packed, begun(view)?, from..blocks)?)?;
-    let kl = loss::kl_of(model, view, &reference, &h, &ref_h, packed)?;
+    let ref_h = method.reference.hidden(&reference, packed, begun.as_ref())?;
+    let h = reference.go_on(view, packed, begun.as_ref())?;
+    let kl = loss::kl_of(input.model, view, &reference.view, &h, &ref_h, packed)?;
     let nats = f64::from(kl.to_scalar::<f32>()?);
     terms.kl = Some(nats);
     terms.loss += method.kl_weight * nats;

@@ -23,18 +23,21 @@ impl Objective for Unlikelihood {
                 let logp = logp.narrow(0, first, count)?;
                 first += count;
                 let term = if index % 2 == 0 {
-                    let term = (logp.sum_all()?.neg()? / good)?;
-                    nll_good += f64::from(term.to_scalar::<f32>()?);
-                    term
+                    (logp.sum_all()?.neg()? / good)?
                 } else {
                     // A token that is certain would have an infinite loss.
                     let p = logp.exp()?.clamp(0.0, 0.9999)?;
                     (p.affine(-1.0, 1.0)?.log()?.sum_all()?.neg()? / bad)?
                 };
-                value += f64::from(term.to_scalar::<f32>()?);
                 terms.push(term);
             }
-            take(candle_core::Tensor::stack(&terms, 0)?.sum_all()?)?;
+            let terms = candle_core::Tensor::stack(&terms, 0)?;
+            // In one copy from the device.
+            for (index, term) in terms.detach().to_vec1::<f32>()?.into_iter().map(f64::from).enumerate() {
+                value += term;
+                nll_good += if index % 2 == 0 { term } else { 0.0 };
+            }
+            take(terms.sum_all()?)?;
         }
         Ok(Evaluated { value, nll_good })
     }
