@@ -12,7 +12,7 @@ use crate::config::RepairSettings;
 use crate::data;
 use crate::eval::toxicity;
 use crate::memory::{self, Estimate, Passes, mib};
-use crate::methods::Method;
+use crate::methods::{Method, objective};
 use crate::optim::OptimizerKind;
 use crate::report::DataRecord;
 use crate::report::table::table;
@@ -101,7 +101,11 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
     let normal_rows = normal.as_ref().map_or(0, |lengths: &Vec<usize>| longest(lengths.clone(), b));
     let compared_rows = normal.as_ref().map_or(0, |lengths| lengths.iter().sum());
-    let graph_rows = of(pairs, response, b).max(normal_rows);
+    // Objectives that look at both responses fork, one pair at the least at a time.
+    let contrasts = objective::named(&recipe.objective)?.contrasts;
+    let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
+    let forked = if contrasts { of(pairs, fork, 1) } else { 0 };
+    let graph_rows = of(pairs, response, b).max(normal_rows).max(forked);
     let validated = 8;
     let plain_rows = of(&rows.train.valid_pairs, response, validated)
         .max(rows.text.len().min(1024))
