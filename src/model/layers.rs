@@ -24,12 +24,14 @@ pub struct Rows<'a> {
     pub cache: Option<Arc<Mutex<Cache>>>,
     /// Made by the first layer of a pass that wants it, for all of them.
     padded: OnceCell<Padded>,
+    /// Cosines and sines (N,1,1,D/2) of rotary positions, likewise.
+    turns: OnceCell<[Tensor; 2]>,
 }
 
 impl<'a> Rows<'a> {
     /// Of a pass without caches.
     pub fn new(packed: &'a Packed) -> Self {
-        Self { packed, cache: None, padded: OnceCell::new() }
+        Self { packed, cache: None, padded: OnceCell::new(), turns: OnceCell::new() }
     }
 
     pub(super) fn padded(&self, device: &Device) -> Result<&Padded> {
@@ -38,6 +40,20 @@ impl<'a> Rows<'a> {
             let _ = self.padded.set(Padded::new(self.packed, device)?);
         }
         self.padded.get().context("the padded layout of a pass")
+    }
+
+    /// A model has one kind of rotary positions.
+    fn turns(&self, rotary: &Rotary, device: &Device) -> Result<&[Tensor; 2]> {
+        if self.turns.get().is_none() {
+            let (turns, pairs, positions) =
+                (rotary.turns(&self.packed.positions), rotary.pairs(), &self.packed.positions);
+            let table = |of: &[f32]| {
+                let rows = positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied();
+                Tensor::from_vec(rows.collect::<Vec<f32>>(), (positions.len(), 1, 1, pairs), device)
+            };
+            let _ = self.turns.set([table(&turns.cosines)?, table(&turns.sines)?]);
+        }
+        self.turns.get().context("the rotary positions of a pass")
     }
 }
 
@@ -185,20 +201,16 @@ pub fn activate_gated(view: &View, kind: Activation, gate: &Tensor, up: &Tensor)
 
 /// Queries or keys turned by the angles of their positions: (N, heads·D) → (N, heads·D).
 pub fn rotate(view: &View, rotary: &Rotary, x: &Tensor, rows: &Rows) -> Result<Tensor> {
-    let (turns, pairs, positions) = (rotary.turns(&rows.packed.positions), rotary.pairs(), &rows.packed.positions);
+    let (pairs, positions) = (rotary.pairs(), &rows.packed.positions);
     if view.kernels() == Kernels::Cpu {
+        let turns = rotary.turns(positions);
         return Ok(x.apply_op1(rotary::Rotate { turns, pairs, positions: positions.clone() })?);
     }
-    let n = positions.len();
-    let table = |of: &[f32]| {
-        let rows: Vec<f32> = positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied().collect();
-        Tensor::from_vec(rows, (n, 1, 1, pairs), x.device())
-    };
-    let (cosines, sines) = (table(&turns.cosines)?, table(&turns.sines)?);
-    let heads = x.reshape((n, (), 2, pairs))?;
+    let [cosines, sines] = rows.turns(rotary, x.device())?;
+    let heads = x.reshape((positions.len(), (), 2, pairs))?;
     let (x1, x2) = (heads.narrow(2, 0, 1)?, heads.narrow(2, 1, 1)?);
-    let y1 = (x1.broadcast_mul(&cosines)? - x2.broadcast_mul(&sines)?)?;
-    let y2 = (x2.broadcast_mul(&cosines)? + x1.broadcast_mul(&sines)?)?;
+    let y1 = (x1.broadcast_mul(cosines)? - x2.broadcast_mul(sines)?)?;
+    let y2 = (x2.broadcast_mul(cosines)? + x1.broadcast_mul(sines)?)?;
     Ok(Tensor::cat(&[y1, y2], 2)?.reshape(x.shape())?)
 }
 

@@ -1,4 +1,5 @@
-//! Rotary positions: the channels i and i + D/2 of every head are turned by an angle that grows with the position.
+//! Rotary positions (Su et al. 2021): in every head the channels i and i + D/2 are turned by the angle φ = position · f_i:
+//! y_i = x_i cos φ − x_{i+D/2} sin φ, y_{i+D/2} = x_{i+D/2} cos φ + x_i sin φ. The gradient is turned back: by −φ.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,7 +49,7 @@ impl Rotary {
     }
 }
 
-/// Turns the heads of x (N, heads·D).
+/// Turns the heads of x: (N, heads·D) → (N, heads·D).
 pub struct Rotate {
     pub turns: Arc<Turns>,
     /// D/2
