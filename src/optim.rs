@@ -111,12 +111,12 @@ fn update_in_place(
         |scale| Descend { rate: rate as f32, scale, root: root as f32, epsilon: EPSILON as f32, shrink: shrink as f32 };
     match &state.average {
         None => {
-            state.squares.inplace_op2(&gradient, &Average { decay: RMS_DECAY as f32, squared: true, scale })?;
+            state.squares.inplace_op2(&gradient, &Average { decay: RMS_DECAY, squared: true, scale })?;
             theta.inplace_op3(&gradient, &state.squares, &descend(scale))?;
         }
         Some(average) => {
-            state.squares.inplace_op2(&gradient, &Average { decay: ADAM_SECOND as f32, squared: true, scale })?;
-            average.inplace_op2(&gradient, &Average { decay: ADAM_FIRST as f32, squared: false, scale })?;
+            state.squares.inplace_op2(&gradient, &Average { decay: ADAM_SECOND, squared: true, scale })?;
+            average.inplace_op2(&gradient, &Average { decay: ADAM_FIRST, squared: false, scale })?;
             theta.inplace_op3(average, &state.squares, &descend(1.0))?;
         }
     }
@@ -198,6 +198,39 @@ mod tests {
         assert_eq!(f(Schedule::Constant, 11), 1.0);
         assert!((f(Schedule::Cosine, 8) - 0.5).abs() < 1e-12);
         assert_eq!(Schedule::Constant.factor(0, 0, 5), 1.0);
+    }
+
+    /// Enough values for several jobs, an odd number of them, gradients clipped: in place as composed.
+    #[test]
+    fn in_place_as_composed() {
+        let values = |seed: u64, n: usize| {
+            let mut stream = crate::random::Stream::new(seed, crate::random::Purpose::Bench, 0, 0);
+            let values: Vec<f32> = (0..n).map(|_| stream.normal() as f32).collect();
+            Tensor::from_vec(values, n, &candle_core::Device::Cpu).expect("tensor")
+        };
+        let flat = |t: &Tensor| t.to_vec1::<f32>().expect("values");
+        for kind in [OptimizerKind::Rmsprop, OptimizerKind::Adamw] {
+            let n = 100_001;
+            let (mut plain, fast) = (values(1, n), values(1, n));
+            let fresh = || TensorState {
+                steps: 0,
+                squares: plain.zeros_like().expect("zeros"),
+                average: (kind == OptimizerKind::Adamw).then(|| plain.zeros_like().expect("zeros")),
+            };
+            let (mut of_plain, mut of_fast) = (fresh(), fresh());
+            for step in 1..=4 {
+                let gradient = values(step + 1, n);
+                (of_plain.steps, of_fast.steps) = (step, step);
+                plain = update_composed(kind, &plain, &gradient, &mut of_plain, 1e-2, 0.37).expect("composed");
+                update_in_place(kind, &fast, &gradient, &of_fast, 1e-2, 0.37).expect("in place");
+            }
+            let squares = [&of_plain.squares, &of_fast.squares].map(flat);
+            for (plain, fast) in [[flat(&plain), flat(&fast)], squares].map(|[a, b]| (a, b)) {
+                let worst = plain.iter().zip(&fast).map(|(p, f)| (p - f).abs()).fold(0.0, f32::max);
+                let largest = plain.iter().fold(0.0f32, |m, p| m.max(p.abs()));
+                assert!(worst <= 2e-6 * largest, "{kind:?}: {worst} of {largest}");
+            }
+        }
     }
 
     #[test]
