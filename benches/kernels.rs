@@ -76,6 +76,7 @@ fn layer_passes(c: &mut Criterion) {
     const C: usize = 768;
     let packed = Packed::new([&[1u32; 64][..]; 4]);
     let shape = AttentionShape { heads: 12, kv_heads: 12, head_dim: 64, scale: 0.125, window: None };
+    let grouped = AttentionShape { kv_heads: 3, ..shape };
     let local = AttentionShape { window: Some(16), ..shape };
     let targets: Vec<u32> = (0..256).map(|i| i * 190).collect();
     let rows = || Rows::new(&packed);
@@ -102,6 +103,7 @@ fn layer_passes(c: &mut Criterion) {
         ("gelu_new", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluTanh, x))),
         ("gelu", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluErf, x))),
         ("attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, shape, x, &rows()))),
+        ("grouped attention", vec![], C + 2 * C / 4, Box::new(|v, x| layers::attention_fused(v, grouped, x, &rows()))),
         ("windowed attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, local, x, &rows()))),
         (
             "log p of tokens",

@@ -387,7 +387,7 @@ fn all(model: &Model, weights: &Weights, who: Who) -> Vec<Vec<f32>> {
 fn norms_without_gradients_equal_norms_of_gradients() {
     for arch in ARCHES {
         let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config")).expect(arch.model_type);
-        // 3 tokens take the Gram form, 60 × 4 the direct one.
+        // The Gram form of larger layers is in `kernels::linear`.
         for length in [3u32, 60] {
             let ids: Vec<u32> = (0..length * 4).map(|i| (i * 37) % 300).collect();
             let batch = Batch::new(ids.chunks(length as usize).map(|s| (&s[..0], s)), LossOn::All);

@@ -1,10 +1,12 @@
 //! Every CPU kernel against the same layer composed of candle's operations: values, gradients of the input, and what the
-//! ledger gets of the parameters (gradients and norms), at sizes with several tiles, jobs and chunks.
+//! ledger gets of the parameters (gradients and norms), at sizes with several tiles, jobs and chunks; and against finite
+//! differences of its own values.
 
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
 use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
+use irepair::random::{Purpose, Stream};
 use irepair::tokens::Packed;
 use irepair::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
 
@@ -27,6 +29,73 @@ struct Pass {
     harvest: Harvest,
 }
 
+fn specs(params: &[(&str, &[usize])]) -> Vec<TensorSpec> {
+    let spec = |(name, shape): &(&str, &[usize])| TensorSpec {
+        name: (*name).into(),
+        shape: shape.to_vec(),
+        place: Place::Block(0),
+    };
+    params.iter().map(spec).collect()
+}
+
+/// The value of a parameter, by its place in the list.
+fn value(index: usize, shape: &[usize]) -> Tensor {
+    wave(shape, 0.61 + index as f32 * 0.17)
+}
+
+/// Σ output · its fixed weights, added up in f64.
+fn weighed(y: &Tensor) -> f64 {
+    let sum = |(y, w): (&f32, f32)| f64::from(*y) * f64::from(w);
+    flat(y).iter().zip(flat(&wave(y.dims(), 0.29))).map(sum).sum()
+}
+
+/// The slope of the weighed output along a direction that knows nothing of the gradient (±1 in each value), by central
+/// differences, is the gradient's part in that direction: within a share of the gradient's norm.
+#[track_caller]
+fn is_slope(what: &str, gradient: &[f32], at: &mut dyn FnMut(&Tensor) -> f64, point: &Tensor) {
+    let mut stream = Stream::new(11, Purpose::Bench, gradient.len() as u64, 0);
+    let direction: Vec<f32> = gradient.iter().map(|_| if stream.unit() < 0.5 { -1.0 } else { 1.0 }).collect();
+    let part: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+    let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+    let direction = Tensor::from_vec(direction, point.shape(), &Device::Cpu).expect("direction");
+    let step = 4e-3;
+    let mut moved = |by: f64| at(&(point + (&direction * by).expect("scaled")).expect("moved"));
+    let slope = (moved(step) - moved(-step)) / (2.0 * step);
+    assert!((slope - part).abs() <= 4e-3 * norm, "{what}: slope {slope}, gradient's part {part}, norm {norm}");
+}
+
+/// Of the CPU kernels: gradients of all inputs and parameters against finite differences.
+fn slopes(
+    what: &str,
+    params: &[(&str, &[usize])],
+    inputs: &[Tensor],
+    fast: &Pass,
+    layer: &dyn Fn(&View, &[Tensor]) -> anyhow::Result<Tensor>,
+) {
+    let at = |replaced: Option<(usize, &Tensor)>, inputs: &[Tensor]| {
+        let value = |(index, (name, shape)): (usize, &(&str, &[usize]))| match replaced {
+            Some((place, tensor)) if place == index => ((*name).to_owned(), tensor.clone()),
+            _ => ((*name).to_owned(), value(index, shape)),
+        };
+        let weights = Weights::new(specs(params), params.iter().enumerate().map(value).collect()).expect("weights");
+        let view = weights.with_kernels(Kernels::Cpu);
+        weighed(&layer(&view.frozen(Who::Patient).expect("view"), inputs).expect("forward"))
+    };
+    for (index, input) in inputs.iter().enumerate() {
+        let mut moved = |tensor: &Tensor| {
+            let mut inputs = inputs.to_vec();
+            inputs[index] = tensor.clone();
+            at(None, &inputs)
+        };
+        is_slope(&format!("{what}: input {index}"), &fast.inputs[index], &mut moved, input);
+    }
+    for (index, (name, shape)) in params.iter().enumerate() {
+        // The head's is not asked for under KL.
+        let Some(gradient) = fast.harvest.gradients.get(*name).map(flat) else { continue };
+        is_slope(&format!("{what}: {name}"), &gradient, &mut |t| at(Some((index, t)), inputs), &value(index, shape));
+    }
+}
+
 /// Runs `layer` on the inputs under one implementation; the loss is a fixed weighting of the output.
 fn pass(
     kernels: Kernels,
@@ -35,15 +104,11 @@ fn pass(
     inputs: &[Tensor],
     layer: &dyn Fn(&View, &[Tensor]) -> anyhow::Result<Tensor>,
 ) -> Pass {
-    let specs: Vec<TensorSpec> = params
-        .iter()
-        .map(|(name, shape)| TensorSpec { name: (*name).into(), shape: shape.to_vec(), place: Place::Block(0) })
-        .collect();
     let device = golden::device(kernels);
     let here = |tensor: &Tensor| tensor.to_device(&device).expect("moved");
     let tensors: BTreeMap<String, Tensor> =
-        params.iter().enumerate().map(|(i, (n, s))| ((*n).into(), here(&wave(s, 0.61 + i as f32 * 0.17)))).collect();
-    let weights = Weights::new(specs, tensors).expect("weights").with_kernels(kernels);
+        params.iter().enumerate().map(|(i, (n, s))| ((*n).into(), here(&value(i, s)))).collect();
+    let weights = Weights::new(specs(params), tensors).expect("weights").with_kernels(kernels);
     let view = weights.view(Who::Patient, |_| want).expect("view");
     let vars: Vec<Var> =
         inputs.iter().map(|t| Var::from_tensor(&here(t).copy().expect("copy")).expect("var")).collect();
@@ -77,11 +142,13 @@ fn compare(
         let square: f64 = p.iter().map(|x| f64::from(*x).powi(2)).sum();
         close(norms[*name], square, 2e-5, &format!("{what}: norm of {name}"));
     }
+    slopes(what, params, inputs, &fast, &layer);
 }
 
 #[test]
 fn linear() {
-    for (n, input, output) in [(3, 5, 7), (300, 48, 96), (150, 600, 64)] {
+    // The last two take the Gram form of the norm, in one tile and in two.
+    for (n, input, output) in [(3, 5, 7), (300, 48, 96), (150, 600, 64), (128, 512, 512), (200, 768, 1024)] {
         let x = wave(&[n, input], 0.37);
         for orientation in [Orientation::InOut, Orientation::OutIn] {
             let shape = if orientation == Orientation::InOut { [input, output] } else { [output, input] };
@@ -137,7 +204,10 @@ fn rotary_positions() {
 #[test]
 fn activations() {
     for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu] {
-        let (x, up) = (wave(&[70, 300], 0.9), wave(&[70, 300], 0.4));
+        // Away from the kink of relu, over which no difference is a slope.
+        let x = flat(&wave(&[70, 300], 0.9)).into_iter().map(|x| x + 0.05f32.copysign(x)).collect::<Vec<f32>>();
+        let x = Tensor::from_vec(x, &[70, 300], &Device::Cpu).expect("tensor");
+        let up = wave(&[70, 300], 0.4);
         compare(&format!("{kind:?}"), &[], std::slice::from_ref(&x), |view, x| layers::activate(view, kind, &x[0]));
         compare(&format!("gated {kind:?}"), &[], &[x, up], |view, x| layers::activate_gated(view, kind, &x[0], &x[1]));
     }
@@ -148,12 +218,13 @@ fn attention_global_windowed_and_grouped() {
     // Longer than a tile, a single token, and in between.
     let packed = Packed::new([&[1u32; 150][..], &[1; 1], &[1; 64], &[1; 9]]);
     let n = packed.ids.len();
-    for (heads, kv_heads) in [(4, 4), (4, 2), (3, 1)] {
+    // Wide heads take other products.
+    for (heads, kv_heads, head_dim) in [(4, 4, 8), (4, 2, 8), (3, 1, 8), (2, 1, 128), (2, 2, 160)] {
         for window in [None, Some(1), Some(7), Some(100)] {
-            let shape = AttentionShape { heads, kv_heads, head_dim: 8, scale: 0.3, window };
-            let (q, kv) = (heads * 8, kv_heads * 8);
+            let shape = AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window };
+            let (q, kv) = (heads * head_dim, kv_heads * head_dim);
             let rows = || Rows::new(&packed);
-            let what = format!("attention {heads}/{kv_heads} window {window:?}");
+            let what = format!("attention {heads}/{kv_heads} of {head_dim}, window {window:?}");
             compare(&what, &[], &[wave(&[n, q + 2 * kv], 0.83)], |view, x| {
                 layers::attention_fused(view, shape, &x[0], &rows())
             });
@@ -185,11 +256,42 @@ fn head_log_probabilities_and_divergence() {
         let [fast, plain] = KERNELS.map(|k| pass(k, want, &params, std::slice::from_ref(&h), &layer));
         all_close(&fast.output, &plain.output, 2e-5, what);
         all_close(&fast.inputs[0], &plain.inputs[0], 2e-5, &format!("{what}: gradient of h"));
+        slopes(what, &params, std::slice::from_ref(&h), &fast, &layer);
         if !kl {
             let (f, p) = (&fast.harvest.gradients["head"], &plain.harvest.gradients["head"]);
             all_close(&flat(f), &flat(p), 2e-5, "gradient of the head");
         }
     }
+}
+
+/// KL(reference ‖ patient) where the head itself is trained: its gradient is the patient's alone.
+#[test]
+fn divergence_with_a_head_that_is_trained() {
+    let (n, c, v) = (300, 16, 9000);
+    let rows: Vec<u32> = (0..n as u32).filter(|r| r % 5 != 1).collect();
+    let params: [(&str, &[usize]); 1] = [("head", &[v, c])];
+    let (h, ref_h, moved) = (wave(&[n, c], 0.57), wave(&[n, c], 0.43), wave(&[v, c], 0.71));
+    let run = |kernels: Kernels, h: &Tensor, head: &Tensor| {
+        let device = golden::device(kernels);
+        let here = |t: &Tensor| t.to_device(&device).expect("moved");
+        let original = std::iter::once(("head".to_owned(), here(&value(0, params[0].1)))).collect();
+        let mut weights = Weights::new(specs(&params), original).expect("weights").with_kernels(kernels);
+        weights.keep_originals(true);
+        weights.touch("head").expect("touched");
+        weights.restore("head", here(head)).expect("the patient's own");
+        let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
+        let reference = weights.frozen(Who::Reference).expect("view");
+        let h = Var::from_tensor(&here(h).copy().expect("copy")).expect("var");
+        let kl = layers::kl(&view, &reference, "head", h.as_tensor(), &here(&ref_h), &rows).expect("forward");
+        let value = weighed(&kl.to_device(&Device::Cpu).expect("moved"));
+        view.backward((&kl * here(&wave(kl.dims(), 0.29))).expect("weigh").sum_all().expect("loss")).expect("backward");
+        (value, flat(&view.harvest().expect("harvest").gradients["head"]))
+    };
+    let [(fast, gradient), (plain, expected)] = KERNELS.map(|kernels| run(kernels, &h, &moved));
+    close(fast, plain, 2e-5, "KL");
+    // A difference of two near probabilities.
+    all_close(&gradient, &expected, 1e-4, "KL: gradient of the head");
+    is_slope("KL: the head", &gradient, &mut |head| run(Kernels::Cpu, &h, head).0, &moved);
 }
 
 #[test]
