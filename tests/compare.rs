@@ -6,6 +6,7 @@ use std::time::Duration;
 use irepair::methods::METHODS;
 use serde_json::{Value, json};
 
+use crate::golden;
 use crate::repair::{command, interrupt, irepair, ok};
 
 struct Bench {
@@ -20,6 +21,7 @@ impl Bench {
         let bench = Self { dir: tempfile::tempdir().expect("dir") };
         std::fs::write(bench.path("runs.toml"), RUNS).expect("writes");
         std::fs::write(bench.path("prompts.jsonl"), PROMPTS).expect("writes");
+        std::fs::write(bench.path("pairs.jsonl"), irepair::demo::PAIRS).expect("writes");
         bench
     }
 
@@ -146,17 +148,28 @@ fn methods_stand_beside_each_other() {
     bench.refused(&[&rows[..], &["--resume", "--learning-rate", "1e-5"]].concat(), 3, &["learning-rate"]);
 
     // A run of its own beside them; one of another scorer is none of them.
-    let run = |name: &str, scorer: &str| {
+    let run = |name: &str, more: &[&str]| {
         let out = bench.path(name);
         let settings = ["--max-steps", "3", "--normal-texts", "24", "--valid-size", "8", "--limit", "40", "-q"];
-        let method = ["--method", "irepair", "--scorer", scorer, "--out", &out];
-        ok(&irepair(&[&["repair"], &settings[..], &method[..]].concat()));
+        let method = ["--method", "irepair", "--out", &out];
+        ok(&irepair(&[&["repair"], &settings[..], &method[..], more].concat()));
         out
     };
-    let (own, other) = (run("own", "words"), run("other", "lexicon"));
+    let (own, other) = (run("own", &[]), run("other", &["--scorer", "lexicon"]));
     bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["other", "scorer"]);
-    ok(&bench.run(&[&rows[..], &["--resume", &own]].concat()));
-    assert_eq!(bench.record()["entries"].as_array().expect("entries").len(), 4);
+    let other = run("fewer", &["--limit", "36"]);
+    bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["fewer", "other data"]);
+    let model = golden::dir().join("gpt2");
+    let other = run("foreign", &["--model", model.to_str().expect("utf-8"), "--data", &bench.path("pairs.jsonl")]);
+    bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["foreign", "base model"]);
+    bench.refused(&[&rows[..], &["--resume", &own, &own]].concat(), 3, &["would both be irepair, seed 42"]);
+    bench.refused(&["--resume", "--seeds", "1,2,1"], 2, &["--seeds: 1 is given twice"]);
+    // Runs of one method that differ in more than the seed go by their folders.
+    let faster = run("faster", &["--learning-rate", "3e-3"]);
+    ok(&bench.run(&[&rows[..], &["--resume", &own, &faster]].concat()));
+    let names =
+        bench.record()["entries"].as_array().expect("entries").iter().map(|e| e["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names, ["vanilla", "irepair-min", "one-block", "own", "faster"]);
 }
 
 /// Neuron-level methods, rows of their own settings and methods of pairs, all on the same failures.

@@ -27,6 +27,7 @@ pub fn run(args: &Compare) -> Result<()> {
     let plan = Plan::new(args)?;
     let finished = args.finished.iter().map(|dir| finished(&plan, dir)).collect::<Result<Vec<_>>>()?;
     same_data(&plan, &args.finished, &finished)?;
+    let names = plan.names_of(&args.finished, &finished)?;
     plan.claim(args)?;
     stop::listen()?;
     let dir = &plan.dir;
@@ -41,9 +42,9 @@ pub fn run(args: &Compare) -> Result<()> {
         };
         add(&mut entries, &job.name, &job.method, run);
     }
-    for (path, record) in args.finished.iter().zip(finished) {
+    for ((path, record), name) in args.finished.iter().zip(finished).zip(names) {
         let run = Run::of(record.seed, path, &record)?;
-        add(&mut entries, &record.settings.method.clone(), &record.settings.method, run);
+        add(&mut entries, &name, &record.settings.method, run);
     }
     same_rows(&entries)?;
     let evaluations = Evaluations { plan: &plan, dir, quiet: args.output.quiet };
@@ -176,7 +177,7 @@ fn same_rows(entries: &[Entry]) -> Result<()> {
 }
 
 /// Figure 2: the sensitivity of the base's blocks over all pairs.
-fn sensitivity(plan: &Plan, quiet: bool) -> Result<Sensitivity> {
+fn sensitivity(plan: &Plan, quiet: bool) -> Result<Option<Sensitivity>> {
     let dir = &plan.dir;
     let path = |name: &str| dir.join(name).display().to_string();
     let (dump, plot) = (path("figure2.csv"), path("figure2.svg"));
@@ -184,8 +185,12 @@ fn sensitivity(plan: &Plan, quiet: bool) -> Result<Sensitivity> {
     arguments.extend(["--dump", &dump, "--plot", &plot, "--json"].map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match Child::new("sensitivity", plan.threads, quiet).run(&arguments)? {
-        Outcome::Done(text) => Ok(serde_json::from_str(&text).context("irepair sensitivity --json")?),
-        Outcome::Failed(why) => anyhow::bail!("sensitivity of {}: {why}", plan.base.model),
+        Outcome::Done(text) => Ok(Some(serde_json::from_str(&text).context("irepair sensitivity --json")?)),
+        Outcome::Failed(why) => {
+            // The tables do not need it.
+            eprintln!("warning: no figure 2: the sensitivity of {}: {why}", plan.base.model);
+            Ok(None)
+        }
         Outcome::Interrupted => Err(interrupted(dir)),
     }
 }

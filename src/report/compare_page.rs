@@ -23,15 +23,16 @@ pub fn compare_page(found: &Comparison) -> String {
         let body = figure(&picture);
         sections.insert(1, Section { id: "trade-off", heading: "The trade-off", body });
     }
-    let body = figure(&sensitivity(found));
-    sections.push(Section { id: "sensitivity", heading: "Where the error is", body });
+    if let Some(picture) = sensitivity(found) {
+        sections.push(Section { id: "sensitivity", heading: "Where the error is", body: figure(&picture) });
+    }
     sections.push(Section { id: "runs", heading: "The runs", body: runs(found) });
     page::page(&title, &lead(found), &sections)
 }
 
 /// The page's drawings.
 pub fn pictures(found: &Comparison) -> Vec<plot::Picture> {
-    trade_off(found).into_iter().chain([sensitivity(found)]).collect()
+    trade_off(found).into_iter().chain(sensitivity(found)).collect()
 }
 
 fn trade_off(found: &Comparison) -> Option<plot::Picture> {
@@ -65,10 +66,11 @@ fn of_sheet(sheet: &Sheet) -> Markup {
     }
 }
 
-fn sensitivity(found: &Comparison) -> plot::Picture {
-    let values: Vec<f64> = found.sensitivity.blocks.iter().map(|b| b.sensitivity).collect();
-    let top = found.sensitivity.error_density.as_ref().map_or(&[][..], |d| &d.top);
-    plot::Picture { subtitle: found.figure2(), ..plot::blocks("Sensitivity of the base's blocks", &values, top) }
+fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
+    let sensitivity = found.sensitivity.as_ref()?;
+    let values: Vec<f64> = sensitivity.blocks.iter().map(|b| b.sensitivity).collect();
+    let top = sensitivity.error_density.as_ref().map_or(&[][..], |d| &d.top);
+    Some(plot::Picture { subtitle: found.figure2(), ..plot::blocks("Sensitivity of the base's blocks", &values, top) })
 }
 
 fn runs(found: &Comparison) -> Markup {

@@ -144,7 +144,8 @@ pub struct Comparison {
     pub failures: Option<usize>,
     pub asked: Asked,
     pub entries: Vec<Entry>,
-    pub sensitivity: Sensitivity,
+    /// `None`: it could not be measured.
+    pub sensitivity: Option<Sensitivity>,
     pub pareto: Option<Pareto>,
     pub sheets: Vec<Sheet>,
 }
@@ -221,7 +222,7 @@ impl Comparison {
         failures: Option<usize>,
         asked: Asked,
         entries: Vec<Entry>,
-        sensitivity: Sensitivity,
+        sensitivity: Option<Sensitivity>,
     ) -> Result<Self> {
         let mut comparison = Self {
             format_version: FORMAT_VERSION,
@@ -378,11 +379,12 @@ impl Comparison {
 
     /// Figure 2 in words.
     pub fn figure2(&self) -> String {
-        let Some(d) = &self.sensitivity.error_density else { return String::new() };
+        let Some(sensitivity) = &self.sensitivity else { return String::new() };
+        let Some(d) = &sensitivity.error_density else { return String::new() };
         let top: Vec<String> = d.top.iter().map(ToString::to_string).collect();
         format!(
             "Error density (sensitivity a block, {} pairs): {:.3} in the top 20 % of blocks ({}), {:.3} in the others: {:+.1} %.",
-            self.sensitivity.pairs,
+            sensitivity.pairs,
             d.top_density,
             top.join(", "),
             d.rest_density,
@@ -400,10 +402,12 @@ impl Comparison {
         if self.pareto.is_some() {
             out += "### Toxicity against perplexity\n\n![toxicity against perplexity](pareto.svg)\n\n";
         }
-        out += &format!(
-            "### Relative sensitivity of the blocks\n\n![sensitivity by block](figure2.svg)\n\n{}\n",
-            self.figure2()
-        );
+        if self.sensitivity.is_some() {
+            out += &format!(
+                "### Relative sensitivity of the blocks\n\n![sensitivity by block](figure2.svg)\n\n{}\n",
+                self.figure2()
+            );
+        }
         out
     }
 

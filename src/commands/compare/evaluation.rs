@@ -37,10 +37,14 @@ impl Evaluations<'_> {
         let pace = Pace::of(models.len(), self.plan.at_once);
         let done =
             several(self.plan.at_once, &models, |(name, model)| self.evaluate(&pace, name, model, &self.plan.eval))?;
-        let dirs: Vec<&PathBuf> = done.iter().filter_map(|dir| dir.as_ref().ok()).collect();
-        if let (true, Some(Err(why))) = (dirs.is_empty(), done.first()) {
-            bail!("every evaluation failed; the first: {why}");
+        // The base comes first, and all differences are from it.
+        if let Some(Err(why)) = done.first() {
+            bail!(
+                "the evaluation of {} failed: {why}; give the same command with --resume to go on",
+                self.plan.base.name
+            );
         }
+        let dirs: Vec<&PathBuf> = done.iter().filter_map(|dir| dir.as_ref().ok()).collect();
         let results = together(&dirs)?;
         let asked = asked(&results)?;
         let evaluated = entries.iter_mut().flat_map(|e| {
@@ -85,11 +89,21 @@ impl Evaluations<'_> {
                 pace.pass();
                 Ok(dir)
             } else {
-                let rebuilt = self.rebuild(&state.path)?;
-                let model = rebuilt.path().display().to_string();
-                self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?
+                match self.rebuild(&state.path) {
+                    Ok(rebuilt) => {
+                        let model = rebuilt.path().display().to_string();
+                        self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?
+                    }
+                    Err(why) => {
+                        pace.pass();
+                        Err(format!("{why:#}"))
+                    }
+                }
             };
             // One that fails is a point less.
+            if let Err(why) = &done {
+                eprintln!("warning: no point of {}: {why}", state.name);
+            }
             let figures = done.ok().map(|dir| together(&[&dir])).transpose()?.map(|results| figures(&results, 0));
             Ok(figures.and_then(|figures| point(asked, &figures, Some(state.step))))
         })?;

@@ -18,6 +18,7 @@ use crate::fault::Fault;
 use crate::methods::{self, neuron};
 use crate::model::kernels::matmul::Precision;
 use crate::model::kernels::stored::WeightsDtype;
+use crate::report::RunRecord;
 use crate::report::comparison::Base;
 use crate::{bail_input, checkpoint, scorers, state};
 
@@ -94,6 +95,9 @@ impl Plan {
                 "--{key} names one repair; compare takes --methods, or tables of settings in --runs"
             ))
             .into());
+        }
+        if let Some(twice) = args.seeds.iter().enumerate().find(|(at, seed)| args.seeds[..*at].contains(seed)) {
+            return Err(Fault::Usage(format!("--seeds: {} is given twice", twice.1)).into());
         }
         if flags.contains_key("seed") && !args.seeds.is_empty() {
             return Err(Fault::Usage("give either --seed or --seeds".into()).into());
@@ -198,12 +202,40 @@ impl Plan {
         open(&self.base.model, self.base.revision.as_deref(), &on)
     }
 
+    /// Rows of finished runs: their methods, or their folders where runs of one method differ in more than the seed. Errors
+    /// (bad input) if two runs would be one row's same run.
+    pub fn names_of(&self, dirs: &[PathBuf], records: &[RunRecord]) -> Result<Vec<String>> {
+        let differ = |a: &RepairSettings, b: &RepairSettings| -> Result<bool> {
+            Ok(difference(&RepairSettings { seed: b.seed, ..a.clone() }, b)?.is_some())
+        };
+        let mut seen: BTreeMap<(String, u64), PathBuf> =
+            self.jobs.iter().map(|job| ((job.name.clone(), job.seed), job.dir(&self.dir))).collect();
+        let mut names = Vec::new();
+        for (dir, record) in dirs.iter().zip(records) {
+            let method = &record.settings.method;
+            let others = records.iter().map(|r| &r.settings).filter(|s| s.method == *method);
+            let rows = self.jobs.iter().filter(|job| job.name == *method).map(|job| &job.settings);
+            let mut apart = false;
+            for other in others.chain(rows) {
+                apart |= differ(&record.settings, other)?;
+            }
+            let folder = || dir.components().next_back().map(|c| c.as_os_str().to_string_lossy().into_owned());
+            let name = if apart { folder().unwrap_or_else(|| method.clone()) } else { method.clone() };
+            if let Some(other) = seen.insert((name.clone(), record.seed), dir.clone()) {
+                let (other, dir) = (other.display(), dir.display());
+                bail_input!("{other} and {dir} would both be {name}, seed {}: give one of them", record.seed);
+            }
+            names.push(name);
+        }
+        Ok(names)
+    }
+
     /// Makes the folder or goes on with it. Errors (bad input) if it is another comparison's, or none.
     pub fn claim(&self, args: &Compare) -> Result<()> {
         let dir = &self.dir;
         let path = dir.join("plan.json");
         let plan = json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity,
-                           "failures": self.failures.as_ref().map(Failures::hash) });
+                           "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256 });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
             let Ok(text) = std::fs::read(&path) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
@@ -213,8 +245,10 @@ impl Plan {
             }
             let found: Value =
                 serde_json::from_slice(&text).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
-            for key in ["format_version", "base", "eval", "sensitivity", "failures"] {
-                if found[key] != plan[key] {
+            for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
+                // A comparison of finished runs alone knows no data of its own.
+                let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
+                if !unknown && found[key] != plan[key] {
                     let what = if key == "base" { "base or scorer" } else { key };
                     bail_input!(
                         "{}: the {what} of that comparison is another ({} there, {} here); choose another --out",
