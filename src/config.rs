@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::bail_input;
 use crate::fault::Fault;
@@ -19,7 +19,7 @@ use crate::model::kernels::stored::WeightsDtype;
 use crate::optim::{OptimizerKind, Schedule};
 use crate::report::ReportTo;
 use crate::slice::Granularity;
-use crate::tokens::LossOn;
+use crate::tokens::{Lengths, LossOn};
 
 /// "unknown …" with the nearest known name.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
@@ -466,6 +466,41 @@ impl RepairSettings {
         Ok(recipe)
     }
 
+    /// What settings that were not given came to, by their names in the record; `lengths` and `held_back`: as the model and
+    /// the rows allowed.
+    pub fn resolved(&self, lengths: Lengths, held_back: usize) -> Result<BTreeMap<String, Value>> {
+        let mut found = Map::new();
+        let mut add = |name: &str, value: Value| drop(found.insert(name.to_owned(), value));
+        if self.neuron_method().is_some() {
+            let recipe = self.neuron_recipe();
+            add("mode", json!(recipe.mode));
+            add("block-sparsity", json!(recipe.blocks));
+            add("neurons", json!(recipe.neurons));
+            add("rounds", json!(recipe.rounds));
+        } else {
+            let recipe = self.recipe()?;
+            let objective = methods::objective::named(&recipe.objective)?;
+            add("select", json!(recipe.select));
+            add("objective", json!(recipe.objective));
+            add(if recipe.objective == "nll" { "nll-weight" } else { "objective-weight" }, json!(recipe.weight));
+            add("kl-weight", json!(recipe.kl_weight));
+            if let Some(beta) = recipe.beta.or(objective.beta) {
+                add("beta", json!(beta));
+            }
+            if methods::select::named(&recipe.select)?.ranks {
+                add("slice", json!(recipe.slicing.granularity));
+                add("top-k", json!(recipe.slicing.top_k));
+                add("normalize", json!(recipe.slicing.normalize));
+            }
+            add("warmup-steps", json!(self.warmup()));
+            add("valid-size", json!(held_back));
+        }
+        add("max-length", json!(lengths.total));
+        add("max-prompt-length", json!(lengths.prompt));
+        let given = serde_json::to_value(self).context("settings")?;
+        Ok(found.into_iter().filter(|(name, _)| given.get(name).is_none_or(Value::is_null)).collect())
+    }
+
     fn check(&self) -> Result<()> {
         self.check_numbers()?;
         if self.neuron_method().is_some() {
@@ -482,6 +517,9 @@ impl RepairSettings {
         };
         if !by_parts && self.kl_weight.is_some_and(|w| w != 0.0) && methods::named(&self.method)?.kl_weight == 0.0 {
             return contradicts("--kl-weight", &format!("no KL term ({}+kl has)", self.method));
+        }
+        if !by_parts && methods::named(&self.method)?.kl_weight != 0.0 && self.kl_weight == Some(0.0) {
+            return contradicts("--kl-weight 0", "a KL term in its name and nature");
         }
         let of_neurons = [
             ("--mode", self.mode.is_some()),

@@ -18,12 +18,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::checkpoint::Change;
 use crate::config::RepairSettings;
 use crate::eval::Measures;
 use crate::model::kernels::matmul::Precision;
-use crate::train::{Line, StepLine};
+use crate::train::{Cost, Line, StepLine};
 
 /// Of `run.json`.
 pub const FORMAT_VERSION: u32 = 1;
@@ -39,6 +40,9 @@ pub struct RunRecord {
     pub base_revision: Option<String>,
     pub base_sha256: BTreeMap<String, String>,
     pub settings: RepairSettings,
+    /// Settings that were not given, and what they came to.
+    #[serde(default)]
+    pub resolved: BTreeMap<String, Value>,
     pub seed: u64,
     /// What was read: pairs for training and held back, normal texts, and how many were cut to length.
     pub data: DataRecord,
@@ -46,7 +50,8 @@ pub struct RunRecord {
     pub before: Measures,
     pub after: Measures,
     pub steps: usize,
-    /// Of all steps: seconds, tokens of their batches, operations of their products (0: not counted).
+    /// Of all steps, and of what the selector looked at or tried before them: seconds, tokens of the batches, operations of
+    /// the products (0: not counted).
     #[serde(default)]
     pub step_seconds: f64,
     #[serde(default)]
@@ -142,15 +147,21 @@ pub struct Sample {
 
 /// The steps of a log; lines that can't be read are an error.
 pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
+    Ok(read_log(path)?.0)
+}
+
+/// The steps of a log, and what the trials before them took.
+pub fn read_log(path: &Path) -> Result<(Vec<StepLine>, Cost)> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let mut steps = Vec::new();
+    let (mut steps, mut trials) = (Vec::new(), Cost::default());
     for (index, line) in text.lines().enumerate() {
         match serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), index + 1))? {
             Line::Step(line) => steps.push(line),
-            Line::Validation(_) | Line::Trial(_) => {}
+            Line::Trial(line) => trials += line.cost,
+            Line::Validation(_) => {}
         }
     }
-    Ok(steps)
+    Ok((steps, trials))
 }
 
 /// Where the curves of a run go beside `steps.jsonl`.

@@ -40,10 +40,38 @@ pub enum Line {
 
 /// The objective on the held-back rows after trial steps on these units alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TrialLine {
     pub trial: Vec<String>,
-    pub valid_loss: f64,
+    /// `null` where the trial diverged.
+    pub valid_loss: Option<f64>,
+    /// Of the trial's steps and its look at the held-back rows; tokens of the steps alone.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+/// What a part of a run took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cost {
+    pub seconds: f64,
+    pub tokens: usize,
+    /// Floating-point operations of products; 0 where they are not counted (other devices than the CPU).
+    pub operations: u64,
+}
+
+impl Cost {
+    /// What was taken since then.
+    pub fn since(begun: Instant, counted: u64, tokens: usize) -> Self {
+        Self { seconds: begun.elapsed().as_secs_f64(), tokens, operations: operations() - counted }
+    }
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.tokens += other.tokens;
+        self.operations += other.operations;
+    }
 }
 
 /// One step, counted from 1.
@@ -75,6 +103,10 @@ pub struct StepLine {
 }
 
 impl StepLine {
+    pub fn cost(&self) -> Cost {
+        Cost { seconds: self.seconds, tokens: self.tokens, operations: self.operations }
+    }
+
     /// What the step changed. `None` for names that mean nothing.
     pub fn sliced(&self) -> Option<Slice> {
         match self.block {
@@ -200,14 +232,21 @@ impl Trainer<'_> {
     /// Runs to the end, and leaves the best weights in place.
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
         let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
-        let mut log = open_log(&self.dir, self.step)?;
-        if !self.make_trials(&mut log, progress)? {
+        let mut log = open_log(&self.dir, self.step, self.method.select.settled().is_some())?;
+        let end = self.run_logged(&mut log, progress, validates);
+        // A state must not be ahead of the log: what was sliced is counted there.
+        log.sync_data().context("writing steps.jsonl")?;
+        end
+    }
+
+    fn run_logged(&mut self, log: &mut File, progress: &mut Progress, validates: bool) -> Result<End> {
+        if !self.make_trials(log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
         }
         if validates && self.step == 0 {
             let valid_loss = self.validate()?;
-            self.log(&mut log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
+            self.log(log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
         }
         let mut end = End::AllSteps;
         // A run that had ended by its guard or its patience and is resumed has still ended.
@@ -220,6 +259,7 @@ impl Trainer<'_> {
                 break;
             }
             if stop::asked() {
+                log.sync_data().context("writing steps.jsonl")?;
                 self.save()?;
                 return Ok(End::Interrupted);
             }
@@ -235,7 +275,7 @@ impl Trainer<'_> {
                 }
             };
             progress.step(&line, self.regime.max_steps);
-            self.log(&mut log, Line::Step(line))?;
+            self.log(log, Line::Step(line))?;
             let last = self.step == self.regime.max_steps;
             if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
                 let valid_loss = self.validate()?;
@@ -244,7 +284,7 @@ impl Trainer<'_> {
                     return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
                 }
                 let ppl = self.guarded_perplexity()?;
-                self.log(&mut log, Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }))?;
+                self.log(log, Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }))?;
                 progress.validation(self.step, valid_loss);
                 if let (Some(ppl), Some(guard)) = (ppl, &self.guard)
                     && ppl > guard.limit
@@ -266,6 +306,7 @@ impl Trainer<'_> {
                 self.keep()?;
             }
             if self.step.is_multiple_of(self.regime.save_steps) && !last {
+                log.sync_data().context("writing steps.jsonl")?;
                 self.save()?;
             }
         }
@@ -286,22 +327,27 @@ impl Trainer<'_> {
         let mut results = Vec::new();
         for slice in self.method.select.trials(self.model) {
             let mut optimizer = Optimizer::new(self.optimizer.kind);
+            let (begun, counted, mut tokens) = (Instant::now(), operations(), 0);
             for step in 0..self.regime.trial_steps {
                 if stop::asked() {
                     self.weights.reset_to(&BTreeMap::new())?;
                     return Ok(false);
                 }
                 let rows = self.draw(step);
-                let (_, gradients) = objective::gradients(&self.method, &self.inputs(&rows), &slice)?;
+                let inputs = self.inputs(&rows);
+                tokens += inputs.iter().map(StepInput::tokens).sum::<usize>();
+                let (_, gradients) = objective::gradients(&self.method, &inputs, &slice)?;
                 let scale = clip_factor(gradient_norm(&gradients)?, self.regime.max_grad_norm);
                 optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
             }
             let valid_loss = self.validate()?;
             self.weights.reset_to(&BTreeMap::new())?;
             progress.trial(&slice.names(), valid_loss);
-            self.log(log, Line::Trial(TrialLine { trial: slice.names(), valid_loss }))?;
+            let known = Some(valid_loss).filter(|loss| loss.is_finite());
+            let cost = Cost::since(begun, counted, tokens);
+            self.log(log, Line::Trial(TrialLine { trial: slice.names(), valid_loss: known, cost }))?;
             // A trial that diverged is the worst there is.
-            results.push((if valid_loss.is_finite() { valid_loss } else { f64::INFINITY }, slice));
+            results.push((known.unwrap_or(f64::INFINITY), slice));
         }
         if !results.is_empty() {
             // Stable: of equals, the lowest comes first.
@@ -422,25 +468,19 @@ impl Trainer<'_> {
     }
 }
 
-/// The log of a run, with what a run resumed after `step` steps will write again cut off.
-pub fn open_log(dir: &Path, step: usize) -> Result<File> {
+/// The log of a run, with what a run resumed after `step` steps will write again cut off; `tried`: its trials are made.
+pub fn open_log(dir: &Path, step: usize, tried: bool) -> Result<File> {
     let path = dir.join("steps.jsonl");
-    let kept = match std::fs::read_to_string(&path) {
-        Ok(text) => text
-            .lines()
-            .filter(|l| {
-                let of = match serde_json::from_str(l) {
-                    Ok(Line::Step(line)) => line.step,
-                    Ok(Line::Validation(line)) => line.step,
-                    Ok(Line::Trial(_)) => 0,
-                    Err(_) => return false,
-                };
-                step > 0 && of <= step
-            })
-            .map(|l| format!("{l}\n"))
-            .collect::<String>(),
-        Err(_) => String::new(),
+    // Bytes that are no text spoil their own line alone.
+    let text = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let stays = |line: &&str| match serde_json::from_str(line) {
+        Ok(Line::Step(StepLine { step: of, .. }) | Line::Validation(ValidationLine { step: of, .. })) => {
+            step > 0 && of <= step
+        }
+        Ok(Line::Trial(_)) => tried,
+        Err(_) => false,
     };
+    let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();
     crate::checkpoint::write_whole(&path, kept.as_bytes())?;
     File::options().append(true).open(&path).with_context(|| format!("writing {}", path.display()))
 }

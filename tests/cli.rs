@@ -392,9 +392,10 @@ fn settings_that_cannot_work() {
     spared(&["--select", "maxx"], &["did you mean \"max\""]);
     spared(&["--config", "quik"], &["did you mean \"quick\""]);
     spared(&["--dtype", "bf16", "--max-length", "65"], &["64 positions"]);
-    let contradictions: [&[&str]; 7] = [
+    let contradictions: [&[&str]; 8] = [
         &["--method", "dapt", "--select", "max"],
         &["--method", "dapt", "--kl-weight", "1"],
+        &["--method", "irepair+kl", "--kl-weight", "0"],
         &["--method", "dapt", "--top-k", "2"],
         &["--method", "dpo", "--slice", "sublayer"],
         &["--method", "irepair", "--beta", "0.2"],

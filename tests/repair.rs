@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use irepair::checkpoint::{Checkpoint, compare, hash_file};
 use irepair::model::kernels::matmul::Precision;
+use irepair::random::{Purpose, Stream};
 use irepair::report::{RunRecord, read_steps};
 
 use crate::golden::{self, CHECKPOINTS, close, numbers};
@@ -146,6 +148,15 @@ pub fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     arguments
 }
 
+/// The same of a model so small that a run takes a moment: what it says is nothing, but every file is written.
+pub fn quick<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    static PLACES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
+        [golden::dir().join("gpt2"), Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/pairs.jsonl")]
+    });
+    let [model, data] = &*PLACES;
+    demo(out, &[&["--model", text(model), "--data", text(data)], more].concat())
+}
+
 /// Hashes of everything in an output that must not depend on when and how it was made.
 fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
     ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "irepair/samples.jsonl", "config.json"]
@@ -196,52 +207,92 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     assert_eq!(json["blocks"].as_array().expect("blocks").len(), 6);
 }
 
-/// Twenty-four kills: while the normal text is written, between saves, and in the middle of one (a state is saved at every
-/// step, so that most of a run is saving; a temporary file left behind shows where the kill fell).
+/// Twenty-four kills at moments drawn over the whole of a run (its start, the normal text, the steps, the last measurement,
+/// the writing of the output), every other one in the next save: a temporary file left behind shows that it fell there.
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
     let dir = tempfile::tempdir().expect("dir");
-    let often = ["-q", "--save-steps", "1"];
-    let mut in_a_save = 0;
-    for (method, kills) in [("irepair+kl", 8), ("dapt", 16)] {
+    let (mut in_a_save, mut with_state) = (0, 0);
+    // More than one epoch of 48 pairs.
+    let often = ["-q", "--save-steps", "1", "--max-steps", "30"];
+    let mut moments = Stream::new(20, Purpose::Split, 0, 0);
+    for (method, kills) in [("irepair+kl", 8), ("dapt", 8), ("dpo", 8)] {
         let more = [&often[..], &["--method", method]].concat();
         let whole = dir.path().join(format!("whole-{method}"));
-        ok(&irepair(&demo(&whole, &more)));
+        // Nothing is kept from run to run: normal text is written anew.
+        let run = |out: &Path, more: &[&str], round: usize| {
+            let mut command = command(&quick(out, more));
+            command.env("IREPAIR_CACHE", dir.path().join(format!("cache-{method}-{round}")));
+            command
+        };
+        let begun = std::time::Instant::now();
+        ok(&run(&whole, &more, kills).output().expect("runs"));
+        let takes = begun.elapsed();
         let steps = read_steps(&whole.join("irepair/steps.jsonl")).expect("steps");
         for round in 0..kills {
             let out = dir.path().join(format!("killed-{method}-{round}"));
-            let work = dir.path().join(format!("killed-{method}-{round}.partial/irepair"));
-            let (log, state) = (work.join("steps.jsonl"), work.join("state"));
-            let kill_at = round * 12 / kills;
-            let what = format!("{method} killed at step {kill_at}, round {round}");
+            let partial = dir.path().join(format!("killed-{method}-{round}.partial"));
+            let state = partial.join("irepair/state");
             let temporary = || {
                 let entries = state.read_dir().into_iter().flatten().flatten();
                 entries.filter(|e| e.file_name() != "state.safetensors").count() > 0
             };
-            let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+            let moment = takes.mul_f64(moments.unit());
+            let what = format!("{method}, round {round}, killed after {moment:?} of {takes:?}");
+            let mut child = run(&out, &more, round).stdout(std::process::Stdio::null()).spawn().expect("starts");
             let mut runs = || child.try_wait().expect("wait").is_none();
-            while read_steps(&log).map_or(0, |s| s.len()) < kill_at && runs() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            // Every other time, in the next save.
+            std::thread::sleep(moment);
             while round % 2 == 1 && !temporary() && runs() {
                 std::thread::yield_now();
             }
             child.kill().expect("kill");
             child.wait().expect("wait");
-            assert!(!out.exists(), "{what}: a half-written output bears its final name");
             in_a_save += usize::from(temporary());
-            let has_state = state.join("state.safetensors").exists();
-            ok(&irepair(&demo(&out, &if has_state { [&more[..], &["--resume"]].concat() } else { more.clone() })));
+            if !out.exists() {
+                let has_state = state.join("state.safetensors").exists();
+                with_state += usize::from(has_state);
+                let again = if has_state { [&more[..], &["--resume"]].concat() } else { more.clone() };
+                ok(&run(&out, &again, round).output().expect("runs"));
+            }
             assert_eq!(files(&out), files(&whole), "{what}");
             let resumed = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
             let numbers = |steps: &[irepair::train::StepLine]| {
                 steps.iter().map(|s| (s.step, s.loss, s.block)).collect::<Vec<_>>()
             };
             assert_eq!(numbers(&resumed), numbers(&steps), "{what}");
+            assert!(!partial.exists(), "{what}: something is left");
         }
     }
     assert!(in_a_save >= 3, "only {in_a_save} kills fell into a save");
+    assert!(with_state >= 6, "only {with_state} kills left a state");
+}
+
+/// What comes to lie where the output should go, while the run works, is not removed for it.
+#[test]
+fn a_folder_that_appears_during_the_run_stays() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    let more = ["-q", "--method", "dapt", "--max-steps", "200"];
+    ok(&irepair(&quick(&whole, &more)));
+    let log = dir.path().join("out.partial/irepair/steps.jsonl");
+    for flags in [&["--overwrite"][..], &["--resume"]] {
+        let mut child = command(&quick(&out, &[&more[..], flags].concat()))
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        while flags[0] == "--overwrite" && !log.exists() && child.try_wait().expect("wait").is_none() {
+            std::thread::yield_now();
+        }
+        std::fs::create_dir_all(&out).expect("dir");
+        std::fs::write(out.join("precious"), "mine").expect("file");
+        let output = child.wait_with_output().expect("ends");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(3) && error.contains("out"), "{error}");
+        assert_eq!(std::fs::read_to_string(out.join("precious")).expect("still there"), "mine");
+    }
+    std::fs::remove_dir_all(&out).expect("moved");
+    ok(&irepair(&quick(&out, &[&more[..], &["--resume"]].concat())));
+    assert_eq!(files(&out), files(&whole));
 }
 
 /// No room for a state: the run says so and ends, the last good state stays, and the run goes on from it.
@@ -318,13 +369,13 @@ fn a_run_that_diverges_stops_and_keeps_the_last_good_state() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
     let output =
-        irepair(&demo(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
+        irepair(&quick(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("at step 2") && error.contains("--learning-rate"), "{error}");
     assert!(!out.exists());
     // The state kept is the untouched base: a sane learning rate goes on from it.
-    ok(&irepair(&demo(&out, &["-q", "--resume"])));
+    ok(&irepair(&quick(&out, &["-q", "--resume"])));
     assert!(out.join("model.safetensors").exists());
 }
 
@@ -332,7 +383,7 @@ fn a_run_that_diverges_stops_and_keeps_the_last_good_state() {
 fn a_repair_that_changes_nothing_is_a_failed_check() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let output = irepair(&demo(&out, &["-q", "--learning-rate", "0"]));
+    let output = irepair(&quick(&out, &["-q", "--learning-rate", "0"]));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("nothing changed"), "{error}");
@@ -345,15 +396,15 @@ fn only_an_output_is_replaced_and_only_when_told() {
     std::fs::create_dir(&out).expect("dir");
     std::fs::write(out.join("precious"), "mine").expect("file");
     for more in [&["-q"][..], &["-q", "--overwrite"]] {
-        let output = irepair(&demo(&out, more));
+        let output = irepair(&quick(&out, more));
         assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(std::fs::read_to_string(out.join("precious")).expect("still there"), "mine");
     }
     std::fs::remove_file(out.join("precious")).expect("empty");
-    ok(&irepair(&demo(&out, &["-q", "--overwrite"])));
+    ok(&irepair(&quick(&out, &["-q", "--overwrite"])));
     let first = files(&out);
-    assert_eq!(irepair(&demo(&out, &["-q", "--seed", "3"])).status.code(), Some(3), "not told");
-    ok(&irepair(&demo(&out, &["-q", "--seed", "3", "--overwrite"])));
+    assert_eq!(irepair(&quick(&out, &["-q", "--seed", "3"])).status.code(), Some(3), "not told");
+    ok(&irepair(&quick(&out, &["-q", "--seed", "3", "--overwrite"])));
     assert_ne!(files(&out), first);
     // The base is never replaced by its own repair.
     let data = golden::dir().join("pairs.jsonl");
@@ -384,11 +435,11 @@ fn a_foreign_partial_folder_is_refused_and_an_old_one_is_emptied() {
     let (out, partial) = (dir.path().join("out"), dir.path().join("out.partial"));
     std::fs::create_dir(&partial).expect("dir");
     std::fs::write(partial.join("mine.txt"), "mine").expect("file");
-    assert_eq!(irepair(&demo(&out, &["-q"])).status.code(), Some(3));
+    assert_eq!(irepair(&quick(&out, &["-q"])).status.code(), Some(3));
     assert!(partial.join("mine.txt").exists());
     // With a lock file it is what a killed run left.
     std::fs::write(partial.join(".lock"), "").expect("file");
-    ok(&irepair(&demo(&out, &["-q"])));
+    ok(&irepair(&quick(&out, &["-q"])));
     assert!(!out.join("mine.txt").exists() && !partial.exists());
 }
 
@@ -405,13 +456,13 @@ fn broken_weights_are_never_written() {
     for (index, case) in cases.iter().enumerate() {
         let out = dir.path().join(format!("out{index}"));
         let more = [&["-q", "--warmup-steps", "0", "--max-grad-norm", "0"], *case].concat();
-        let output = irepair(&demo(&out, &more));
+        let output = irepair(&quick(&out, &more));
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{case:?}: {error}");
         assert!(error.contains("at step") && error.contains("--resume"), "{case:?}: {error}");
         assert!(!out.exists());
         let sane = [&more[..], &["--resume", "--learning-rate", "1e-4", "--max-steps", "6"]].concat();
-        ok(&irepair(&demo(&out, &sane)));
+        ok(&irepair(&quick(&out, &sane)));
     }
 }
 
@@ -455,17 +506,43 @@ fn a_run_that_ended_by_patience_resumes_as_ended() {
 }
 
 #[test]
-fn a_state_of_other_settings_is_refused() {
+fn a_state_of_another_run_is_refused_by_name() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
     let output =
-        irepair(&demo(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
+        irepair(&quick(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
     assert_eq!(output.status.code(), Some(1));
-    for other in [["--optimizer", "adamw"], ["--loss-on", "all"], ["--nll-weight", "7"], ["--method", "dapt+kl"]] {
-        let output = irepair(&demo(&out, &[&["-q", "--resume"][..], &other].concat()));
+    let refused = |flags: &[&str], word: &str| {
+        let output = irepair(&quick(&out, &[&["-q", "--resume"][..], flags].concat()));
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(3) && error.contains("another"), "{other:?}: {error}");
-    }
+        assert!(output.status.code() == Some(3) && error.contains(word), "{flags:?}: {error}");
+    };
+    let model = golden::dir().join("gpt2-odd");
+    let cases: [(&[&str], &str); 9] = [
+        (&["--model", text(&model)], "another model"),
+        (&["--limit", "60"], "another data"),
+        (&["--seed", "1"], "another --seed"),
+        (&["--optimizer", "adamw"], "another --optimizer"),
+        (&["--loss-on", "all"], "another --loss-on"),
+        (&["--nll-weight", "7"], "another method"),
+        (&["--method", "dapt+kl"], "another method"),
+        (&["--batch-size", "5"], "another --batch-size"),
+        (&["--gradient-accumulation-steps", "2"], "another --gradient-accumulation-steps"),
+    ];
+    cases.iter().for_each(|(flags, word)| refused(flags, word));
+    // Of another format version: the header is JSON in JSON, and of the same length.
+    let state = dir.path().join("out.partial/irepair/state/state.safetensors");
+    let bytes = std::fs::read(&state).expect("state");
+    let (old, new) = (br#"{\"format_version\":3,"#, br#"{\"format_version\":9,"#);
+    let at = bytes.windows(old.len()).position(|w| w == old).expect("the version");
+    let mut other = bytes.clone();
+    other[at..at + new.len()].copy_from_slice(new);
+    std::fs::write(&state, &other).expect("writes");
+    refused(&[], "format version 9, this program reads 3");
+    std::fs::write(&state, &bytes[..bytes.len() / 2]).expect("writes");
+    refused(&[], "a broken state");
+    std::fs::write(&state, bytes).expect("writes");
+    ok(&irepair(&quick(&out, &["-q", "--resume"])));
 }
 
 #[test]
@@ -517,7 +594,7 @@ fn few_normal_texts_and_odd_tokens_of_the_config() {
 fn json_holds_the_record() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let said = ok(&irepair(&demo(&out, &["-q", "--json", "--method", "irepair"])));
+    let said = ok(&irepair(&quick(&out, &["-q", "--json", "--method", "irepair"])));
     let run: RunRecord = serde_json::from_str(&said).expect("json alone on stdout");
     assert_eq!(run.settings.method, "irepair");
     assert_eq!(run.data.normal, 0);
@@ -590,7 +667,9 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     let plan = ok(&irepair(&demo(&out, &["--dry-run", "--gradient-accumulation-steps", "3"])));
     assert!(plan.contains("12 of 12 pairs"), "{plan}");
     // What the run itself would refuse.
-    let cannot: [(&[&str], &str); 3] = [
+    let taken = golden::dir();
+    let cannot: [(&[&str], &str); 4] = [
+        (&["--out", text(&taken)], "exists; choose another --out"),
         (&["--method", "irepair-fixed", "--fixed-sample", "100"], "48 pairs to learn from"),
         (&["--method", "trial-dpo+kl", "--valid-size", "0"], "holds none back"),
         (&["--resume"], "no unfinished run"),
@@ -729,6 +808,28 @@ fn trials_choose_the_slice_of_the_whole_run() {
     child.wait().expect("wait");
     ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
     assert_eq!(files(&out), files(&whole));
+}
+
+/// Trials are judged on held-back rows even where nothing is validated later; one that diverges is the worst, not the end.
+#[test]
+fn trials_without_validations_and_trials_that_diverge() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    ok(&irepair(&quick(&out, &["-q", "--method", "trial-dpo+kl", "--trial-steps", "2", "--eval-steps", "0"])));
+    let log = std::fs::read_to_string(out.join("irepair/steps.jsonl")).expect("log");
+    let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
+    let sum = |key: &str| lines.iter().filter_map(|l| l[key].as_u64()).sum::<u64>();
+    let trials: Vec<&serde_json::Value> = lines.iter().filter(|l| l.get("trial").is_some()).collect();
+    assert!(trials.iter().all(|t| t["operations"].as_u64() > Some(0) && t["tokens"].as_u64() > Some(0)));
+    // What the trials took is a part of what the run took.
+    let run = record(&out);
+    assert_eq!((run.operations, run.tokens as u64), (sum("operations"), sum("tokens")));
+    assert_eq!(run.resolved["kl-weight"], 2.0);
+    assert_eq!((&run.resolved["beta"], &run.resolved["select"]), (&0.1.into(), &"trial".into()));
+    let broken = ["-q", "--method", "trial-dpo+kl", "--trial-steps", "2", "--max-grad-norm", "0"];
+    let output = irepair(&quick(&out, &[&broken[..], &["--learning-rate", "1e30", "--overwrite"]].concat()));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && error.contains("the loss of every trial"), "{error}");
 }
 
 /// As on a processor without AVX512-BF16, `--dtype bf16` is f32, to the byte, and says so; the fast path is near.

@@ -21,14 +21,15 @@ use crate::methods::Method;
 use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
 use crate::optim::Optimizer;
+use crate::profile::operations;
 use crate::report::ReportTo;
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
-use crate::report::{DataRecord, RunRecord, count_blocks, read_steps};
+use crate::report::{DataRecord, RunRecord, count_blocks, read_log};
 use crate::scorers;
 use crate::state::Fingerprint;
 use crate::tokens::PairBatch;
-use crate::train::{Diverged, End, Guard, Regime, Trainer};
+use crate::train::{Cost, Diverged, End, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
 pub use neurons::failures;
@@ -57,6 +58,7 @@ pub fn run(args: &Repair) -> Result<()> {
     rows::check(&settings, &rows.train, &loaded.model)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
+        Output::free(args, &path, &loaded.checkpoint().dir)?;
         Output::to_resume(args, &path)?;
         let plan = plan::plan(&settings, &loaded, &rows, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
@@ -90,7 +92,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let base_sha256 = loaded.checkpoint().hashes()?.clone();
     let base_hash = loaded.checkpoint().hash()?;
     let guard = guard(&settings, &loaded.model, &weights, &before, &rows.text)?;
-    let mut trainer = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
+    let (mut trainer, look) = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
     trainer.guard = guard;
     if args.resume {
         trainer.resume()?;
@@ -128,7 +130,9 @@ pub fn run(args: &Repair) -> Result<()> {
         return Err(out.interrupted(trainer.step));
     }
 
-    let steps = read_steps(&out.dir.join("steps.jsonl"))?;
+    let (steps, mut cost) = read_log(&out.dir.join("steps.jsonl"))?;
+    cost += look;
+    steps.iter().for_each(|step| cost += step.cost());
     let mut run = RunRecord {
         format_version: report::FORMAT_VERSION,
         irepair: env!("CARGO_PKG_VERSION").into(),
@@ -136,15 +140,16 @@ pub fn run(args: &Repair) -> Result<()> {
         base_revision: loaded.checkpoint().revision.clone(),
         base_sha256,
         seed: settings.seed,
+        resolved: settings.resolved(rows::lengths(&settings, &loaded)?, rows.record.held_back)?,
         settings,
         data: DataRecord { perplexity_tokens: rows.text.len(), ..rows.record },
         scorer: format!("{}: {}", yardstick.scorer.name(), yardstick.scorer.about()),
         before,
         after,
         steps: steps.len(),
-        step_seconds: steps.iter().map(|s| s.seconds).sum(),
-        tokens: steps.iter().map(|s| s.tokens).sum(),
-        operations: steps.iter().map(|s| s.operations).sum(),
+        step_seconds: cost.seconds,
+        tokens: cost.tokens,
+        operations: cost.operations,
         kept_step,
         stopped: match end {
             End::Patience => "the validation loss no longer improved".into(),
@@ -235,7 +240,7 @@ fn parameters(model: &Model) -> usize {
     model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
 }
 
-/// The loop, set up as the settings say; takes the weights.
+/// The loop, set up as the settings say, and what the selector's look at the pairs took; takes the weights.
 fn trainer<'a>(
     settings: &RepairSettings,
     loaded: &'a Loaded,
@@ -243,13 +248,21 @@ fn trainer<'a>(
     rows: crate::train::Rows,
     out: &Output,
     base_hash: &str,
-) -> Result<Trainer<'a>> {
+) -> Result<(Trainer<'a>, Cost)> {
     let mut method = Method::new(&settings.recipe()?)?;
     let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
-    let mut batches = rows.pairs[..sample]
-        .chunks(settings.batch_size)
-        .map(|pairs| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on));
+    let (looked, counted, mut seen) = (Instant::now(), operations(), 0);
+    let mut batches = rows.pairs[..sample].chunks(settings.batch_size).take_while(|_| !stop::asked()).map(|pairs| {
+        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on);
+        seen += batch.rejected.packed.ids.len();
+        batch
+    });
     method.select.prepare(&loaded.model, weights, &mut batches)?;
+    drop(batches);
+    if stop::asked() {
+        return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
+    }
+    let look = if seen > 0 { Cost::since(looked, counted, seen) } else { Cost::default() };
     let validates =
         (settings.eval_steps > 0 || !method.select.trials(&loaded.model).is_empty()) && !rows.valid_pairs.is_empty();
     // Going back to the best weights may mean going back to an original, too.
@@ -273,17 +286,19 @@ fn trainer<'a>(
     };
     let fingerprint = Fingerprint::new([
         ("model", base_hash.into()),
+        // Which pairs are held back depends on it, so it comes before the data.
+        ("--seed", settings.seed.to_string()),
         ("data", rows.hash()),
         ("method", format!("{:?}", settings.recipe()?)),
+        ("--fixed-sample", sample.to_string()),
         ("--optimizer", format!("{:?}", settings.optimizer)),
         ("--loss-on", format!("{:?}", settings.loss_on)),
-        ("--seed", settings.seed.to_string()),
         ("--batch-size", settings.batch_size.to_string()),
         ("--gradient-accumulation-steps", settings.gradient_accumulation_steps.to_string()),
         ("--dtype", format!("{:?}", loaded.precision)),
     ]);
     let empty = Weights::new(Vec::new(), Default::default())?;
-    Ok(Trainer {
+    let trainer = Trainer {
         model: &loaded.model,
         weights: std::mem::replace(weights, empty),
         method,
@@ -299,7 +314,8 @@ fn trainer<'a>(
         dir: out.dir.clone(),
         base_sha256: base_hash.into(),
         fingerprint,
-    })
+    };
+    Ok((trainer, look))
 }
 
 impl Output {

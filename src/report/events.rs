@@ -35,7 +35,10 @@ impl EventFile {
     /// The numbers of a line of the log.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let (step, values) = match line {
-            Line::Trial(line) => (0, vec![(format!("trial/{}", line.trial.join("+")), line.valid_loss)]),
+            Line::Trial(line) => {
+                let named = |loss| (format!("trial/{}", line.trial.join("+")), loss);
+                (0, line.valid_loss.map(named).into_iter().collect())
+            }
             Line::Step(line) => {
                 let mut values = vec![("train/loss".to_owned(), line.loss)];
                 let named = [("train/nll_good", line.nll_good), ("train/nll_bad", line.nll_bad), ("train/kl", line.kl)];

@@ -128,7 +128,8 @@ fn sensitivity(run: &RunFolder) -> Markup {
 }
 
 fn blocks(run: &RunFolder) -> Markup {
-    let trials: Vec<[String; 2]> = run.trials.iter().map(|t| [t.trial.join(" + "), short(t.valid_loss)]).collect();
+    let trials: Vec<[String; 2]> =
+        run.trials.iter().map(|t| [t.trial.join(" + "), t.valid_loss.map_or("diverged".into(), short)]).collect();
     html! {
         @if run.slices_everything() {
             p { "Every step changed the whole model." }
@@ -309,6 +310,18 @@ fn said(when: &str, text: &str, score: Option<f64>) -> Markup {
     }
 }
 
+/// The settings by name; those that were not given as what they came to.
+fn resolved(record: &RunRecord) -> Vec<[String; 2]> {
+    let mut rows = fields(&record.settings);
+    for [name, value] in fields(&record.resolved) {
+        match rows.iter_mut().find(|row| row[0] == name) {
+            Some(row) => row[1] = value,
+            None => rows.push([name, value]),
+        }
+    }
+    rows
+}
+
 fn settings(record: &RunRecord) -> Markup {
     let mut run = vec![
         ("irepair", record.irepair.clone()),
@@ -330,7 +343,7 @@ fn settings(record: &RunRecord) -> Markup {
     let hashes: Vec<[String; 2]> = record.base_sha256.iter().map(|(f, hash)| [f.clone(), hash.clone()]).collect();
     html! {
         div.pair {
-            (facts("Settings, as they were resolved", &fields(&record.settings)))
+            (facts("Settings, as they were resolved", &resolved(record)))
             div {
                 (facts("The run", &run))
                 (facts("Rows", &fields(&record.data)))

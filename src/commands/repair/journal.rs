@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +62,7 @@ impl<'a> Journal<'a> {
             out,
             fingerprint,
             save_steps: settings.save_steps,
-            log: open_log(&out.dir, reached.steps)?,
+            log: open_log(&out.dir, reached.steps, false)?,
             progress: Progress::new("repair", reached.steps, expected, args.output.quiet),
             saved: reached.steps,
             reached,
@@ -80,6 +80,8 @@ impl<'a> Journal<'a> {
         self.reached.seconds += std::mem::replace(&mut self.begun, Instant::now()).elapsed().as_secs_f64();
         self.saved = self.reached.steps;
         let tensors = patient.weights.touched().map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32))).collect();
+        // A state must not be ahead of the log: what was sliced is counted there.
+        self.log.sync_data().context("writing steps.jsonl")?;
         state::save(&self.out.dir, &self.fingerprint, &self.reached, &tensors)
     }
 

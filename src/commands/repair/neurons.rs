@@ -58,6 +58,7 @@ pub fn run(
     let path = Output::path(args, &settings, &loaded.short_name())?;
     let plan = Plan::new(&settings, method, loaded, &rows, &path);
     if args.dry_run {
+        Output::free(args, &path, &loaded.checkpoint().dir)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
         return plan.memory.check(memory::limit()?, ADVICE);
     }
@@ -141,6 +142,7 @@ pub fn run(
         base_revision: loaded.checkpoint().revision.clone(),
         base_sha256: base_hashes,
         seed: settings.seed,
+        resolved: settings.resolved(super::rows::lengths(&settings, loaded)?, 0)?,
         data: record(&settings, loaded, sha256, failures.len(), text.len()),
         settings,
         scorer: "none".into(),

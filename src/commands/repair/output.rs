@@ -25,10 +25,16 @@ pub struct Output {
     pub partial: PathBuf,
     /// `irepair/` in the partial folder.
     pub dir: PathBuf,
-    lock_path: PathBuf,
+    /// Whether a finished output under that name may be replaced.
+    overwrite: bool,
+    /// The base's folder, which never may.
+    base: PathBuf,
     /// Held as long as the run lives: no second run works in this folder.
     _lock: File,
 }
+
+/// In the folder of an unfinished output.
+const LOCK: &str = ".lock";
 
 impl Output {
     /// The final name: --out, or `repaired/MODEL-METHOD`.
@@ -53,19 +59,25 @@ impl Output {
         Ok(())
     }
 
+    /// Errors (bad input) if the final name is taken and may not be replaced.
+    pub fn free(args: &Repair, path: &Path, base: &Path) -> Result<()> {
+        if std::fs::symlink_metadata(path).is_err() {
+            return Ok(());
+        }
+        if !args.overwrite {
+            bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+        }
+        replaceable(path, base)
+    }
+
     /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
     pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
         let path = Self::path(args, settings, model)?;
-        if std::fs::symlink_metadata(&path).is_ok() {
-            if !args.overwrite {
-                bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
-            }
-            replaceable(&path, base)?;
-        }
+        Self::free(args, &path, base)?;
         Self::to_resume(args, &path)?;
         let partial = state::partial(&path);
         let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
-        let lock_path = partial.join(".lock");
+        let lock_path = partial.join(LOCK);
         let is_ours =
             lock_path.exists() || !partial.exists() || partial.read_dir().is_ok_and(|mut d| d.next().is_none());
         if !is_ours {
@@ -82,11 +94,16 @@ impl Output {
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
         let dir = partial.join("irepair");
-        let has_state = state::path(&dir).exists();
         if !args.resume {
-            if has_state && !args.overwrite {
+            if !args.overwrite && state::path(&dir).exists() {
                 bail_input!(
                     "an unfinished run is in {}; go on with --resume, or start again with --overwrite",
+                    partial.display()
+                );
+            }
+            if !args.overwrite && is_output(&partial) {
+                bail_input!(
+                    "{} is a finished output that could not get its name; rename it, or start again with --overwrite",
                     partial.display()
                 );
             }
@@ -101,7 +118,7 @@ impl Output {
             }
         }
         std::fs::create_dir_all(&dir).map_err(cannot)?;
-        Ok(Self { path, partial, dir, lock_path, _lock: lock })
+        Ok(Self { path, partial, dir, overwrite: args.overwrite, base: base.to_owned(), _lock: lock })
     }
 
     /// Compares what was written with the base. Errors (a failed check) if nothing changed or something
@@ -135,27 +152,48 @@ impl Output {
         Ok(changed)
     }
 
-    /// Writes the records, removes the state, and gives the folder its name.
+    /// Writes the records, gives the folder its name, and removes the state. Whatever fails or ends it on the way, a whole
+    /// output is left, and a state to resume from until it has its name.
     pub fn finish(&self, run: &RunRecord, base: &Checkpoint) -> Result<()> {
         checkpoint::write_whole(&self.dir.join("run.json"), serde_json::to_string_pretty(run)?.as_bytes())?;
         let base_card = std::fs::read_to_string(base.dir.join("README.md")).ok();
         checkpoint::write_whole(&self.partial.join("README.md"), model_card(run, base_card.as_deref()).as_bytes())?;
-        let saved = self.dir.join("state");
-        if saved.exists() {
-            std::fs::remove_dir_all(&saved).with_context(|| saved.display().to_string())?;
-        }
         // Drawn of the unfinished run, it would lie about this one.
         let report = self.dir.join("report.html");
         if report.exists() {
             std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
         }
-        std::fs::remove_file(&self.lock_path).with_context(|| self.lock_path.display().to_string())?;
+        self.rename()?;
+        let saved = self.path.join("irepair").join("state");
+        if saved.exists() {
+            std::fs::remove_dir_all(&saved).with_context(|| saved.display().to_string())?;
+        }
+        let lock = self.path.join(LOCK);
+        std::fs::remove_file(&lock).with_context(|| lock.display().to_string())
+    }
+
+    /// Gives the folder its name; what had it before and may be replaced is removed afterwards.
+    fn rename(&self) -> Result<()> {
         let naming = || format!("renaming {} to {}", self.partial.display(), self.path.display());
+        let remove = |path: &Path| std::fs::remove_dir_all(path).with_context(|| path.display().to_string());
         let mut old = self.partial.clone().into_os_string();
         old.push(".replaced");
         let old = PathBuf::from(old);
         let replaces = std::fs::symlink_metadata(&self.path).is_ok();
         if replaces {
+            // It may have come since the run began.
+            if !self.overwrite {
+                bail_input!(
+                    "{} exists since this run began; the result is whole in {}: move one of them, and give the same command \
+                     with --resume, or rename it",
+                    self.path.display(),
+                    self.partial.display()
+                );
+            }
+            replaceable(&self.path, &self.base)?;
+            if is_output(&old) {
+                remove(&old)?;
+            }
             std::fs::rename(&self.path, &old).with_context(naming)?;
         }
         if let Err(e) = std::fs::rename(&self.partial, &self.path) {
@@ -165,28 +203,33 @@ impl Output {
             }
             return Err(e).with_context(naming);
         }
-        if replaces {
-            std::fs::remove_dir_all(&old).with_context(|| old.display().to_string())?;
+        // Also what a run that was killed between the two left there.
+        if replaces || is_output(&old) {
+            remove(&old)?;
         }
         Ok(())
     }
 }
 
 impl Drop for Output {
-    /// A run that ended in an error leaves its folder only if there is a state to resume from.
+    /// A run that ended in an error leaves its folder only if there is a state to resume from, or a finished output.
     fn drop(&mut self) {
-        if self.partial.exists() && !state::path(&self.dir).exists() {
+        if self.partial.exists() && !state::path(&self.dir).exists() && !is_output(&self.partial) {
             // Nothing can be done about a failure here, and the error that brought us here matters more.
             std::fs::remove_dir_all(&self.partial).ok();
         }
     }
 }
 
+/// Whether a folder is a finished output of irepair.
+fn is_output(path: &Path) -> bool {
+    path.join("irepair").join("run.json").is_file()
+}
+
 /// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not the base.
 fn replaceable(path: &Path, base: &Path) -> Result<()> {
-    let is_output = path.join("irepair").join("run.json").is_file();
     let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-    if !is_output && !is_empty {
+    if !is_output(path) && !is_empty {
         bail_input!(
             "{} is no output of irepair, and --overwrite replaces nothing else; choose another --out",
             path.display()
@@ -215,6 +258,9 @@ fn block_of(model: &Model, base: &Checkpoint) -> BTreeMap<String, Option<usize>>
         .collect()
 }
 
+/// Blocks that the summary shows at most: those that changed most.
+const SUMMARY_BLOCKS: usize = 12;
+
 /// What happened, for people: it fits a screen and says where the result lies and what to type next.
 pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
     let mut text = String::new();
@@ -223,8 +269,14 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         text += &table(["", "before", "after", "change"], &rows);
         let _ = writeln!(text, "on held-back rows; scored by {}\n", run.scorer);
     }
-    let blocks: Vec<[String; 4]> = change_by_block(&run.changed, block_number)
+    let changes = change_by_block(&run.changed, block_number);
+    let changed = changes.iter().filter(|(block, _)| block.is_some()).count();
+    let mut norms: Vec<f64> = changes.values().map(|change| change.norm).collect();
+    norms.sort_by(|a, b| b.total_cmp(a));
+    let least = norms.get(SUMMARY_BLOCKS).copied();
+    let blocks: Vec<[String; 4]> = changes
         .into_iter()
+        .filter(|(_, change)| least.is_none_or(|least| change.norm > least))
         .map(|(block, change)| {
             let steps = block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0);
             let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
@@ -232,10 +284,13 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         })
         .collect();
     text += &table(["changed", "steps", "norm of change", "of its norm"], &blocks);
+    if let Some(least) = least {
+        let _ = writeln!(text, "and {} more, each by {} or less", norms.len() - blocks.len(), short(least));
+    }
     let _ = writeln!(
         text,
         "{} of {} blocks, {:.1} % of the parameters; everything else is byte-equal to the base\n",
-        blocks.len(),
+        changed,
         model.sizes().blocks,
         100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64
     );

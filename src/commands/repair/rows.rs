@@ -323,7 +323,8 @@ pub fn read_normal(
     };
     let texts = data::read_texts(&path, &data::KeyMap::new(), None)?;
     let (tokens, Cut { texts: cut, .. }) = loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
-    let validates = settings.eval_steps > 0 && rows.record.held_back > 0;
+    let tries = !Method::new(&settings.recipe()?)?.select.trials(&loaded.model).is_empty();
+    let validates = (settings.eval_steps > 0 || tries) && rows.record.held_back > 0;
     let to_spare = tokens.len().saturating_sub(settings.batch_size);
     let held_back = if validates { rows.record.held_back.min(tokens.len() / 4).min(to_spare) } else { 0 };
     if tokens.len() < settings.batch_size {
