@@ -466,8 +466,8 @@ impl RepairSettings {
         Ok(recipe)
     }
 
-    /// What settings that were not given came to, by their names in the record; `lengths` and `held_back`: as the model and
-    /// the rows allowed.
+    /// What settings that were not given came to, by their names in the record, and `objective-weight`, which is none's;
+    /// `lengths` and `held_back`: as the model and the rows allowed.
     pub fn resolved(&self, lengths: Lengths, held_back: usize) -> Result<BTreeMap<String, Value>> {
         let mut found = Map::new();
         let mut add = |name: &str, value: Value| drop(found.insert(name.to_owned(), value));

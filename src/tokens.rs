@@ -175,9 +175,7 @@ impl Batch {
         }
         Self { packed, rows, targets, counts }
     }
-}
 
-impl Batch {
     /// One of the forks alone.
     pub fn only_fork(&self, index: usize) -> Self {
         let start = self.packed.sequences[index].rows.start as u32;
@@ -209,7 +207,7 @@ pub struct TokenEdit {
 }
 
 /// Rows of a part of [`PairBatch::forks`], unless one pair has more.
-const FORK_ROWS: usize = 256;
+pub const FORK_ROWS: usize = 256;
 
 /// The chosen and the rejected responses of the same pairs.
 #[derive(Debug, Clone)]

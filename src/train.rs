@@ -44,7 +44,7 @@ pub struct TrialLine {
     pub trial: Vec<String>,
     /// `null` where the trial diverged.
     pub valid_loss: Option<f64>,
-    /// Of the trial's steps and its look at the held-back rows; tokens of the steps alone.
+    /// Of the trial's steps and its look at the held-back rows.
     #[serde(flatten)]
     pub cost: Cost,
 }
@@ -235,8 +235,7 @@ impl Trainer<'_> {
         let mut log = open_log(&self.dir, self.step, self.method.select.settled().is_some())?;
         let end = self.run_logged(&mut log, progress, validates);
         // A state must not be ahead of the log: what was sliced is counted there.
-        log.sync_data().context("writing steps.jsonl")?;
-        end
+        end.and_then(|end| log.sync_data().context("writing steps.jsonl").map(|()| end))
     }
 
     fn run_logged(&mut self, log: &mut File, progress: &mut Progress, validates: bool) -> Result<End> {
@@ -269,6 +268,7 @@ impl Trainer<'_> {
                     // What was reached before is good and stays.
                     if error.downcast_ref::<Diverged>().is_some() {
                         // Whether that could be saved is of less interest than what went wrong.
+                        log.sync_data().ok();
                         self.save_last_good().ok();
                     }
                     return Err(error);
@@ -280,6 +280,7 @@ impl Trainer<'_> {
             if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
                 let valid_loss = self.validate()?;
                 if !valid_loss.is_finite() {
+                    log.sync_data().ok();
                     self.save_last_good().ok();
                     return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
                 }
@@ -341,6 +342,7 @@ impl Trainer<'_> {
                 optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
             }
             let valid_loss = self.validate()?;
+            tokens += self.validation_tokens();
             self.weights.reset_to(&BTreeMap::new())?;
             progress.trial(&slice.names(), valid_loss);
             let known = Some(valid_loss).filter(|loss| loss.is_finite());
@@ -353,6 +355,7 @@ impl Trainer<'_> {
             // Stable: of equals, the lowest comes first.
             results.sort_by(|a, b| a.0.total_cmp(&b.0));
             if results[0].0 == f64::INFINITY {
+                self.save_last_good().ok();
                 return Err(Diverged { what: "the loss of every trial", value: f64::INFINITY, step: 0 }.into());
             }
             let best: Vec<Slice> =
@@ -451,6 +454,16 @@ impl Trainer<'_> {
             batches += 1;
         }
         Ok(total / batches.max(1) as f64)
+    }
+
+    /// Tokens that one validation reads.
+    fn validation_tokens(&self) -> usize {
+        let pair = |p: &TokenPair| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len();
+        let pairs = self.rows.valid_pairs.iter().map(pair).sum::<usize>();
+        let normals: Vec<usize> =
+            self.rows.valid_normal.chunks(VALID_BATCH).map(|texts| texts.iter().map(Vec::len).sum()).collect();
+        let batches = self.rows.valid_pairs.len().div_ceil(VALID_BATCH);
+        pairs + normals.iter().cycle().take(if normals.is_empty() { 0 } else { batches }).sum::<usize>()
     }
 
     /// Perplexity of the guard's text, if there is a guard.

@@ -277,7 +277,6 @@ fn divergence_with_a_head_that_is_trained() {
         let original = std::iter::once(("head".to_owned(), here(&value(0, params[0].1)))).collect();
         let mut weights = Weights::new(specs(&params), original).expect("weights").with_kernels(kernels);
         weights.keep_originals(true);
-        weights.touch("head").expect("touched");
         weights.restore("head", here(head)).expect("the patient's own");
         let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
         let reference = weights.frozen(Who::Reference).expect("view");

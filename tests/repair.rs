@@ -207,8 +207,10 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     assert_eq!(json["blocks"].as_array().expect("blocks").len(), 6);
 }
 
-/// Twenty-four kills at moments drawn over the whole of a run (its start, the normal text, the steps, the last measurement,
-/// the writing of the output), every other one in the next save: a temporary file left behind shows that it fell there.
+/// Twenty-four kills: at moments drawn over the whole of a run (its start, the normal text, the steps, the last measurement,
+/// the writing of the output), after steps that are drawn, and in the middle of a save: stopped again and again until a
+/// temporary file shows that it is in one.
+#[cfg(unix)]
 #[test]
 fn a_killed_run_resumes_to_the_same_bytes() {
     let dir = tempfile::tempdir().expect("dir");
@@ -232,18 +234,33 @@ fn a_killed_run_resumes_to_the_same_bytes() {
         for round in 0..kills {
             let out = dir.path().join(format!("killed-{method}-{round}"));
             let partial = dir.path().join(format!("killed-{method}-{round}.partial"));
-            let state = partial.join("irepair/state");
+            let (log, state) = (partial.join("irepair/steps.jsonl"), partial.join("irepair/state"));
             let temporary = || {
                 let entries = state.read_dir().into_iter().flatten().flatten();
                 entries.filter(|e| e.file_name() != "state.safetensors").count() > 0
             };
-            let moment = takes.mul_f64(moments.unit());
-            let what = format!("{method}, round {round}, killed after {moment:?} of {takes:?}");
+            let (moment, after) = (takes.mul_f64(moments.unit()), 1 + moments.below(25));
+            let what = format!("{method}, round {round}: {moment:?} of {takes:?}, step {after}");
             let mut child = run(&out, &more, round).stdout(std::process::Stdio::null()).spawn().expect("starts");
-            let mut runs = || child.try_wait().expect("wait").is_none();
-            std::thread::sleep(moment);
-            while round % 2 == 1 && !temporary() && runs() {
-                std::thread::yield_now();
+            let signal = |child: &std::process::Child, signal| {
+                // SAFETY: a signal to a process that was started here and is not waited for yet.
+                unsafe { libc::kill(child.id() as libc::pid_t, signal) };
+            };
+            let ended = |child: &mut std::process::Child| child.try_wait().expect("wait").is_some();
+            if round % 3 == 0 {
+                std::thread::sleep(moment);
+            } else {
+                while read_steps(&log).map_or(0, |s| s.len()) < after && !ended(&mut child) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            while round % 3 == 2 && !ended(&mut child) {
+                signal(&child, libc::SIGSTOP);
+                if temporary() {
+                    break;
+                }
+                signal(&child, libc::SIGCONT);
+                std::thread::sleep(Duration::from_micros(200));
             }
             child.kill().expect("kill");
             child.wait().expect("wait");
@@ -261,10 +278,28 @@ fn a_killed_run_resumes_to_the_same_bytes() {
             };
             assert_eq!(numbers(&resumed), numbers(&steps), "{what}");
             assert!(!partial.exists(), "{what}: something is left");
+            assert_eq!(names(&out), names(&whole), "{what}");
         }
     }
     assert!(in_a_save >= 3, "only {in_a_save} kills fell into a save");
-    assert!(with_state >= 6, "only {with_state} kills left a state");
+    assert!(with_state >= 9, "only {with_state} kills left a state");
+}
+
+/// Everything in a folder, by its name there.
+#[cfg(unix)]
+fn names(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut open) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(folder) = open.pop() {
+        for entry in folder.read_dir().expect("folder").flatten() {
+            let path = entry.path();
+            found.push(path.strip_prefix(dir).expect("in it").to_owned());
+            if path.is_dir() {
+                open.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// What comes to lie where the output should go, while the run works, is not removed for it.
@@ -272,27 +307,35 @@ fn a_killed_run_resumes_to_the_same_bytes() {
 fn a_folder_that_appears_during_the_run_stays() {
     let dir = tempfile::tempdir().expect("dir");
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
-    let more = ["-q", "--method", "dapt", "--max-steps", "200"];
+    // Many saves, so that there is time.
+    let more = ["-q", "--method", "dapt", "--max-steps", "200", "--save-steps", "1"];
     ok(&irepair(&quick(&whole, &more)));
     let log = dir.path().join("out.partial/irepair/steps.jsonl");
-    for flags in [&["--overwrite"][..], &["--resume"]] {
-        let mut child = command(&quick(&out, &[&more[..], flags].concat()))
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .expect("starts");
-        while flags[0] == "--overwrite" && !log.exists() && child.try_wait().expect("wait").is_none() {
+    // A folder of someone else is not replaced even where replacing is allowed; that of an output is not where it is not.
+    for (flags, words) in
+        [(&["--overwrite"][..], "is no output of irepair"), (&["--resume"], "exists since this run began")]
+    {
+        let steps = read_steps(&log).map_or(0, |s| s.len());
+        let mut child = command(&quick(
+            &out,
+            &[&more[..], flags, &["--max-steps", if steps > 0 { "400" } else { "200" }]].concat(),
+        ))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+        while read_steps(&log).map_or(0, |s| s.len()) <= steps && child.try_wait().expect("wait").is_none() {
             std::thread::yield_now();
         }
         std::fs::create_dir_all(&out).expect("dir");
         std::fs::write(out.join("precious"), "mine").expect("file");
         let output = child.wait_with_output().expect("ends");
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(3) && error.contains("out"), "{error}");
+        assert!(output.status.code() == Some(3) && error.contains(words), "{error}");
         assert_eq!(std::fs::read_to_string(out.join("precious")).expect("still there"), "mine");
+        std::fs::remove_dir_all(&out).expect("moved");
     }
-    std::fs::remove_dir_all(&out).expect("moved");
-    ok(&irepair(&quick(&out, &[&more[..], &["--resume"]].concat())));
-    assert_eq!(files(&out), files(&whole));
+    ok(&irepair(&quick(&out, &[&more[..], &["--resume", "--max-steps", "400"]].concat())));
+    assert_eq!(read_steps(&out.join("irepair/steps.jsonl")).expect("steps").len(), 400);
 }
 
 /// No room for a state: the run says so and ends, the last good state stays, and the run goes on from it.
@@ -533,12 +576,12 @@ fn a_state_of_another_run_is_refused_by_name() {
     // Of another format version: the header is JSON in JSON, and of the same length.
     let state = dir.path().join("out.partial/irepair/state/state.safetensors");
     let bytes = std::fs::read(&state).expect("state");
-    let (old, new) = (br#"{\"format_version\":3,"#, br#"{\"format_version\":9,"#);
+    let (old, new) = (br#"{\"format_version\":4,"#, br#"{\"format_version\":9,"#);
     let at = bytes.windows(old.len()).position(|w| w == old).expect("the version");
     let mut other = bytes.clone();
     other[at..at + new.len()].copy_from_slice(new);
     std::fs::write(&state, &other).expect("writes");
-    refused(&[], "format version 9, this program reads 3");
+    refused(&[], "format version 9, this program reads 4");
     std::fs::write(&state, &bytes[..bytes.len() / 2]).expect("writes");
     refused(&[], "a broken state");
     std::fs::write(&state, bytes).expect("writes");
@@ -830,6 +873,9 @@ fn trials_without_validations_and_trials_that_diverge() {
     let output = irepair(&quick(&out, &[&broken[..], &["--learning-rate", "1e30", "--overwrite"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && error.contains("the loss of every trial"), "{error}");
+    // As the error says: the untouched base is the state that a sane rate goes on from, trials and all.
+    assert!(error.contains("--resume"), "{error}");
+    ok(&irepair(&quick(&out, &[&broken[..], &["--learning-rate", "1e-4", "--resume", "--overwrite"]].concat())));
 }
 
 /// As on a processor without AVX512-BF16, `--dtype bf16` is f32, to the byte, and says so; the fast path is near.

@@ -58,8 +58,9 @@ pub fn run(args: &Compare) -> Result<()> {
     } else {
         print!("{}", comparison.text());
         println!(
-            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex, figure2.svg{1}; each run in {0}/runs",
+            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex{1}{2}; each run in {0}/runs",
             dir.display(),
+            if comparison.sensitivity.is_some() { ", figure2.svg" } else { "" },
             if comparison.pareto.is_some() { ", pareto.svg" } else { "" }
         );
     }
@@ -189,6 +190,9 @@ fn sensitivity(plan: &Plan, quiet: bool) -> Result<Option<Sensitivity>> {
         Outcome::Failed(why) => {
             // The tables do not need it.
             eprintln!("warning: no figure 2: the sensitivity of {}: {why}", plan.base.model);
+            for stale in [&dump, &plot] {
+                std::fs::remove_file(stale).ok();
+            }
             Ok(None)
         }
         Outcome::Interrupted => Err(interrupted(dir)),

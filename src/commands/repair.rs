@@ -290,7 +290,7 @@ fn trainer<'a>(
         ("--seed", settings.seed.to_string()),
         ("data", rows.hash()),
         ("method", format!("{:?}", settings.recipe()?)),
-        ("--fixed-sample", sample.to_string()),
+        ("--fixed-sample", if seen > 0 { sample.to_string() } else { "none".into() }),
         ("--optimizer", format!("{:?}", settings.optimizer)),
         ("--loss-on", format!("{:?}", settings.loss_on)),
         ("--batch-size", settings.batch_size.to_string()),

@@ -69,7 +69,7 @@ pub struct Made {
     pub changed_parameters: usize,
     /// ‖change‖₂ over all parameters.
     pub change_norm: f64,
-    /// Of the steps; of a neuron-level repair, with what is looked at between them.
+    /// Of the steps and the look or the trials before them; of a neuron-level repair, with what is looked at between them.
     pub seconds: f64,
     pub tokens: usize,
     /// Floating-point operations counted in the products; 0: not counted.
@@ -353,8 +353,9 @@ impl Comparison {
         rows.retain(|row| row.marked);
         let notes = vec![
             format!(
-                "{} Of the steps alone: operations counted in the products that were really made (Kaplan's formula with what \
-                 each method skips gives the same within 5 %), per token of their chosen, rejected and normal sequences.",
+                "{} Of the steps, and of what a selector looked at or tried before them: operations counted in the products \
+                 that were really made (for steps Kaplan's formula with what each method skips gives the same within 5 %), \
+                 per token of their chosen, rejected and normal sequences.",
                 self.about_seeds()
             ),
             "Peak memory is of the whole process.".into(),

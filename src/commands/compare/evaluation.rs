@@ -84,22 +84,28 @@ impl Evaluations<'_> {
         let pace = Pace::of(states.len(), self.plan.at_once);
         let points = several(self.plan.at_once, &states, |state| {
             let dir = self.dir.join("eval").join(&state.name);
-            // A run that begins anew takes the evaluations of its states away.
-            let done = if dir.join("results.json").is_file() {
-                pace.pass();
-                Ok(dir)
-            } else {
-                match self.rebuild(&state.path) {
-                    Ok(rebuilt) => {
-                        let model = rebuilt.path().display().to_string();
-                        self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?
+            // Of these weights, unless another run goes by the name now.
+            let (of, hash) = (dir.join("state.sha256"), checkpoint::hash_file(&state.path)?);
+            let done =
+                if dir.join("results.json").is_file() && std::fs::read_to_string(&of).is_ok_and(|old| old == hash) {
+                    pace.pass();
+                    Ok(dir)
+                } else {
+                    match self.rebuild(&state.path) {
+                        Ok(rebuilt) => {
+                            let model = rebuilt.path().display().to_string();
+                            let done = self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?;
+                            if let Ok(dir) = &done {
+                                checkpoint::write_whole(&dir.join("state.sha256"), hash.as_bytes())?;
+                            }
+                            done
+                        }
+                        Err(why) => {
+                            pace.pass();
+                            Err(format!("{why:#}"))
+                        }
                     }
-                    Err(why) => {
-                        pace.pass();
-                        Err(format!("{why:#}"))
-                    }
-                }
-            };
+                };
             // One that fails is a point less.
             if let Err(why) = &done {
                 eprintln!("warning: no point of {}: {why}", state.name);

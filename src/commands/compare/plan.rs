@@ -210,6 +210,13 @@ impl Plan {
         };
         let mut seen: BTreeMap<(String, u64), PathBuf> =
             self.jobs.iter().map(|job| ((job.name.clone(), job.seed), job.dir(&self.dir))).collect();
+        // A folder's name must not be that of a row that is something else.
+        let mut own: Vec<String> = Vec::new();
+        let is_taken = |name: &str| {
+            name == VANILLA
+                || self.jobs.iter().any(|job| job.name == name)
+                || methods::METHODS.iter().any(|m| m.name == name)
+        };
         let mut names = Vec::new();
         for (dir, record) in dirs.iter().zip(records) {
             let method = &record.settings.method;
@@ -221,6 +228,16 @@ impl Plan {
             }
             let folder = || dir.components().next_back().map(|c| c.as_os_str().to_string_lossy().into_owned());
             let name = if apart { folder().unwrap_or_else(|| method.clone()) } else { method.clone() };
+            if apart && (is_taken(&name) || own.contains(&name)) {
+                bail_input!(
+                    "{}: it differs from another run of {method} in more than the seed, and {name} is another row's name; \
+                     rename the folder",
+                    dir.display()
+                );
+            }
+            if apart {
+                own.push(name.clone());
+            }
             if let Some(other) = seen.insert((name.clone(), record.seed), dir.clone()) {
                 let (other, dir) = (other.display(), dir.display());
                 bail_input!("{other} and {dir} would both be {name}, seed {}: give one of them", record.seed);
@@ -234,7 +251,7 @@ impl Plan {
     pub fn claim(&self, args: &Compare) -> Result<()> {
         let dir = &self.dir;
         let path = dir.join("plan.json");
-        let plan = json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity,
+        let mut plan = json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity,
                            "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256 });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
             let Ok(text) = std::fs::read(&path) else {
@@ -248,6 +265,9 @@ impl Plan {
             for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
                 // A comparison of finished runs alone knows no data of its own.
                 let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
+                if unknown && plan[key].is_null() {
+                    plan[key] = found[key].clone();
+                }
                 if !unknown && found[key] != plan[key] {
                     let what = if key == "base" { "base or scorer" } else { key };
                     bail_input!(

@@ -59,6 +59,7 @@ pub fn run(
     let plan = Plan::new(&settings, method, loaded, &rows, &path);
     if args.dry_run {
         Output::free(args, &path, &loaded.checkpoint().dir)?;
+        Output::to_resume(args, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
         return plan.memory.check(memory::limit()?, ADVICE);
     }

@@ -1,5 +1,6 @@
 //! The output folder: claimed before any work, written beside its final name, checked, renamed.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{File, TryLockError};
@@ -29,6 +30,8 @@ pub struct Output {
     overwrite: bool,
     /// The base's folder, which never may.
     base: PathBuf,
+    /// Whether the folder has its final name: what is called `.partial` then is another run's.
+    named: Cell<bool>,
     /// Held as long as the run lives: no second run works in this folder.
     _lock: File,
 }
@@ -118,7 +121,26 @@ impl Output {
             }
         }
         std::fs::create_dir_all(&dir).map_err(cannot)?;
-        Ok(Self { path, partial, dir, overwrite: args.overwrite, base: base.to_owned(), _lock: lock })
+        if args.resume {
+            // What a run that was killed had begun to write.
+            for folder in [&partial, &dir] {
+                for entry in std::fs::read_dir(folder).map_err(cannot)? {
+                    let entry = entry.map_err(cannot)?;
+                    if entry.file_name().to_string_lossy().starts_with(".tmp") && entry.path().is_file() {
+                        std::fs::remove_file(entry.path()).map_err(cannot)?;
+                    }
+                }
+            }
+        }
+        Ok(Self {
+            path,
+            partial,
+            dir,
+            overwrite: args.overwrite,
+            base: base.to_owned(),
+            named: Cell::new(false),
+            _lock: lock,
+        })
     }
 
     /// Compares what was written with the base. Errors (a failed check) if nothing changed or something
@@ -164,12 +186,13 @@ impl Output {
             std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
         }
         self.rename()?;
-        let saved = self.path.join("irepair").join("state");
-        if saved.exists() {
-            std::fs::remove_dir_all(&saved).with_context(|| saved.display().to_string())?;
+        let (saved, lock) = (self.path.join("irepair").join("state"), self.path.join(LOCK));
+        let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
+        if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {
+            // The output is whole all the same.
+            eprintln!("warning: {} and {} could not be removed: {e}", saved.display(), lock.display());
         }
-        let lock = self.path.join(LOCK);
-        std::fs::remove_file(&lock).with_context(|| lock.display().to_string())
+        Ok(())
     }
 
     /// Gives the folder its name; what had it before and may be replaced is removed afterwards.
@@ -203,9 +226,12 @@ impl Output {
             }
             return Err(e).with_context(naming);
         }
+        self.named.set(true);
         // Also what a run that was killed between the two left there.
-        if replaces || is_output(&old) {
-            remove(&old)?;
+        if (replaces || self.overwrite && is_output(&old))
+            && let Err(e) = remove(&old)
+        {
+            eprintln!("warning: the output before this one could not be removed: {e:#}");
         }
         Ok(())
     }
@@ -214,7 +240,7 @@ impl Output {
 impl Drop for Output {
     /// A run that ended in an error leaves its folder only if there is a state to resume from, or a finished output.
     fn drop(&mut self) {
-        if self.partial.exists() && !state::path(&self.dir).exists() && !is_output(&self.partial) {
+        if !self.named.get() && self.partial.exists() && !state::path(&self.dir).exists() && !is_output(&self.partial) {
             // Nothing can be done about a failure here, and the error that brought us here matters more.
             std::fs::remove_dir_all(&self.partial).ok();
         }
@@ -271,12 +297,12 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
     }
     let changes = change_by_block(&run.changed, block_number);
     let changed = changes.iter().filter(|(block, _)| block.is_some()).count();
-    let mut norms: Vec<f64> = changes.values().map(|change| change.norm).collect();
-    norms.sort_by(|a, b| b.total_cmp(a));
-    let least = norms.get(SUMMARY_BLOCKS).copied();
+    let mut order: Vec<(f64, Option<usize>)> = changes.iter().map(|(block, c)| (c.norm, *block)).collect();
+    order.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let left_out = order.split_off(order.len().min(SUMMARY_BLOCKS));
     let blocks: Vec<[String; 4]> = changes
         .into_iter()
-        .filter(|(_, change)| least.is_none_or(|least| change.norm > least))
+        .filter(|(block, _)| order.iter().any(|(_, shown)| shown == block))
         .map(|(block, change)| {
             let steps = block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0);
             let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
@@ -284,8 +310,8 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         })
         .collect();
     text += &table(["changed", "steps", "norm of change", "of its norm"], &blocks);
-    if let Some(least) = least {
-        let _ = writeln!(text, "and {} more, each by {} or less", norms.len() - blocks.len(), short(least));
+    if let Some((most, _)) = left_out.first() {
+        let _ = writeln!(text, "and {} more, each by {} or less", left_out.len(), short(*most));
     }
     let _ = writeln!(
         text,

@@ -16,7 +16,7 @@ use crate::methods::{Method, objective};
 use crate::optim::OptimizerKind;
 use crate::report::DataRecord;
 use crate::report::table::table;
-use crate::tokens::TokenPair;
+use crate::tokens::{FORK_ROWS, TokenPair};
 
 /// What takes less memory.
 pub const ADVICE: &str = "lower --batch-size (and raise --gradient-accumulation-steps), --max-length or --normal-texts, \
@@ -80,7 +80,8 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let (model, recipe) = (&loaded.model, settings.recipe()?);
     let method = Method::new(&recipe)?;
     let extent = method.select.extent(model);
-    let validates = settings.eval_steps > 0 && !rows.train.valid_pairs.is_empty();
+    let validates =
+        (settings.eval_steps > 0 || !method.select.trials(model).is_empty()) && !rows.train.valid_pairs.is_empty();
     let lengths = rows::lengths(settings, loaded)?;
     let normal = match &settings.normal {
         _ if recipe.kl_weight == 0.0 => None,
@@ -101,10 +102,10 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
     let normal_rows = normal.as_ref().map_or(0, |lengths: &Vec<usize>| longest(lengths.clone(), b));
     let compared_rows = normal.as_ref().map_or(0, |lengths| lengths.iter().sum());
-    // Objectives that look at both responses fork, one pair at the least at a time.
+    // Objectives that look at both responses fork: so many rows at a time, or one pair if it has more.
     let contrasts = objective::named(&recipe.objective)?.contrasts;
     let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
-    let forked = if contrasts { of(pairs, fork, 1) } else { 0 };
+    let forked = if contrasts { of(pairs, fork, b).min(FORK_ROWS).max(of(pairs, fork, 1)) } else { 0 };
     let graph_rows = of(pairs, response, b).max(normal_rows).max(forked);
     let validated = 8;
     let plain_rows = of(&rows.train.valid_pairs, response, validated)

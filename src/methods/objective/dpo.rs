@@ -47,8 +47,8 @@ pub struct Dpo {
     /// Whether log-probabilities are means over a response's tokens instead of sums.
     normalized: bool,
     curve: Curve,
-    /// log ref(y|x) of the chosen and the rejected response of each pair seen: the reference never moves, so each is
-    /// computed once.
+    /// log ref(y|x) of the chosen and the rejected response of each pair seen: the reference never moves, so on
+    /// the CPU each is computed once (on other devices what batch it is read in would show).
     reference: Mutex<HashMap<Fork, [f64; 2]>>,
 }
 
