@@ -173,12 +173,15 @@ fn the_page_has_the_figures_of_the_record() {
     let (names, values) = (page.texts("table.facts tbody th"), page.texts("table.facts tbody td"));
     for (name, value) in serde_json::to_value(&record.settings).expect("settings").as_object().expect("settings") {
         let row = &values[names.iter().position(|n| n == name).expect(name)];
+        // What was not given is shown as what it came to.
+        let value = record.resolved.get(name).unwrap_or(value);
         let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         assert!(
             row == &shown || (value.is_null() || value == &json!([])) && row == "not set",
             "{row} for {name} = {value}"
         );
     }
+    assert_eq!((&record.resolved["select"], &record.resolved["kl-weight"]), (&json!("max"), &json!(1.0)));
     // The table of blocks: mean sensitivity and slices, as the log has them.
     let steps = steps(&run.read("irepair/steps.jsonl"));
     let rows = page.texts("#blocks table.numbers tbody tr");
