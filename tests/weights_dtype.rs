@@ -124,7 +124,8 @@ fn a_repair_writes_the_same_bytes() {
         let [plain, narrow] = ["f32", kept].map(|kept| repair(kept, &[]).1.join("model.safetensors"));
         assert_eq!(std::fs::read(plain).expect("output"), std::fs::read(narrow).expect("output"), "{model}");
         let [plain, narrow] = ["f32", kept].map(|kept| {
-            let plan: Value = serde_json::from_str(&repair(kept, &["--dry-run", "--json", "--overwrite"]).0).expect("JSON");
+            let plan: Value =
+                serde_json::from_str(&repair(kept, &["--dry-run", "--json", "--overwrite"]).0).expect("JSON");
             let parts = plan["memory"]["parts"].as_array().expect("parts").clone();
             let weights = parts.iter().find(|part| part["name"] == "weights").expect("weights");
             weights["bytes"].as_u64().expect("bytes")
