@@ -497,6 +497,24 @@ fn llama_is_repaired_in_its_down_projections() {
             assert_eq!((edits.failures, edits.repaired), (1, 1));
         }
     }
+    // A token that is near enough for the few neurons that mint takes.
+    let rows = bench.file("near.jsonl", &[json!({"prompt": "Tea at noon", "target": "2"})]);
+    ok(&irepair(&[
+        "repair",
+        "--model",
+        &model,
+        "--data",
+        &rows,
+        "--method",
+        "mint",
+        "--out",
+        &out,
+        "--overwrite",
+        "-q",
+    ]));
+    let run = record(&out);
+    assert_eq!(run.edits.as_ref().map(|edits| (edits.failures, edits.repaired)), Some((1, 1)));
+    assert!(run.changed.iter().all(|c| c.name.ends_with(".mlp.down_proj.weight")));
 }
 
 /// A patch holds the rows (GPT-Neo: columns) of the changed neurons alone, and leads there and back.
@@ -625,7 +643,10 @@ fn edits_that_cannot_be() {
     repair(&good, &["--resume"], 3, &["--resume", "no unfinished run"]);
     repair(&good, &["--rounds", "0"], 3, &["--rounds 0"]);
     repair(&good, &["--neurons", "5/4"], 2, &["--neurons", "fraction"]);
-    repair(&good, &["--learning-rate", "0"], 4, &["nothing changed"]);
+    // Nothing of it is left that would be in the way of a corrected command.
+    for _ in 0..2 {
+        repair(&good, &["--learning-rate", "0"], 4, &["nothing changed"]);
+    }
     refused(&["repair", "--method", "mint", "--neurons", "1/4"], 2, &["--method mint", "--neurons"]);
     refused(&["repair", "--method", "irepair", "--neurons", "1/4"], 2, &["--method irepair", "--neurons"]);
     refused(&["repair", "--method", "stra"], 3, &["did you mean \"star\""]);

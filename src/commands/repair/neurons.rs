@@ -117,6 +117,8 @@ pub fn run(
     }
     let changed = changed(&patient)?;
     if changed.is_empty() {
+        // It is over: a corrected command begins anew.
+        out.forget()?;
         return Err(Fault::Check(format!(
             "nothing changed ({} tokens were given up in {repair_seconds:.2} s, their changes undone), so {} was not made",
             at.pass.given_up,

@@ -174,6 +174,15 @@ impl Output {
         Ok(changed)
     }
 
+    /// Removes the state, where nothing can come of going on from it.
+    pub fn forget(&self) -> Result<()> {
+        let saved = self.dir.join("state");
+        if saved.exists() {
+            std::fs::remove_dir_all(&saved).with_context(|| saved.display().to_string())?;
+        }
+        Ok(())
+    }
+
     /// Writes the records, gives the folder its name, and removes the state. Whatever fails or ends it on the way, a whole
     /// output is left, and a state to resume from until it has its name.
     pub fn finish(&self, run: &RunRecord, base: &Checkpoint) -> Result<()> {
