@@ -15,4 +15,6 @@ mod repair;
 mod report;
 mod scorers;
 mod server;
+#[cfg(unix)]
+mod terminal;
 mod weights_dtype;

@@ -474,3 +474,43 @@ fn long_runs_of_large_models_make_small_pages() {
     page.says("columns steps 1 to 8000, 34 steps a column");
     assert!(page.source.len() <= 2 << 20, "{} bytes", page.source.len());
 }
+
+/// What a page has in one light it has in the other: a colour that the dark form lacks would stand dark on dark.
+#[test]
+fn every_colour_has_a_dark_form_and_none_is_printed_dark() {
+    let run = Run::new();
+    run.report();
+    let html = run.read("irepair/report.html");
+    let mut styles = String::new();
+    for style in scraper::Html::parse_document(&html).select(&scraper::Selector::parse("style").expect("selector")) {
+        styles.extend(style.text());
+    }
+    let dark_media = "@media screen and (prefers-color-scheme: dark) {";
+    assert_eq!(
+        styles.matches("prefers-color-scheme").count(),
+        styles.matches(dark_media).count(),
+        "dark only on screens"
+    );
+    // Rules as `selector { declarations }`; a dark block ends with the first line that is a brace alone.
+    let (mut light, mut dark, mut in_dark) = (Vec::new(), Vec::new(), false);
+    for line in styles.lines() {
+        match line.trim() {
+            line if line == dark_media => in_dark = true,
+            "}" => in_dark = false,
+            line => {
+                for rule in line.split_inclusive('}').filter(|rule| rule.contains('#')) {
+                    let (selector, declarations) = rule.split_once('{').expect("a rule");
+                    let colours = declarations.split([';', '}']).filter(|d| d.contains('#'));
+                    let names = colours.map(|d| {
+                        (selector.trim().to_owned(), d.split(':').next().unwrap_or_default().trim().to_owned())
+                    });
+                    if in_dark { &mut dark } else { &mut light }.extend(names);
+                }
+            }
+        }
+    }
+    assert!(light.len() > 40, "{light:?}");
+    for colour in &light {
+        assert!(dark.contains(colour), "{colour:?} has no dark form");
+    }
+}

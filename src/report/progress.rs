@@ -4,12 +4,24 @@ use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::train::StepLine;
 
 /// Of what runs elsewhere, perhaps several at a time.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
+
+/// Rate and time left, of which nothing is known before the first step.
+fn pace(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    let rate = state.per_sec();
+    let written = match rate {
+        0.0 => Ok(()),
+        1.0.. => write!(out, "{rate:.1}/s, {:#} left", HumanDuration(state.eta())),
+        _ => write!(out, "{:.1} s each, {:#} left", 1.0 / rate, HumanDuration(state.eta())),
+    };
+    // Writing to the bar's own string does not fail.
+    debug_assert!(written.is_ok());
+}
 
 /// Progress of one piece of work.
 pub struct Progress {
@@ -37,8 +49,8 @@ impl Progress {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
             let bar = ProgressBar::new(total as u64).with_position(done as u64);
-            let style = "{prefix} {wide_bar:.cyan/blue} {pos}/{len} {per_sec} {eta} left  {msg}";
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let style = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/blue} {pos}/{len} {pace}  {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).with_key("pace", pace));
             bar.set_prefix(what.to_owned());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar

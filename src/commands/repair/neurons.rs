@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::journal::{Journal, Reached};
-use super::output::Output;
+use super::output::{Output, changed_most};
 use super::{device_name, parameters, recorded_name};
 use crate::checkpoint::{Change, Checkpoint};
 use crate::cli::Repair;
@@ -27,11 +27,8 @@ use crate::model::kernels::matmul::Precision;
 use crate::model::layers::Orientation;
 use crate::patch::{self, PatchFile};
 use crate::report::neurons::{NEURONS, NeuronsRecord};
-use crate::report::plot::short;
 use crate::report::table::table;
-use crate::report::{
-    DataRecord, EditsRecord, RunRecord, before_after, block_number, change_by_block, count_blocks, read_steps,
-};
+use crate::report::{DataRecord, EditsRecord, RunRecord, before_after, count_blocks, read_steps};
 use crate::state::Fingerprint;
 use crate::tokens::TokenEdit;
 use crate::weights::Who;
@@ -369,25 +366,14 @@ fn summary(run: &RunRecord, out: &Path) -> String {
     let Some(edits) = &run.edits else { return text };
     let _ = writeln!(
         text,
-        "targets said now: {} of {} that the model got wrong ({} it already said)\n",
+        "targets said now: {} of {} that the model got wrong ({} it already said)",
         edits.repaired, edits.failures, edits.skipped
     );
-    let rows: Vec<[String; 4]> = change_by_block(&run.changed, block_number)
-        .into_iter()
-        .map(|(block, change)| {
-            let neurons = block.and_then(|b| edits.neurons.get(&b)).copied().unwrap_or(0);
-            [
-                change.name,
-                neurons.to_string(),
-                short(change.norm),
-                format!("{:.2} %", 100.0 * change.norm / change.base_norm),
-            ]
-        })
-        .collect();
-    text += &table(["changed", "neurons", "norm of change", "of its output matrix"], &rows);
+    let neurons = |block: Option<usize>| block.and_then(|b| edits.neurons.get(&b)).copied().unwrap_or(0);
+    text += &changed_most(run, ["neurons", "of its output matrix"], neurons);
     let _ = writeln!(
         text,
-        "{} neurons, {:.2} % of the parameters; everything else is byte-equal to the base\n",
+        "{} neurons, {:.2} % of the parameters; all else is byte-equal to the base",
         edits.neurons.values().sum::<usize>(),
         100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64
     );

@@ -293,8 +293,31 @@ fn block_of(model: &Model, base: &Checkpoint) -> BTreeMap<String, Option<usize>>
         .collect()
 }
 
-/// Blocks that the summary shows at most: those that changed most.
-const SUMMARY_BLOCKS: usize = 12;
+/// Blocks that a summary shows at most: with them it fits 24 lines of 80 columns.
+const SUMMARY_BLOCKS: usize = 5;
+
+/// The blocks that changed most, in their order, with how often (as `times` says), norm and share of their norm; what is left
+/// out is said in a line below.
+pub fn changed_most(run: &RunRecord, heads: [&str; 2], times: impl Fn(Option<usize>) -> usize) -> String {
+    let changes = change_by_block(&run.changed, block_number);
+    let mut norms: Vec<f64> = changes.values().map(|change| change.norm).collect();
+    norms.sort_by(|a, b| b.total_cmp(a));
+    let least = norms.get(SUMMARY_BLOCKS - 1).copied().unwrap_or(0.0);
+    let rows: Vec<[String; 4]> = changes
+        .into_iter()
+        .filter(|(_, change)| change.norm >= least)
+        .take(SUMMARY_BLOCKS)
+        .map(|(block, change)| {
+            let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
+            [change.name, times(block).to_string(), short(change.norm), relative]
+        })
+        .collect();
+    let mut text = table(["changed", heads[0], "norm of change", heads[1]], &rows);
+    if let Some(most) = norms.get(SUMMARY_BLOCKS) {
+        let _ = writeln!(text, "and {} more, each by {} or less", norms.len() - SUMMARY_BLOCKS, short(*most));
+    }
+    text
+}
 
 /// What happened, for people: it fits a screen and says where the result lies and what to type next.
 pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
@@ -302,29 +325,18 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
     let rows = before_after(run);
     if !rows.is_empty() {
         text += &table(["", "before", "after", "change"], &rows);
-        let _ = writeln!(text, "on held-back rows; scored by {}\n", run.scorer);
+        let _ = writeln!(text, "on held-back rows; scored by {}", run.scorer);
     }
-    let changes = change_by_block(&run.changed, block_number);
-    let changed = changes.iter().filter(|(block, _)| block.is_some()).count();
-    let mut order: Vec<(f64, Option<usize>)> = changes.iter().map(|(block, c)| (c.norm, *block)).collect();
-    order.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let left_out = order.split_off(order.len().min(SUMMARY_BLOCKS));
-    let blocks: Vec<[String; 4]> = changes
-        .into_iter()
-        .filter(|(block, _)| order.iter().any(|(_, shown)| shown == block))
-        .map(|(block, change)| {
-            let steps = block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0);
-            let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
-            [change.name, steps.to_string(), short(change.norm), relative]
-        })
-        .collect();
-    text += &table(["changed", "steps", "norm of change", "of its norm"], &blocks);
-    if let Some((most, _)) = left_out.first() {
-        let _ = writeln!(text, "and {} more, each by {} or less", left_out.len(), short(*most));
-    }
+    let changed = change_by_block(&run.changed, block_number).into_keys().flatten().count();
+    // Where no step has a slice of its own, every step changes everything.
+    let steps = |block: Option<usize>| match run.sliced.is_empty() {
+        true => run.steps,
+        false => block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0),
+    };
+    text += &changed_most(run, ["steps", "of its norm"], steps);
     let _ = writeln!(
         text,
-        "{} of {} blocks, {:.1} % of the parameters; everything else is byte-equal to the base\n",
+        "{} of {} blocks, {:.1} % of the parameters; all else is byte-equal to the base",
         changed,
         model.sizes().blocks,
         100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64
