@@ -1,5 +1,6 @@
 //! Generation: sampling with a key/value cache, one seeded stream a text, so that batches change nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -43,7 +44,20 @@ pub struct Generation {
     pub seed: u64,
 }
 
-/// The new tokens of a batch of texts, in order. Stops early when asked to ([`stop::asked`]), with what is there.
+/// The different prompts of a batch of texts, and for each text which of them it continues.
+fn prompts(jobs: &[Job]) -> (Vec<&[u32]>, Vec<usize>) {
+    let (mut different, mut numbers) = (Vec::new(), HashMap::new());
+    let of = jobs.iter().map(|job| {
+        *numbers.entry(job.ids.as_slice()).or_insert_with(|| {
+            different.push(job.ids.as_slice());
+            different.len() - 1
+        })
+    });
+    let of = of.collect();
+    (different, of)
+}
+
+/// The new tokens of a batch of texts, in order. A prompt of several texts is read once. Stops early when asked to ([`stop::asked`]), with what is there.
 pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation) -> Result<Vec<Vec<u32>>> {
     struct Running {
         index: usize,
@@ -55,7 +69,8 @@ pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation)
     if jobs.is_empty() || settings.max_new_tokens == 0 {
         return Ok(texts);
     }
-    let caches = Caches::new(model, jobs.len());
+    let (prompts, of) = prompts(jobs);
+    let caches = Caches::new(model, prompts.len());
     let mut running: Vec<Running> = jobs
         .iter()
         .enumerate()
@@ -66,10 +81,14 @@ pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation)
             last: 0,
         })
         .collect();
-    let mut packed = Packed::new(jobs.iter().map(|j| j.ids.as_slice()));
-    for _ in 0..settings.max_new_tokens {
+    let mut packed = Packed::new(prompts);
+    for written in 0..settings.max_new_tokens {
         let logits = model.next_logits(view, &packed, &caches)?;
-        let rows = logits.to_vec2::<f32>()?;
+        let mut rows = logits.to_vec2::<f32>()?;
+        if written == 0 {
+            caches.spread(&of)?;
+            rows = of.iter().map(|prompt| rows[*prompt].clone()).collect();
+        }
         running.par_iter_mut().zip(rows).for_each(|(run, mut logits)| {
             run.last = next(&mut logits, settings.sampling, &mut run.stream);
         });

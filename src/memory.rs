@@ -117,7 +117,7 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
     let logits = head::chunk_values(scored, v) * if passes.compares { 2 } else { 1 };
     let (sequences, positions) = passes.written;
     // Keys and values grow by doubling; those of the widest step and its logits go beside.
-    let cache = values(sequences * positions.next_power_of_two() * 2 * c * l + sequences * v);
+    let cache = values(sequences * positions.next_power_of_two() * model.cached() * l + sequences * v);
     let always = [
         ("program", PROGRAM),
         ("weights", weights),

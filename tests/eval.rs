@@ -417,3 +417,26 @@ fn rows_of_csv() {
     let no_parquet = bench.file("broken.parquet", "PAR1 not");
     refused(&["score", &no_parquet, "--out", &bench.path("x.jsonl")], 3, &["broken.parquet"]);
 }
+
+/// What is needed is what these prompts need, not what the longest that the model could read would.
+#[test]
+fn a_long_context_alone_needs_no_memory() {
+    let bench = Bench::new();
+    let model = PathBuf::from(bench.path("model"));
+    std::fs::create_dir(&model).expect("dir");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(PathBuf::from(golden("llama")).join(file), model.join(file)).expect(file);
+    }
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(model.join("config.json")).expect("config")).expect("json");
+    config["max_position_embeddings"] = 131_072.into();
+    std::fs::write(model.join("config.json"), config.to_string()).expect("writes");
+    let prompts = bench.file("prompts.jsonl", "{\"prompt\": \"you are\"}\n{\"prompt\": \"so that\"}\n");
+    let (model, out) = (model.to_str().expect("utf-8"), bench.path("out"));
+    let arguments = ["eval", "--model", model, "--toxicity", "rtp", "--prompts", &prompts, "--out", &out, "-q"];
+    let limited = |mib: &str| command(&arguments).env("IREPAIR_MEMORY_LIMIT", mib).output().expect("runs");
+    let output = limited("20");
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    // What was refused before any work is not in the way.
+    ok(&limited("1000"));
+}

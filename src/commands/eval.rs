@@ -235,8 +235,11 @@ fn tasks<'a>(
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
         let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
-        let together = toxicity::BATCH;
-        let longest = protocol.prompt_tokens.unwrap_or(context.saturating_sub(1)).min(context);
+        let together = toxicity::BATCH.min(prompts.len() * protocol.samples);
+        let mut longest = 0;
+        for prompt in &prompts {
+            longest = longest.max(protocol.continued(&loaded.encoder.prompt(prompt)?, context).len());
+        }
         check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
         tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
     }
@@ -294,7 +297,7 @@ fn tasks<'a>(
 }
 
 fn check_memory(loaded: &Loaded, plain_rows: usize, written: (usize, usize)) -> Result<()> {
-    loaded.check_memory(&Passes { plain_rows, written, ..Passes::default() }, "give fewer --samples or a smaller model")
+    loaded.check_memory(&Passes { plain_rows, written, ..Passes::default() }, "give shorter texts or a smaller model")
 }
 
 /// The rows of a task on a model: those that are not done yet are made, and every one is on record at once.

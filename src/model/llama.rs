@@ -122,6 +122,10 @@ impl Arch for Decoder {
         4 * self.sizes.channels + placed + kv + q + 3 * self.inner
     }
 
+    fn cached(&self) -> usize {
+        2 * self.widths().1
+    }
+
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, .. } = self.sizes;
         let ((q, kv), f, d) = (self.widths(), self.inner, self.attention.head_dim);

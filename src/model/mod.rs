@@ -44,6 +44,10 @@ pub trait Arch: Send + Sync {
     fn sizes(&self) -> Sizes;
     /// Values a row that the layers of one block put out, all together: what a graph keeps of it.
     fn activations(&self) -> usize;
+    /// Values a position that one block keeps in a cache: a key and a value.
+    fn cached(&self) -> usize {
+        2 * self.sizes().channels
+    }
     /// Every tensor of the model: its name in transformers, its shape, its place.
     fn specs(&self) -> Vec<TensorSpec>;
     /// Ids → (N,C).
@@ -133,6 +137,11 @@ impl Model {
     /// Values a row that the layers of one block put out, all together.
     pub fn activations(&self) -> usize {
         self.arch.activations()
+    }
+
+    /// Values a position that one block keeps in a cache.
+    pub fn cached(&self) -> usize {
+        self.arch.cached()
     }
 
     /// The MLPs of the blocks. Errors (bad input) on an architecture whose MLP has no output matrix (several experts).
@@ -249,6 +258,14 @@ impl Caches {
     pub fn new(model: &Model, sequences: usize) -> Self {
         let layers = (0..model.sizes.blocks).map(|_| Arc::new(Mutex::new(Cache::new(sequences)))).collect();
         Self { layers }
+    }
+
+    /// For each of `of` what is cached of the sequence of that number: copies of one, where it is named again.
+    pub fn spread(&self, of: &[usize]) -> Result<()> {
+        for layer in &self.layers {
+            layer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).spread(of)?;
+        }
+        Ok(())
     }
 
     /// Keep only the sequences for which `keep` says so.

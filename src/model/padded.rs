@@ -130,15 +130,21 @@ pub struct CachedBatch {
 impl CachedBatch {
     /// Keep only the sequences for which `keep` says so.
     pub fn retain(&mut self, keep: &[bool]) -> candle_core::Result<()> {
-        let kept: Vec<u32> = (0u32..).zip(keep).filter(|(_, k)| **k).map(|(i, _)| i).collect();
-        let count = kept.len();
-        let mut flags = keep.iter();
-        self.columns.retain(|_| flags.next().copied().unwrap_or(false));
-        if count > 0 {
-            let kept = Tensor::from_vec(kept, count, self.keys.device())?;
-            self.keys = self.keys.index_select(&kept, 0)?;
-            self.values = self.values.index_select(&kept, 0)?;
+        let kept: Vec<usize> = (0..).zip(keep).filter(|(_, k)| **k).map(|(i, _)| i).collect();
+        if kept.is_empty() {
+            self.columns.clear();
+            return Ok(());
         }
+        self.spread(&kept)
+    }
+
+    /// For each of `of` (at least one) what is cached of the sequence of that number.
+    pub fn spread(&mut self, of: &[usize]) -> candle_core::Result<()> {
+        self.columns = of.iter().map(|i| self.columns[*i].clone()).collect();
+        let of: Vec<u32> = of.iter().map(|i| *i as u32).collect();
+        let of = Tensor::new(of, self.keys.device())?;
+        self.keys = self.keys.index_select(&of, 0)?;
+        self.values = self.values.index_select(&of, 0)?;
         Ok(())
     }
 }

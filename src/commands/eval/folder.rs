@@ -80,3 +80,14 @@ impl Folder {
         std::fs::remove_file(self.path.join(LOCK)).with_context(|| self.path.display().to_string())
     }
 }
+
+impl Drop for Folder {
+    /// An evaluation that ended before any of its work leaves nothing in the way of the next. Folders that hold something stay.
+    fn drop(&mut self) {
+        if std::fs::remove_dir(self.path.join(WORK)).is_ok() {
+            // What can't be removed is found by the next evaluation, which says so.
+            std::fs::remove_file(self.path.join(LOCK)).ok();
+            std::fs::remove_dir(&self.path).ok();
+        }
+    }
+}

@@ -53,6 +53,12 @@ impl Cache {
         Self { sequences: vec![CachedSequence::default(); sequences], padded: None }
     }
 
+    /// For each of `of` what is cached of the sequence of that number.
+    pub fn spread(&mut self, of: &[usize]) -> Result<()> {
+        self.sequences = of.iter().map(|i| self.sequences[*i].clone()).collect();
+        self.padded.as_mut().map_or(Ok(()), |batch| batch.spread(of))
+    }
+
     /// Keep only the sequences for which `keep` says so (finished ones leave).
     pub fn retain(&mut self, keep: &[bool]) -> Result<()> {
         let mut flags = keep.iter();
