@@ -19,10 +19,21 @@ def interpreter(given):
         return given
     venv = ROOT / ".venv"
     python = venv / "bin" / "python"
-    if not python.exists():
+    # An installation that was cut off leaves an interpreter without them.
+    usable = python.exists() and subprocess.run([python, "-c", "import torch, transformers"]).returncode == 0
+    if not usable:
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "torch", "transformers"], check=True)
     return str(python)
+
+
+def processor():
+    """What the processor calls itself."""
+    try:
+        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
 
 
 def run(command):
@@ -50,7 +61,7 @@ def main():
     python = interpreter(args.python)
     versions = subprocess.run([python, "-c", "import torch, transformers; print(torch.__version__, transformers.__version__)"],
                               check=True, capture_output=True, text=True).stdout.split()
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads; torch {versions[0]}, transformers {versions[1]};"
+    print(f"{processor()}, {args.threads} threads; torch {versions[0]}, transformers {versions[1]};"
           f" {args.rounds} rounds of {args.iterations} iterations, 4 × 64 tokens (generation: 16 prompts of 32, 64 new tokens)\n")
     products = run([args.irepair, "doctor", "--json"])["bf16_products"]
     if "bf16" in args.dtypes and args.device == "cpu" and "f32 is used" in products:

@@ -544,3 +544,81 @@ fn optimizers_equal_torch() {
         }
     }
 }
+
+/// What the fast path leaves out changes nothing. A step on one block with our kernels has the values and gradients of the
+/// composed form that differentiates every tensor; and where the blocks below are the reference's, so that it is shared there,
+/// the KL is that of two whole passes, computed here from all logits.
+#[test]
+fn a_slice_alone_gives_what_everything_gives() {
+    for name in ["gpt2", "gpt-neo", "llama", "qwen3"] {
+        let golden = Golden::open(name);
+        let (batch, normal) = (golden.batch(LossOn::Response), golden.normal());
+        for block in 0..golden.model.sizes().blocks {
+            // The block has moved, as in the midst of a repair; those below are untouched.
+            let moved = |kernels| {
+                let mut weights = golden.weights(kernels);
+                weights.keep_originals(true);
+                for spec in golden.model.specs().iter().filter(|s| s.place == Place::Block(block) && s.shape.len() == 2)
+                {
+                    let tensor = (weights.touch(&spec.name).expect("tensor") * 1.1).expect("moved");
+                    weights.restore(&spec.name, tensor).expect("restore");
+                }
+                weights
+            };
+            let [fast, plain] = KERNELS.map(moved);
+            for objective in ["nll", "dpo"] {
+                let what = format!("{name} block {block} {objective}");
+                let step = |weights: &Weights, select: &str, blocks: Vec<usize>| {
+                    let slicing = Slicing { blocks, ..Slicing::default() };
+                    let recipe = Recipe {
+                        select: select.into(),
+                        objective: objective.into(),
+                        weight: 0.7,
+                        kl_weight: 0.5,
+                        beta: None,
+                        slicing,
+                    };
+                    let mut method = Method::new(&recipe).expect("method");
+                    method
+                        .select
+                        .prepare(&golden.model, weights, &mut std::iter::once(batch.clone()))
+                        .expect("prepare");
+                    let input = StepInput { model: &golden.model, weights, pairs: &batch, normal: Some(&normal) };
+                    method.step(&[input]).expect("step")
+                };
+                let (alone, everything) = (step(&fast, "fixed", vec![block]), step(&plain, "all", Vec::new()));
+                close(alone.terms.loss, everything.terms.loss, 1e-5, &what);
+                close(alone.terms.nll_good.expect("NLL"), everything.terms.nll_good.expect("NLL"), 1e-5, &what);
+                let kl = alone.terms.kl.expect("KL");
+                close(kl, everything.terms.kl.expect("KL"), 1e-5, &what);
+                close(kl, whole_kl(&golden, &fast, &normal), 1e-5, &what);
+                let specs = golden.model.specs();
+                let names: BTreeSet<&str> =
+                    specs.iter().filter(|s| s.place == Place::Block(block)).map(|s| s.name.as_str()).collect();
+                assert_eq!(alone.gradients.keys().map(String::as_str).collect::<BTreeSet<_>>(), names, "{what}");
+                for (tensor, gradient) in &alone.gradients {
+                    let values =
+                        |t: &candle_core::Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values");
+                    let want = values(&everything.gradients[tensor]);
+                    all_close(&values(gradient), &want, 2e-5, &format!("{what} {tensor}"));
+                }
+            }
+        }
+    }
+}
+
+/// Mean KL of the reference from the patient over all positions, from the logits of two passes through the whole model, in f64.
+fn whole_kl(golden: &Golden, weights: &Weights, normal: &Packed) -> f64 {
+    let [reference, patient] = [Who::Reference, Who::Patient].map(|who| {
+        let view = weights.frozen(who).expect("view");
+        let h = golden.model.hidden(&view, normal).expect("hidden");
+        golden.model.logits(&view, &h).expect("logits").to_vec2::<f32>().expect("values")
+    });
+    let log_p = |logits: &[f32]| -> Vec<f64> {
+        let total: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
+        logits.iter().map(|z| f64::from(*z) - total.ln()).collect()
+    };
+    let of_row =
+        |(p, q): (&Vec<f32>, &Vec<f32>)| -> f64 { log_p(p).iter().zip(log_p(q)).map(|(p, q)| p.exp() * (p - q)).sum() };
+    reference.iter().zip(&patient).map(of_row).sum::<f64>() / reference.len() as f64
+}

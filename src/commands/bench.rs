@@ -102,7 +102,7 @@ pub fn run(args: &Bench) -> Result<()> {
             ),
             "config": args.config, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
             "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
-            "gflop": round(profile.operations / args.iterations as f64 / 1e9), "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
+            "gflop": (profile.operations > 0.0).then(|| round(profile.operations / args.iterations as f64 / 1e9)), "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
     );
     Ok(())
@@ -136,20 +136,30 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
     let all = Phase::ALL.iter().map(|(phase, _)| Part::ALL.iter().map(|(p, _)| profile.seconds(*p, *phase)).sum());
     rows.push(row("all", all.collect()));
     let large = profile.of(Part::Product) + profile.of(Part::HeadProduct);
-    let reached = profile.large_operations / large;
     let mut text = table(["ms an iteration", "forward", "backward", "optimizer", "all", "share"], &rows);
-    let _ = writeln!(
-        text,
-        "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, {:.0} % of the {:.0} that a \
-         1,024-sided product reaches here; {:.0} GFLOP/s over all\ncores waiting: {:.1} % of {threads} threads' time",
-        profile.operations / n / 1e9,
-        profile.large_operations / n / 1e9,
-        reached / 1e9,
-        100.0 * reached / rate,
-        rate / 1e9,
-        profile.operations / profile.wall / 1e9,
-        100.0 * (1.0 - profile.processor / (profile.wall * threads as f64)).max(0.0),
-    );
+    if profile.operations == 0.0 {
+        text += "operations are counted in our kernels on the CPU alone\n";
+    } else {
+        let reached = profile.large_operations / large;
+        let _ = writeln!(
+            text,
+            "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, {:.0} % of the {:.0} that a \
+             1,024-sided product reaches here; {:.0} GFLOP/s over all",
+            profile.operations / n / 1e9,
+            profile.large_operations / n / 1e9,
+            reached / 1e9,
+            100.0 * reached / rate,
+            rate / 1e9,
+            profile.operations / profile.wall / 1e9,
+        );
+    }
+    if profile.processor > 0.0 {
+        let _ = writeln!(
+            text,
+            "cores waiting: {:.1} % of {threads} threads' time",
+            100.0 * (1.0 - profile.processor / (profile.wall * threads as f64)).max(0.0),
+        );
+    }
     text
 }
 

@@ -105,7 +105,7 @@ impl Precision {
             // On a Xeon (family 6, 2026-11-26) the tile of `packed` makes 87 GFLOP/s a core in bf16 and 170 in f32: there
             // the instruction takes two cycles on one port. What is fast there is AMX, which we don't use.
             #[cfg(target_arch = "x86_64")]
-            Self::Bf16 if *INTEL => Some("Intel's AVX512-BF16 multiplies at half the rate of f32"),
+            Self::Bf16 if *INTEL && !*SLOW => Some("Intel's AVX512-BF16 multiplies at half the rate of f32"),
             _ => None,
         }
     }
@@ -117,6 +117,11 @@ pub(super) static INTEL: LazyLock<bool> = LazyLock::new(|| {
     let vendor = std::arch::x86_64::__cpuid(0);
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 });
+
+/// Whether bf16 products are wanted also where they are slower than those of f32: with `IREPAIR_SLOW_PRODUCTS` in the
+/// environment, for tests.
+#[cfg(target_arch = "x86_64")]
+static SLOW: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_SLOW_PRODUCTS").is_some());
 
 /// Whether products run as on a processor without AVX-512: with `IREPAIR_PLAIN_PRODUCTS` in the environment.
 pub(super) static PLAIN: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_PLAIN_PRODUCTS").is_some());
