@@ -44,7 +44,7 @@ fn lead(found: &Comparison) -> Markup {
     let failed = found.entries.iter().flat_map(|e| e.runs.iter().map(move |r| (e, r)));
     html! {
         p.dim {
-            (rows) " methods, " (found.seeds.len().max(1)) " seed" @if found.seeds.len() > 1 { "s" }
+            (rows) " methods, " (found.seed_count()) " seed" @if found.seed_count() > 1 { "s" }
             ", the same " (if found.failures.is_some() { "failures and texts" } else { "pairs, prompts, scorer and texts" })
             " for all. irepair " (found.irepair) ", base "
             code { (found.base.sha256) } "."

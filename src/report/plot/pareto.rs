@@ -113,6 +113,7 @@ mod tests {
         assert_eq!(svg.matches("hollow\"").count(), 1);
         assert!(svg.contains("a&lt;b at step 5: toxicity 40.0, perplexity 101"), "{svg}");
     }
+
     #[test]
     fn marks_differ_without_their_colours() {
         for filled in [true, false] {
