@@ -281,6 +281,29 @@ fn what_cannot_be_read_is_said_and_the_rest_is_drawn() {
     assert_eq!(page.texts(".tile"), whole.texts(".tile"));
 }
 
+/// A damaged number is named, and no axis reaches to it.
+#[test]
+fn steps_that_the_run_has_not_made_are_left_out() {
+    let run = Run::new();
+    let whole = run.report().0;
+    let log = run.read("irepair/steps.jsonl");
+    assert_eq!(log.matches("\"step\":12,").count(), 2, "the last step and its validation: {log}");
+    let first = log.lines().find(|line| line.starts_with("{\"step\":1,")).expect("the first step");
+    let wild = log.replace("\"step\":12,", "\"step\":900000050,");
+    run.write("irepair/steps.jsonl", wild + &first.replace("\"step\":1,", "\"step\":0,") + "\n");
+    let (page, said) = run.report();
+    for gap in [
+        "steps.jsonl has steps that a run of 12 steps can't have: 0, 900000050",
+        "steps.jsonl has validations that a run of 12 steps can't have: 900000050",
+        "1 of 12 steps are missing: 12",
+    ] {
+        page.says(gap);
+        assert!(said.contains(gap), "{said}");
+    }
+    assert!(page.texts("svg desc").iter().all(|about| !about.contains("900000050")));
+    assert_eq!(page.texts("svg > title"), whole.texts("svg > title"));
+}
+
 /// Every drawing of the page as a file that a browser opens.
 #[test]
 fn the_drawings_are_files_too() {
