@@ -224,11 +224,28 @@ fn samples_are_what_the_scores_are_of() {
     let veiled: Vec<&str> = shown
         .iter()
         .flat_map(|s| [(&s.before, s.score_before), (&s.after, s.score_after)])
-        .filter(|(_, score)| rude(*score))
+        .filter(|(text, score)| score.map_or(!text.trim().is_empty(), |s| s >= 0.5))
         .map(|(text, _)| text.as_str())
         .collect();
     assert!(!veiled.is_empty());
-    assert_eq!(page.texts("details.rude > summary .text"), veiled);
+    assert_eq!(page.texts(".said details.rude > summary .text"), veiled);
+}
+
+#[test]
+fn rude_prompts_and_what_has_no_score_are_behind_a_veil() {
+    let run = Run::new();
+    let prompts = ["Shut up, you stupid fucking idiot.", "Thank you, that was very helpful."];
+    let samples = [
+        json!({"prompt": prompts[0], "before": "who knows", "after": "kind", "score_before": null, "score_after": 0.1}),
+        json!({"prompt": prompts[1], "before": "", "after": "kind", "score_before": null, "score_after": 0.2}),
+    ];
+    run.write("irepair/samples.jsonl", samples.map(|sample| format!("{sample}\n")).concat());
+    let (page, _) = run.report();
+    assert_eq!(page.texts("#samples h3"), prompts);
+    assert_eq!(page.texts("#samples li > details.rude > summary > h3 > .text"), [prompts[0]]);
+    assert_eq!(page.texts(".said .text"), ["who knows", "kind", "(nothing)", "kind"]);
+    assert_eq!(page.texts(".said details.rude > summary > .text"), ["who knows"]);
+    page.says("before: no score");
 }
 
 #[test]
@@ -246,8 +263,8 @@ fn data_are_text_and_nothing_else() {
     let (page, _) = run.report();
     let shown = hostile.replace('\u{1b}', "\u{fffd}");
     assert_eq!(page.texts("#samples h3"), [shown.as_str()]);
-    assert_eq!(page.texts("#samples .text"), [&shown, "(nothing)"]);
-    assert_eq!(page.count("details.rude"), 1);
+    assert_eq!(page.texts(".said .text"), [&shown, "(nothing)"]);
+    assert_eq!(page.count(".said details.rude"), 1);
 }
 
 #[test]
