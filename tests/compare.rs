@@ -303,9 +303,28 @@ fn a_method_that_fails_leaves_the_others_alone() {
     // One can't be evaluated: the others are.
     std::fs::remove_dir_all(bench.path("out/eval/irepair-seed42")).expect("removed");
     std::fs::remove_file(bench.path("out/runs/irepair-seed42/config.json")).expect("removed");
+    // What it kept on its way can't be read, either.
+    let state = bench.path("out/runs/irepair-seed42/irepair/checkpoints/step-000003.safetensors");
+    std::fs::write(state, "no tensors").expect("writes");
     let text = ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
     assert!(text.contains("irepair, seed 42: failed: its evaluation: "), "{text}");
-    assert!(!bench.record()["entries"][0]["runs"][0]["figures"].as_array().expect("figures").is_empty());
+    let record = bench.record();
+    assert!(!record["entries"][0]["runs"][0]["figures"].as_array().expect("figures").is_empty());
+    let gap = record["gaps"][0].as_str().expect("a gap");
+    assert!(gap.starts_with("no point of irepair-seed42-step3: "), "{gap}");
+    assert_eq!(record["gaps"].as_array().map(Vec::len), Some(1));
+    let readme = std::fs::read_to_string(bench.path("out/README.md")).expect("README");
+    assert!(readme.contains("**Note:** no point of irepair-seed42-step3: "), "{readme}");
+    // Every table says which row lacks what.
+    for sheet in ["table1", "table2"] {
+        let csv = std::fs::read_to_string(bench.path(&format!("out/{sheet}.csv"))).expect("table");
+        assert!(csv.lines().any(|line| line.starts_with("wild,") && line.contains("seed 42: failed: ")), "{csv}");
+    }
+    let output = irepair(&["report", &bench.path("out"), "--out", &bench.path("page.html")]);
+    assert!(ok(&output).contains("page.html"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no point of irepair-seed42-step3"));
+    let page = std::fs::read_to_string(bench.path("page.html")).expect("page");
+    assert!(page.contains("no point of irepair-seed42-step3"), "{page}");
 }
 
 #[test]

@@ -49,9 +49,10 @@ pub fn run(args: &Compare) -> Result<()> {
     same_rows(&entries)?;
     let evaluations = Evaluations { plan: &plan, dir, quiet: args.output.quiet };
     let asked = evaluations.finals(&mut entries)?;
-    evaluations.along_the_way(&asked, &mut entries)?;
-    let sensitivity = sensitivity(&plan, args.output.quiet)?;
+    let mut gaps = evaluations.along_the_way(&asked, &mut entries)?;
+    let sensitivity = sensitivity(&plan, args.output.quiet, &mut gaps)?;
     let comparison = Comparison::new(plan.base.clone(), plan.seeds.clone(), failures, asked, entries, sensitivity)?;
+    let comparison = Comparison { gaps, ..comparison };
     write(&comparison, dir)?;
     if args.output.json {
         println!("{}", serde_json::to_string(&comparison)?);
@@ -177,8 +178,8 @@ fn same_rows(entries: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// Figure 2: the sensitivity of the base's blocks over all pairs.
-fn sensitivity(plan: &Plan, quiet: bool) -> Result<Option<Sensitivity>> {
+/// Figure 2: the sensitivity of the base's blocks over all pairs; a gap where it can't be measured.
+fn sensitivity(plan: &Plan, quiet: bool, gaps: &mut Vec<String>) -> Result<Option<Sensitivity>> {
     let dir = &plan.dir;
     let path = |name: &str| dir.join(name).display().to_string();
     let (dump, plot) = (path("figure2.csv"), path("figure2.svg"));
@@ -189,7 +190,9 @@ fn sensitivity(plan: &Plan, quiet: bool) -> Result<Option<Sensitivity>> {
         Outcome::Done(text) => Ok(Some(serde_json::from_str(&text).context("irepair sensitivity --json")?)),
         Outcome::Failed(why) => {
             // The tables do not need it.
-            eprintln!("warning: no figure 2: the sensitivity of {}: {why}", plan.base.model);
+            let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
+            eprintln!("warning: {gap}");
+            gaps.push(gap);
             for stale in [&dump, &plot] {
                 std::fs::remove_file(stale).ok();
             }

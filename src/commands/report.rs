@@ -54,7 +54,8 @@ fn draw(dir: &Path) -> Result<Drawn> {
     let record = dir.join(RECORD);
     if record.is_file() {
         let found = Comparison::read(&record)?;
-        return Ok(Drawn { page: compare_page(&found), pictures: compare_page::pictures(&found), gaps: Vec::new() });
+        let (page, pictures) = (compare_page(&found), compare_page::pictures(&found));
+        return Ok(Drawn { page, pictures, gaps: found.gaps });
     }
     let run = RunFolder::open(dir)?;
     Ok(Drawn { page: run_page(&run), pictures: run_page::pictures(&run), gaps: run.gaps })

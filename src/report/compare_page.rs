@@ -49,6 +49,7 @@ fn lead(found: &Comparison) -> Markup {
             " for all. irepair " (found.irepair) ", base "
             code { (found.base.sha256) } "."
         }
+        @for gap in &found.gaps { (warning(&html! { (gap) })) }
         @for (entry, run) in failed {
             @if let Some(why) = &run.failed {
                 (warning(&html! { (entry.name) ", seed " (run.seed) ", failed: " (why) }))

@@ -149,6 +149,9 @@ pub struct Comparison {
     pub sensitivity: Option<Sensitivity>,
     pub pareto: Option<Pareto>,
     pub sheets: Vec<Sheet>,
+    /// What the figures lack, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<String>,
 }
 
 impl Entry {
@@ -250,6 +253,7 @@ impl Comparison {
             sensitivity,
             pareto: None,
             sheets: Vec::new(),
+            gaps: Vec::new(),
         };
         comparison.pareto = comparison.pareto();
         comparison.sheets = vec![comparison.table1()?, comparison.table2()];
@@ -419,6 +423,7 @@ impl Comparison {
     /// The whole for people, as Markdown with its pictures.
     pub fn markdown(&self) -> String {
         let mut out = format!("# Repairs of {} compared\n\n", self.base.name);
+        self.gaps.iter().for_each(|gap| out += &format!("**Note:** {gap}\n\n"));
         for sheet in &self.sheets {
             out += &sheet.markdown();
             out += "\n";
