@@ -307,7 +307,7 @@ impl Comparison {
                 None => column,
             });
         }
-        columns.push(Column::new("parameters changed (%)", 2).least());
+        columns.push(Column::new("parameters changed (%)", 2).least().worst(100.0));
         columns.push(Column::new("norm of the change", 2).least());
         if self.failures.is_some() {
             columns.extend([Column::new("neurons changed", 0), Column::new("seconds a failure", 3).least()]);

@@ -57,11 +57,14 @@ pub struct Column {
     /// Whether the best and the second best are marked, and which end is best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub less_is_better: Option<bool>,
+    /// A value that is no achievement, and never marked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worst: Option<f64>,
 }
 
 impl Column {
     pub fn new(name: impl Into<String>, digits: usize) -> Self {
-        Self { name: name.into(), digits, less_is_better: None }
+        Self { name: name.into(), digits, less_is_better: None, worst: None }
     }
 
     /// The best value and the second best are marked; the least is the best.
@@ -72,6 +75,11 @@ impl Column {
     /// … the greatest is.
     pub fn greatest(self) -> Self {
         Self { less_is_better: Some(false), ..self }
+    }
+
+    /// This value is never marked.
+    pub fn worst(self, value: f64) -> Self {
+        Self { worst: Some(value), ..self }
     }
 }
 
@@ -117,6 +125,9 @@ impl Sheet {
             format!("{mean:.*}", self.columns[column].digits).parse::<f64>().ok()
         };
         let (true, Some(own)) = (self.rows[row].marked, shown(&self.rows[row])) else { return Rank::Other };
+        if self.columns[column].worst == Some(own) {
+            return Rank::Other;
+        }
         let mut better: Vec<f64> = self.rows.iter().filter(|r| r.marked).filter_map(shown).collect();
         better.retain(|v| if less { *v < own } else { *v > own });
         better.sort_by(f64::total_cmp);
@@ -304,6 +315,20 @@ mod tests {
         let text = "Of 100 %\n               a_b\nvanilla        0.0\nx        2.0 ± 0.0*\ny              2.0*\n\
                     z              3.0°\nfailed           –\nA note: 50 %.\n";
         assert_eq!(sheet.text(), text);
+    }
+
+    #[test]
+    fn the_worst_there_can_be_is_not_second_best() {
+        let row =
+            |share: f64| Line { name: "x".into(), marked: true, cells: vec![Cell::of(&[share])], note: String::new() };
+        let columns = vec![Column::new("parameters changed (%)", 2).least().worst(100.0)];
+        let rows = vec![row(99.999), row(20.0), row(30.0)];
+        let mut sheet = Sheet { columns, rows, ..sheet() };
+        let ranks = |sheet: &Sheet| [0, 1, 2].map(|row| sheet.rank(row, 0));
+        assert_eq!(ranks(&sheet), [Rank::Other, Rank::Best, Rank::Second]);
+        sheet.rows.pop();
+        sheet.rows.push(row(100.0));
+        assert_eq!(ranks(&sheet), [Rank::Other, Rank::Best, Rank::Other]);
     }
 
     /// ±: of 1, 2, 3 the sample's deviation is 1, the standard error 1/√3.
