@@ -124,7 +124,11 @@ fn methods_stand_beside_each_other() {
     let svg = std::fs::read_to_string(out.join("pareto.svg")).expect("svg");
     // A legend's mark a row, two marks a run.
     assert_eq!((svg.matches("filled\"").count(), svg.matches("hollow\"").count()), (2 + 4, 4));
-    assert!(out.join("figure2.svg").is_file() && out.join("README.md").is_file());
+    let figure2 = std::fs::read_to_string(out.join("figure2.svg")).expect("svg");
+    let readme = std::fs::read_to_string(out.join("README.md")).expect("README");
+    for text in [&figure2, &readme] {
+        assert!(text.contains("Error density (sensitivity a block, "), "{text}");
+    }
 
     let page = bench.path("page.html");
     ok(&irepair(&["report", &bench.path("out"), "--out", &page]));

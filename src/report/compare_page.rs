@@ -67,11 +67,17 @@ fn of_sheet(sheet: &Sheet) -> Markup {
     }
 }
 
-fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
+/// Figure 2, its words below its title.
+pub fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
     let sensitivity = found.sensitivity.as_ref()?;
     let values: Vec<f64> = sensitivity.blocks.iter().map(|b| b.sensitivity).collect();
     let top = sensitivity.error_density.as_ref().map_or(&[][..], |d| &d.top);
-    Some(plot::Picture { subtitle: found.figure2(), ..plot::blocks("Sensitivity of the base's blocks", &values, top) })
+    let picture = plot::blocks("Sensitivity of the base's blocks", &values, top);
+    // A model of one block has no densities.
+    Some(match found.figure2() {
+        words if words.is_empty() => picture,
+        words => plot::Picture { subtitle: words, ..picture },
+    })
 }
 
 fn runs(found: &Comparison) -> Markup {
