@@ -359,6 +359,11 @@ fn folders_that_are_no_run_are_refused() {
     let run = Run::new();
     run.write("compare.json", "{}");
     run.refused(&["compare.json", "format version"]);
+    let begun = tempfile::tempdir().expect("dir");
+    std::fs::write(begun.path().join("plan.json"), "{}").expect("writes");
+    let output = irepair(&["report", text(begun.path())]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("an unfinished comparison; go on with"), "{error}");
     for dir in [named, run.path("nowhere")] {
         let output = irepair(&["report", text(&dir), "--out", text(&page)]);
         let error = String::from_utf8_lossy(&output.stderr);
