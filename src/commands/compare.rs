@@ -55,15 +55,12 @@ pub fn run(args: &Compare) -> Result<()> {
     let comparison = Comparison { gaps, ..comparison };
     write(&comparison, dir)?;
     if args.output.json {
-        println!("{}", serde_json::to_string(&comparison)?);
+        let mut printed = serde_json::to_value(&comparison)?;
+        printed["out"] = dir.display().to_string().into();
+        println!("{printed}");
     } else {
         print!("{}", comparison.text());
-        println!(
-            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex{1}{2}; each run in {0}/runs",
-            dir.display(),
-            if comparison.sensitivity.is_some() { ", figure2.svg" } else { "" },
-            if comparison.pareto.is_some() { ", pareto.svg" } else { "" }
-        );
+        println!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display());
     }
     Ok(())
 }
@@ -137,6 +134,8 @@ fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
         "base model"
     } else if record.edits.is_none() && record.settings.scorer != plan.base.scorer {
         "scorer"
+    } else if record.edits.is_none() && record.settings.toxic_label != plan.base.toxic_label {
+        "toxic label"
     } else {
         return Ok(record);
     };

@@ -62,7 +62,7 @@ fn lead(found: &Comparison) -> Markup {
 fn of_sheet(sheet: &Sheet) -> Markup {
     let head: Vec<&str> = std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
     html! {
-        (table(&sheet.title, &head, &sheet.shown()))
+        (table(&sheet.title, &head, &sheet.shown(" ± ")))
         @for note in &sheet.notes { p.dim { (note) } }
     }
 }

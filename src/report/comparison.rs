@@ -32,6 +32,9 @@ pub struct Base {
     pub files: BTreeMap<String, String>,
     pub parameters: usize,
     pub scorer: String,
+    /// Of a classifier, where it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toxic_label: Option<String>,
 }
 
 /// A row of the tables.
@@ -440,11 +443,56 @@ impl Comparison {
         out
     }
 
-    /// For terminals.
+    /// For terminals: the figures that lead, in 80 columns.
     pub fn text(&self) -> String {
-        let mut out: Vec<String> = self.sheets.iter().map(Sheet::text).collect();
-        out.push(self.figure2() + "\n");
-        out.join("\n")
+        /// How columns of Table 1 begin, what they are called here, digits.
+        const LEADING: [(&str, &str, usize); 6] = [
+            ("targets said", "said (%)", 1),
+            ("toxicity (mean", "toxicity", 1),
+            ("perplexity of", "perplexity", 1),
+            ("KL ", "KL", 3),
+            ("area", "area", 3),
+            ("neurons changed", "neurons", 0),
+        ];
+        /// Columns that there is room for, beside the seconds.
+        const MOST: usize = 4;
+        const NAME: usize = 16;
+        let [gain, cost, ..] = self.sheets.as_slice() else { return String::new() };
+        let find = |sheet: &Sheet, start: &str| sheet.columns.iter().position(|c| c.name.starts_with(start));
+        let leading =
+            LEADING.iter().filter_map(|(start, name, digits)| Some((gain, find(gain, start)?, *name, *digits)));
+        let seconds = match find(gain, "seconds a failure") {
+            Some(at) => Some((gain, at, "s a failure", 3)),
+            None => find(cost, "seconds").map(|at| (cost, at, "seconds", 0)),
+        };
+        let found: Vec<(&Sheet, usize, &str, usize)> = leading.take(MOST).chain(seconds).collect();
+        let columns = found.iter().map(|(sheet, at, name, digits)| Column {
+            name: (*name).to_owned(),
+            digits: *digits,
+            ..sheet.columns[*at].clone()
+        });
+        let row = |line: &Line| {
+            let cell = |(sheet, at, ..): &(&Sheet, usize, &str, usize)| {
+                let same = sheet.rows.iter().find(|row| row.name == line.name);
+                same.map_or(Cell::None, |row| row.cells[*at].clone())
+            };
+            let cells = found.iter().map(cell).collect();
+            let mut name = line.name.clone();
+            if name.chars().count() > NAME {
+                name = name.chars().take(NAME - 1).chain(['…']).collect();
+            }
+            Line { name, cells, ..line.clone() }
+        };
+        let mut notes = vec![format!("{} Best *, second best °.", self.about_seeds())];
+        notes.extend(
+            self.asked
+                .perplexity
+                .iter()
+                .map(|text| format!("Perplexity: of {}.", text.trim_start_matches("perplexity of "))),
+        );
+        notes.extend(notes_of(&gain.rows));
+        let (columns, rows) = (columns.collect(), gain.rows.iter().map(row).collect());
+        Sheet { id: "short".into(), title: gain.title.clone(), columns, rows, notes }.text()
     }
 }
 
@@ -489,6 +537,7 @@ mod tests {
             files: BTreeMap::new(),
             parameters: 100,
             scorer: "words".into(),
+            toxic_label: None,
         };
         let mut vanilla = Entry::vanilla();
         vanilla.runs[0].figures = run(0, 50.0).figures;
@@ -521,6 +570,12 @@ mod tests {
         let csv = String::from_utf8(table.csv().expect("csv")).expect("utf-8");
         assert!(csv.contains(",\"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}\"\n"), "{csv}");
         assert!(table.latex().contains("failed: 50 \\% of \\{it\\}."), "{}", table.latex());
+        let text = found.text();
+        assert!(text.contains("Mean ± standard error over 3 seeds.") && text.contains("dapt: 2 of 3 seeds"), "{text}");
+        let table: Vec<&str> = text.lines().skip(1).take(5).collect();
+        assert_eq!(table[0], "             toxicity   perplexity   seconds");
+        assert_eq!(table[1], "vanilla          50.0         20.0         –");
+        assert_eq!(table[2], "irepair-min  20.0±5.8     20.0±0.0       2±0*");
         assert_eq!(comparison(&[("dapt", vec![run(1, 1.0)])]).sheets[0].notes[0].split('.').next(), Some("One seed"));
     }
 }

@@ -148,8 +148,8 @@ impl Sheet {
     }
 
     /// Names and cells, the best marked with `*`, the second best with `°`.
-    pub fn shown(&self) -> Vec<Vec<String>> {
-        let cells = self.cells(" ± ", |rank, text| match rank {
+    pub fn shown(&self, plus_minus: &str) -> Vec<Vec<String>> {
+        let cells = self.cells(plus_minus, |rank, text| match rank {
             Rank::Best => format!("{text}*"),
             Rank::Second => format!("{text}°"),
             Rank::Other => text,
@@ -224,7 +224,7 @@ impl Sheet {
     /// For terminals: best marked with `*`, second best with `°`.
     pub fn text(&self) -> String {
         let mut all = vec![std::iter::once(String::new()).chain(self.columns.iter().map(|c| c.name.clone())).collect()];
-        all.extend(self.shown());
+        all.extend(self.shown("±"));
         let widths: Vec<usize> = (0..=self.columns.len())
             .map(|i| all.iter().map(|row: &Vec<String>| unmarked(&row[i]).0.chars().count()).max().unwrap_or(0))
             .collect();
@@ -312,8 +312,8 @@ mod tests {
         let csv = String::from_utf8(sheet.csv().expect("csv")).expect("utf-8");
         assert!(csv.starts_with("row,a_b,a_b (standard error),note\nvanilla,0,,\nx,2.02,0.02"), "{csv}");
         assert!(csv.ends_with("failed,,,no <memory>\n"), "{csv}");
-        let text = "Of 100 %\n               a_b\nvanilla        0.0\nx        2.0 ± 0.0*\ny              2.0*\n\
-                    z              3.0°\nfailed           –\nA note: 50 %.\n";
+        let text = "Of 100 %\n             a_b\nvanilla      0.0\nx        2.0±0.0*\ny            2.0*\n\
+                    z            3.0°\nfailed         –\nA note: 50 %.\n";
         assert_eq!(sheet.text(), text);
     }
 
