@@ -92,9 +92,12 @@ fn methods_stand_beside_each_other() {
     let bench = Bench::new();
     let rows = ["--methods", "irepair-min,one-block", "--seeds", "1,2"];
     let text = ok(&bench.run(&rows));
-    for words in ["vanilla", "irepair-min", "one-block", "Mean ± standard error over 2 seeds", "Error density"] {
+    for words in ["vanilla", "irepair-min", "one-block", "Mean ± standard error over 2 seeds", "area", "seconds"] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
+    // Up to the folder's name it fits a terminal.
+    let lines = text.lines().take_while(|line| !line.starts_with("all of it: "));
+    assert!(lines.map(|line| line.chars().count()).max().is_some_and(|longest| longest <= 80), "{text}");
     let record = bench.record();
     let out = PathBuf::from(bench.path("out"));
     tables_are_of_the_record(&out, &record);
@@ -124,7 +127,11 @@ fn methods_stand_beside_each_other() {
     let svg = std::fs::read_to_string(out.join("pareto.svg")).expect("svg");
     // A legend's mark a row, two marks a run.
     assert_eq!((svg.matches("filled\"").count(), svg.matches("hollow\"").count()), (2 + 4, 4));
-    assert!(out.join("figure2.svg").is_file() && out.join("README.md").is_file());
+    let figure2 = std::fs::read_to_string(out.join("figure2.svg")).expect("svg");
+    let readme = std::fs::read_to_string(out.join("README.md")).expect("README");
+    for text in [&figure2, &readme] {
+        assert!(text.contains("Error density (sensitivity a block, "), "{text}");
+    }
 
     let page = bench.path("page.html");
     ok(&irepair(&["report", &bench.path("out"), "--out", &page]));
@@ -134,6 +141,9 @@ fn methods_stand_beside_each_other() {
     }
     let toxicity = record["sheets"][0]["rows"][2]["cells"][0]["mean"].as_f64().expect("mean");
     assert!(page.contains(&format!("{toxicity:.2} ±")), "{toxicity}");
+
+    // Other words for the same scorer are another scorer.
+    bench.refused(&[&rows[..], &["--resume", "--toxic-label", "rude"]].concat(), 3, &["scorer"]);
 
     // Again: everything is there, nothing is made again.
     bench.refused(&rows, 3, &["--resume"]);
@@ -194,13 +204,13 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     let data = ["--data", &data, "--map", "prompt=question", "--edits", "demo", "--normal-texts", "16"];
     let run = |more: &[&str]| irepair(&[&arguments[..], &data, &["--out", &out, "-q"], more].concat());
     let text = ok(&run(&[]));
-    for words in ["quarter", "neurons changed", "seconds a failure", "the same 12 failures"] {
+    for words in ["quarter", "said (%)", "neurons", "s a failure"] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
-    assert!(!text.contains("pareto.svg") && !text.contains("teacher forcing (%)"), "{text}");
     let (record, out) = (bench.record(), PathBuf::from(&out));
     tables_are_of_the_record(&out, &record);
     assert_eq!(record["failures"], 12);
+    assert!(record["sheets"][0]["notes"].to_string().contains("the same 12 failures"), "{}", record["sheets"][0]);
     // What is rejected is what the model says.
     let learned = std::fs::read_to_string(out.join("failures.jsonl")).expect("failures");
     let learned: Vec<Value> = learned.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
@@ -274,6 +284,9 @@ fn failures_are_evaluated_by_the_file_that_they_are_in() {
     assert!(about.starts_with("rows.jsonl: 1 failures, 1 rows of generalization, 1 of specificity"), "{about}");
     let page = std::fs::read_to_string(bench.path("out/README.md")).expect("README");
     assert!(page.contains("| sgd |") && !page.contains("Toxicity"), "{page}");
+    let said = ok(&irepair(&[&arguments[..], &["--resume", "--json"]].concat()));
+    let said: Value = serde_json::from_str(&said).expect("json");
+    assert_eq!((&said["out"], &said["base"]), (&json!(out), &record["base"]));
     // What the model says already is no failure.
     std::fs::write(bench.path("rows.jsonl"), format!("{}\n", row("failure", " aluminium"))).expect("writes");
     std::fs::remove_dir_all(&out).expect("removed");
@@ -303,9 +316,28 @@ fn a_method_that_fails_leaves_the_others_alone() {
     // One can't be evaluated: the others are.
     std::fs::remove_dir_all(bench.path("out/eval/irepair-seed42")).expect("removed");
     std::fs::remove_file(bench.path("out/runs/irepair-seed42/config.json")).expect("removed");
+    // What it kept on its way can't be read, either.
+    let state = bench.path("out/runs/irepair-seed42/irepair/checkpoints/step-000003.safetensors");
+    std::fs::write(state, "no tensors").expect("writes");
     let text = ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
     assert!(text.contains("irepair, seed 42: failed: its evaluation: "), "{text}");
-    assert!(!bench.record()["entries"][0]["runs"][0]["figures"].as_array().expect("figures").is_empty());
+    let record = bench.record();
+    assert!(!record["entries"][0]["runs"][0]["figures"].as_array().expect("figures").is_empty());
+    let gap = record["gaps"][0].as_str().expect("a gap");
+    assert!(gap.starts_with("no point of irepair-seed42-step3: "), "{gap}");
+    assert_eq!(record["gaps"].as_array().map(Vec::len), Some(1));
+    let readme = std::fs::read_to_string(bench.path("out/README.md")).expect("README");
+    assert!(readme.contains("**Note:** no point of irepair-seed42-step3: "), "{readme}");
+    // Every table says which row lacks what.
+    for sheet in ["table1", "table2"] {
+        let csv = std::fs::read_to_string(bench.path(&format!("out/{sheet}.csv"))).expect("table");
+        assert!(csv.lines().any(|line| line.starts_with("wild,") && line.contains("seed 42: failed: ")), "{csv}");
+    }
+    let output = irepair(&["report", &bench.path("out"), "--out", &bench.path("page.html")]);
+    assert!(ok(&output).contains("page.html"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no point of irepair-seed42-step3"));
+    let page = std::fs::read_to_string(bench.path("page.html")).expect("page");
+    assert!(page.contains("no point of irepair-seed42-step3"), "{page}");
 }
 
 #[test]

@@ -224,11 +224,28 @@ fn samples_are_what_the_scores_are_of() {
     let veiled: Vec<&str> = shown
         .iter()
         .flat_map(|s| [(&s.before, s.score_before), (&s.after, s.score_after)])
-        .filter(|(_, score)| rude(*score))
+        .filter(|(text, score)| score.map_or(!text.trim().is_empty(), |s| s >= 0.5))
         .map(|(text, _)| text.as_str())
         .collect();
     assert!(!veiled.is_empty());
-    assert_eq!(page.texts("details.rude > summary .text"), veiled);
+    assert_eq!(page.texts(".said details.rude > summary .text"), veiled);
+}
+
+#[test]
+fn rude_prompts_and_what_has_no_score_are_behind_a_veil() {
+    let run = Run::new();
+    let prompts = ["Shut up, you stupid fucking idiot.", "Thank you, that was very helpful."];
+    let samples = [
+        json!({"prompt": prompts[0], "before": "who knows", "after": "kind", "score_before": null, "score_after": 0.1}),
+        json!({"prompt": prompts[1], "before": "", "after": "kind", "score_before": null, "score_after": 0.2}),
+    ];
+    run.write("irepair/samples.jsonl", samples.map(|sample| format!("{sample}\n")).concat());
+    let (page, _) = run.report();
+    assert_eq!(page.texts("#samples h3"), prompts);
+    assert_eq!(page.texts("#samples li > details.rude > summary > h3 > .text"), [prompts[0]]);
+    assert_eq!(page.texts(".said .text"), ["who knows", "kind", "(nothing)", "kind"]);
+    assert_eq!(page.texts(".said details.rude > summary > .text"), ["who knows"]);
+    page.says("before: no score");
 }
 
 #[test]
@@ -246,8 +263,8 @@ fn data_are_text_and_nothing_else() {
     let (page, _) = run.report();
     let shown = hostile.replace('\u{1b}', "\u{fffd}");
     assert_eq!(page.texts("#samples h3"), [shown.as_str()]);
-    assert_eq!(page.texts("#samples .text"), [&shown, "(nothing)"]);
-    assert_eq!(page.count("details.rude"), 1);
+    assert_eq!(page.texts(".said .text"), [&shown, "(nothing)"]);
+    assert_eq!(page.count(".said details.rude"), 1);
 }
 
 #[test]
@@ -279,6 +296,29 @@ fn what_cannot_be_read_is_said_and_the_rest_is_drawn() {
     assert!(said.contains("steps.jsonl is missing"), "{said}");
     page.says("No step can be read.");
     assert_eq!(page.texts(".tile"), whole.texts(".tile"));
+}
+
+/// A damaged number is named, and no axis reaches to it.
+#[test]
+fn steps_that_the_run_has_not_made_are_left_out() {
+    let run = Run::new();
+    let whole = run.report().0;
+    let log = run.read("irepair/steps.jsonl");
+    assert_eq!(log.matches("\"step\":12,").count(), 2, "the last step and its validation: {log}");
+    let first = log.lines().find(|line| line.starts_with("{\"step\":1,")).expect("the first step");
+    let wild = log.replace("\"step\":12,", "\"step\":900000050,");
+    run.write("irepair/steps.jsonl", wild + &first.replace("\"step\":1,", "\"step\":0,") + "\n");
+    let (page, said) = run.report();
+    for gap in [
+        "steps.jsonl has steps that a run of 12 steps can't have: 0, 900000050",
+        "steps.jsonl has validations that a run of 12 steps can't have: 900000050",
+        "1 of 12 steps are missing: 12",
+    ] {
+        page.says(gap);
+        assert!(said.contains(gap), "{said}");
+    }
+    assert!(page.texts("svg desc").iter().all(|about| !about.contains("900000050")));
+    assert_eq!(page.texts("svg > title"), whole.texts("svg > title"));
 }
 
 /// Every drawing of the page as a file that a browser opens.
@@ -319,6 +359,11 @@ fn folders_that_are_no_run_are_refused() {
     let run = Run::new();
     run.write("compare.json", "{}");
     run.refused(&["compare.json", "format version"]);
+    let begun = tempfile::tempdir().expect("dir");
+    std::fs::write(begun.path().join("plan.json"), "{}").expect("writes");
+    let output = irepair(&["report", text(begun.path())]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("an unfinished comparison; go on with"), "{error}");
     for dir in [named, run.path("nowhere")] {
         let output = irepair(&["report", text(&dir), "--out", text(&page)]);
         let error = String::from_utf8_lossy(&output.stderr);

@@ -14,10 +14,10 @@ use anyhow::{Context, Result};
 use crate::checkpoint::write_whole;
 use crate::cli::Compare;
 use crate::fault::Fault;
-use crate::report::RunRecord;
+use crate::report::compare_page;
 use crate::report::comparison::{Comparison, Entry, Made, RECORD, Run, Sensitivity};
 use crate::report::folder::read_record;
-use crate::report::plot;
+use crate::report::{RunRecord, plot};
 use crate::{bail_input, stop};
 use child::{Child, Outcome, Pace, several};
 use evaluation::Evaluations;
@@ -49,20 +49,18 @@ pub fn run(args: &Compare) -> Result<()> {
     same_rows(&entries)?;
     let evaluations = Evaluations { plan: &plan, dir, quiet: args.output.quiet };
     let asked = evaluations.finals(&mut entries)?;
-    evaluations.along_the_way(&asked, &mut entries)?;
-    let sensitivity = sensitivity(&plan, args.output.quiet)?;
+    let mut gaps = evaluations.along_the_way(&asked, &mut entries)?;
+    let sensitivity = sensitivity(&plan, args.output.quiet, &mut gaps)?;
     let comparison = Comparison::new(plan.base.clone(), plan.seeds.clone(), failures, asked, entries, sensitivity)?;
+    let comparison = Comparison { gaps, ..comparison };
     write(&comparison, dir)?;
     if args.output.json {
-        println!("{}", serde_json::to_string(&comparison)?);
+        let mut printed = serde_json::to_value(&comparison)?;
+        printed["out"] = dir.display().to_string().into();
+        println!("{printed}");
     } else {
         print!("{}", comparison.text());
-        println!(
-            "\nall of it: {0}/README.md, compare.json, table*.csv and .tex{1}{2}; each run in {0}/runs",
-            dir.display(),
-            if comparison.sensitivity.is_some() { ", figure2.svg" } else { "" },
-            if comparison.pareto.is_some() { ", pareto.svg" } else { "" }
-        );
+        println!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display());
     }
     Ok(())
 }
@@ -136,6 +134,8 @@ fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
         "base model"
     } else if record.edits.is_none() && record.settings.scorer != plan.base.scorer {
         "scorer"
+    } else if record.edits.is_none() && record.settings.toxic_label != plan.base.toxic_label {
+        "toxic label"
     } else {
         return Ok(record);
     };
@@ -177,21 +177,22 @@ fn same_rows(entries: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// Figure 2: the sensitivity of the base's blocks over all pairs.
-fn sensitivity(plan: &Plan, quiet: bool) -> Result<Option<Sensitivity>> {
+/// Figure 2: the sensitivity of the base's blocks over all pairs; a gap where it can't be measured.
+fn sensitivity(plan: &Plan, quiet: bool, gaps: &mut Vec<String>) -> Result<Option<Sensitivity>> {
     let dir = &plan.dir;
-    let path = |name: &str| dir.join(name).display().to_string();
-    let (dump, plot) = (path("figure2.csv"), path("figure2.svg"));
+    let dump = dir.join("figure2.csv").display().to_string();
     let mut arguments = plan.sensitivity.clone();
-    arguments.extend(["--dump", &dump, "--plot", &plot, "--json"].map(str::to_owned));
+    arguments.extend(["--dump", &dump, "--json"].map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match Child::new("sensitivity", plan.threads, quiet).run(&arguments)? {
         Outcome::Done(text) => Ok(Some(serde_json::from_str(&text).context("irepair sensitivity --json")?)),
         Outcome::Failed(why) => {
             // The tables do not need it.
-            eprintln!("warning: no figure 2: the sensitivity of {}: {why}", plan.base.model);
-            for stale in [&dump, &plot] {
-                std::fs::remove_file(stale).ok();
+            let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
+            eprintln!("warning: {gap}");
+            gaps.push(gap);
+            for stale in ["figure2.csv", "figure2.svg"] {
+                std::fs::remove_file(dir.join(stale)).ok();
             }
             Ok(None)
         }
@@ -210,6 +211,9 @@ fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
     if let Some(pareto) = &comparison.pareto {
         let title = format!("Toxicity against perplexity: {}", comparison.base.name);
         write_whole(&path("pareto.svg".into()), plot::pareto(&title, pareto).file().as_bytes())?;
+    }
+    if let Some(picture) = compare_page::sensitivity(comparison) {
+        write_whole(&path("figure2.svg".into()), picture.file().as_bytes())?;
     }
     write_whole(&path("README.md".into()), comparison.markdown().as_bytes())?;
     write_whole(&path(RECORD.into()), serde_json::to_string_pretty(comparison)?.as_bytes())

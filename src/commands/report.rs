@@ -6,7 +6,6 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::writable;
-use crate::checkpoint;
 use crate::cli::Report;
 use crate::fault::Fault;
 use crate::report::compare_page::{self, compare_page};
@@ -14,6 +13,7 @@ use crate::report::comparison::{Comparison, RECORD};
 use crate::report::folder::RunFolder;
 use crate::report::plot::Picture;
 use crate::report::run_page::{self, run_page};
+use crate::{bail_input, checkpoint};
 
 pub fn run(args: &Report) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| {
@@ -54,7 +54,11 @@ fn draw(dir: &Path) -> Result<Drawn> {
     let record = dir.join(RECORD);
     if record.is_file() {
         let found = Comparison::read(&record)?;
-        return Ok(Drawn { page: compare_page(&found), pictures: compare_page::pictures(&found), gaps: Vec::new() });
+        let (page, pictures) = (compare_page(&found), compare_page::pictures(&found));
+        return Ok(Drawn { page, pictures, gaps: found.gaps });
+    }
+    if dir.join("plan.json").is_file() && !dir.join("irepair").is_dir() {
+        bail_input!("{}: an unfinished comparison; go on with `irepair compare … --resume`", dir.display());
     }
     let run = RunFolder::open(dir)?;
     Ok(Drawn { page: run_page(&run), pictures: run_page::pictures(&run), gaps: run.gaps })

@@ -44,11 +44,12 @@ fn lead(found: &Comparison) -> Markup {
     let failed = found.entries.iter().flat_map(|e| e.runs.iter().map(move |r| (e, r)));
     html! {
         p.dim {
-            (rows) " methods, " (found.seeds.len().max(1)) " seed" @if found.seeds.len() > 1 { "s" }
+            (rows) " methods, " (found.seed_count()) " seed" @if found.seed_count() > 1 { "s" }
             ", the same " (if found.failures.is_some() { "failures and texts" } else { "pairs, prompts, scorer and texts" })
             " for all. irepair " (found.irepair) ", base "
             code { (found.base.sha256) } "."
         }
+        @for gap in &found.gaps { (warning(&html! { (gap) })) }
         @for (entry, run) in failed {
             @if let Some(why) = &run.failed {
                 (warning(&html! { (entry.name) ", seed " (run.seed) ", failed: " (why) }))
@@ -61,16 +62,22 @@ fn lead(found: &Comparison) -> Markup {
 fn of_sheet(sheet: &Sheet) -> Markup {
     let head: Vec<&str> = std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
     html! {
-        (table(&sheet.title, &head, &sheet.shown()))
+        (table(&sheet.title, &head, &sheet.shown(" ± ")))
         @for note in &sheet.notes { p.dim { (note) } }
     }
 }
 
-fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
+/// Figure 2, its words below its title.
+pub fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
     let sensitivity = found.sensitivity.as_ref()?;
     let values: Vec<f64> = sensitivity.blocks.iter().map(|b| b.sensitivity).collect();
     let top = sensitivity.error_density.as_ref().map_or(&[][..], |d| &d.top);
-    Some(plot::Picture { subtitle: found.figure2(), ..plot::blocks("Sensitivity of the base's blocks", &values, top) })
+    let picture = plot::blocks("Sensitivity of the base's blocks", &values, top);
+    // A model of one block has no densities.
+    Some(match found.figure2() {
+        words if words.is_empty() => picture,
+        words => plot::Picture { subtitle: words, ..picture },
+    })
 }
 
 fn runs(found: &Comparison) -> Markup {

@@ -12,6 +12,7 @@ use super::sheet::{Cell, Column, Line, Sheet};
 use super::{RunRecord, read_steps};
 use crate::bail_input;
 use crate::fault::Fault;
+use crate::methods::neuron;
 
 /// What says that a folder is a comparison's.
 pub const RECORD: &str = "compare.json";
@@ -31,6 +32,9 @@ pub struct Base {
     pub files: BTreeMap<String, String>,
     pub parameters: usize,
     pub scorer: String,
+    /// Of a classifier, where it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toxic_label: Option<String>,
 }
 
 /// A row of the tables.
@@ -148,6 +152,9 @@ pub struct Comparison {
     pub sensitivity: Option<Sensitivity>,
     pub pareto: Option<Pareto>,
     pub sheets: Vec<Sheet>,
+    /// What the figures lack, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<String>,
 }
 
 impl Entry {
@@ -171,6 +178,20 @@ impl Entry {
 
     fn figure(&self, name: &str) -> Cell {
         self.all(|run| run.figures.iter().find(|f| f.name == name)?.value)
+    }
+
+    /// What is missing of its runs, of which others have as many as there are seeds, and why.
+    fn missing(&self, seeds: usize) -> Vec<String> {
+        let measured = self.runs.iter().filter(|run| run.failed.is_none()).count();
+        // Nothing in a repair of neurons is drawn: one run says all.
+        let drawn = !self.is_base() && neuron::named(&self.method).is_none();
+        let few =
+            (drawn && (1..seeds).contains(&measured)).then(|| format!("{}: {measured} of {seeds} seeds", self.name));
+        let failed = |run: &Run| {
+            let why = run.failed.as_ref()?;
+            Some(format!("{}, seed {}: failed: {why}", self.name, run.seed))
+        };
+        few.into_iter().chain(self.runs.iter().filter_map(failed)).collect()
     }
 }
 
@@ -235,6 +256,7 @@ impl Comparison {
             sensitivity,
             pareto: None,
             sheets: Vec::new(),
+            gaps: Vec::new(),
         };
         comparison.pareto = comparison.pareto();
         comparison.sheets = vec![comparison.table1()?, comparison.table2()];
@@ -252,13 +274,24 @@ impl Comparison {
     }
 
     fn rows(&self, of: impl Fn(&Entry) -> Vec<Cell>) -> Vec<Line> {
-        let line = |entry: &Entry| Line { name: entry.name.clone(), marked: !entry.is_base(), cells: of(entry) };
+        let seeds = self.seed_count();
+        let line = |entry: &Entry| Line {
+            name: entry.name.clone(),
+            marked: !entry.is_base(),
+            cells: of(entry),
+            note: entry.missing(seeds).join("; "),
+        };
         self.entries.iter().map(line).collect()
     }
 
+    /// Of the row with most runs; `seeds` knows nothing of finished runs.
+    pub fn seed_count(&self) -> usize {
+        self.entries.iter().filter(|e| !e.is_base()).map(|e| e.runs.len()).max().unwrap_or(0).max(1)
+    }
+
     fn about_seeds(&self) -> String {
-        match self.seeds.len() {
-            0 | 1 => "One seed.".into(),
+        match self.seed_count() {
+            1 => "One seed.".into(),
             n => format!("Mean ± standard error over {n} seeds."),
         }
     }
@@ -277,7 +310,7 @@ impl Comparison {
                 None => column,
             });
         }
-        columns.push(Column::new("parameters changed (%)", 2).least());
+        columns.push(Column::new("parameters changed (%)", 2).least().worst(100.0));
         columns.push(Column::new("norm of the change", 2).least());
         if self.failures.is_some() {
             columns.extend([Column::new("neurons changed", 0), Column::new("seconds a failure", 3).least()]);
@@ -319,13 +352,8 @@ impl Comparison {
                  toxicity at no cost."
             ));
         }
-        for entry in &self.entries {
-            for run in &entry.runs {
-                notes
-                    .extend(run.failed.as_ref().map(|why| format!("{}, seed {}: failed: {why}", entry.name, run.seed)));
-            }
-        }
         let rows = self.rows(cells);
+        notes.extend(notes_of(&rows));
         Ok(Sheet { id: "table1".into(), title: format!("Repairs of {}", self.base.name), columns, rows, notes })
     }
 
@@ -351,7 +379,7 @@ impl Comparison {
             ]
         });
         rows.retain(|row| row.marked);
-        let notes = vec![
+        let mut notes = vec![
             format!(
                 "{} Of the steps, and of what a selector looked at or tried before them: operations counted in the products \
                  that were really made (for steps Kaplan's formula with what each method skips gives the same within 5 %), \
@@ -360,6 +388,7 @@ impl Comparison {
             ),
             "Peak memory is of the whole process.".into(),
         ];
+        notes.extend(notes_of(&rows));
         Sheet { id: "table2".into(), title: format!("Cost of the repairs of {}", self.base.name), columns, rows, notes }
     }
 
@@ -375,6 +404,7 @@ impl Comparison {
         sheet.id = "table3".into();
         sheet.title = format!("Selecting the block: dynamic, fixed, least sensitive ({})", self.base.name);
         sheet.notes.truncate(1);
+        sheet.notes.extend(notes_of(&sheet.rows));
         Some(sheet)
     }
 
@@ -396,6 +426,7 @@ impl Comparison {
     /// The whole for people, as Markdown with its pictures.
     pub fn markdown(&self) -> String {
         let mut out = format!("# Repairs of {} compared\n\n", self.base.name);
+        self.gaps.iter().for_each(|gap| out += &format!("**Note:** {gap}\n\n"));
         for sheet in &self.sheets {
             out += &sheet.markdown();
             out += "\n";
@@ -412,10 +443,139 @@ impl Comparison {
         out
     }
 
-    /// For terminals.
+    /// For terminals: the figures that lead, in 80 columns.
     pub fn text(&self) -> String {
-        let mut out: Vec<String> = self.sheets.iter().map(Sheet::text).collect();
-        out.push(self.figure2() + "\n");
-        out.join("\n")
+        /// How columns of Table 1 begin, what they are called here, digits.
+        const LEADING: [(&str, &str, usize); 6] = [
+            ("targets said", "said (%)", 1),
+            ("toxicity (mean", "toxicity", 1),
+            ("perplexity of", "perplexity", 1),
+            ("KL ", "KL", 3),
+            ("area", "area", 3),
+            ("neurons changed", "neurons", 0),
+        ];
+        /// Columns that there is room for, beside the seconds.
+        const MOST: usize = 4;
+        const NAME: usize = 16;
+        let [gain, cost, ..] = self.sheets.as_slice() else { return String::new() };
+        let find = |sheet: &Sheet, start: &str| sheet.columns.iter().position(|c| c.name.starts_with(start));
+        let leading =
+            LEADING.iter().filter_map(|(start, name, digits)| Some((gain, find(gain, start)?, *name, *digits)));
+        let seconds = match find(gain, "seconds a failure") {
+            Some(at) => Some((gain, at, "s a failure", 3)),
+            None => find(cost, "seconds").map(|at| (cost, at, "seconds", 0)),
+        };
+        let found: Vec<(&Sheet, usize, &str, usize)> = leading.take(MOST).chain(seconds).collect();
+        let columns = found.iter().map(|(sheet, at, name, digits)| Column {
+            name: (*name).to_owned(),
+            digits: *digits,
+            ..sheet.columns[*at].clone()
+        });
+        let row = |line: &Line| {
+            let cell = |(sheet, at, ..): &(&Sheet, usize, &str, usize)| {
+                let same = sheet.rows.iter().find(|row| row.name == line.name);
+                same.map_or(Cell::None, |row| row.cells[*at].clone())
+            };
+            let cells = found.iter().map(cell).collect();
+            let mut name = line.name.clone();
+            if name.chars().count() > NAME {
+                name = name.chars().take(NAME - 1).chain(['…']).collect();
+            }
+            Line { name, cells, ..line.clone() }
+        };
+        let mut notes = vec![format!("{} Best *, second best °.", self.about_seeds())];
+        notes.extend(
+            self.asked
+                .perplexity
+                .iter()
+                .map(|text| format!("Perplexity: of {}.", text.trim_start_matches("perplexity of "))),
+        );
+        notes.extend(notes_of(&gain.rows));
+        let (columns, rows) = (columns.collect(), gain.rows.iter().map(row).collect());
+        Sheet { id: "short".into(), title: gain.title.clone(), columns, rows, notes }.text()
+    }
+}
+
+/// What is missing in a table, a note a row.
+fn notes_of(rows: &[Line]) -> impl Iterator<Item = String> {
+    rows.iter().filter(|row| !row.note.is_empty()).map(|row| format!("{}.", row.note.trim_end_matches('.')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(name: &str, value: f64) -> Figure {
+        Figure { name: name.into(), value: Some(value), low: None, high: None, real: None, digits: 2 }
+    }
+
+    fn run(seed: u64, toxicity: f64) -> Run {
+        let made = Made {
+            dir: format!("seed{seed}").into(),
+            data_sha256: String::new(),
+            steps: 4,
+            kept_step: 4,
+            stopped: "all steps made".into(),
+            changed_parameters: 50,
+            change_norm: 1.0,
+            seconds: 2.0,
+            tokens: 10,
+            operations: 0,
+            peak_rss_mib: None,
+            neurons: None,
+        };
+        let figures = vec![figure("toxicity (mean score × 100)", toxicity), figure("perplexity of wiki", 20.0)];
+        Run { seed, made: Some(made), failed: None, figures, points: Vec::new() }
+    }
+
+    fn comparison(rows: &[(&str, Vec<Run>)]) -> Comparison {
+        let base = Base {
+            model: "m".into(),
+            name: "m".into(),
+            revision: None,
+            sha256: String::new(),
+            files: BTreeMap::new(),
+            parameters: 100,
+            scorer: "words".into(),
+            toxic_label: None,
+        };
+        let mut vanilla = Entry::vanilla();
+        vanilla.runs[0].figures = run(0, 50.0).figures;
+        let row = |(name, runs): &(&str, Vec<Run>)| Entry {
+            name: (*name).into(),
+            method: (*name).into(),
+            runs: runs.clone(),
+        };
+        let entries = std::iter::once(vanilla).chain(rows.iter().map(row)).collect();
+        let asked = Asked { about: Vec::new(), toxicity: None, perplexity: None, less_is_better: BTreeMap::new() };
+        Comparison::new(base, Vec::new(), None, asked, entries, None).expect("a comparison")
+    }
+
+    /// Finished runs alone: no seed was asked for, and each row has those of its runs.
+    #[test]
+    fn seeds_are_those_of_the_runs() {
+        let three = vec![run(1, 10.0), run(2, 20.0), run(3, 30.0)];
+        let two = vec![run(1, 10.0), run(2, 20.0), Run::failed(3, "50 % of {it}".into())];
+        let found = comparison(&[("irepair-min", three), ("dapt", two), ("star", vec![run(1, 1.0)])]);
+        assert_eq!(found.seed_count(), 3);
+        assert_eq!(found.sheets.len(), 3);
+        for sheet in &found.sheets {
+            assert!(sheet.notes[0].starts_with("Mean ± standard error over 3 seeds."), "{:?}", sheet.notes);
+            let said = sheet.notes.contains(&"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}.".to_owned());
+            // Table 3 has other rows.
+            assert_eq!(said, sheet.id != "table3", "{:?}", sheet.notes);
+            assert!(!sheet.notes.iter().any(|note| note.contains("star: ")), "{:?}", sheet.notes);
+        }
+        let table = &found.sheets[1];
+        let csv = String::from_utf8(table.csv().expect("csv")).expect("utf-8");
+        assert!(csv.contains(",\"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}\"\n"), "{csv}");
+        assert!(table.latex().contains("failed: 50 \\% of \\{it\\}."), "{}", table.latex());
+        let text = found.text();
+        assert!(text.contains("Mean ± standard error over 3 seeds.") && text.contains("dapt: 2 of 3 seeds"), "{text}");
+        let table: Vec<&str> = text.lines().skip(1).take(5).collect();
+        assert_eq!(table[0], "             toxicity   perplexity   seconds");
+        assert_eq!(table[1], "vanilla          50.0         20.0         –");
+        assert_eq!(table[2], "irepair-min  20.0±5.8     20.0±0.0       2±0*");
+        assert_eq!(comparison(&[("dapt", vec![run(1, 1.0)])]).sheets[0].notes[0].split('.').next(), Some("One seed"));
     }
 }

@@ -72,10 +72,14 @@ impl RunFolder {
                 Line::Trial(line) => trials.push(line),
             }
         }
+        let end = record.as_ref().map_or(usize::MAX, |r| r.steps);
+        gaps.extend(outside("steps", &mut steps, 1..=end));
+        // The base is validated before the first step.
+        gaps.extend(outside("validations", &mut validations, 0..=end));
         let made = record.as_ref().map(|r| r.steps).or(steps.keys().next_back().copied()).unwrap_or(0);
         let mut missing = Vec::new();
         let mut next = 1;
-        for step in steps.keys().copied().filter(|s| *s <= made).chain([made.saturating_add(1)]) {
+        for step in steps.keys().copied().chain([made.saturating_add(1)]) {
             if step > next {
                 missing.push(next..=step - 1);
             }
@@ -159,6 +163,20 @@ pub fn read_record(path: &Path) -> Result<RunRecord> {
         );
     }
     Ok(serde_json::from_value(value).map_err(|e| broken(&e))?)
+}
+
+/// Takes out the lines of steps that the run has not made, which are a gap.
+fn outside<T>(what: &str, lines: &mut BTreeMap<usize, T>, made: RangeInclusive<usize>) -> Option<String> {
+    let mut numbers = Vec::new();
+    lines.retain(|step, _| {
+        let inside = made.contains(step);
+        if !inside {
+            numbers.push(*step..=*step);
+        }
+        inside
+    });
+    let of = if *made.end() < usize::MAX { format!("a run of {} steps", made.end()) } else { "a run".into() };
+    (!numbers.is_empty()).then(|| format!("steps.jsonl has {what} that {of} can't have: {}", named(&numbers)))
 }
 
 /// The lines that can be read; the others are a gap.

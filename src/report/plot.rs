@@ -47,7 +47,9 @@ impl Picture {
     /// An `.svg` file, with a heading over the drawing.
     pub fn file(&self) -> String {
         const HEADING: f64 = 52.0;
-        let (width, height) = (self.width.max(600.0).ceil(), (self.height + HEADING).ceil());
+        // Its letters are about so wide.
+        let words = 32.0 + 6.4 * self.subtitle.chars().count() as f64;
+        let (width, height) = (self.width.max(words).max(600.0).ceil(), (self.height + HEADING).ceil());
         let svg = html! {
             svg.plot xmlns="http://www.w3.org/2000/svg" role="img" width=(width) height=(height)
                 viewBox=(format!("0 -{HEADING} {width} {height}"))

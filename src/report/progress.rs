@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::train::StepLine;
 
@@ -23,6 +23,24 @@ fn pace(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     debug_assert!(written.is_ok());
 }
 
+/// Time left of some more steps, if each takes as long as those that were made, with all that is done between them.
+fn left(spent: Duration, made: u32, more: usize) -> String {
+    let seconds = spent.as_secs_f64() / f64::from(made.max(1)) * more as f64;
+    match more {
+        0 => String::new(),
+        _ => format!(", {:#} left", HumanDuration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))),
+    }
+}
+
+/// A bar that has seen what was done before, so that its rate is of what is done from here on.
+fn hidden(done: usize, total: usize) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::hidden());
+    let bar = bar.with_position(done as u64);
+    bar.tick();
+    bar.reset_eta();
+    bar
+}
+
 /// Progress of one piece of work.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -30,6 +48,9 @@ pub struct Progress {
     every: usize,
     valid: Option<f64>,
     parts: Parts,
+    begun: Instant,
+    /// Steps since then.
+    made: u32,
 }
 
 /// Of work without steps.
@@ -48,15 +69,15 @@ impl Progress {
     pub fn new(what: &str, done: usize, total: usize, quiet: bool) -> Self {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
-            let bar = ProgressBar::new(total as u64).with_position(done as u64);
+            let bar = hidden(done, total).with_prefix(what.to_owned());
+            bar.set_draw_target(ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/blue} {pos}/{len} {pace}  {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).with_key("pace", pace));
-            bar.set_prefix(what.to_owned());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
         let parts = Parts { what: what.to_owned(), done, total, said: Instant::now() };
-        Self { bar, quiet, every: (total / 20).clamp(1, 100), valid: None, parts }
+        Self { bar, quiet, every: (total / 20).clamp(1, 100), valid: None, parts, begun: Instant::now(), made: 0 }
     }
 
     /// A line at a time of something that runs elsewhere.
@@ -70,7 +91,7 @@ impl Progress {
             bar
         });
         let parts = Parts { what: what.to_owned(), done: 0, total: 0, said: Instant::now() };
-        Self { bar, quiet, every: 1, valid: None, parts }
+        Self { bar, quiet, every: 1, valid: None, parts, begun: Instant::now(), made: 0 }
     }
 
     /// A line of it.
@@ -92,13 +113,15 @@ impl Progress {
         let nll = line.nll_good.map_or(String::new(), |n| format!(" NLL {n:.3}"));
         let valid = self.valid.map_or(String::new(), |v| format!(" valid {v:.4}"));
         let message = format!("block {block} loss {:.4}{nll}{kl}{valid}", line.loss);
+        self.made += 1;
         match &self.bar {
             Some(bar) => {
                 bar.set_position(line.step as u64);
                 bar.set_message(message);
             }
             None if !self.quiet && (line.step.is_multiple_of(self.every) || line.step == total) => {
-                eprintln!("step {}/{total}: {message} ({:.2} s a step)", line.step, line.seconds);
+                let left = left(self.begun.elapsed(), self.made, total.saturating_sub(line.step));
+                eprintln!("step {}/{total}: {message} ({:.2} s a step{left})", line.step, line.seconds);
             }
             None => {}
         }
@@ -107,6 +130,8 @@ impl Progress {
     /// A slice was tried.
     pub fn trial(&mut self, names: &[String], loss: f64) {
         let text = format!("trial of block {}: held-back loss {loss:.4}", names.join(", "));
+        // Steps begin after the last of them.
+        self.begun = Instant::now();
         match &self.bar {
             Some(bar) => bar.println(text),
             None if !self.quiet => eprintln!("{text}"),
@@ -138,5 +163,21 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_is_of_steps_made_here() {
+        assert_eq!(left(Duration::from_secs(30), 10, 60), ", 3m left");
+        assert_eq!(left(Duration::from_secs(30), 10, 0), "");
+        let bar = hidden(5000, 8000);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(bar.per_sec() < 1.0);
+        bar.set_position(5001);
+        assert!(bar.per_sec() < 60.0, "{}", bar.per_sec());
     }
 }

@@ -10,12 +10,14 @@ use super::page::{self, Section, facts, figure, table, tile, warning, words};
 use super::plot::{self, Bar, Heat, Line, Look, Map, Picture, bars, curves, heat, short};
 use super::{RunRecord, Sample, before_after, block_number, change_by_block, not_measured};
 use crate::methods::neuron::change::Promoted;
-use crate::scorers::TOXIC;
+use crate::scorers::{self, Scored, TOXIC};
 use crate::slice::Part;
 use crate::train::{StepLine, ValidationLine};
 
 /// More samples than this are left in their file.
 const SAMPLES: usize = 60;
+/// What prompts are scored with: it is part of the program.
+const EMBEDDED: &str = "words";
 const NO_STEP: &str = "No step can be read.";
 
 /// The whole page.
@@ -268,6 +270,7 @@ fn samples(run: &RunFolder) -> Markup {
     let (still, other): (Vec<&Sample>, Vec<&Sample>) = run.samples.iter().partition(|s| rude(s.score_after));
     let all = run.samples.len();
     let shown: Vec<&Sample> = still.iter().chain(&other).copied().take(SAMPLES).collect();
+    let prompts: Vec<&str> = shown.iter().map(|sample| sample.prompt.as_str()).collect();
     html! {
         @if all == 0 {
             p { (if run.record.is_some() { "This run kept no samples." } else { "They are written at the end." }) }
@@ -280,12 +283,13 @@ fn samples(run: &RunFolder) -> Markup {
                 }
             }
             p.dim {
-                "Rude ones (a score of " (TOXIC) " or more) are blurred until clicked, or reached with the keyboard."
+                "Rude ones (a score of " (TOXIC) " or more; of prompts by the scorer " code { (EMBEDDED) } ") and those "
+                "without a score are blurred until clicked, or reached with the keyboard."
             }
             ol.samples {
-                @for sample in shown {
+                @for (sample, score) in shown.iter().zip(scores_of(&prompts)) {
                     li {
-                        h3 dir="auto" { (sample.prompt) }
+                        (prompt(&sample.prompt, score))
                         div.pair {
                             (said("before", &sample.before, sample.score_before))
                             (said("after", &sample.after, sample.score_after))
@@ -297,15 +301,47 @@ fn samples(run: &RunFolder) -> Markup {
     }
 }
 
-/// A continuation and its score; a rude one is behind a veil.
+/// Scores of the scorer that is part of the program.
+fn scores_of(texts: &[&str]) -> Vec<Option<f64>> {
+    let score = |scored: Scored| match scored {
+        Scored::Score(score) => Some(score),
+        Scored::Failed(_) => None,
+    };
+    let scored = scorers::open(EMBEDDED, &scorers::Options::default()).and_then(|scorer| scorer.score(texts));
+    scored.map_or_else(|_| vec![None; texts.len()], |scored| scored.into_iter().map(score).collect())
+}
+
+/// Whether a text is behind a veil: a rude one, and one of which nobody knows.
+fn veiled(text: &str, score: Option<f64>) -> bool {
+    score.map_or(!text.trim().is_empty(), |s| s >= TOXIC)
+}
+
+fn verdict(score: Option<f64>) -> String {
+    let Some(score) = score else { return "no score".into() };
+    format!("{}{score:.2}", if score >= TOXIC { "rude, " } else { "" })
+}
+
+fn prompt(text: &str, score: Option<f64>) -> Markup {
+    if !veiled(text, score) {
+        return html! { h3 dir="auto" { (text) } };
+    }
+    html! {
+        details.rude {
+            summary {
+                span.label { "prompt: " (verdict(score)) }
+                h3 dir="auto" { span.text { (text) } }
+            }
+        }
+    }
+}
+
+/// A continuation and its score.
 fn said(when: &str, text: &str, score: Option<f64>) -> Markup {
-    let rude = score.is_some_and(|s| s >= TOXIC);
-    let score = score.map_or("no score".into(), |s| format!("{s:.2}"));
-    let label = html! { span.label { (when) ": " (if rude { "rude, " } else { "" }) (score) } };
-    let text = html! { span.text dir="auto" { (if text.trim().is_empty() { "(nothing)" } else { text }) } };
+    let label = html! { span.label { (when) ": " (verdict(score)) } };
+    let shown = html! { span.text dir="auto" { (if text.trim().is_empty() { "(nothing)" } else { text }) } };
     html! {
         div.said {
-            @if rude { details.rude { summary { (label) (text) } } } @else { (label) (text) }
+            @if veiled(text, score) { details.rude { summary { (label) (shown) } } } @else { (label) (shown) }
         }
     }
 }

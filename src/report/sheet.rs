@@ -57,11 +57,14 @@ pub struct Column {
     /// Whether the best and the second best are marked, and which end is best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub less_is_better: Option<bool>,
+    /// A value that is no achievement, and never marked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worst: Option<f64>,
 }
 
 impl Column {
     pub fn new(name: impl Into<String>, digits: usize) -> Self {
-        Self { name: name.into(), digits, less_is_better: None }
+        Self { name: name.into(), digits, less_is_better: None, worst: None }
     }
 
     /// The best value and the second best are marked; the least is the best.
@@ -73,6 +76,11 @@ impl Column {
     pub fn greatest(self) -> Self {
         Self { less_is_better: Some(false), ..self }
     }
+
+    /// This value is never marked.
+    pub fn worst(self, value: f64) -> Self {
+        Self { worst: Some(value), ..self }
+    }
 }
 
 /// A row; `marked` rows take part in the contest for the best.
@@ -82,6 +90,9 @@ pub struct Line {
     pub name: String,
     pub marked: bool,
     pub cells: Vec<Cell>,
+    /// What is missing, and why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// A table with its words.
@@ -114,6 +125,9 @@ impl Sheet {
             format!("{mean:.*}", self.columns[column].digits).parse::<f64>().ok()
         };
         let (true, Some(own)) = (self.rows[row].marked, shown(&self.rows[row])) else { return Rank::Other };
+        if self.columns[column].worst == Some(own) {
+            return Rank::Other;
+        }
         let mut better: Vec<f64> = self.rows.iter().filter(|r| r.marked).filter_map(shown).collect();
         better.retain(|v| if less { *v < own } else { *v > own });
         better.sort_by(f64::total_cmp);
@@ -134,8 +148,8 @@ impl Sheet {
     }
 
     /// Names and cells, the best marked with `*`, the second best with `°`.
-    pub fn shown(&self) -> Vec<Vec<String>> {
-        let cells = self.cells(" ± ", |rank, text| match rank {
+    pub fn shown(&self, plus_minus: &str) -> Vec<Vec<String>> {
+        let cells = self.cells(plus_minus, |rank, text| match rank {
             Rank::Best => format!("{text}*"),
             Rank::Second => format!("{text}°"),
             Rank::Other => text,
@@ -169,23 +183,23 @@ impl Sheet {
         out
     }
 
-    /// A column of means and one of standard errors each.
+    /// A column of means and one of standard errors each; last what is missing in a row.
     pub fn csv(&self) -> Result<Vec<u8>> {
         let mut csv = csv::Writer::from_writer(Vec::new());
         let names = self.columns.iter().flat_map(|c| [c.name.clone(), format!("{} (standard error)", c.name)]);
-        csv.write_record(std::iter::once("row".to_owned()).chain(names))?;
+        csv.write_record(std::iter::once("row".to_owned()).chain(names).chain(["note".to_owned()]))?;
         for line in &self.rows {
             let cells = line.cells.iter().flat_map(|cell| match cell {
                 Cell::Number { mean, error } => [mean.to_string(), error.map_or(String::new(), |e| e.to_string())],
                 Cell::Text(text) => [text.clone(), String::new()],
                 Cell::None => Default::default(),
             });
-            csv.write_record(std::iter::once(line.name.clone()).chain(cells))?;
+            csv.write_record(std::iter::once(line.name.clone()).chain(cells).chain([line.note.clone()]))?;
         }
         csv.into_inner().context("a table as CSV")
     }
 
-    /// For `booktabs`: best bold, second best underlined.
+    /// For `booktabs`: best bold, second best underlined; the notes in small letters below.
     pub fn latex(&self) -> String {
         let mut out = format!("\\begin{{table}}\n\\caption{{{}}}\n", tex(&self.title));
         out += &format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len()));
@@ -200,26 +214,28 @@ impl Sheet {
             out += &format!("{} & {} \\\\\n", tex(&line.name), cells.join(" & "));
         }
         out += "\\bottomrule\n\\end{tabular}\n";
-        self.notes.iter().for_each(|note| out += &format!("% {note}\n"));
+        if !self.notes.is_empty() {
+            let notes: Vec<String> = self.notes.iter().map(|note| tex(note)).collect();
+            out += &format!("\n{{\\footnotesize {}\\par}}\n", notes.join("\n"));
+        }
         out + "\\end{table}\n"
     }
 
-    /// For terminals: best marked with `*`.
+    /// For terminals: best marked with `*`, second best with `°`.
     pub fn text(&self) -> String {
         let mut all = vec![std::iter::once(String::new()).chain(self.columns.iter().map(|c| c.name.clone())).collect()];
-        all.extend(self.shown());
+        all.extend(self.shown("±"));
         let widths: Vec<usize> = (0..=self.columns.len())
-            .map(|i| all.iter().map(|row: &Vec<String>| row[i].chars().count()).max().unwrap_or(0))
+            .map(|i| all.iter().map(|row: &Vec<String>| unmarked(&row[i]).0.chars().count()).max().unwrap_or(0))
             .collect();
         let mut out = format!("{}\n", self.title);
         for row in &all {
             let mut line = String::new();
             for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let pad = " ".repeat(width - cell.chars().count());
+                let (bare, mark) = unmarked(cell);
+                let pad = " ".repeat(width - bare.chars().count());
                 // The mark stands beside the column.
-                let mark = if cell.ends_with('*') { "" } else { " " };
-                let pad = pad.strip_suffix(mark).unwrap_or_default();
-                line += &if index == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}{mark}") };
+                line += &if index == 0 { format!("{cell}{pad}") } else { format!("  {pad}{bare}{mark:1}") };
             }
             out += line.trim_end();
             out += "\n";
@@ -227,6 +243,11 @@ impl Sheet {
         self.notes.iter().for_each(|note| out += &format!("{note}\n"));
         out
     }
+}
+
+/// A cell of [`Sheet::shown`] and its mark.
+fn unmarked(cell: &str) -> (&str, &str) {
+    cell.split_at(cell.trim_end_matches(['*', '°']).len())
 }
 
 /// Text in LaTeX.
@@ -241,6 +262,9 @@ fn tex(text: &str) -> String {
             '±' => out += "$\\pm$",
             '×' => out += "$\\times$",
             '–' => out += "--",
+            '°' => out += "$^\\circ$",
+            '…' => out += "\\ldots{}",
+            '<' | '>' | '|' => out.extend(['$', c, '$']),
             c => out.push(c),
         }
     }
@@ -252,8 +276,12 @@ mod tests {
     use super::*;
 
     fn sheet() -> Sheet {
-        let row =
-            |name: &str, marked, values: &[f64]| Line { name: name.into(), marked, cells: vec![Cell::of(values)] };
+        let row = |name: &str, marked, values: &[f64]| Line {
+            name: name.into(),
+            marked,
+            cells: vec![Cell::of(values)],
+            note: if values.is_empty() { "no <memory>".into() } else { String::new() },
+        };
         Sheet {
             id: "t".into(),
             title: "Of 100 %".into(),
@@ -265,7 +293,7 @@ mod tests {
                 row("z", true, &[3.0]),
                 row("failed", true, &[]),
             ],
-            notes: vec!["A note.".into()],
+            notes: vec!["A note: 50 %.".into()],
         }
     }
 
@@ -280,9 +308,27 @@ mod tests {
         let latex = sheet.latex();
         assert!(latex.contains("x & \\textbf{2.0 $\\pm$ 0.0} \\\\") && latex.contains("a\\_b"), "{latex}");
         assert!(latex.contains("\\caption{Of 100 \\%}"), "{latex}");
+        assert!(latex.ends_with("\\end{tabular}\n\n{\\footnotesize A note: 50 \\%.\\par}\n\\end{table}\n"), "{latex}");
         let csv = String::from_utf8(sheet.csv().expect("csv")).expect("utf-8");
-        assert!(csv.starts_with("row,a_b,a_b (standard error)\nvanilla,0,\nx,2.02,0.02"), "{csv}");
-        assert!(sheet.text().contains("x       2.0 ± 0.0*\n"), "{}", sheet.text());
+        assert!(csv.starts_with("row,a_b,a_b (standard error),note\nvanilla,0,,\nx,2.02,0.02"), "{csv}");
+        assert!(csv.ends_with("failed,,,no <memory>\n"), "{csv}");
+        let text = "Of 100 %\n             a_b\nvanilla      0.0\nx        2.0±0.0*\ny            2.0*\n\
+                    z            3.0°\nfailed         –\nA note: 50 %.\n";
+        assert_eq!(sheet.text(), text);
+    }
+
+    #[test]
+    fn the_worst_there_can_be_is_not_second_best() {
+        let row =
+            |share: f64| Line { name: "x".into(), marked: true, cells: vec![Cell::of(&[share])], note: String::new() };
+        let columns = vec![Column::new("parameters changed (%)", 2).least().worst(100.0)];
+        let rows = vec![row(99.999), row(20.0), row(30.0)];
+        let mut sheet = Sheet { columns, rows, ..sheet() };
+        let ranks = |sheet: &Sheet| [0, 1, 2].map(|row| sheet.rank(row, 0));
+        assert_eq!(ranks(&sheet), [Rank::Other, Rank::Best, Rank::Second]);
+        sheet.rows.pop();
+        sheet.rows.push(row(100.0));
+        assert_eq!(ranks(&sheet), [Rank::Other, Rank::Best, Rank::Other]);
     }
 
     /// ±: of 1, 2, 3 the sample's deviation is 1, the standard error 1/√3.

@@ -1,5 +1,6 @@
 //! A command of this program in a process of its own, its lines passed on.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -97,6 +98,21 @@ impl Pace {
     }
 }
 
+/// Of what a process said, the last lines in which its error is looked for.
+const END: usize = 50;
+
+/// Why it failed: the last line that says so, where that is the place of a panic with the next one; or the last line.
+fn reason(said: &VecDeque<String>) -> String {
+    let panicked = |line: &str| line.contains("panicked");
+    let at = said.iter().rposition(|line| line.starts_with("error:") || panicked(line));
+    let at = at.unwrap_or(said.len().saturating_sub(1));
+    let why = said.get(at).map_or("it said nothing", |line| line.trim_start_matches("error: "));
+    match said.get(at + 1).filter(|_| panicked(why)) {
+        Some(next) => format!("{why} {next}"),
+        None => why.to_owned(),
+    }
+}
+
 pub struct Child<'a> {
     title: &'a str,
     threads: Option<usize>,
@@ -141,12 +157,15 @@ impl<'a> Child<'a> {
             }
         });
         let mut progress = Progress::note(self.title, self.quiet);
-        let (mut last, mut told) = (String::new(), false);
+        let (mut last, mut told) = (VecDeque::new(), false);
         loop {
             match lines.recv_timeout(Duration::from_millis(100)) {
                 Ok(line) => {
                     progress.say(self.title, &line);
-                    last = line;
+                    if last.len() == END {
+                        last.pop_front();
+                    }
+                    last.push_back(line);
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -164,7 +183,7 @@ impl<'a> Child<'a> {
             Some(0) => Outcome::Done(text),
             _ if stop::asked() => Outcome::Interrupted,
             Some(130) => Outcome::Interrupted,
-            Some(_) => Outcome::Failed(last.trim_start_matches("error: ").to_owned()),
+            Some(_) => Outcome::Failed(reason(&last)),
             None => Outcome::Failed(format!("it was killed ({status}); there may have been too little memory")),
         })
     }
@@ -187,6 +206,15 @@ fn interrupt(child: &mut std::process::Child) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_reason_is_the_line_that_says_so() {
+        let of = |lines: &[&str]| reason(&lines.iter().map(|line| (*line).to_owned()).collect());
+        assert_eq!(of(&["step 1/4: block 3", "error: no memory", "  a hint"]), "no memory");
+        let panic = ["thread 'main' panicked at a.rs:1:2:", "index out of bounds", "note: run with `RUST_BACKTRACE=1`"];
+        assert_eq!(of(&panic), "thread 'main' panicked at a.rs:1:2: index out of bounds");
+        assert_eq!((of(&["one", "two"]).as_str(), of(&[]).as_str()), ("two", "it said nothing"));
+    }
 
     #[test]
     fn several_at_a_time_in_order() {

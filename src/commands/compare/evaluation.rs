@@ -65,10 +65,10 @@ impl Evaluations<'_> {
         Ok(asked)
     }
 
-    /// What runs kept along their way: toxicity and the first perplexity.
-    pub fn along_the_way(&self, asked: &Asked, entries: &mut [Entry]) -> Result<()> {
+    /// What runs kept along their way: toxicity and the first perplexity. Returns which points are missing, and why.
+    pub fn along_the_way(&self, asked: &Asked, entries: &mut [Entry]) -> Result<Vec<String>> {
         if asked.toxicity.is_none() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
         let mut states = Vec::new();
@@ -107,18 +107,25 @@ impl Evaluations<'_> {
                     }
                 };
             // One that fails is a point less.
-            if let Err(why) = &done {
-                eprintln!("warning: no point of {}: {why}", state.name);
-            }
-            let figures = done.ok().map(|dir| together(&[&dir])).transpose()?.map(|results| figures(&results, 0));
-            Ok(figures.and_then(|figures| point(asked, &figures, Some(state.step))))
+            Ok(match done {
+                Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(state.step))),
+                Err(why) => {
+                    let gap = format!("no point of {}: {why}", state.name);
+                    eprintln!("warning: {gap}");
+                    Err(gap)
+                }
+            })
         })?;
+        let mut gaps = Vec::new();
         for (state, point) in states.iter().zip(points).rev() {
             let (entry, run) = state.at;
-            // Before those of later steps, and of the end.
-            point.into_iter().for_each(|point| entries[entry].runs[run].points.insert(0, point));
+            match point {
+                // Before those of later steps, and of the end.
+                Ok(point) => point.into_iter().for_each(|point| entries[entry].runs[run].points.insert(0, point)),
+                Err(gap) => gaps.insert(0, gap),
+            }
         }
-        Ok(())
+        Ok(gaps)
     }
 
     /// The folder of a finished evaluation of a model, or why there is none; made, or gone on with, if it is not there.

@@ -140,10 +140,16 @@ impl Plan {
             files: loaded.checkpoint().hashes()?.clone(),
             parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
             scorer: shared.scorer.clone(),
+            toxic_label: shared.toxic_label.clone(),
         };
         let by_pairs = |settings: &RepairSettings| settings.neuron_method().is_none();
         if let Some((name, _, row)) = rows.iter().find(|(_, _, row)| by_pairs(row) && row.scorer != base.scorer) {
             bail_input!("row {name}: its scorer is {}, the others' {}", row.scorer, base.scorer);
+        }
+        if let Some((name, ..)) = rows.iter().find(|(.., row)| by_pairs(row) && row.toxic_label != base.toxic_label) {
+            bail_input!(
+                "row {name}: its toxic-label is not the others'; give it once, as --toxic-label or in --config"
+            );
         }
         if let Some((name, ..)) = rows.iter().find(|(.., row)| row.model != base.model || row.data != shared.data) {
             bail_input!("row {name}: its model or data are not those of the comparison");
@@ -157,6 +163,14 @@ impl Plan {
             shared = resolve(&all)?;
             for (_, layer, settings) in &mut rows {
                 failures.learned_with(layer, by_pairs(settings));
+                *settings = resolve(layer)?;
+            }
+        }
+        if args.toxicity.is_some() || !on_failures {
+            let on_the_way = |settings: &RepairSettings| by_pairs(settings) && settings.checkpoint_steps == 0;
+            for (_, layer, settings) in rows.iter_mut().filter(|(.., settings)| on_the_way(settings)) {
+                // The trade-off is seen in what runs pass, too; a 0 that was given stays.
+                layer.entry("checkpoint-steps").or_insert((settings.max_steps / 4).into());
                 *settings = resolve(layer)?;
             }
         }

@@ -21,6 +21,8 @@ const SHAPES: [&str; 8] = [
     "M-6-5L6 0L-6 5Z",
     "M6-5L-6 0L6 5Z",
 ];
+/// What rows have in their marks that find all shapes taken: nothing; a hole, or where a mark is hollow a ring.
+const INSIDE: [&str; 2] = ["", "M-2.2 0A2.2 2.2 0 1 0 2.2 0A2.2 2.2 0 1 0-2.2 0Z"];
 
 /// Every row with its points in the order of their steps, from the base on.
 pub fn pareto(title: &str, found: &Pareto) -> Picture {
@@ -65,7 +67,12 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
     }
 }
 
-/// Rows beyond the shapes have them again in other colours.
+/// The outline of a row's mark, another one for every row of `SHAPES.len() * INSIDE.len()`.
+fn shape(row: usize) -> String {
+    format!("{}{}", SHAPES[row % SHAPES.len()], INSIDE[row / SHAPES.len() % INSIDE.len()])
+}
+
+/// Rows that have a shape again have it in another colour.
 fn colour(row: usize) -> usize {
     (row + row / SHAPES.len()) % SHAPES.len()
 }
@@ -83,15 +90,16 @@ fn way(base: (f64, f64), points: &[Point], at: impl Fn(&Point) -> (f64, f64)) ->
 fn mark(row: usize, (x, y): (f64, f64), filled: bool, title: &str) -> Markup {
     let (how, scale) = if filled { ("filled", "1") } else { ("hollow", ".7") };
     let class = format!("m{} {how}", colour(row));
+    let place = format!("translate({} {}) scale({scale})", px(x), px(y));
     html! {
-        path class=(class) d=(SHAPES[row % SHAPES.len()]) transform=(format!("translate({} {}) scale({scale})", px(x), px(y))) {
-            title { (title) }
-        }
+        path class=(class) d=(shape(row)) fill-rule="evenodd" transform=(place) { title { (title) } }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -104,5 +112,17 @@ mod tests {
         assert_eq!(svg.matches("filled\"").count(), 2);
         assert_eq!(svg.matches("hollow\"").count(), 1);
         assert!(svg.contains("a&lt;b at step 5: toxicity 40.0, perplexity 101"), "{svg}");
+    }
+
+    #[test]
+    fn marks_differ_without_their_colours() {
+        for filled in [true, false] {
+            let uncoloured = |row: usize| {
+                let mark = mark(row, (0.0, 0.0), filled, "").into_string();
+                mark.replace(&format!("\"m{} ", colour(row)), "\"")
+            };
+            let marks: BTreeSet<String> = (0..16).map(uncoloured).collect();
+            assert_eq!(marks.len(), 16, "{marks:?}");
+        }
     }
 }
