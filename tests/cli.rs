@@ -249,6 +249,14 @@ fn configurations_that_are_not_implemented() {
     refuse("mistral", &[("rope_scaling", json!({"type": "dynamic", "factor": 2.0}))], &["rotary scaling dynamic"]);
     refuse("mistral", &[("rope_scaling", json!({"type": "linear"}))], &["\"factor\""]);
     refuse("mistral", &[("rope_theta", json!(0))], &["\"rope_theta\" is 0"]);
+    // A `rope_scaling` that is not empty goes before `rope_parameters`.
+    refuse("llama", &[("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}))], &["rotary scaling yarn"]);
+    refuse("mistral", &[("rope_scaling", json!("linear"))], &["\"rope_scaling\" is \"linear\"", "object"]);
+    refuse("mistral", &[("rope_scaling", json!([2.0]))], &["\"rope_scaling\" is [2.0]", "object"]);
+    refuse("mistral", &[("rope_scaling", json!({"type": null, "factor": 2.0}))], &["rotary scaling of no name"]);
+    refuse("mistral", &[("rope_scaling", json!({"factor": 2.0}))], &["rotary scaling of no name"]);
+    let of_kinds = json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}});
+    refuse("qwen2", &[("rope_parameters", of_kinds)], &["\"rope_parameters\"", "full_attention", "all layers"]);
     let llama3 = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
                         "original_max_position_embeddings": 32});
     refuse("llama", &[("rope_parameters", llama3)], &["low_freq_factor", "high_freq_factor"]);

@@ -84,19 +84,15 @@ pub fn decoder(s: &Settings, family: Family) -> Result<Box<dyn Arch>> {
         );
     }
     let head_dim = s.size_or_none("head_dim")?.map_or_else(|| s.divide(channels, heads, "heads"), Ok)?;
+    let context = s.size("max_position_embeddings")?;
     Ok(Box::new(Decoder {
-        sizes: Sizes {
-            blocks: s.blocks(BLOCKS)?,
-            channels,
-            vocabulary: s.size("vocab_size")?,
-            context: s.size("max_position_embeddings")?,
-        },
+        sizes: Sizes { blocks: s.blocks(BLOCKS)?, channels, vocabulary: s.size("vocab_size")?, context },
         family,
         attention: AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window: None },
         inner: s.size("intermediate_size")?,
         epsilon: s.epsilon_or("rms_norm_eps", 1e-6)?,
         activation: s.activation_or("hidden_act", "silu")?,
-        rotary: s.rotary(head_dim)?,
+        rotary: s.rotary(head_dim, context)?,
         tied: s.flag_or("tie_word_embeddings", false)?,
     }))
 }
