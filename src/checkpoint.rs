@@ -1,8 +1,9 @@
 //! A *checkpoint* is a model folder in Hugging Face layout: `config.json`, `tokenizer.json`, and weights in one
 //! `model.safetensors` or in shards with an index.
 //!
-//! Opening reads headers only. Writing copies every file of the base byte for byte and then puts the changed tensors
-//! at their places, so whatever was not touched is equal to the base by construction; [`compare`] checks it all the same.
+//! Opening reads headers only (and a tied head that is stored all the same). Writing copies every file of the base byte
+//! for byte and then puts the changed tensors at their places, so whatever was not touched is equal to the base by
+//! construction; [`compare`] checks it all the same.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,6 +32,9 @@ const INDEX: &str = "model.safetensors.index.json";
 pub const ANY_CLASS: &str = "AutoModelForCausalLM";
 /// The longest header that the safetensors format allows.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// What an output head of its own is called, in every architecture.
+const HEAD: &str = "lm_head.weight";
 
 /// Where a tensor lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,14 +68,18 @@ pub struct Checkpoint {
     pub config: Value,
     /// File names of the weights, in order.
     pub files: Vec<String>,
-    /// By name on disk.
+    /// By name on disk, without the twin.
     pub entries: BTreeMap<String, Entry>,
+    /// The name on disk of an embedding that the head is tied to, and the place of the head, where it is stored all the
+    /// same. The two are one tensor and go to disk together: transformers 5 ties them only while they are equal.
+    twin: Option<(String, Entry)>,
     /// Of the weight files, once they are asked for: they take seconds at 3 GB.
     hashes: OnceLock<BTreeMap<String, String>>,
 }
 
 impl Checkpoint {
-    /// Opens a folder: reads `config.json` and the headers of the weights. Errors are bad input and name the file.
+    /// Opens a folder: reads `config.json` and the headers of the weights, and compares a tied head that is stored with
+    /// its embedding. Errors are bad input and name the file.
     pub fn open(dir: &Path, name: &str, revision: Option<String>) -> Result<Self> {
         let config_path = dir.join("config.json");
         if !config_path.is_file() {
@@ -90,7 +98,42 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { dir: dir.into(), name: name.into(), revision, config, files, entries, hashes: OnceLock::new() })
+        let (dir, name, hashes) = (dir.into(), name.into(), OnceLock::new());
+        let mut checkpoint = Self { dir, name, revision, config, files, entries, twin: None, hashes };
+        checkpoint.find_twin()?;
+        Ok(checkpoint)
+    }
+
+    /// Takes the twin out of the entries, if there is one. Errors (bad input) if it differs from the embedding:
+    /// transformers 4 would tie them and transformers 5 would not, so that no one can tell which model is meant.
+    fn find_twin(&mut self) -> Result<()> {
+        // What is wrong with a configuration is said where its model is made; a classifier has none here.
+        let Ok(model) = Model::from_config(&self.config) else { return Ok(()) };
+        let tied = model.head() != HEAD;
+        let Some(embedding) = self.disk_name(model.head()).filter(|_| tied).map(str::to_owned) else { return Ok(()) };
+        let Some(head) = self.entries.get(HEAD) else { return Ok(()) };
+        let own = &self.entries[&embedding];
+        if (own.dtype, &own.shape) != (head.dtype, &head.shape) || !self.same_bytes(own, head)? {
+            bail_input!(
+                "{}: {HEAD} differs from {embedding}, to which config.json ties it; set \"tie_word_embeddings\" to \
+                 false there, or remove {HEAD}",
+                self.dir.join(&self.files[head.file]).display()
+            );
+        }
+        self.twin = self.entries.remove(HEAD).map(|entry| (embedding, entry));
+        Ok(())
+    }
+
+    /// Whether two tensors of this folder have the same bytes.
+    fn same_bytes(&self, a: &Entry, b: &Entry) -> Result<bool> {
+        let map = |entry: &Entry| Mapped::open(&self.dir.join(&self.files[entry.file]));
+        Ok(map(a)?.bytes(a)? == map(b)?.bytes(b)?)
+    }
+
+    /// Every place that a tensor's bytes are stored in: with a twin, that of the embedding and that of the head.
+    fn stored(&self, name: &str) -> impl Iterator<Item = &Entry> {
+        let twin = self.twin.as_ref().filter(|(embedding, _)| embedding == name).map(|(_, entry)| entry);
+        self.entries.get(name).into_iter().chain(twin)
     }
 
     /// The name on disk of a tensor that transformers calls `name`: files have it with or without `transformer.`.
@@ -224,6 +267,11 @@ impl Checkpoint {
     pub fn place(&self, name: &str) -> Result<(&str, u64)> {
         let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
         Ok((&self.files[entry.file], entry.offset))
+    }
+
+    /// The same of every place that its bytes are stored in; none if there is no such tensor.
+    pub fn places(&self, name: &str) -> Vec<(&str, u64)> {
+        self.stored(name).map(|entry| (self.files[entry.file].as_str(), entry.offset)).collect()
     }
 
     /// The bytes of a tensor on disk.
@@ -397,6 +445,12 @@ impl Mapped {
         Ok(Self(unsafe { Mmap::map(&file) }.with_context(place)?))
     }
 
+    /// A tensor's bytes.
+    fn bytes(&self, entry: &Entry) -> Result<&[u8]> {
+        let from = entry.offset as usize;
+        self.0.get(from..from + entry.bytes as usize).context("the file is shorter than its header says")
+    }
+
     /// A tensor's values: memory grows by them alone.
     fn values<T: Kept>(&self, entry: &Entry) -> Result<Vec<T>> {
         const PIECE: usize = 1 << 18;
@@ -407,7 +461,7 @@ impl Mapped {
         };
         let count: usize = entry.shape.iter().product();
         let (from, length) = (entry.offset as usize, entry.bytes as usize);
-        let bytes = self.0.get(from..from + length).context("the file is shorter than its header says")?;
+        let bytes = self.bytes(entry)?;
         if length != count * width {
             bail!("{length} bytes for {count} values");
         }
@@ -509,13 +563,15 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
     let left_out = copy_model(base, out)?;
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
-        let entry = &base.entries[disk];
-        let path = out.join(&base.files[entry.file]);
-        let mut file =
-            File::options().write(true).open(&path).with_context(|| format!("writing {}", path.display()))?;
-        file.seek(SeekFrom::Start(entry.offset))?;
-        file.write_all(&to_bytes(tensor, entry.dtype)?).with_context(|| format!("writing {}", path.display()))?;
-        file.sync_all().with_context(|| format!("writing {}", path.display()))?;
+        let bytes = to_bytes(tensor, base.entries[disk].dtype)?;
+        for entry in base.stored(disk) {
+            let path = out.join(&base.files[entry.file]);
+            let writing = || format!("writing {}", path.display());
+            let mut file = File::options().write(true).open(&path).with_context(writing)?;
+            file.seek(SeekFrom::Start(entry.offset)).with_context(writing)?;
+            file.write_all(&bytes).with_context(writing)?;
+            file.sync_all().with_context(writing)?;
+        }
     }
     Ok(left_out)
 }
@@ -666,9 +722,10 @@ pub struct Change {
     pub values: usize,
 }
 
-/// Every tensor whose bytes differ, and the norm of its change. Errors if names, shapes or dtypes differ.
+/// Every tensor whose bytes differ, and the norm of its change; a tied head that is stored changes with its embedding
+/// and is not named. Errors if names, shapes or dtypes differ.
 pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
-    if !base.entries.keys().eq(other.entries.keys()) {
+    if !base.entries.keys().eq(other.entries.keys()) || base.twin.is_some() != other.twin.is_some() {
         bail!("{} and {} don't hold the same tensors", base.dir.display(), other.dir.display());
     }
     let mut changes = Vec::new();

@@ -119,8 +119,8 @@ impl<'a> Settings<'a> {
                 Some(value @ Value::Object(settings)) => {
                     if let Some((kind, _)) = settings.iter().find(|(_, value)| value.is_object()) {
                         bail_input!(
-                            "config.json: {key:?} has settings of its own for {kind:?}, which is not implemented (have: \
-                             one kind of rotary positions for all layers)"
+                            "config.json: {key:?} has settings of its own for {kind:?}, which is not implemented \
+                             (have: one kind of rotary positions for all layers)"
                         );
                     }
                     if !settings.is_empty() {
@@ -134,8 +134,8 @@ impl<'a> Settings<'a> {
     }
 
     /// Rotary positions of heads of `head_dim` channels, by `rope_scaling`, or `rope_parameters` where that is empty; a
-    /// `rope_theta` that is not in them stands beside them. `context`: the longest sequence, which scaling takes for the
-    /// original one where none is named.
+    /// `rope_theta` that is not in them stands beside them. `context`: the longest sequence, taken for the one before
+    /// scaling where none is named.
     pub fn rotary(&self, head_dim: usize, context: usize) -> Result<Rotary> {
         let scaling = self.rope()?;
         let either = |key: &str, default: f64| scaling.number_or(key, self.number_or(key, default)?);
