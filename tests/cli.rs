@@ -153,17 +153,30 @@ fn a_model_that_is_not_there() {
     bad_model(&model, &["model.safetensors"]);
     std::fs::write(model.join("pytorch_model.bin"), "pickle").expect("write");
     bad_model(&model, &["pytorch_model.bin", "convert"]);
-    for other in ["model.Q8_0.gguf", "pytorch_model.bin.index.json"] {
+    for (other, line) in [
+        ("model.Q8_0.gguf", "GPT2LMHeadModel.from_pretrained(DIR, gguf_file="),
+        ("pytorch_model.bin.index.json", "GPT2LMHeadModel.from_pretrained(DIR)"),
+        ("pytorch_model-00001-of-00002.bin", "glob.glob(DIR + '/pytorch_model-*.bin')"),
+        ("pytorch_model.fp16.bin", "GPT2LMHeadModel.from_pretrained(DIR, variant=\"fp16\")"),
+        ("consolidated.00.pth", "convert_llama_weights_to_hf.py"),
+        ("best.pth", "[DIR + '/best.pth']"),
+        ("best.pt", "GPT2LMHeadModel.from_pretrained(None, config=c, state_dict=s)"),
+        ("best.ckpt", "[DIR + '/best.ckpt']"),
+    ] {
         let model = bench.model();
         std::fs::remove_file(model.join("model.safetensors")).expect("remove");
         std::fs::rename(model.join("pytorch_model.bin"), model.join(other)).expect("rename");
-        bad_model(&model, &[other, "not loaded; convert", "GPT2LMHeadModel.from_pretrained("]);
+        bad_model(&model, &[other, "not loaded; convert", line]);
         std::fs::rename(model.join(other), model.join("pytorch_model.bin")).expect("rename");
     }
     // As llama.cpp's files lie: alone, without a config.json.
     let gguf = bench.file("small.gguf", "GGUF");
     bad_model(bench.dir.path(), &["small.gguf", "convert", "gguf_file=\"small.gguf\""]);
     bad_model(gguf.as_ref(), &["small.gguf: a file", "convert", "gguf_file=\"small.gguf\""]);
+    let pickle = bench.file("consolidated.00.pth", "pickle");
+    bad_model(pickle.as_ref(), &["consolidated.00.pth: a file", "convert_llama_weights_to_hf.py"]);
+    let pickle = bench.file("best.pt", "pickle");
+    bad_model(pickle.as_ref(), &["best.pt: a file", "type(AutoModelForCausalLM.from_config(c)).from_pretrained(None"]);
     std::fs::write(model.join("model.safetensors.index.json"), r#"{"weight_map": {"a": "model-1.safetensors"}}"#)
         .expect("write");
     bad_model(&model, &["model-1.safetensors", "missing"]);

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use candle_core::Tensor;
-use irepair::checkpoint::{Checkpoint, Stored, compare, hash_file, write_tensors};
+use irepair::checkpoint::{Checkpoint, Stored, compare, copy_model, hash_file, write_tensors};
 use irepair::model::kernels::matmul::Precision;
 use irepair::random::{Purpose, Stream};
 use irepair::report::{RunRecord, read_steps};
@@ -951,4 +951,22 @@ fn a_tied_head_that_is_stored_stays_its_embedding() {
         store(&(&floats[embedding] * 2.0).expect("doubled"));
         bad_model(&model, &[&format!("lm_head.weight differs from {embedding}"), "\"tie_word_embeddings\" to false"]);
     }
+}
+
+/// Copied, they would be the unrepaired weights once more.
+#[test]
+fn pickled_weights_are_not_copied() {
+    let bench = Bench::new();
+    let (model, out) = (bench.model_of("gpt2"), bench.path("out"));
+    let pickles =
+        ["consolidated.00.pth", "model.bin", "model.ckpt", "original/consolidated.00.pt", "pytorch_model.fp16.bin"];
+    for dir in [&out, &model.join("original")] {
+        std::fs::create_dir(dir).expect("dir");
+    }
+    for name in pickles.iter().chain(&["training_args.bin"]) {
+        std::fs::write(model.join(name), "unrepaired").expect(name);
+    }
+    let left_out = copy_model(&Checkpoint::open(&model, "gpt2", None).expect("opens"), &out).expect("copies");
+    assert_eq!(left_out, pickles);
+    assert!(out.join("training_args.bin").is_file() && pickles.iter().all(|name| !out.join(name).exists()));
 }
