@@ -195,3 +195,37 @@ impl<'a> Settings<'a> {
         Ok(whole / parts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As in transformers 5.24 (`_compute_llama3_parameters`): it decides how much the second pair of channels is slowed.
+    #[test]
+    fn the_original_context_of_scaling_is_found() {
+        let cosines = |inside: Option<u32>, beside: Option<u32>| {
+            let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                 "original_max_position_embeddings": inside});
+            let config = json!({"rope_scaling": scaling, "original_max_position_embeddings": beside});
+            Settings::new(&config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
+        };
+        assert_eq!(cosines(None, None), cosines(Some(64), None));
+        assert_eq!(cosines(None, Some(32)), cosines(Some(32), None));
+        assert_eq!(cosines(Some(16), Some(64)), cosines(Some(64), None));
+        assert_ne!(cosines(Some(64), None), cosines(Some(32), None));
+    }
+
+    /// What is not empty goes first, whole: with it the `rope_theta` of the other is gone.
+    #[test]
+    fn rope_scaling_goes_before_rope_parameters() {
+        let rotary = |config: &Value| Settings::new(config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone();
+        let parameters = json!({"rope_type": "default", "rope_theta": 100.0});
+        let linear = json!({"type": "linear", "factor": 2.0});
+        let both = json!({"rope_parameters": parameters, "rope_scaling": linear});
+        assert_eq!(rotary(&both), rotary(&json!({"rope_scaling": linear})));
+        let empty = json!({"rope_parameters": parameters, "rope_scaling": {}});
+        assert_eq!(rotary(&empty), rotary(&json!({"rope_theta": 100.0})));
+    }
+}
