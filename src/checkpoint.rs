@@ -5,7 +5,7 @@
 //! for byte and then puts the changed tensors at their places, so whatever was not touched is equal to the base by
 //! construction; [`compare`] checks it all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::bail_input;
 use crate::fault::Fault;
 use crate::model::Model;
 use crate::model::kernels::stored::WeightsDtype;
-use crate::weights::{TensorSpec, Weights, Who};
+use crate::weights::{Place, TensorSpec, Weights, Who};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -35,6 +35,15 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// What an output head of its own is called, in every architecture.
 const HEAD: &str = "lm_head.weight";
+
+/// Masks and frequencies that older versions of transformers stored in blocks: they are no parameters.
+const BUFFERS: [&str; 5] = [
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attn.attention.bias",
+    ".attn.attention.masked_bias",
+    ".self_attn.rotary_emb.inv_freq",
+];
 
 /// Where a tensor lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,11 +188,41 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Errors (bad input) on a tensor in one of the blocks that the model has no use for: without it the block is not what
+    /// was trained.
+    fn refuse_strangers(&self, specs: &[TensorSpec]) -> Result<()> {
+        let mut known: BTreeSet<&str> = BTreeSet::new();
+        let mut blocks: BTreeSet<&str> = BTreeSet::new();
+        for spec in specs {
+            let Some(name) = self.disk_name(&spec.name) else { continue };
+            known.insert(name);
+            if let Place::Block(block) = spec.place {
+                let index = format!(".{block}.");
+                blocks.extend(name.find(index.as_str()).map(|at| &name[..at + index.len()]));
+            }
+        }
+        let stranger = self.entries.iter().find(|(name, _)| {
+            !known.contains(name.as_str())
+                && blocks.iter().any(|block| name.starts_with(*block))
+                && !BUFFERS.iter().any(|buffer| name.ends_with(*buffer))
+        });
+        match stranger {
+            Some((name, entry)) => bail_input!(
+                "{}: tensor {name} is no part of the model that config.json describes; mend that (\"model_type\", \
+                 \"attention_bias\", \"mlp_bias\"), or remove the tensor",
+                self.dir.join(&self.files[entry.file]).display()
+            ),
+            None => Ok(()),
+        }
+    }
+
     /// All tensors of the model on `device`: matrices stored in `kept` as they are, all else in f32. Errors (bad input) on
-    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is not finite.
+    /// a missing tensor, one too many in a block, a wrong shape, a dtype other than f32, f16, bf16, or a value that is
+    /// not finite.
     pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
+        self.refuse_strangers(&model.specs())?;
         for spec in model.specs() {
             let (name, entry) = self.entry(&spec)?;
             let dtype = if spec.is_matrix() { entry.kept_in(kept) } else { WeightsDtype::F32 };

@@ -276,6 +276,9 @@ fn configurations_that_are_not_implemented() {
     refuse("llama", &[("partial_rotary_factor", json!(0.5))], &["part of a head"]);
     refuse("llama", &[("head_dim", json!(7))], &["part of a head's 7"]);
     refuse("llama", &[("head_dim", json!(1 << 28))], &["268435456", "\"head_dim\"", "at most 65536"]);
+    // The weights have these.
+    refuse("llama", &[("attention_bias", json!(false))], &["self_attn.k_proj.bias is no part", "\"attention_bias\""]);
+    refuse("llama", &[("mlp_bias", json!(false))], &["mlp.down_proj.bias is no part", "\"mlp_bias\""]);
     refuse("qwen2", &[("num_key_value_heads", json!(3))], &["num_attention_heads", "4", "num_key_value_heads", "3"]);
     refuse("qwen2", &[("hidden_act", json!("mish"))], &["hidden_act", "mish", "silu"]);
     let kinds = json!(["full_attention", "chunked_attention", "full_attention"]);

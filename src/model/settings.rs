@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// As in transformers 5.24 (`_compute_llama3_parameters`): it decides how much the second pair of channels is slowed.
+    /// As in transformers 5.24 (`_compute_llama3_parameters`): by it the second pair of channels is slowed or not.
     #[test]
     fn the_original_context_of_scaling_is_found() {
         let cosines = |inside: Option<u32>, beside: Option<u32>| {
