@@ -188,8 +188,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Errors (bad input) on a tensor in one of the blocks that the model has no use for: without it the block is not what
-    /// was trained.
+    /// Errors (bad input) on a tensor in one of the blocks that the model has no use for: without it, the block is not
+    /// what was trained.
     fn refuse_strangers(&self, specs: &[TensorSpec]) -> Result<()> {
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut blocks: BTreeSet<&str> = BTreeSet::new();
