@@ -395,7 +395,8 @@ fn conversion_of_pickle(file: &str, class: &str) -> Option<String> {
         );
     }
     let variant = file.strip_prefix("pytorch_model.").and_then(|rest| rest.strip_suffix(".bin"));
-    if let Some(variant) = variant {
+    // With its shards' numbers behind it: `fp16-00001-of-00002`.
+    if let Some(variant) = variant.and_then(|rest| rest.split("-0").next()) {
         return Some(format!("{class}.from_pretrained(DIR, variant={variant:?}).save_pretrained(OUT)"));
     }
     let (files, names) = match file.starts_with("pytorch_model-") {
