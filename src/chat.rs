@@ -22,6 +22,23 @@ const FUEL: u64 = 2_000_000;
 /// What the template is called in the environment.
 const NAME: &str = "chat";
 
+/// What [`strftime_now`] has, and its values.
+const FIELDS: &[(char, &str)] = &[
+    ('%', "%"),
+    ('A', "Thursday"),
+    ('B', "January"),
+    ('H', "00"),
+    ('M', "00"),
+    ('S', "00"),
+    ('Y', "2026"),
+    ('a', "Thu"),
+    ('b', "Jan"),
+    ('d', "01"),
+    ('j', "001"),
+    ('m', "01"),
+    ('y', "26"),
+];
+
 /// transformers' mark of what an assistant says. What is within is a scope of its own there.
 static GENERATION: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a regex"));
@@ -46,7 +63,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The template of a model folder, if it has one: `chat_template.jinja`, or `chat_template` in
-    /// `tokenizer_config.json`. Errors (bad input) if that file is broken.
+    /// `tokenizer_config.json`. Errors (bad input) if a file is broken.
     pub fn of(dir: &Path) -> Result<Option<Self>> {
         let (own, config_path) = (dir.join("chat_template.jinja"), dir.join("tokenizer_config.json"));
         let read = |path: &Path| match path.is_file() {
@@ -55,16 +72,19 @@ impl ChatTemplate {
                 .map_err(|e| anyhow::Error::from(Fault::Input(format!("{}: {e}", path.display())))),
             false => Ok(None),
         };
-        let config: Value = match read(&config_path)? {
-            Some(text) => serde_json::from_str(&text)
-                .map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", config_path.display())))?,
-            None => Value::Null,
+        let json = |path: &Path| -> Result<Value> {
+            Ok(match read(path)? {
+                Some(text) => serde_json::from_str(&text)
+                    .map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", path.display())))?,
+                None => Value::Null,
+            })
         };
-        let tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
-            let text = value.as_str().or_else(|| value["content"].as_str())?;
-            key.ends_with("_token").then(|| (key.clone(), text.to_owned()))
-        });
-        let tokens = tokens.collect();
+        let config = json(&config_path)?;
+        let mut tokens = special_tokens(&config);
+        // As in transformers: the older file has the last word, unless the newer one lists all tokens.
+        if config["added_tokens_decoder"].is_null() {
+            tokens.extend(special_tokens(&json(&dir.join("special_tokens_map.json"))?));
+        }
         if let Some(source) = read(&own)? {
             return Self::new(source, &own, tokens).map(Some);
         }
@@ -84,7 +104,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax);
         environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        // No `strftime_now`: templates that ask whether it is there write a date of their own, and runs can be repeated.
+        environment.add_function("strftime_now", strftime_now);
         environment.add_function("raise_exception", |why: String| -> std::result::Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });
@@ -109,4 +129,34 @@ impl ChatTemplate {
             _ => failed(e.to_string()),
         })?)
     }
+}
+
+/// `bos_token` and its like, of a tokenizer's configuration.
+fn special_tokens(config: &Value) -> BTreeMap<String, String> {
+    let tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
+        let text = value.as_str().or_else(|| value["content"].as_str())?;
+        key.ends_with("_token").then(|| (key.clone(), text.to_owned()))
+    });
+    tokens.collect()
+}
+
+/// The date that templates write into a conversation. It is always the first moment of 2026, a Thursday: a run that is
+/// repeated on another day must make the same bytes.
+fn strftime_now(format: String) -> std::result::Result<String, Error> {
+    let (mut text, mut rest) = (String::new(), format.chars());
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        let field = rest.next();
+        let Some((_, value)) = FIELDS.iter().find(|(name, _)| Some(*name) == field) else {
+            let have: Vec<String> = FIELDS.iter().map(|(name, _)| format!("%{name}")).collect();
+            let field = field.map_or_else(String::new, String::from);
+            let why = format!("strftime_now: %{field} is not implemented (have: {})", have.join(" "));
+            return Err(Error::new(ErrorKind::InvalidOperation, why));
+        };
+        text.push_str(value);
+    }
+    Ok(text)
 }

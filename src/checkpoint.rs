@@ -1,10 +1,11 @@
 //! A *checkpoint* is a model folder in Hugging Face layout: `config.json`, `tokenizer.json`, and weights in one
 //! `model.safetensors` or in shards with an index.
 //!
-//! Opening reads headers only. Writing copies every file of the base byte for byte and then puts the changed tensors
-//! at their places, so whatever was not touched is equal to the base by construction; [`compare`] checks it all the same.
+//! Opening reads headers only (and a tied head that is stored all the same). Writing copies every file of the base byte
+//! for byte and then puts the changed tensors at their places, so whatever was not touched is equal to the base by
+//! construction; [`compare`] checks it all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use crate::bail_input;
 use crate::fault::Fault;
 use crate::model::Model;
 use crate::model::kernels::stored::WeightsDtype;
-use crate::weights::{TensorSpec, Weights, Who};
+use crate::weights::{Place, TensorSpec, Weights, Who};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -31,6 +32,18 @@ const INDEX: &str = "model.safetensors.index.json";
 pub const ANY_CLASS: &str = "AutoModelForCausalLM";
 /// The longest header that the safetensors format allows.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// What an output head of its own is called, in every architecture.
+const HEAD: &str = "lm_head.weight";
+
+/// Masks and frequencies that older versions of transformers stored in blocks: they are no parameters.
+const BUFFERS: [&str; 5] = [
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attn.attention.bias",
+    ".attn.attention.masked_bias",
+    ".self_attn.rotary_emb.inv_freq",
+];
 
 /// Where a tensor lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,14 +77,18 @@ pub struct Checkpoint {
     pub config: Value,
     /// File names of the weights, in order.
     pub files: Vec<String>,
-    /// By name on disk.
+    /// By name on disk, without the twin.
     pub entries: BTreeMap<String, Entry>,
+    /// The name on disk of an embedding that the head is tied to, and the place of the head, where it is stored all the
+    /// same. The two are one tensor and go to disk together: transformers 5 ties them only while they are equal.
+    twin: Option<(String, Entry)>,
     /// Of the weight files, once they are asked for: they take seconds at 3 GB.
     hashes: OnceLock<BTreeMap<String, String>>,
 }
 
 impl Checkpoint {
-    /// Opens a folder: reads `config.json` and the headers of the weights. Errors are bad input and name the file.
+    /// Opens a folder: reads `config.json` and the headers of the weights, and compares a tied head that is stored with
+    /// its embedding. Errors are bad input and name the file.
     pub fn open(dir: &Path, name: &str, revision: Option<String>) -> Result<Self> {
         let config_path = dir.join("config.json");
         if !config_path.is_file() {
@@ -90,7 +107,42 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { dir: dir.into(), name: name.into(), revision, config, files, entries, hashes: OnceLock::new() })
+        let (dir, name, hashes) = (dir.into(), name.into(), OnceLock::new());
+        let mut checkpoint = Self { dir, name, revision, config, files, entries, twin: None, hashes };
+        checkpoint.find_twin()?;
+        Ok(checkpoint)
+    }
+
+    /// Takes the twin out of the entries, if there is one. Errors (bad input) if it differs from the embedding:
+    /// transformers 4 would tie them and transformers 5 would not, so that no one can tell which model is meant.
+    fn find_twin(&mut self) -> Result<()> {
+        // What is wrong with a configuration is said where its model is made; a classifier has none here.
+        let Ok(model) = Model::from_config(&self.config) else { return Ok(()) };
+        let tied = model.head() != HEAD;
+        let Some(embedding) = self.disk_name(model.head()).filter(|_| tied).map(str::to_owned) else { return Ok(()) };
+        let Some(head) = self.entries.get(HEAD) else { return Ok(()) };
+        let own = &self.entries[&embedding];
+        if (own.dtype, &own.shape) != (head.dtype, &head.shape) || !self.same_bytes(own, head)? {
+            bail_input!(
+                "{}: {HEAD} differs from {embedding}, to which config.json ties it; set \"tie_word_embeddings\" to \
+                 false there, or remove {HEAD}",
+                self.dir.join(&self.files[head.file]).display()
+            );
+        }
+        self.twin = self.entries.remove(HEAD).map(|entry| (embedding, entry));
+        Ok(())
+    }
+
+    /// Whether two tensors of this folder have the same bytes.
+    fn same_bytes(&self, a: &Entry, b: &Entry) -> Result<bool> {
+        let map = |entry: &Entry| Mapped::open(&self.dir.join(&self.files[entry.file]));
+        Ok(map(a)?.bytes(a)? == map(b)?.bytes(b)?)
+    }
+
+    /// Every place that a tensor's bytes are stored in: with a twin, that of the embedding and that of the head.
+    fn stored(&self, name: &str) -> impl Iterator<Item = &Entry> {
+        let twin = self.twin.as_ref().filter(|(embedding, _)| embedding == name).map(|(_, entry)| entry);
+        self.entries.get(name).into_iter().chain(twin)
     }
 
     /// The name on disk of a tensor that transformers calls `name`: files have it with or without `transformer.`.
@@ -136,11 +188,41 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Errors (bad input) on a tensor in one of the blocks that the model has no use for: without it, the block is not
+    /// what was trained.
+    fn refuse_strangers(&self, specs: &[TensorSpec]) -> Result<()> {
+        let mut known: BTreeSet<&str> = BTreeSet::new();
+        let mut blocks: BTreeSet<&str> = BTreeSet::new();
+        for spec in specs {
+            let Some(name) = self.disk_name(&spec.name) else { continue };
+            known.insert(name);
+            if let Place::Block(block) = spec.place {
+                let index = format!(".{block}.");
+                blocks.extend(name.find(index.as_str()).map(|at| &name[..at + index.len()]));
+            }
+        }
+        let stranger = self.entries.iter().find(|(name, _)| {
+            !known.contains(name.as_str())
+                && blocks.iter().any(|block| name.starts_with(*block))
+                && !BUFFERS.iter().any(|buffer| name.ends_with(*buffer))
+        });
+        match stranger {
+            Some((name, entry)) => bail_input!(
+                "{}: tensor {name} is no part of the model that config.json describes; mend that (\"model_type\", \
+                 \"attention_bias\", \"mlp_bias\"), or remove the tensor",
+                self.dir.join(&self.files[entry.file]).display()
+            ),
+            None => Ok(()),
+        }
+    }
+
     /// All tensors of the model on `device`: matrices stored in `kept` as they are, all else in f32. Errors (bad input) on
-    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is not finite.
+    /// a missing tensor, one too many in a block, a wrong shape, a dtype other than f32, f16, bf16, or a value that is
+    /// not finite.
     pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
+        self.refuse_strangers(&model.specs())?;
         for spec in model.specs() {
             let (name, entry) = self.entry(&spec)?;
             let dtype = if spec.is_matrix() { entry.kept_in(kept) } else { WeightsDtype::F32 };
@@ -226,6 +308,11 @@ impl Checkpoint {
         Ok((&self.files[entry.file], entry.offset))
     }
 
+    /// The same of every place that its bytes are stored in; none if there is no such tensor.
+    pub fn places(&self, name: &str) -> Vec<(&str, u64)> {
+        self.stored(name).map(|entry| (self.files[entry.file].as_str(), entry.offset)).collect()
+    }
+
     /// The bytes of a tensor on disk.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
@@ -268,12 +355,22 @@ pub fn hash_file(path: &Path) -> Result<String> {
     }
 }
 
-/// The line of Python that writes safetensors of a file of weights in another format, if its name says that it is one.
+/// Weights in another format under the names that transformers looks for.
+const OTHERS: [&str; 4] = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
+
+/// Whether a file's ending is that of pickled tensors. They can run code, and are never opened.
+fn is_pickle(file: &str) -> bool {
+    [".bin", ".pth", ".pt", ".ckpt"].iter().any(|ending| file.ends_with(ending))
+}
+
+/// What of transformers writes safetensors of a file of weights in another format, mostly a line of Python, if its name
+/// says that it is one.
 pub fn conversion(file: &str, class: &str) -> Option<String> {
-    // What is pickled can run code, and is never opened.
-    let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
-    if others.contains(&file) {
+    if OTHERS.contains(&file) {
         return Some(format!("{class}.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"));
+    }
+    if is_pickle(file) {
+        return conversion_of_pickle(file, class);
     }
     // Newer versions of transformers don't save what they read of a GGUF file unless they forget where it is from.
     file.ends_with(".gguf").then(|| {
@@ -285,12 +382,42 @@ pub fn conversion(file: &str, class: &str) -> Option<String> {
     })
 }
 
+/// [`conversion`] of what transformers does not find by itself; none of what only training goes on from.
+fn conversion_of_pickle(file: &str, class: &str) -> Option<String> {
+    if ["optimizer.", "rng_state", "scaler.", "scheduler.", "training_args."].iter().any(|of| file.starts_with(of)) {
+        return None;
+    }
+    if file.starts_with("consolidated") && file.ends_with(".pth") {
+        return Some(
+            "python convert_llama_weights_to_hf.py --input_dir DIR --output_dir OUT (a script of transformers 4, in \
+             models/llama)"
+                .into(),
+        );
+    }
+    let variant = file.strip_prefix("pytorch_model.").and_then(|rest| rest.strip_suffix(".bin"));
+    // With its shards' numbers behind it: `fp16-00001-of-00002`.
+    if let Some(variant) = variant.and_then(|rest| rest.split("-0").next()) {
+        return Some(format!("{class}.from_pretrained(DIR, variant={variant:?}).save_pretrained(OUT)"));
+    }
+    let (files, names) = match file.starts_with("pytorch_model-") {
+        true => ("glob.glob(DIR + '/pytorch_model-*.bin')".to_owned(), ""),
+        false => (format!("[DIR + '/{file}']"), " (if its tensors have the names that transformers gives them)"),
+    };
+    // Only a class of its own takes tensors without a folder.
+    let class = if class == ANY_CLASS { format!("type({class}.from_config(c))") } else { class.to_owned() };
+    Some(format!(
+        "c = AutoConfig.from_pretrained(DIR); \
+         s = {{k: v for f in {files} for k, v in torch.load(f, weights_only=True).items()}}; \
+         {class}.from_pretrained(None, config=c, state_dict=s).save_pretrained(OUT){names}"
+    ))
+}
+
 /// Errors (bad input) if the folder has weights in another format, and says how to convert them.
 fn refuse_other_weights(dir: &Path, config: &Value) -> Result<()> {
     let class = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or(ANY_CLASS);
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let mut files: Vec<String> = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
-    files.sort();
+    files.sort_by_key(|file| (!OTHERS.contains(&file.as_str()), file.clone()));
     match files.iter().find_map(|file| Some((file, conversion(file, class)?))) {
         Some((file, line)) => bail_input!(
             "{}: no {SINGLE}, only {file}, which is not loaded; convert it with transformers: {line}",
@@ -397,6 +524,12 @@ impl Mapped {
         Ok(Self(unsafe { Mmap::map(&file) }.with_context(place)?))
     }
 
+    /// A tensor's bytes.
+    fn bytes(&self, entry: &Entry) -> Result<&[u8]> {
+        let from = entry.offset as usize;
+        self.0.get(from..from + entry.bytes as usize).context("the file is shorter than its header says")
+    }
+
     /// A tensor's values: memory grows by them alone.
     fn values<T: Kept>(&self, entry: &Entry) -> Result<Vec<T>> {
         const PIECE: usize = 1 << 18;
@@ -407,7 +540,7 @@ impl Mapped {
         };
         let count: usize = entry.shape.iter().product();
         let (from, length) = (entry.offset as usize, entry.bytes as usize);
-        let bytes = self.0.get(from..from + length).context("the file is shorter than its header says")?;
+        let bytes = self.bytes(entry)?;
         if length != count * width {
             bail!("{length} bytes for {count} values");
         }
@@ -470,10 +603,9 @@ fn to_bytes(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
 
 /// Whether a file holds the weights once more in another form: not copied, it would be the unrepaired ones.
 fn is_other_weights(name: &str) -> bool {
-    let other = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "pytorch_model.bin.index.json"];
-    let pytorch = name.starts_with("pytorch_model") && name.ends_with(".bin");
+    let pickled = is_pickle(name) && name != "training_args.bin";
     let endings = [".safetensors", ".safetensors.index.json", ".onnx", ".gguf"];
-    other.contains(&name) || pytorch || endings.iter().any(|e| name.ends_with(e))
+    OTHERS.contains(&name) || name == "rust_model.ot" || pickled || endings.iter().any(|e| name.ends_with(e))
 }
 
 impl Checkpoint {
@@ -509,13 +641,15 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
     let left_out = copy_model(base, out)?;
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
-        let entry = &base.entries[disk];
-        let path = out.join(&base.files[entry.file]);
-        let mut file =
-            File::options().write(true).open(&path).with_context(|| format!("writing {}", path.display()))?;
-        file.seek(SeekFrom::Start(entry.offset))?;
-        file.write_all(&to_bytes(tensor, entry.dtype)?).with_context(|| format!("writing {}", path.display()))?;
-        file.sync_all().with_context(|| format!("writing {}", path.display()))?;
+        let bytes = to_bytes(tensor, base.entries[disk].dtype)?;
+        for entry in base.stored(disk) {
+            let path = out.join(&base.files[entry.file]);
+            let writing = || format!("writing {}", path.display());
+            let mut file = File::options().write(true).open(&path).with_context(writing)?;
+            file.seek(SeekFrom::Start(entry.offset)).with_context(writing)?;
+            file.write_all(&bytes).with_context(writing)?;
+            file.sync_all().with_context(writing)?;
+        }
     }
     Ok(left_out)
 }
@@ -666,9 +800,10 @@ pub struct Change {
     pub values: usize,
 }
 
-/// Every tensor whose bytes differ, and the norm of its change. Errors if names, shapes or dtypes differ.
+/// Every tensor whose bytes differ, and the norm of its change; a tied head that is stored changes with its embedding
+/// and is not named. Errors if names, shapes or dtypes differ.
 pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
-    if !base.entries.keys().eq(other.entries.keys()) {
+    if !base.entries.keys().eq(other.entries.keys()) || base.twin.is_some() != other.twin.is_some() {
         bail!("{} and {} don't hold the same tensors", base.dir.display(), other.dir.display());
     }
     let mut changes = Vec::new();

@@ -234,8 +234,9 @@ impl Hub {
         if !has("model.safetensors") && !has("model.safetensors.index.json") {
             bail_input!(
                 "{id}@{revision} has no model.safetensors (it has: {}); convert its weights with transformers first \
-                 (from_pretrained, then save_pretrained), or give a revision that has it: {id}@refs/pr/N",
-                names.join(", ")
+                 ({}), or give a revision that has it: {id}@refs/pr/N",
+                names.join(", "),
+                how_to_convert(id, &names)
             );
         }
         let snapshot = Cache::new(self.cache.clone()).repo(self.repo(id, revision)).pointer_path(&info.sha);
@@ -297,4 +298,29 @@ fn wanted(name: &str, single: bool) -> bool {
         return if single { name == "model.safetensors" } else { name.starts_with("model-") };
     }
     [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|e| name.ends_with(e)) || name.starts_with("LICENSE")
+}
+
+/// How to convert the weights of a repository without safetensors; of GGUF alone transformers must be told the file.
+fn how_to_convert(id: &str, names: &[&str]) -> String {
+    let (gguf, others): (Vec<&str>, Vec<&str>) = names.iter().copied().partition(|name| name.ends_with(".gguf"));
+    let others = others.iter().any(|name| conversion(name, ANY_CLASS).is_some());
+    match gguf.first().filter(|_| !others).and_then(|name| conversion(name, ANY_CLASS)) {
+        Some(line) => line.replace("DIR", &format!("{id:?}")),
+        None => "from_pretrained, then save_pretrained".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_of_gguf_alone_is_told_the_file() {
+        let names = ["README.md", "config.json", "small.Q4.gguf", "small.Q8.gguf"];
+        let told = how_to_convert("org/tiny", &names);
+        assert!(told.contains("from_pretrained(\"org/tiny\", gguf_file=\"small.Q4.gguf\")"), "{told}");
+        assert!(!told.contains("DIR"), "{told}");
+        let both = [&names[..], &["pytorch_model.bin"]].concat();
+        assert_eq!(how_to_convert("org/tiny", &both), "from_pretrained, then save_pretrained");
+    }
 }

@@ -266,3 +266,38 @@ fn conversations_that_are_refused() {
     let eval = ["eval", "--model", &model, "--lambada", &texts, "--out", out.to_str().expect("utf-8")];
     refused(&eval, 3, &["texts.jsonl:1", "conversation"]);
 }
+
+/// Templates are told one date whatever the day, and the special tokens of both files that transformers has had.
+#[test]
+fn dates_and_special_tokens() {
+    let dir = tempfile::tempdir().expect("dir");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("writes");
+    let render = |template: &str, config: Value| {
+        write("chat_template.jinja", template);
+        write("tokenizer_config.json", &config.to_string());
+        let chat = ChatTemplate::of(dir.path()).expect("opens").expect("a template");
+        let place = Place { file: std::path::Path::new("chat.jsonl").into(), line: 3 };
+        chat.render(&[turn("user", "Tea?")], Ending::Prompt, &place)
+    };
+    let date =
+        "{% if strftime_now is defined %}{{ strftime_now('%A %a %d %B %b %m %Y %y %j %H:%M:%S 5%%') }}{% endif %}";
+    assert_eq!(render(date, json!({})).expect("a date"), "Thursday Thu 01 January Jan 01 2026 26 001 00:00:00 5%");
+    for field in ["%c", "%"] {
+        let error = render(&format!("{{{{ strftime_now('{field}') }}}}"), json!({})).expect_err(field).to_string();
+        assert!(error.contains(&format!("strftime_now: {field} is not implemented (have: %%")), "{error}");
+    }
+    let map = json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "<end>", "extra": ["<x>"]});
+    write("special_tokens_map.json", &map.to_string());
+    let tokens = "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}";
+    let config = json!({"eos_token": "</s>", "bos_token": null, "unk_token": "<unk>"});
+    assert_eq!(render(tokens, config.clone()).expect("tokens"), "<s>|<end>|<unk>");
+    let mut newer = config;
+    newer["added_tokens_decoder"] = json!({});
+    assert_eq!(render(tokens, newer).expect("tokens"), "|</s>|<unk>");
+    write("special_tokens_map.json", "{");
+    let error = ChatTemplate::of(dir.path()).map(|_| ());
+    assert!(error.is_ok(), "what is not asked is not read");
+    write("tokenizer_config.json", "{}");
+    let error = ChatTemplate::of(dir.path()).map(|_| ()).expect_err("broken").to_string();
+    assert!(error.contains("special_tokens_map.json: broken JSON"), "{error}");
+}

@@ -153,17 +153,30 @@ fn a_model_that_is_not_there() {
     bad_model(&model, &["model.safetensors"]);
     std::fs::write(model.join("pytorch_model.bin"), "pickle").expect("write");
     bad_model(&model, &["pytorch_model.bin", "convert"]);
-    for other in ["model.Q8_0.gguf", "pytorch_model.bin.index.json"] {
+    for (other, line) in [
+        ("model.Q8_0.gguf", "GPT2LMHeadModel.from_pretrained(DIR, gguf_file="),
+        ("pytorch_model.bin.index.json", "GPT2LMHeadModel.from_pretrained(DIR)"),
+        ("pytorch_model-00001-of-00002.bin", "glob.glob(DIR + '/pytorch_model-*.bin')"),
+        ("pytorch_model.fp16.bin", "GPT2LMHeadModel.from_pretrained(DIR, variant=\"fp16\")"),
+        ("consolidated.00.pth", "convert_llama_weights_to_hf.py"),
+        ("best.pth", "[DIR + '/best.pth']"),
+        ("best.pt", "GPT2LMHeadModel.from_pretrained(None, config=c, state_dict=s)"),
+        ("best.ckpt", "[DIR + '/best.ckpt']"),
+    ] {
         let model = bench.model();
         std::fs::remove_file(model.join("model.safetensors")).expect("remove");
         std::fs::rename(model.join("pytorch_model.bin"), model.join(other)).expect("rename");
-        bad_model(&model, &[other, "not loaded; convert", "GPT2LMHeadModel.from_pretrained("]);
+        bad_model(&model, &[other, "not loaded; convert", line]);
         std::fs::rename(model.join(other), model.join("pytorch_model.bin")).expect("rename");
     }
     // As llama.cpp's files lie: alone, without a config.json.
     let gguf = bench.file("small.gguf", "GGUF");
     bad_model(bench.dir.path(), &["small.gguf", "convert", "gguf_file=\"small.gguf\""]);
     bad_model(gguf.as_ref(), &["small.gguf: a file", "convert", "gguf_file=\"small.gguf\""]);
+    let pickle = bench.file("consolidated.00.pth", "pickle");
+    bad_model(pickle.as_ref(), &["consolidated.00.pth: a file", "convert_llama_weights_to_hf.py"]);
+    let pickle = bench.file("best.pt", "pickle");
+    bad_model(pickle.as_ref(), &["best.pt: a file", "type(AutoModelForCausalLM.from_config(c)).from_pretrained(None"]);
     std::fs::write(model.join("model.safetensors.index.json"), r#"{"weight_map": {"a": "model-1.safetensors"}}"#)
         .expect("write");
     bad_model(&model, &["model-1.safetensors", "missing"]);
@@ -249,11 +262,23 @@ fn configurations_that_are_not_implemented() {
     refuse("mistral", &[("rope_scaling", json!({"type": "dynamic", "factor": 2.0}))], &["rotary scaling dynamic"]);
     refuse("mistral", &[("rope_scaling", json!({"type": "linear"}))], &["\"factor\""]);
     refuse("mistral", &[("rope_theta", json!(0))], &["\"rope_theta\" is 0"]);
+    // A `rope_scaling` that is not empty goes before `rope_parameters`.
+    refuse("llama", &[("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}))], &["rotary scaling yarn"]);
+    refuse("mistral", &[("rope_scaling", json!("linear"))], &["\"rope_scaling\" is \"linear\"", "object"]);
+    refuse("mistral", &[("rope_scaling", json!([2.0]))], &["\"rope_scaling\" is [2.0]", "object"]);
+    refuse("mistral", &[("rope_scaling", json!({"type": null, "factor": 2.0}))], &["rotary scaling of no name"]);
+    refuse("mistral", &[("rope_scaling", json!({"factor": 2.0}))], &["rotary scaling of no name"]);
+    let of_kinds = json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}});
+    refuse("qwen2", &[("rope_parameters", of_kinds)], &["\"rope_parameters\"", "full_attention", "all layers"]);
     let llama3 = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
                         "original_max_position_embeddings": 32});
     refuse("llama", &[("rope_parameters", llama3)], &["low_freq_factor", "high_freq_factor"]);
     refuse("llama", &[("partial_rotary_factor", json!(0.5))], &["part of a head"]);
     refuse("llama", &[("head_dim", json!(7))], &["part of a head's 7"]);
+    refuse("llama", &[("head_dim", json!(1 << 28))], &["268435456", "\"head_dim\"", "at most 65536"]);
+    // The weights have these.
+    refuse("llama", &[("attention_bias", json!(false))], &["self_attn.k_proj.bias is no part", "\"attention_bias\""]);
+    refuse("llama", &[("mlp_bias", json!(false))], &["mlp.down_proj.bias is no part", "\"mlp_bias\""]);
     refuse("qwen2", &[("num_key_value_heads", json!(3))], &["num_attention_heads", "4", "num_key_value_heads", "3"]);
     refuse("qwen2", &[("hidden_act", json!("mish"))], &["hidden_act", "mish", "silu"]);
     let kinds = json!(["full_attention", "chunked_attention", "full_attention"]);

@@ -6,11 +6,14 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use irepair::checkpoint::{Checkpoint, compare, hash_file};
+use candle_core::Tensor;
+use irepair::checkpoint::{Checkpoint, Stored, compare, copy_model, hash_file, write_tensors};
 use irepair::model::kernels::matmul::Precision;
 use irepair::random::{Purpose, Stream};
 use irepair::report::{RunRecord, read_steps};
+use safetensors::{Dtype, SafeTensors};
 
+use crate::cli::{Bench, bad_model};
 use crate::golden::{self, CHECKPOINTS, close, numbers};
 
 pub fn irepair(arguments: &[&str]) -> Output {
@@ -913,4 +916,57 @@ fn bf16_without_fast_products_is_f32() {
     assert_eq!(output.status.code(), Some(3));
     let doctor = command(&["doctor"]).env("IREPAIR_PLAIN_PRODUCTS", "1").output().expect("runs");
     assert!(ok(&doctor).contains("f32 is used"));
+}
+
+/// A tied head that is stored beside its embedding changes with it, there and back; one that differs is refused.
+#[test]
+fn a_tied_head_that_is_stored_stays_its_embedding() {
+    for (name, embedding) in [("gpt2", "transformer.wte.weight"), ("llama", "model.embed_tokens.weight")] {
+        let bench = Bench::new();
+        let (model, data) = (bench.model_of(name), golden::dir().join("pairs.jsonl"));
+        let floats = Checkpoint::open(&model, name, None).expect("opens").floats().expect("floats");
+        let store = |head: &Tensor| {
+            let stored = |(name, tensor): (&String, &Tensor)| (name.clone(), Stored::values(tensor, Dtype::F32));
+            let mut tensors: BTreeMap<String, Stored> = floats.iter().map(stored).collect();
+            tensors.insert("lm_head.weight".into(), Stored::values(head, Dtype::F32));
+            write_tensors(&model.join("model.safetensors"), &[("format", "pt")], &tensors).expect("writes");
+        };
+        let file = |dir: &Path| std::fs::read(dir.join("model.safetensors")).expect("weights");
+        let stored = |dir: &Path, tensor: &str| {
+            let bytes = file(dir);
+            SafeTensors::deserialize(&bytes).expect("weights").tensor(tensor).expect(tensor).data().to_vec()
+        };
+        store(&floats[embedding]);
+        let (out, again, back) = (bench.path("out"), bench.path("again"), bench.path("back"));
+        let arguments =
+            ["repair", "--model", text(&model), "--data", text(&data), "--method", "dapt", "--max-steps", "2"];
+        let more = ["--valid-size", "0", "--eval-steps", "0", "--batch-size", "2", "--out", text(&out), "-q"];
+        ok(&irepair(&[&arguments[..], &more].concat()));
+        assert_eq!(stored(&out, "lm_head.weight"), stored(&out, embedding), "{name}");
+        assert_ne!(stored(&out, embedding), stored(&model, embedding), "{name}");
+        let patch = out.join("irepair/patch.safetensors");
+        ok(&irepair(&["patch", "apply", text(&model), text(&patch), "--out", text(&again)]));
+        ok(&irepair(&["patch", "revert", text(&out), text(&patch), "--out", text(&back)]));
+        assert!(file(&again) == file(&out) && file(&back) == file(&model), "{name}");
+        store(&(&floats[embedding] * 2.0).expect("doubled"));
+        bad_model(&model, &[&format!("lm_head.weight differs from {embedding}"), "\"tie_word_embeddings\" to false"]);
+    }
+}
+
+/// Copied, they would be the unrepaired weights once more.
+#[test]
+fn pickled_weights_are_not_copied() {
+    let bench = Bench::new();
+    let (model, out) = (bench.model_of("gpt2"), bench.path("out"));
+    let pickles =
+        ["consolidated.00.pth", "model.bin", "model.ckpt", "original/consolidated.00.pt", "pytorch_model.fp16.bin"];
+    for dir in [&out, &model.join("original")] {
+        std::fs::create_dir(dir).expect("dir");
+    }
+    for name in pickles.iter().chain(&["training_args.bin"]) {
+        std::fs::write(model.join(name), "unrepaired").expect(name);
+    }
+    let left_out = copy_model(&Checkpoint::open(&model, "gpt2", None).expect("opens"), &out).expect("copies");
+    assert_eq!(left_out, pickles);
+    assert!(out.join("training_args.bin").is_file() && pickles.iter().all(|name| !out.join(name).exists()));
 }

@@ -157,6 +157,13 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
             found.join(", ")
         );
     };
+    for key in [key(map, "prompt"), target] {
+        if object.get(key).is_some_and(Value::is_array) {
+            bail_input!(
+                "{place}: {key:?} is a list of messages; give it as plain text, as the chat template renders it"
+            );
+        }
+    }
     let prompt = string(object, key(map, "prompt"), place)?;
     let target = string(object, target, place)?;
     for (text, what) in [(prompt, "prompt"), (target, "target")] {
@@ -256,6 +263,11 @@ mod tests {
             ("{\"target\":\"a\"}", "no \"prompt\""),
             ("{\"prompt\":\"a\",\"target\":\"\"}", "target is empty"),
             ("{\"prompt\":\"a\",\"target\":\"b\",\"kind\":\"other\"}", "have: failure"),
+            (
+                "{\"prompt\":[{\"role\":\"user\",\"content\":\"a\"}],\"target\":\"b\"}",
+                "\"prompt\" is a list of messages; give",
+            ),
+            ("{\"prompt\":\"a\",\"target\":[]}", "\"target\" is a list of messages; give it as plain text"),
         ] {
             let error = row(wrong).expect_err(wrong).to_string();
             assert!(error.starts_with("edits.jsonl:1:") && error.contains(words), "{error}");

@@ -27,7 +27,8 @@ pub const MISTRAL: ArchEntry = ArchEntry {
     model_type: "mistral",
     parse: |s| {
         let window = s.size_or_null("sliding_window", 4096)?;
-        decoder(s, Family { windows: vec![window; s.blocks(BLOCKS)?], ..Family::default() })
+        let absent = Absent { kv_heads: Some(8), head_dim: None, context: 131_072 };
+        decoder(s, Family { windows: vec![window; s.blocks(BLOCKS)?], absent, ..Family::default() })
     },
     tiny: r#"{"model_type": "mistral", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4, "head_dim": 6,
               "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 64, "vocab_size": 300,
@@ -48,13 +49,29 @@ pub struct Family {
     pub head_norms: bool,
     /// The attention window of each block; a block beyond the list has none.
     pub windows: Vec<Option<usize>>,
+    pub absent: Absent,
 }
 
 impl Default for Family {
     fn default() -> Self {
-        Self { qkv: Bias::No, output: Bias::No, mlp: Bias::No, head_norms: false, windows: Vec::new() }
+        let absent = Absent { kv_heads: None, head_dim: None, context: 2048 };
+        Self { qkv: Bias::No, output: Bias::No, mlp: Bias::No, head_norms: false, windows: Vec::new(), absent }
     }
 }
+
+/// What transformers takes for keys that a `config.json` leaves out (null is another matter: it is worked out then).
+#[derive(Clone, Copy)]
+pub struct Absent {
+    /// `num_key_value_heads`; `None` for as many as there are of queries.
+    pub kv_heads: Option<usize>,
+    /// `head_dim`; `None` for a head's share of the channels.
+    pub head_dim: Option<usize>,
+    /// `max_position_embeddings`
+    pub context: usize,
+}
+
+/// Channels of a head, far above those of any model: a table is made of their frequencies.
+const MAX_HEAD: usize = 1 << 16;
 
 /// Whether a flag of `config.json` gives layers a bias.
 pub fn bias(s: &Settings, key: &str) -> Result<Bias> {
@@ -77,26 +94,29 @@ struct Decoder {
 pub fn decoder(s: &Settings, family: Family) -> Result<Box<dyn Arch>> {
     let channels = s.size("hidden_size")?;
     let heads = s.size("num_attention_heads")?;
-    let kv_heads = s.size_or_none("num_key_value_heads")?.unwrap_or(heads);
+    let size = |key: &str, absent: Option<usize>| match absent {
+        Some(absent) => s.size_or_null(key, absent),
+        None => s.size_or_none(key),
+    };
+    let kv_heads = size("num_key_value_heads", family.absent.kv_heads)?.unwrap_or(heads);
     if !heads.is_multiple_of(kv_heads) {
         bail_input!(
             "config.json: \"num_attention_heads\" {heads} can't share \"num_key_value_heads\" {kv_heads} in even groups"
         );
     }
-    let head_dim = s.size_or_none("head_dim")?.map_or_else(|| s.divide(channels, heads, "heads"), Ok)?;
+    let head_dim = size("head_dim", family.absent.head_dim)?.map_or_else(|| s.divide(channels, heads, "heads"), Ok)?;
+    if head_dim > MAX_HEAD {
+        bail_input!("config.json: heads of {head_dim} channels (\"head_dim\"), expected at most {MAX_HEAD}");
+    }
+    let context = s.size_or_none("max_position_embeddings")?.unwrap_or(family.absent.context);
     Ok(Box::new(Decoder {
-        sizes: Sizes {
-            blocks: s.blocks(BLOCKS)?,
-            channels,
-            vocabulary: s.size("vocab_size")?,
-            context: s.size("max_position_embeddings")?,
-        },
+        sizes: Sizes { blocks: s.blocks(BLOCKS)?, channels, vocabulary: s.size("vocab_size")?, context },
         family,
         attention: AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window: None },
         inner: s.size("intermediate_size")?,
         epsilon: s.epsilon_or("rms_norm_eps", 1e-6)?,
         activation: s.activation_or("hidden_act", "silu")?,
-        rotary: s.rotary(head_dim)?,
+        rotary: s.rotary(head_dim, context)?,
         tied: s.flag_or("tie_word_embeddings", false)?,
     }))
 }
@@ -168,7 +188,7 @@ impl Arch for Decoder {
     }
 
     fn block(&self, index: usize, view: &View, h: &Tensor, rows: &Rows) -> Result<Tensor> {
-        let Family { qkv, output, mlp, head_norms, windows } = &self.family;
+        let Family { qkv, output, mlp, head_norms, windows, .. } = &self.family;
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let norm = |part: &str, x: &Tensor| layers::rms_norm(view, &name(part), self.epsilon, x);
         let linear = |part: &str, bias: Bias, x: &Tensor| layers::linear(view, &name(part), OutIn, bias, x);
@@ -202,5 +222,31 @@ impl Arch for Decoder {
     fn mlp(&self) -> Option<Mlp> {
         let output = |block| format!("model.layers.{block}.mlp.down_proj");
         Some(Mlp { neurons: self.inner, orientation: OutIn, output })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::model::Model;
+
+    /// Of the configurations of transformers 5.24.
+    #[test]
+    fn absent_keys_have_the_values_of_transformers() {
+        for (model_type, kv_heads, head_dim, context) in
+            [("llama", 64, 2, 2048), ("mistral", 8, 2, 131_072), ("qwen2", 32, 2, 32_768), ("qwen3", 32, 128, 32_768)]
+        {
+            let mut config = json!({"model_type": model_type, "num_hidden_layers": 1, "hidden_size": 128,
+                                    "num_attention_heads": 64, "intermediate_size": 8, "vocab_size": 16});
+            let keys = |config: &serde_json::Value| {
+                let model = Model::from_config(config).expect(model_type);
+                let keys = model.specs().into_iter().find(|spec| spec.name.ends_with("k_proj.weight"));
+                (keys.expect("keys").shape, model.sizes().context)
+            };
+            assert_eq!(keys(&config), (vec![kv_heads * head_dim, 128], context), "{model_type}");
+            config["num_key_value_heads"] = serde_json::Value::Null;
+            assert_eq!(keys(&config).0, [64 * head_dim, 128], "{model_type}: null");
+        }
     }
 }

@@ -109,11 +109,35 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// Rotary positions of heads of `head_dim` channels, from `rope_parameters`, or as before transformers 5 from
-    /// `rope_theta` and `rope_scaling`.
-    pub fn rotary(&self, head_dim: usize) -> Result<Rotary> {
-        let scaling = ["rope_parameters", "rope_scaling"].iter().find_map(|key| self.get(key));
-        let scaling = Settings::new(scaling.unwrap_or(&Value::Null));
+    /// The settings of rotary positions: a `rope_scaling` that is not empty, or else `rope_parameters`, as transformers
+    /// 5 takes them. Errors (bad input) on what has no meaning here: no object, or objects in it (one for each kind of
+    /// layers).
+    fn rope(&self) -> Result<Settings<'a>> {
+        for key in ["rope_scaling", "rope_parameters"] {
+            match self.get(key) {
+                None => (),
+                Some(value @ Value::Object(settings)) => {
+                    if let Some((kind, _)) = settings.iter().find(|(_, value)| value.is_object()) {
+                        bail_input!(
+                            "config.json: {key:?} has settings of its own for {kind:?}, which is not implemented \
+                             (have: one kind of rotary positions for all layers)"
+                        );
+                    }
+                    if !settings.is_empty() {
+                        return Ok(Settings::new(value));
+                    }
+                }
+                Some(other) => bail_input!("config.json: {key:?} is {other}, expected an object"),
+            }
+        }
+        Ok(Settings::new(&Value::Null))
+    }
+
+    /// Rotary positions of heads of `head_dim` channels, by `rope_scaling`, or `rope_parameters` where that is empty; a
+    /// `rope_theta` that is not in them stands beside them. `context`: the longest sequence, taken for the one before
+    /// scaling where none is named.
+    pub fn rotary(&self, head_dim: usize, context: usize) -> Result<Rotary> {
+        let scaling = self.rope()?;
         let either = |key: &str, default: f64| scaling.number_or(key, self.number_or(key, default)?);
         if either("partial_rotary_factor", 1.0)? != 1.0 || !head_dim.is_multiple_of(2) {
             bail_input!("config.json: rotary positions on a part of a head's {head_dim} channels are not implemented");
@@ -123,7 +147,11 @@ impl<'a> Settings<'a> {
             bail_input!("config.json: \"rope_theta\" is {theta}, expected a number above 0");
         }
         let plain = (0..head_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64));
-        let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).map_or(Some("default"), Value::as_str);
+        let kind = match scaling.get("rope_type").or_else(|| scaling.get("type")) {
+            // transformers scales nothing then, which no one can have meant.
+            None if scaling.get("factor").is_some() => None,
+            kind => kind.map_or(Some("default"), Value::as_str),
+        };
         let scaled: Vec<f64> = match kind {
             Some("default") => plain.collect(),
             Some("linear") => {
@@ -133,7 +161,12 @@ impl<'a> Settings<'a> {
             Some("llama3") => {
                 let factor = scaling.positive("factor")?;
                 let (low, high) = (scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);
-                let context = scaling.positive("original_max_position_embeddings")?;
+                let original = "original_max_position_embeddings";
+                // Beside the scaling it goes before the one in it, as in transformers.
+                let context = match [self, &scaling].into_iter().find(|settings| settings.get(original).is_some()) {
+                    Some(settings) => settings.positive(original)?,
+                    None => context as f64,
+                };
                 if low >= high {
                     bail_input!("config.json: \"low_freq_factor\" {low} is not below \"high_freq_factor\" {high}");
                 }
@@ -160,5 +193,39 @@ impl<'a> Settings<'a> {
             bail_input!("config.json: {whole} channels can't be divided into {parts} {what}");
         }
         Ok(whole / parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As in transformers 5.24 (`_compute_llama3_parameters`): by it the second pair of channels is slowed or not.
+    #[test]
+    fn the_original_context_of_scaling_is_found() {
+        let cosines = |inside: Option<u32>, beside: Option<u32>| {
+            let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                 "original_max_position_embeddings": inside});
+            let config = json!({"rope_scaling": scaling, "original_max_position_embeddings": beside});
+            Settings::new(&config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
+        };
+        assert_eq!(cosines(None, None), cosines(Some(64), None));
+        assert_eq!(cosines(None, Some(32)), cosines(Some(32), None));
+        assert_eq!(cosines(Some(16), Some(64)), cosines(Some(64), None));
+        assert_ne!(cosines(Some(64), None), cosines(Some(32), None));
+    }
+
+    /// What is not empty goes first, whole: with it the `rope_theta` of the other is gone.
+    #[test]
+    fn rope_scaling_goes_before_rope_parameters() {
+        let rotary = |config: &Value| Settings::new(config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone();
+        let parameters = json!({"rope_type": "default", "rope_theta": 100.0});
+        let linear = json!({"type": "linear", "factor": 2.0});
+        let both = json!({"rope_parameters": parameters, "rope_scaling": linear});
+        assert_eq!(rotary(&both), rotary(&json!({"rope_scaling": linear})));
+        let empty = json!({"rope_parameters": parameters, "rope_scaling": {}});
+        assert_eq!(rotary(&empty), rotary(&json!({"rope_theta": 100.0})));
     }
 }
