@@ -302,13 +302,8 @@ impl Checkpoint {
         Ok((entry.dtype, entry.shape.clone()))
     }
 
-    /// The file of a tensor, and where in it its bytes begin.
-    pub fn place(&self, name: &str) -> Result<(&str, u64)> {
-        let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
-        Ok((&self.files[entry.file], entry.offset))
-    }
-
-    /// The same of every place that its bytes are stored in; none if there is no such tensor.
+    /// The file of every place that a tensor's bytes are stored in, and where in it they begin; none if there is no such
+    /// tensor.
     pub fn places(&self, name: &str) -> Vec<(&str, u64)> {
         self.stored(name).map(|entry| (self.files[entry.file].as_str(), entry.offset)).collect()
     }

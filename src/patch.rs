@@ -265,14 +265,15 @@ impl PatchFile {
                 bail_input!("{}: tensor {name} is {dtype:?} {shape:?} in the model", self.path.display());
             }
             let difference = self.difference(&tensors, name, entry)?;
-            let (file, offset) = from.place(name)?;
-            let path = out.join(file);
-            let writing = || format!("writing {}", path.display());
             let mut bytes = from.bytes(name)?;
             bytes.iter_mut().zip(difference).for_each(|(a, b)| *a ^= b);
-            let mut file = std::fs::File::options().write(true).open(&path).with_context(writing)?;
-            file.seek(SeekFrom::Start(offset)).with_context(writing)?;
-            file.write_all(&bytes).and_then(|()| file.sync_all()).with_context(writing)?;
+            for (file, offset) in from.places(name) {
+                let path = out.join(file);
+                let writing = || format!("writing {}", path.display());
+                let mut file = std::fs::File::options().write(true).open(&path).with_context(writing)?;
+                file.seek(SeekFrom::Start(offset)).with_context(writing)?;
+                file.write_all(&bytes).and_then(|()| file.sync_all()).with_context(writing)?;
+            }
         }
         let written = Checkpoint::open(out, "output", None)?.hash()?;
         if written != *result {
