@@ -430,6 +430,9 @@ fn a_repair_that_changes_nothing_is_a_failed_check() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("nothing changed"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something is left");
+    // As it says: the corrected command runs.
+    ok(&irepair(&quick(&out, &["-q", "--learning-rate", "1e-3"])));
 }
 
 #[test]
@@ -781,12 +784,14 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
 fn the_guard_stops_and_goes_back() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let wild = ["-q", "--learning-rate", "3e-2", "--warmup-steps", "0", "--eval-steps", "1", "--schedule", "constant"];
-    let output = irepair(&demo(&out, &[&wild[..], &["--max-ppl-increase", "5"]].concat()));
+    let wild = ["-q", "--learning-rate", "3e-2", "--warmup-steps", "0", "--eval-steps", "2", "--schedule", "constant"];
+    // A state is saved before the first validation.
+    let output = irepair(&demo(&out, &[&wild[..], &["--save-steps", "1", "--max-ppl-increase", "5"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("guard") && !out.exists(), "{error}");
-    // A gentle run into the same guard, later: what was within it is kept.
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something is left");
+    // The corrected command, a gentle run into the same guard, later: what was within it is kept.
     let gentle = ["-q", "--learning-rate", "1e-3", "--warmup-steps", "11", "--eval-steps", "1"];
     let output = irepair(&demo(&out, &[&gentle[..], &["--max-ppl-increase", "5"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);

@@ -112,6 +112,8 @@ pub fn run(args: &Repair) -> Result<()> {
         return Err(out.interrupted(trainer.step));
     }
     if matches!(end, End::Guarded(_)) && trainer.best.is_none() {
+        // It is over: a corrected command begins anew.
+        out.forget()?;
         return Err(Fault::Check(
             "the guard tripped at the first validation: perplexity rose beyond --max-ppl-increase, and nothing is left to \
              keep; lower --learning-rate, or validate more often (--eval-steps)"

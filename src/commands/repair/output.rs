@@ -143,8 +143,8 @@ impl Output {
         })
     }
 
-    /// Compares what was written with the base. Errors (a failed check) if nothing changed or something
-    /// outside the slices did.
+    /// Compares what was written with the base. Errors (a failed check) if nothing changed, and forgets the state then, or if
+    /// something outside the slices did.
     pub fn verify(
         &self,
         base: &Checkpoint,
@@ -155,6 +155,8 @@ impl Output {
     ) -> Result<Vec<Change>> {
         let changed = checkpoint::compare(base, written)?;
         if changed.is_empty() {
+            // It is over: a corrected command begins anew.
+            self.forget()?;
             return Err(Fault::Check(format!(
                 "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
                 self.path.display()
