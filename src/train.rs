@@ -285,6 +285,12 @@ impl Trainer<'_> {
                     return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
                 }
                 let ppl = self.guarded_perplexity()?;
+                // No limit is above NaN, and the state has no word for it.
+                if let Some(value) = ppl.filter(|ppl| !ppl.is_finite()) {
+                    log.sync_data().ok();
+                    self.save_last_good().ok();
+                    return Err(Diverged { what: "the guard's perplexity", value, step: self.step }.into());
+                }
                 self.log(log, Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }))?;
                 progress.validation(self.step, valid_loss);
                 if let (Some(ppl), Some(guard)) = (ppl, &self.guard)

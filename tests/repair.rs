@@ -802,6 +802,23 @@ fn the_guard_stops_and_goes_back() {
     assert!(rise < 1.05, "perplexity rose by {rise}");
 }
 
+/// Too few pairs to hold any back: the guard would never look.
+#[test]
+fn a_guard_without_validations_is_refused() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let (model, data) = (golden::dir().join("gpt2"), golden::dir().join("pairs.jsonl"));
+    let repair = ["repair", "--model", text(&model), "--data", text(&data), "--limit", "3", "--batch-size", "1"];
+    let clean = golden::dir().join("normal.jsonl");
+    let guard = ["--max-ppl-increase", "5", "--eval-text", text(&clean), "--out", text(&out)];
+    for more in [&["-q"][..], &["-q", "--dry-run"]] {
+        let output = irepair(&[&repair[..], &guard, more].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(3) && error.contains("of 3 pairs none is held back"), "{error}");
+        assert!(!out.exists());
+    }
+}
+
 #[test]
 fn curves_go_to_tensorboard() {
     let dir = tempfile::tempdir().expect("dir");

@@ -96,11 +96,18 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
     Ok((pairs, sha256))
 }
 
-/// What only the number of pairs can tell: whether there are enough for the selector. Errors are bad input.
+/// What only the number of pairs can tell: whether there are enough for the selector and the guard. Errors are bad input.
 pub fn check(settings: &RepairSettings, rows: &train::Rows, model: &Model) -> Result<()> {
     let recipe = settings.recipe()?;
     if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > rows.pairs.len()) {
         bail_input!("--fixed-sample {sample}: there are {} pairs to learn from", rows.pairs.len());
+    }
+    if settings.max_ppl_increase.is_some() && rows.valid_pairs.is_empty() {
+        bail_input!(
+            "--max-ppl-increase is checked at validations, and of {} pairs none is held back for them; give --valid-size N, or \
+             more pairs",
+            rows.pairs.len()
+        );
     }
     let tries = !Method::new(&recipe)?.select.trials(model).is_empty();
     if tries && rows.valid_pairs.is_empty() {
