@@ -220,7 +220,9 @@ fn guard(
     let view = weights.frozen(Who::Reference)?;
     let base = perplexity(model, &view, text)?.value;
     if !base.is_finite() {
-        bail_input!("--max-ppl-increase: the base's own perplexity is {base}, and nothing is above that; give another text");
+        bail_input!(
+            "--max-ppl-increase: the base's own perplexity is {base}, and nothing is above that; give another text"
+        );
     }
     Ok(Some(Guard { text: text.to_vec(), limit: base * (1.0 + percent / 100.0) }))
 }
