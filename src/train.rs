@@ -215,6 +215,8 @@ pub struct Trainer<'a> {
     pub best: Option<Best>,
     /// Validations since the best one.
     pub stale: usize,
+    /// What the selector's look at the pairs took.
+    pub look: Cost,
     pub guard: Option<Guard>,
     /// The perplexity that the guard tripped at.
     pub tripped: Option<f64>,
@@ -242,6 +244,12 @@ impl Trainer<'_> {
         if !self.make_trials(log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
+        }
+        let select = &self.method.select;
+        if self.step == 0 && (select.settled().is_some() || select.looks_first()) {
+            // That took long, and a kill must not take it.
+            log.sync_data().context("writing steps.jsonl")?;
+            self.save()?;
         }
         if validates && self.step == 0 {
             let valid_loss = self.validate()?;

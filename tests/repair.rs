@@ -579,12 +579,12 @@ fn a_state_of_another_run_is_refused_by_name() {
     // Of another format version: the header is JSON in JSON, and of the same length.
     let state = dir.path().join("out.partial/irepair/state/state.safetensors");
     let bytes = std::fs::read(&state).expect("state");
-    let (old, new) = (br#"{\"format_version\":4,"#, br#"{\"format_version\":9,"#);
+    let (old, new) = (br#"{\"format_version\":5,"#, br#"{\"format_version\":9,"#);
     let at = bytes.windows(old.len()).position(|w| w == old).expect("the version");
     let mut other = bytes.clone();
     other[at..at + new.len()].copy_from_slice(new);
     std::fs::write(&state, &other).expect("writes");
-    refused(&[], "format version 9, this program reads 4");
+    refused(&[], "format version 9, this program reads 5");
     std::fs::write(&state, &bytes[..bytes.len() / 2]).expect("writes");
     refused(&[], "a broken state");
     std::fs::write(&state, bytes).expect("writes");
@@ -874,6 +874,43 @@ fn trials_choose_the_slice_of_the_whole_run() {
     child.wait().expect("wait");
     ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
     assert_eq!(files(&out), files(&whole));
+}
+
+/// What selectors find before the first step, and what they learn in later ones, is in the state: a kill loses neither.
+#[test]
+fn what_a_selector_knows_survives_a_kill() {
+    let dir = tempfile::tempdir().expect("dir");
+    let cases: [(&str, &[&str]); 3] = [
+        ("trial", &["--method", "trial-dpo+kl", "--trial-steps", "2", "--save-steps", "100"]),
+        ("fixed", &["--method", "irepair-fixed+kl", "--save-steps", "100"]),
+        ("start", &["--select", "max", "--normalize", "start", "--save-steps", "100"]),
+    ];
+    for (name, method) in cases {
+        let (whole, out) = (dir.path().join(format!("whole-{name}")), dir.path().join(name));
+        let more = [&["-q"][..], method].concat();
+        ok(&irepair(&demo(&whole, &more)));
+        let partial = dir.path().join(format!("{name}.partial"));
+        let state = partial.join("irepair/state/state.safetensors");
+        let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+        // The first of all.
+        while !state.exists() && child.try_wait().expect("wait").is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(state.exists(), "{name}");
+        let trials = |dir: &Path| -> Vec<String> {
+            let log = std::fs::read_to_string(dir.join("irepair/steps.jsonl")).expect("log");
+            log.lines().filter(|line| line.starts_with("{\"trial\"")).map(str::to_owned).collect()
+        };
+        let made = trials(&partial);
+        assert_eq!(made.is_empty(), name != "trial");
+        ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
+        // With the seconds that they took: they were not made again.
+        assert_eq!(trials(&out), made, "{name}");
+        assert_eq!(files(&out), files(&whole), "{name}");
+        assert_eq!(record(&out).tokens, record(&whole).tokens, "{name}");
+    }
 }
 
 /// Trials are judged on held-back rows even where nothing is validated later; one that diverges is the worst, not the end.

@@ -28,7 +28,7 @@ use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_log};
 use crate::scorers;
 use crate::state::Fingerprint;
-use crate::tokens::PairBatch;
+use crate::tokens::{PairBatch, TokenPair};
 use crate::train::{Cost, Diverged, End, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
@@ -92,7 +92,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let base_sha256 = loaded.checkpoint().hashes()?.clone();
     let base_hash = loaded.checkpoint().hash()?;
     let guard = guard(&settings, &loaded.model, &weights, &before, &rows.text)?;
-    let (mut trainer, look) = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
+    let mut trainer = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash, args.resume)?;
     trainer.guard = guard;
     if args.resume {
         trainer.resume()?;
@@ -133,7 +133,7 @@ pub fn run(args: &Repair) -> Result<()> {
     }
 
     let (steps, mut cost) = read_log(&out.dir.join("steps.jsonl"))?;
-    cost += look;
+    cost += trainer.look;
     steps.iter().for_each(|step| cost += step.cost());
     let mut run = RunRecord {
         format_version: report::FORMAT_VERSION,
@@ -247,7 +247,7 @@ fn parameters(model: &Model) -> usize {
     model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
 }
 
-/// The loop, set up as the settings say, and what the selector's look at the pairs took; takes the weights.
+/// The loop, set up as the settings say; takes the weights.
 fn trainer<'a>(
     settings: &RepairSettings,
     loaded: &'a Loaded,
@@ -255,21 +255,19 @@ fn trainer<'a>(
     rows: crate::train::Rows,
     out: &Output,
     base_hash: &str,
-) -> Result<(Trainer<'a>, Cost)> {
+    resume: bool,
+) -> Result<Trainer<'a>> {
     let mut method = Method::new(&settings.recipe()?)?;
+    let looks = method.select.looks_first();
     let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
-    let (looked, counted, mut seen) = (Instant::now(), operations(), 0);
-    let mut batches = rows.pairs[..sample].chunks(settings.batch_size).take_while(|_| !stop::asked()).map(|pairs| {
-        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on);
-        seen += batch.rejected.packed.ids.len();
-        batch
-    });
-    method.select.prepare(&loaded.model, weights, &mut batches)?;
-    drop(batches);
+    // A state holds what was seen.
+    let look = match looks && !resume {
+        true => look(&mut method, settings, loaded, weights, &rows.pairs[..sample])?,
+        false => Cost::default(),
+    };
     if stop::asked() {
         return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
     }
-    let look = if seen > 0 { Cost::since(looked, counted, seen) } else { Cost::default() };
     let validates =
         (settings.eval_steps > 0 || !method.select.trials(&loaded.model).is_empty()) && !rows.valid_pairs.is_empty();
     // Going back to the best weights may mean going back to an original, too.
@@ -297,7 +295,7 @@ fn trainer<'a>(
         ("--seed", settings.seed.to_string()),
         ("data", rows.hash()),
         ("method", format!("{:?}", settings.recipe()?)),
-        ("--fixed-sample", if seen > 0 { sample.to_string() } else { "none".into() }),
+        ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
         ("--optimizer", format!("{:?}", settings.optimizer)),
         ("--loss-on", format!("{:?}", settings.loss_on)),
         ("--batch-size", settings.batch_size.to_string()),
@@ -305,7 +303,7 @@ fn trainer<'a>(
         ("--dtype", format!("{:?}", loaded.precision)),
     ]);
     let empty = Weights::new(Vec::new(), Default::default())?;
-    let trainer = Trainer {
+    Ok(Trainer {
         model: &loaded.model,
         weights: std::mem::replace(weights, empty),
         method,
@@ -315,14 +313,33 @@ fn trainer<'a>(
         step: 0,
         best: None,
         stale: 0,
+        look,
         guard: None,
         tripped: None,
         curves: None,
         dir: out.dir.clone(),
         base_sha256: base_hash.into(),
         fingerprint,
-    };
-    Ok((trainer, look))
+    })
+}
+
+/// The selector's look at the pairs, and what it took.
+fn look(
+    method: &mut Method,
+    settings: &RepairSettings,
+    loaded: &Loaded,
+    weights: &Weights,
+    pairs: &[TokenPair],
+) -> Result<Cost> {
+    let (begun, counted, mut seen) = (Instant::now(), operations(), 0);
+    let mut batches = pairs.chunks(settings.batch_size).take_while(|_| !stop::asked()).map(|pairs| {
+        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on);
+        seen += batch.rejected.packed.ids.len();
+        batch
+    });
+    method.select.prepare(&loaded.model, weights, &mut batches)?;
+    drop(batches);
+    Ok(Cost::since(begun, counted, seen))
 }
 
 impl Output {

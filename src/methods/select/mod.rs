@@ -38,6 +38,19 @@ pub trait Select: Send + Sync {
         Ok(())
     }
 
+    /// Whether it wants that look.
+    fn looks_first(&self) -> bool {
+        false
+    }
+
+    /// What it knows that seed and step do not say: kept in the state.
+    fn memory(&self) -> Memory {
+        Memory::default()
+    }
+
+    /// What it knew when the state was saved, instead of a look.
+    fn remember(&mut self, _memory: Memory) {}
+
     /// Slices to try before the first step; none if there is nothing to try (any more).
     fn trials(&self, _model: &Model) -> Vec<Slice> {
         Vec::new()
@@ -65,6 +78,30 @@ pub trait Select: Send + Sync {
     /// Whether it asks the step's normal text.
     fn needs_normal(&self) -> bool {
         false
+    }
+}
+
+/// Scores of the ranked units, summed up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Of each unit; empty: nothing was seen.
+    pub sums: Vec<f64>,
+    /// How many are in a sum.
+    pub count: usize,
+}
+
+impl Memory {
+    /// Adds scores that stand for `count`.
+    fn add(&mut self, scores: &[f64], count: usize) {
+        self.sums.resize(scores.len(), 0.0);
+        self.sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * count as f64);
+        self.count += count;
+    }
+
+    /// The mean score of each unit. `None` if nothing was seen.
+    pub fn means(&self) -> Option<Vec<f64>> {
+        (self.count > 0).then(|| self.sums.iter().map(|sum| sum / self.count as f64).collect())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Extent, Normalize, Select, Selection, Slicing};
+use super::{Extent, Memory, Normalize, Select, Selection, Slicing};
 use crate::methods::StepInput;
 use crate::model::Model;
 use crate::sensitivity::{Squares, pick, squares};
@@ -35,13 +35,13 @@ pub struct Ranked {
     rank: Rank,
     over: Over,
     slicing: Slicing,
-    /// Mean sensitivity of each unit before the first step, where it is needed.
-    start: Option<Vec<f64>>,
+    /// Sensitivities before the first step, where they are needed.
+    memory: Memory,
 }
 
 impl Ranked {
     pub fn new(rank: Rank, over: Over, slicing: Slicing) -> Self {
-        Self { rank, over, slicing, start: None }
+        Self { rank, over, slicing, memory: Memory::default() }
     }
 
     fn units(&self, model: &Model) -> Vec<Unit> {
@@ -73,6 +73,11 @@ impl Ranked {
         Ok(Slice::Units(taken))
     }
 
+    /// Mean sensitivity of each unit before the first step.
+    fn start(&self) -> Result<Vec<f64>> {
+        self.memory.means().context("the sensitivity before the first step was not measured")
+    }
+
     /// Divides by what the ranking is normalized with.
     fn normalize(&self, model: &Model, scores: &mut [f64]) -> Result<()> {
         match self.slicing.normalize {
@@ -83,8 +88,7 @@ impl Ranked {
                 scores.iter_mut().zip(sizes).for_each(|(s, n)| *s /= n.sqrt());
             }
             Normalize::Start => {
-                let start = self.start.as_ref().context("the sensitivity before the first step was not measured")?;
-                scores.iter_mut().zip(start).for_each(|(s, start)| *s /= start);
+                scores.iter_mut().zip(self.start()?).for_each(|(s, start)| *s /= start);
             }
         }
         Ok(())
@@ -93,22 +97,34 @@ impl Ranked {
 
 impl Select for Ranked {
     fn prepare(&mut self, model: &Model, weights: &Weights, sample: &mut dyn Iterator<Item = PairBatch>) -> Result<()> {
-        if self.rank != Rank::Once && self.slicing.normalize != Normalize::Start {
+        if !self.looks_first() {
             return Ok(());
         }
         let units = self.units(model);
-        let mut sum = vec![0f64; units.len()];
         for batch in sample {
             let found = squares(model, weights, &batch.rejected)?;
-            sum.iter_mut().zip(found.norms(model, &units)?).for_each(|(s, f)| *s += f);
+            self.memory.add(&found.norms(model, &units)?, 1);
         }
-        self.start = Some(sum);
+        // A state has no word for what is not finite.
+        pick(&self.memory.sums, |a, b| a > b)?;
         Ok(())
     }
 
+    fn looks_first(&self) -> bool {
+        self.rank == Rank::Once || self.slicing.normalize == Normalize::Start
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.clone()
+    }
+
+    fn remember(&mut self, memory: Memory) {
+        self.memory = memory;
+    }
+
     fn select(&self, inputs: &[StepInput]) -> Result<Selection> {
-        if let (Rank::Once, Some(start)) = (self.rank, &self.start) {
-            let mut scores = start.clone();
+        if self.rank == Rank::Once {
+            let mut scores = self.start()?;
             if self.slicing.normalize == Normalize::Size {
                 self.normalize(inputs[0].model, &mut scores)?;
             }
