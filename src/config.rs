@@ -84,7 +84,7 @@ pub struct RepairOptions {
     /// β of DPO and its like [default: 0.1; dpo-norm 5; ipo 0.5]
     #[arg(long, env = "IREPAIR_BETA", value_parser = finite)]
     pub beta: Option<f64>,
-    /// Pairs that `fixed` looks at before the first step [default: 2000, or all there are]
+    /// Pairs, drawn by the seed, that `fixed` looks at before the first step [default: 2000, or all there are]
     #[arg(long, env = "IREPAIR_FIXED_SAMPLE", value_name = "N")]
     pub fixed_sample: Option<usize>,
     /// Steps on each block that `trial` makes before the first step [default: 10]

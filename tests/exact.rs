@@ -198,6 +198,30 @@ fn accumulated_batches_are_one_step() {
     }
 }
 
+/// The look of `fixed` is the mean over the pairs: a last batch that is short weighs less.
+#[test]
+fn a_short_batch_weighs_by_its_pairs() {
+    let golden = Golden::open("gpt2");
+    let weights = golden.weights(Kernels::Cpu);
+    let mut pairs = golden.pairs();
+    let mut fifth = pairs[0].clone();
+    fifth.prompt.clear();
+    pairs.push(fifth);
+    assert_eq!(pairs.len(), 5);
+    let batches: Vec<PairBatch> =
+        pairs.chunks(4).map(|part| PairBatch::new(&part.iter().collect::<Vec<_>>(), LossOn::Response)).collect();
+    let alone =
+        |batch: &PairBatch| sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
+    let (four, one) = (alone(&batches[0]), alone(&batches[1]));
+    let mut method = Method::new(&methods::named("irepair-fixed").expect("named").recipe()).expect("method");
+    method.select.prepare(&golden.model, &weights, &mut batches.into_iter()).expect("a look");
+    let means = method.select.memory().means().expect("means");
+    for ((four, one), mean) in four.iter().zip(&one).zip(means) {
+        assert!((four / one - 1.0).abs() > 1e-3, "nothing to tell apart");
+        close(mean, (4.0 * four + one) / 5.0, 1e-12, "mean");
+    }
+}
+
 /// Along its own gradient, every tensor's loss changes by the gradient's norm (central differences).
 #[test]
 fn gradients_equal_finite_differences() {

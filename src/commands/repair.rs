@@ -22,6 +22,7 @@ use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
 use crate::optim::Optimizer;
 use crate::profile::operations;
+use crate::random::{Purpose, Stream};
 use crate::report::ReportTo;
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
@@ -262,7 +263,7 @@ fn trainer<'a>(
     let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
     // A state holds what was seen.
     let look = match looks && !resume {
-        true => look(&mut method, settings, loaded, weights, &rows.pairs[..sample])?,
+        true => look(&mut method, settings, loaded, weights, &drawn(&rows.pairs, sample, settings.seed))?,
         false => Cost::default(),
     };
     if stop::asked() {
@@ -323,17 +324,26 @@ fn trainer<'a>(
     })
 }
 
+/// A seeded choice of rows, in their order.
+fn drawn<T>(rows: &[T], size: usize, seed: u64) -> Vec<&T> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    Stream::new(seed, Purpose::Look, 0, 0).shuffle(&mut order);
+    order.truncate(size);
+    order.sort_unstable();
+    order.into_iter().map(|index| &rows[index]).collect()
+}
+
 /// The selector's look at the pairs, and what it took.
 fn look(
     method: &mut Method,
     settings: &RepairSettings,
     loaded: &Loaded,
     weights: &Weights,
-    pairs: &[TokenPair],
+    pairs: &[&TokenPair],
 ) -> Result<Cost> {
     let (begun, counted, mut seen) = (Instant::now(), operations(), 0);
     let mut batches = pairs.chunks(settings.batch_size).take_while(|_| !stop::asked()).map(|pairs| {
-        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on);
+        let batch = PairBatch::new(pairs, settings.loss_on);
         seen += batch.rejected.packed.ids.len();
         batch
     });
@@ -369,5 +379,20 @@ impl Output {
     fn write(&self, base: &Checkpoint, weights: &Weights) -> Result<Vec<String>> {
         let left_out = checkpoint::write(base, weights, &self.partial)?;
         Ok(left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_drawn_by_the_seed_from_all_rows() {
+        let rows: Vec<usize> = (0..100).collect();
+        let of = |size, seed| drawn(&rows, size, seed).into_iter().copied().collect::<Vec<_>>();
+        assert_eq!(of(100, 1), rows);
+        let (one, other) = (of(10, 1), of(10, 2));
+        assert!(one.len() == 10 && one.is_sorted() && one != other && one == of(10, 1));
+        assert!(one.last() > Some(&50), "only the first rows: {one:?}");
     }
 }

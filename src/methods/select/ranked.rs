@@ -103,7 +103,7 @@ impl Select for Ranked {
         let units = self.units(model);
         for batch in sample {
             let found = squares(model, weights, &batch.rejected)?;
-            self.memory.add(&found.norms(model, &units)?, 1);
+            self.memory.add(&found.norms(model, &units)?, batch.rejected.counts.len());
         }
         // A state has no word for what is not finite.
         pick(&self.memory.sums, |a, b| a > b)?;
