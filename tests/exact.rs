@@ -158,42 +158,76 @@ fn mixed_precision_is_near_f32() {
     }
 }
 
-/// A step on two batches is the mean of theirs; DPO, a mean over pairs, does not see how its pairs are divided.
+/// A step on batches of unequal length is the step on one batch of all their rows: each counts by its tokens, its pairs,
+/// its positions. Sensitivities are the mean of the batches'.
 #[test]
 fn accumulated_batches_are_one_step() {
     let golden = Golden::open("gpt2");
-    let (pairs, normal) = (golden.pairs(), golden.normal());
-    let weights = golden.weights(irepair::weights::Kernels::Cpu);
-    for name in ["dpo", "irepair+kl"] {
-        let method = Method::new(&methods::named(name).expect(name).recipe()).expect(name);
-        let batch = |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
-        let step = |batches: &[PairBatch]| {
-            let input = |pairs| StepInput { model: &golden.model, weights: &weights, pairs, normal: Some(&normal) };
-            method.step(&batches.iter().map(input).collect::<Vec<_>>()).expect(name)
+    let pairs = golden.pairs();
+    let normal = golden.normal();
+    let texts: Vec<&[u32]> = normal.sequences.iter().map(|s| &normal.ids[s.rows.clone()]).collect();
+    let mut weights = golden.weights(Kernels::Cpu);
+    weights.keep_originals(true);
+    // Away from the reference, so that there is a KL.
+    let moved = (weights.touch("transformer.h.0.mlp.c_fc.weight").expect("tensor") * 1.1).expect("moved");
+    weights.restore("transformer.h.0.mlp.c_fc.weight", moved).expect("restore");
+    let batch = |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
+    // One pair and one text, then all others.
+    let part = |rows: std::ops::Range<usize>| (batch(&pairs[rows.clone()]), Packed::new(texts[rows].iter().copied()));
+    let all = pairs.len().min(texts.len());
+    let (parts, whole) = ([part(0..1), part(1..all)], [part(0..all)]);
+    let counts = parts.each_ref().map(|(pairs, normal)| [pairs.chosen.rows.len(), normal.ids.len()]);
+    assert!(
+        counts[0].iter().zip(counts[1]).all(|(one, others)| one * (all - 1) != others),
+        "of even shares: {counts:?}"
+    );
+    fn inputs<'a>(golden: &'a Golden, weights: &'a Weights, of: &'a [(PairBatch, Packed)]) -> Vec<StepInput<'a>> {
+        let input = |(pairs, normal): &'a (PairBatch, Packed)| StepInput {
+            model: &golden.model,
+            weights,
+            pairs,
+            normal: Some(normal),
         };
-        let half = pairs.len() / 2;
-        let (first, second) = (batch(&pairs[..half]), batch(&pairs[half..2 * half]));
-        let together = step(&[first.clone(), second.clone()]);
-        let apart = [step(&[first]), step(&[second])];
-        let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
-        let mean = |of: &dyn Fn(&methods::StepReport) -> f64| (of(&apart[0]) + of(&apart[1])) / 2.0;
-        close(together.terms.loss, mean(&|r| r.terms.loss), 1e-5, name);
+        of.iter().map(input).collect()
+    }
+    let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
+    for objective in methods::objective::OBJECTIVES {
+        let name = objective.name;
+        let recipe = Recipe {
+            select: "all".into(),
+            objective: name.into(),
+            weight: 0.5,
+            kl_weight: 2.0,
+            beta: None,
+            slicing: Slicing::default(),
+        };
+        let step = |of: &[(PairBatch, Packed)]| {
+            Method::new(&recipe).expect(name).step(&inputs(&golden, &weights, of)).expect(name)
+        };
+        let (together, want) = (step(&parts), step(&whole));
+        close(together.terms.loss, want.terms.loss, 1e-5, name);
+        close(together.terms.nll_good.expect("nll"), want.terms.nll_good.expect("nll"), 1e-5, name);
+        close(together.terms.kl.expect("kl"), want.terms.kl.expect("kl"), 1e-5, name);
+        assert_eq!(together.gradients.len(), want.gradients.len());
         for (tensor, gradient) in &together.gradients {
-            // Where the two chose another slice alone, there is nothing to compare.
-            let (Some(a), Some(b)) = (apart[0].gradients.get(tensor), apart[1].gradients.get(tensor)) else { continue };
-            let mean: Vec<f32> = flat(a).iter().zip(flat(b)).map(|(a, b)| (a + b) / 2.0).collect();
-            all_close(&flat(gradient), &mean, 1e-4, &format!("{name} {tensor}"));
+            all_close(&flat(gradient), &flat(&want.gradients[tensor]), 1e-4, &format!("{name} {tensor}"));
         }
-        if name == "dpo" {
-            let whole = step(&[batch(&pairs[..2 * half])]);
-            close(together.terms.loss, whole.terms.loss, 1e-5, name);
-            for (tensor, gradient) in &together.gradients {
-                all_close(&flat(gradient), &flat(&whole.gradients[tensor]), 1e-4, &format!("{name} whole {tensor}"));
-            }
-        } else {
-            for (block, sensitivity) in together.selection.sensitivity.iter().enumerate() {
-                close(*sensitivity, mean(&|r| r.selection.sensitivity[block]), 1e-5, name);
-            }
+        let norm = |of: &methods::StepReport| irepair::optim::gradient_norm(&of.gradients).expect("norm");
+        close(norm(&together), norm(&want), 1e-5, name);
+    }
+    for select in ["max", "max-over-chosen", "max-over-normal"] {
+        let recipe = Recipe { select: select.into(), ..methods::METHODS[0].recipe() };
+        let selection = |of: &[(PairBatch, Packed)]| {
+            Method::new(&recipe).expect(select).select.select(&inputs(&golden, &weights, of)).expect(select)
+        };
+        let (together, want) = (selection(&parts), selection(&whole));
+        close(together.nll_rejected.expect("nll"), want.nll_rejected.expect("nll"), 1e-5, select);
+        let counts = parts.each_ref().map(|(pairs, _)| pairs.rejected.rows.len() as f64);
+        let apart = [selection(&parts[..1]), selection(&parts[1..])].map(|s| s.sensitivity);
+        for (block, got) in together.sensitivity.iter().enumerate() {
+            let mean = (apart[0][block] * counts[0] + apart[1][block] * counts[1]) / (counts[0] + counts[1]);
+            close(*got, mean, 1e-9, select);
+            assert!(*got >= want.sensitivity[block] * (1.0 - 1e-5), "{select}: norms add up to no less");
         }
     }
 }

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result};
 
 use super::{Extent, Memory, Normalize, Select, Selection, Slicing};
-use crate::methods::StepInput;
+use crate::methods::{StepInput, Whole, share};
 use crate::model::Model;
 use crate::sensitivity::{Squares, pick, squares};
 use crate::slice::{Granularity, Slice, Unit};
@@ -134,28 +134,34 @@ impl Select for Ranked {
         let first = inputs.first().context("a step of no batches")?;
         let (model, blocks) = (first.model, Unit::all(first.model.sizes().blocks, Granularity::Block));
         let units = self.units(model);
-        let share = 1.0 / inputs.len() as f64;
+        let whole = Whole::of(inputs);
         let mut sensitivity = vec![0f64; blocks.len()];
-        let mut scores = vec![0f64; units.len()];
+        let (mut scores, mut others) = (vec![0f64; units.len()], vec![0f64; units.len()]);
         let mut nll = 0.0;
-        let add = |sum: &mut [f64], found: Vec<f64>| sum.iter_mut().zip(found).for_each(|(s, f)| *s += f * share);
+        // A norm of the sum would need the gradients; the batches' own norms add up to no less.
+        let add = |sum: &mut [f64], norms: Vec<f64>, share: f64| {
+            sum.iter_mut().zip(norms).for_each(|(sum, norm)| *sum += norm * share);
+        };
         for input in inputs {
-            let found: Squares = squares(model, input.weights, &input.pairs.rejected)?;
-            add(&mut sensitivity, found.norms(model, &blocks)?);
-            nll += found.nll * share;
-            let other = match self.over {
-                Over::Nothing => None,
-                Over::Chosen => Some(squares(model, input.weights, &input.pairs.chosen)?),
+            let (rejected, chosen) = (&input.pairs.rejected, &input.pairs.chosen);
+            let own = share(rejected.rows.len(), whole.rejected);
+            let found: Squares = squares(model, input.weights, rejected)?;
+            add(&mut sensitivity, found.norms(model, &blocks)?, own);
+            add(&mut scores, found.norms(model, &units)?, own);
+            nll += found.nll * own;
+            let (other, own) = match self.over {
+                Over::Nothing => continue,
+                Over::Chosen => (squares(model, input.weights, chosen)?, share(chosen.rows.len(), whole.chosen)),
                 Over::Normal => {
                     let normal = input.normal.context("this selector compares with normal text")?;
-                    Some(squares(model, input.weights, &Batch::texts(normal.clone()))?)
+                    let own = share(normal.ids.len(), whole.normal);
+                    (squares(model, input.weights, &Batch::texts(normal.clone()))?, own)
                 }
             };
-            let mut norms = found.norms(model, &units)?;
-            if let Some(other) = other {
-                norms.iter_mut().zip(other.norms(model, &units)?).for_each(|(n, o)| *n /= o);
-            }
-            add(&mut scores, norms);
+            add(&mut others, other.norms(model, &units)?, own);
+        }
+        if self.over != Over::Nothing {
+            scores.iter_mut().zip(others).for_each(|(score, other)| *score /= other);
         }
         // A broken gradient is reported as such, not as a broken score.
         pick(&sensitivity, |a, b| a > b)?;
