@@ -555,6 +555,9 @@ impl RepairSettings {
         if recipe.select == "fixed" && self.normalize == Some(Normalize::Start) {
             return contradicts("--normalize start", "a block chosen at the start: all are equal there");
         }
+        if recipe.select == "fixed" && self.normalize == Some(Normalize::Running) {
+            return contradicts("--normalize running", "a block chosen at the start: there are no steps before");
+        }
         if recipe.select == "trial" && self.normalize.is_some() {
             return contradicts("--normalize", "trials, which rank by loss");
         }

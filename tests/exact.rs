@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use irepair::generate::{Generation, Job, Sampling, generate};
 use irepair::loss;
-use irepair::methods::select::{Normalize, SELECTORS, Slicing};
+use irepair::methods::select::{Memory, Normalize, SELECTORS, Slicing};
 use irepair::methods::{self, Method, Recipe, StepInput};
 use irepair::model::kernels::matmul::Precision;
 use irepair::model::{ARCHES, Model};
 use irepair::optim::{Optimizer, OptimizerKind};
-use irepair::slice::Granularity;
+use irepair::slice::{Granularity, Slice};
 use irepair::tokens::{Batch, LossOn, Packed, PairBatch, TokenPair};
 use irepair::weights::{Kernels, Place, Want, Weights, Who};
 use irepair::{checkpoint, sensitivity};
@@ -256,6 +256,36 @@ fn a_short_batch_weighs_by_its_pairs() {
     }
 }
 
+/// `--normalize running`: each unit's score over the mean of its own in the steps before; in the first step the score alone.
+#[test]
+fn a_running_mean_is_of_the_steps_before() {
+    let golden = Golden::open("gpt2");
+    let weights = golden.weights(Kernels::Cpu);
+    let pairs = golden.pairs();
+    let slicing = Slicing { normalize: Normalize::Running, ..Slicing::default() };
+    let mut method = Method::new(&Recipe { slicing, ..methods::METHODS[1].recipe() }).expect("method");
+    let mut before: Vec<Vec<f64>> = Vec::new();
+    for pair in &pairs {
+        let batch = PairBatch::new(&[pair], LossOn::Response);
+        let scores = sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
+        let mean = |block: usize| before.iter().map(|s| s[block]).sum::<f64>() / before.len() as f64;
+        let ranked = |block: usize| if before.is_empty() { scores[block] } else { scores[block] / mean(block) };
+        let want =
+            sensitivity::pick(&(0..scores.len()).map(ranked).collect::<Vec<_>>(), |a, b| a > b).expect("a block");
+        let input = StepInput { model: &golden.model, weights: &weights, pairs: &batch, normal: None };
+        let selection = method.select.select(std::slice::from_ref(&input)).expect("selection");
+        assert_eq!(selection.slice, Slice::block(want), "after {} steps", before.len());
+        assert_eq!(selection.scores, scores);
+        method.select.learn(&selection);
+        before.push(scores);
+        // Saved and restored, it goes on the same.
+        let saved = serde_json::to_string(&method.select.memory()).expect("JSON");
+        let memory: Memory = serde_json::from_str(&saved).expect("a memory");
+        assert_eq!(memory, method.select.memory());
+        method.select.remember(memory);
+    }
+}
+
 /// Along its own gradient, every tensor's loss changes by the gradient's norm (central differences).
 #[test]
 fn gradients_equal_finite_differences() {
@@ -370,7 +400,7 @@ fn a_step_changes_only_what_the_slice_names() {
         let named = methods::METHODS.iter().map(|m| (m.name.to_owned(), m.recipe()));
         // And every selector with two sublayers a slice, ranked by each normalization.
         let cut = SELECTORS.iter().filter(|s| s.ranks).flat_map(|select| {
-            [Normalize::None, Normalize::Size, Normalize::Start].map(|normalize| {
+            [Normalize::None, Normalize::Size, Normalize::Start, Normalize::Running].map(|normalize| {
                 let granularity = Granularity::Sublayer;
                 let slicing = Slicing { granularity, top_k: 2, normalize, blocks: Vec::new() };
                 let recipe = methods::METHODS[0].recipe();
@@ -401,6 +431,7 @@ fn a_step_changes_only_what_the_slice_names() {
                 for _ in 0..3 {
                     let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
                     let report = method.step(std::slice::from_ref(&input)).expect(&what);
+                    method.select.learn(&report.selection);
                     let slice = report.selection.slice;
                     allowed.extend(model.specs().into_iter().filter(|s| slice.contains(s)).map(|s| s.name));
                     optimizer.step(&mut weights, &report.gradients, 1e-3, 1.0).expect(&what);

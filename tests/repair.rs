@@ -888,10 +888,11 @@ fn trials_choose_the_slice_of_the_whole_run() {
 #[test]
 fn what_a_selector_knows_survives_a_kill() {
     let dir = tempfile::tempdir().expect("dir");
-    let cases: [(&str, &[&str]); 3] = [
+    let cases: [(&str, &[&str]); 4] = [
         ("trial", &["--method", "trial-dpo+kl", "--trial-steps", "2", "--save-steps", "100"]),
         ("fixed", &["--method", "irepair-fixed+kl", "--save-steps", "100"]),
         ("start", &["--select", "max", "--normalize", "start", "--save-steps", "100"]),
+        ("running", &["--select", "max", "--normalize", "running", "--save-steps", "3"]),
     ];
     for (name, method) in cases {
         let (whole, out) = (dir.path().join(format!("whole-{name}")), dir.path().join(name));

@@ -22,6 +22,8 @@ pub struct Selection {
     pub slice: Slice,
     /// Every block's sensitivity, where the selector measured it.
     pub sensitivity: Vec<f64>,
+    /// Of the ranked units, before they are normalized, where they were measured.
+    pub scores: Vec<f64>,
     /// NLL of the rejected responses in nats a token, which measuring brings along.
     pub nll_rejected: Option<f64>,
 }
@@ -71,6 +73,9 @@ pub trait Select: Send + Sync {
 
     /// The slice of one step, from the batches that it works on together.
     fn select(&self, inputs: &[StepInput]) -> Result<Selection>;
+
+    /// Once a step was made: what its selection tells of later ones.
+    fn learn(&mut self, _selection: &Selection) {}
 
     /// How much a step may change at most.
     fn extent(&self, model: &Model) -> Extent;
@@ -168,6 +173,8 @@ pub enum Normalize {
     Size,
     /// The same unit's mean sensitivity before the first step.
     Start,
+    /// The mean of the same unit's own scores in the steps before.
+    Running,
 }
 
 /// A line of [`SELECTORS`].

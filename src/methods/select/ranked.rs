@@ -35,7 +35,7 @@ pub struct Ranked {
     rank: Rank,
     over: Over,
     slicing: Slicing,
-    /// Sensitivities before the first step, where they are needed.
+    /// Sensitivities before the first step, or scores of the steps made, where they are needed.
     memory: Memory,
 }
 
@@ -90,6 +90,11 @@ impl Ranked {
             Normalize::Start => {
                 scores.iter_mut().zip(self.start()?).for_each(|(s, start)| *s /= start);
             }
+            Normalize::Running => {
+                // In the first step there is nothing to divide by.
+                let means = self.memory.means().unwrap_or_else(|| vec![1.0; scores.len()]);
+                scores.iter_mut().zip(means).for_each(|(s, mean)| *s /= mean);
+            }
         }
         Ok(())
     }
@@ -129,7 +134,7 @@ impl Select for Ranked {
                 self.normalize(inputs[0].model, &mut scores)?;
             }
             let slice = self.take(inputs[0].model, scores)?;
-            return Ok(Selection { slice, sensitivity: Vec::new(), nll_rejected: None });
+            return Ok(Selection { slice, sensitivity: Vec::new(), scores: Vec::new(), nll_rejected: None });
         }
         let first = inputs.first().context("a step of no batches")?;
         let (model, blocks) = (first.model, Unit::all(first.model.sizes().blocks, Granularity::Block));
@@ -165,8 +170,15 @@ impl Select for Ranked {
         }
         // A broken gradient is reported as such, not as a broken score.
         pick(&sensitivity, |a, b| a > b)?;
-        self.normalize(model, &mut scores)?;
-        Ok(Selection { slice: self.take(model, scores)?, sensitivity, nll_rejected: Some(nll) })
+        let mut normalized = scores.clone();
+        self.normalize(model, &mut normalized)?;
+        Ok(Selection { slice: self.take(model, normalized)?, sensitivity, scores, nll_rejected: Some(nll) })
+    }
+
+    fn learn(&mut self, selection: &Selection) {
+        if self.rank != Rank::Once && self.slicing.normalize == Normalize::Running {
+            self.memory.add(&selection.scores, 1);
+        }
     }
 
     fn extent(&self, model: &Model) -> Extent {
