@@ -23,9 +23,10 @@ use crate::tokens::{Lengths, LossOn};
 
 /// "unknown …" with the nearest known name.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    let lower = name.to_lowercase();
     let nearest = known
         .iter()
-        .map(|k| (strsim::jaro_winkler(name, k), k))
+        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
@@ -387,6 +388,8 @@ impl RepairSettings {
         } else if on_demo {
             layers.push(parse_toml::<RepairOptions>("preset demo", PRESETS[0].1)?);
         }
+        // A preset's are left unused by a flag's method; a flag's own would be silently so.
+        let tries = flags_value.contains_key("trial-steps");
         layers.push(file_layer);
         layers.push(flags_value);
         let mut settings: Self =
@@ -396,6 +399,10 @@ impl RepairSettings {
         }
         settings.name_method()?;
         settings.check()?;
+        if tries && settings.recipe()?.select != "trial" {
+            let why = format!("--method {} makes no trials, so --trial-steps contradicts it", settings.method);
+            return Err(Fault::Usage(why).into());
+        }
         Ok(settings)
     }
 
@@ -744,7 +751,9 @@ fn layer_of<T: Serialize + DeserializeOwned + Default>(
         let alone: Map<String, Value> = [(kebab.clone(), value.clone())].into_iter().collect();
         serde_json::from_value::<T>(Value::Object(alone))
             .map_err(|e| Fault::Input(format!("{}: {key}: {e}", place(&key))))?;
-        layer.insert(kebab, value);
+        if layer.insert(kebab, value).is_some() {
+            bail_input!("{}: {key} is given twice, with - and with _", place(&key));
+        }
     }
     Ok(layer)
 }
@@ -802,12 +811,35 @@ mod tests {
         let flags = RepairOptions { method: Some("irepiar".into()), ..RepairOptions::default() };
         let error = RepairSettings::resolve(None, &flags).expect_err("unknown").to_string();
         assert!(error.contains("did you mean \"irepair\""), "{error}");
+        let flags = RepairOptions { method: Some("DAPT".into()), ..RepairOptions::default() };
+        let error = RepairSettings::resolve(None, &flags).expect_err("unknown").to_string();
+        assert!(error.contains("did you mean \"dapt\""), "{error}");
+        // Given with a method that makes none; a preset's gives way.
+        let flags = RepairOptions { trial_steps: Some(3), ..RepairOptions::default() };
+        let error = RepairSettings::resolve(None, &flags).expect_err("contradiction");
+        assert!(crate::fault::exit_code(&error) == 2 && error.to_string().contains("--trial-steps"), "{error}");
+        let flags = RepairOptions { method: Some("dapt".into()), ..RepairOptions::default() };
+        RepairSettings::resolve(Some(Path::new("trial-dpo")), &flags).expect("a preset's trial steps are left unused");
+        let error = parse_toml::<RepairOptions>("x.toml", "max-steps = 5\nmax_steps = 6\n").expect_err("twice");
+        assert!(error.to_string().starts_with("x.toml:2: max_steps is given twice"), "{error}");
     }
 
     #[test]
     fn every_preset_is_read() {
         for (name, text) in PRESETS {
             parse_toml::<RepairOptions>(name, text).expect(name);
+        }
+    }
+
+    #[test]
+    fn every_setting_of_a_preset_has_its_reason() {
+        for (name, text) in PRESETS {
+            let mut above = "";
+            for line in text.lines().map(str::trim) {
+                let is_setting = !line.is_empty() && !line.starts_with(['#', '[']);
+                assert!(!is_setting || line.contains('#') || above.starts_with('#'), "{name}: no reason for {line}");
+                above = line;
+            }
         }
     }
 }
