@@ -722,17 +722,35 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     assert!(plan.contains("12 of 12 pairs"), "{plan}");
     // What the run itself would refuse.
     let taken = golden::dir();
-    let cannot: [(&[&str], &str); 4] = [
+    let elsewhere = tempfile::tempdir().expect("dir");
+    let begun = elsewhere.path().join("begun");
+    let state = elsewhere.path().join("begun.partial/irepair/state");
+    std::fs::create_dir_all(&state).expect("dir");
+    std::fs::write(state.join("state.safetensors"), "").expect("state");
+    let few = golden::dir().join("normal.jsonl");
+    let cannot: [(&[&str], &str); 7] = [
         (&["--out", text(&taken)], "exists; choose another --out"),
         (&["--method", "irepair-fixed", "--fixed-sample", "100"], "48 pairs to learn from"),
         (&["--method", "trial-dpo+kl", "--valid-size", "0"], "holds none back"),
         (&["--resume"], "no unfinished run"),
+        (&["--normal", text(&few), "--batch-size", "5"], "4 texts are fewer than a batch of 5"),
+        (&["--normal-texts", "2"], "--normal-texts 2 are fewer than a batch of 4"),
+        (&["--out", text(&begun)], "an unfinished run is in"),
     ];
     for (flags, words) in cannot {
         let output = irepair(&demo(&out, &[&["--dry-run"], flags].concat()));
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(3) && error.contains(words), "{flags:?}: {error}");
     }
+    // A guard without a text; a method with a KL term will write some.
+    let guard = ["--dry-run", "--max-ppl-increase", "5", "--method"];
+    let output = irepair(&quick(&out, &[&guard[..], &["irepair"]].concat()));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("needs a text"), "{error}");
+    ok(&irepair(&quick(&out, &[&guard[..], &["irepair+kl"]].concat())));
+    // Normal texts of a file are counted.
+    let plan = ok(&irepair(&quick(&out, &["--dry-run", "--normal", text(&few), "--batch-size", "3"])));
+    assert!(plan.contains("3 normal texts, 1 held back"), "{plan}");
     // A preset's method gives way to a flag's, and leaves nothing that contradicts it.
     for flags in [&["--method", "dapt"][..], &["--method", "dpo+kl"], &["--select", "all", "--objective", "dpo"]] {
         let preset = ["--dry-run", "--config", "paper-gpt2-large", "--max-prompt-length", "32", "--max-length", "64"];

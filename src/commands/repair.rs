@@ -56,11 +56,12 @@ pub fn run(args: &Repair) -> Result<()> {
     settings.recipe()?.slicing.check(&loaded.model)?;
     let scorer = scorers::open(&settings.scorer, &scorers::Options { toxic_label: settings.toxic_label.clone() })?;
     let mut rows = rows::read_pairs(&settings, &loaded)?;
-    rows::check(&settings, &rows.train, &loaded.model)?;
+    rows::check(&settings, &rows, &loaded.model)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
         Output::free(args, &path, &loaded.checkpoint().dir)?;
         Output::to_resume(args, &path)?;
+        Output::not_begun(args, &path)?;
         let plan = plan::plan(&settings, &loaded, &rows, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
         return plan.memory.check(memory::limit()?, plan::ADVICE);
@@ -71,7 +72,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let mut weights = loaded.weights()?;
     let out = Output::claim(args, &settings, &loaded.short_name(), &loaded.checkpoint().dir)?;
     stop::listen()?;
-    rows::read_normal(&settings, &loaded, &weights, scorer.as_ref(), &mut rows, &out.dir, args.output.quiet)?;
+    rows::write_own_normal(&settings, &loaded, &weights, scorer.as_ref(), &mut rows, &out.dir, args.output.quiet)?;
     say(rows.summary());
 
     let yardstick = Yardstick {
@@ -213,9 +214,7 @@ fn guard(
     const TOKENS: usize = 16_384;
     let Some(percent) = settings.max_ppl_increase else { return Ok(None) };
     if before.ppl.is_none() {
-        bail_input!(
-            "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE"
-        );
+        bail_input!("{}", rows::NO_TEXT);
     }
     let text = &text[..text.len().min(TOKENS)];
     let view = weights.frozen(Who::Reference)?;
