@@ -32,6 +32,7 @@ for out in sys.argv[1:] or sys.exit(__doc__):
         same = [s for s, _ in got] == [s for s, _ in want] and all(
             abs(g - w) <= 1e-6 * abs(w) for (_, g), (_, w) in zip(got, want)
         )
-        print(f"{out}: {module.__name__.rsplit('.')[-1]}: {len(got)} of {len(want)} steps, {'equal' if same else 'DIFFERENT'}")
+        name, found = module.__name__.rsplit(".")[-1], "equal" if same else "DIFFERENT"
+        print(f"{out}: {name}: {len(got)} of {len(want)} steps, {found}")
         wrong += not same
 sys.exit(bool(wrong))

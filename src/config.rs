@@ -129,8 +129,8 @@ pub struct RepairOptions {
     /// Pairs (and normal texts) a step [default: 4]
     #[arg(short, long, env = "IREPAIR_BATCH_SIZE", visible_alias = "per-device-train-batch-size")]
     pub batch_size: Option<usize>,
-    /// Batches that a step works on as one: more pairs a step in the same memory; only sensitivities are not those of one
-    /// large batch, but the mean of the batches', weighted by their tokens [default: 1]
+    /// Batches that a step works on as one: more pairs a step in the same memory; only sensitivities are not those of
+    /// one large batch, but the mean of the batches', weighted by their tokens [default: 1]
     #[arg(long, env = "IREPAIR_GRADIENT_ACCUMULATION_STEPS", value_name = "N")]
     pub gradient_accumulation_steps: Option<usize>,
     /// [default: 2000; star and sgd 10, of each optimization]

@@ -3,8 +3,8 @@
 //!
 //! The file is a safetensors file. Of a matrix of which only some rows or columns changed, those alone are stored. A
 //! difference is stored as bytes: grouped by their place in a value (first bytes first: sign and exponent hardly ever
-//! change) and deflated, or as it is where that is smaller. Its metadata names the hashes of both models, what each tensor
-//! is, and the hash of all that.
+//! change) and deflated, or as it is where that is smaller. Its metadata names the hashes of both models, what each
+//! tensor is, and the hash of all that.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -159,7 +159,8 @@ pub fn write(base: &Checkpoint, repaired: &Checkpoint, changes: &[Change], path:
         .collect::<Result<_>>()?;
     let entries: BTreeMap<&str, &Entry> = encoded.iter().map(|(name, entry, _)| (name.as_str(), entry)).collect();
     let (base_sha256, repaired_sha256, entries) = (base.hash()?, repaired.hash()?, serde_json::to_string(&entries)?);
-    let data = encoded.iter().map(|(name, _, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let data: BTreeMap<&str, &[u8]> =
+        encoded.iter().map(|(name, _, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let metadata = [
         ("content_sha256", content_hash([&base_sha256, &repaired_sha256, &entries], &data)),
         ("base_sha256", base_sha256),
@@ -204,7 +205,7 @@ impl PatchFile {
         let (base_sha256, repaired_sha256, entries) = (get("base_sha256")?, get("repaired_sha256")?, get("tensors")?);
         if version == FORMAT_VERSION {
             let views = stored.tensors();
-            let data = views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
+            let data: BTreeMap<&str, &[u8]> = views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
             if content_hash([&base_sha256, &repaired_sha256, &entries], &data) != get("content_sha256")? {
                 return Err(broken("its content is not what its hash says; it was changed or damaged".into()).into());
             }

@@ -256,7 +256,7 @@ fn a_short_batch_weighs_by_its_pairs() {
     }
 }
 
-/// `--normalize running`: each unit's score over the mean of its own in the steps before; in the first step the score alone.
+/// `--normalize running`: each unit's score over the mean of its own in the steps before; in the first step it alone.
 #[test]
 fn a_running_mean_is_of_the_steps_before() {
     let golden = Golden::open("gpt2");

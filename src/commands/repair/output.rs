@@ -62,8 +62,8 @@ impl Output {
         Ok(())
     }
 
-    /// Errors (bad input) if there is an unfinished run, or an output without its name, and neither is it to go on nor may it
-    /// be replaced.
+    /// Errors (bad input) if there is an unfinished run, or an output without its name, and neither is it to go on nor may
+    /// it be replaced.
     pub fn not_begun(args: &Repair, path: &Path) -> Result<()> {
         let partial = state::partial(path);
         if args.resume || args.overwrite {
@@ -154,7 +154,7 @@ impl Output {
         })
     }
 
-    /// Compares what was written with the base. Errors (a failed check) if nothing changed, and forgets the state then, or if
+    /// Compares what was written with the base. Errors (a failed check) if nothing changed (the state is forgotten then) or
     /// something outside the slices did.
     pub fn verify(
         &self,

@@ -100,7 +100,7 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
     Ok((pairs, sha256))
 }
 
-/// What only the rows can tell: whether there are enough for the selector, the guard and the batches. Errors are bad input.
+/// What only the rows can tell: whether they are enough for the selector, the guard and the batches. Errors are bad input.
 pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()> {
     let method = Method::new(&settings.recipe()?)?;
     let pairs = rows.train.pairs.len();
@@ -109,8 +109,8 @@ pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()
     }
     if settings.max_ppl_increase.is_some() && rows.train.valid_pairs.is_empty() {
         bail_input!(
-            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back for them; give --valid-size N, \
-             or more pairs"
+            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back for them; give \
+             --valid-size N, or more pairs"
         );
     }
     if !method.select.trials(model).is_empty() && rows.train.valid_pairs.is_empty() {
