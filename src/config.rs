@@ -23,9 +23,10 @@ use crate::tokens::{Lengths, LossOn};
 
 /// "unknown …" with the nearest known name.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    let lower = name.to_lowercase();
     let nearest = known
         .iter()
-        .map(|k| (strsim::jaro_winkler(name, k), k))
+        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
         .filter(|(likeness, _)| *likeness > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
@@ -84,7 +85,7 @@ pub struct RepairOptions {
     /// β of DPO and its like [default: 0.1; dpo-norm 5; ipo 0.5]
     #[arg(long, env = "IREPAIR_BETA", value_parser = finite)]
     pub beta: Option<f64>,
-    /// Pairs that `fixed` looks at before the first step [default: 2000, or all there are]
+    /// Pairs, drawn by the seed, that `fixed` looks at before the first step [default: 2000, or all there are]
     #[arg(long, env = "IREPAIR_FIXED_SAMPLE", value_name = "N")]
     pub fixed_sample: Option<usize>,
     /// Steps on each block that `trial` makes before the first step [default: 10]
@@ -128,7 +129,8 @@ pub struct RepairOptions {
     /// Pairs (and normal texts) a step [default: 4]
     #[arg(short, long, env = "IREPAIR_BATCH_SIZE", visible_alias = "per-device-train-batch-size")]
     pub batch_size: Option<usize>,
-    /// Batches that a step works on together: more pairs a step in the same memory [default: 1]
+    /// Batches that a step works on as one: more pairs a step in the same memory; only sensitivities are not those of
+    /// one large batch, but the mean of the batches', weighted by their tokens [default: 1]
     #[arg(long, env = "IREPAIR_GRADIENT_ACCUMULATION_STEPS", value_name = "N")]
     pub gradient_accumulation_steps: Option<usize>,
     /// [default: 2000; star and sgd 10, of each optimization]
@@ -386,6 +388,8 @@ impl RepairSettings {
         } else if on_demo {
             layers.push(parse_toml::<RepairOptions>("preset demo", PRESETS[0].1)?);
         }
+        // A preset's are left unused by a flag's method; a flag's own would be silently so.
+        let tries = flags_value.contains_key("trial-steps");
         layers.push(file_layer);
         layers.push(flags_value);
         let mut settings: Self =
@@ -395,6 +399,10 @@ impl RepairSettings {
         }
         settings.name_method()?;
         settings.check()?;
+        if tries && settings.recipe()?.select != "trial" {
+            let why = format!("--method {} makes no trials, so --trial-steps contradicts it", settings.method);
+            return Err(Fault::Usage(why).into());
+        }
         Ok(settings)
     }
 
@@ -553,6 +561,9 @@ impl RepairSettings {
         }
         if recipe.select == "fixed" && self.normalize == Some(Normalize::Start) {
             return contradicts("--normalize start", "a block chosen at the start: all are equal there");
+        }
+        if recipe.select == "fixed" && self.normalize == Some(Normalize::Running) {
+            return contradicts("--normalize running", "a block chosen at the start: there are no steps before");
         }
         if recipe.select == "trial" && self.normalize.is_some() {
             return contradicts("--normalize", "trials, which rank by loss");
@@ -740,7 +751,9 @@ fn layer_of<T: Serialize + DeserializeOwned + Default>(
         let alone: Map<String, Value> = [(kebab.clone(), value.clone())].into_iter().collect();
         serde_json::from_value::<T>(Value::Object(alone))
             .map_err(|e| Fault::Input(format!("{}: {key}: {e}", place(&key))))?;
-        layer.insert(kebab, value);
+        if layer.insert(kebab, value).is_some() {
+            bail_input!("{}: {key} is given twice, with - and with _", place(&key));
+        }
     }
     Ok(layer)
 }
@@ -798,12 +811,35 @@ mod tests {
         let flags = RepairOptions { method: Some("irepiar".into()), ..RepairOptions::default() };
         let error = RepairSettings::resolve(None, &flags).expect_err("unknown").to_string();
         assert!(error.contains("did you mean \"irepair\""), "{error}");
+        let flags = RepairOptions { method: Some("DAPT".into()), ..RepairOptions::default() };
+        let error = RepairSettings::resolve(None, &flags).expect_err("unknown").to_string();
+        assert!(error.contains("did you mean \"dapt\""), "{error}");
+        // Given with a method that makes none; a preset's gives way.
+        let flags = RepairOptions { trial_steps: Some(3), ..RepairOptions::default() };
+        let error = RepairSettings::resolve(None, &flags).expect_err("contradiction");
+        assert!(crate::fault::exit_code(&error) == 2 && error.to_string().contains("--trial-steps"), "{error}");
+        let flags = RepairOptions { method: Some("dapt".into()), ..RepairOptions::default() };
+        RepairSettings::resolve(Some(Path::new("trial-dpo")), &flags).expect("a preset's trial steps are left unused");
+        let error = parse_toml::<RepairOptions>("x.toml", "max-steps = 5\nmax_steps = 6\n").expect_err("twice");
+        assert!(error.to_string().starts_with("x.toml:2: max_steps is given twice"), "{error}");
     }
 
     #[test]
     fn every_preset_is_read() {
         for (name, text) in PRESETS {
             parse_toml::<RepairOptions>(name, text).expect(name);
+        }
+    }
+
+    #[test]
+    fn every_setting_of_a_preset_has_its_reason() {
+        for (name, text) in PRESETS {
+            let mut above = "";
+            for line in text.lines().map(str::trim) {
+                let is_setting = !line.is_empty() && !line.starts_with(['#', '[']);
+                assert!(!is_setting || line.contains('#') || above.starts_with('#'), "{name}: no reason for {line}");
+                above = line;
+            }
         }
     }
 }

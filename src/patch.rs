@@ -1,9 +1,10 @@
 //! A *patch* is what a repair changed: for every touched tensor the bitwise difference (XOR) of its stored values, so that
 //! it leads from the base to the repaired model and back, exactly.
 //!
-//! The file is a safetensors file. Of a matrix of which only some rows or columns changed, those alone are stored. A difference is stored as bytes: grouped by their place in a value (first bytes
-//! first: sign and exponent hardly ever change) and deflated, or as it is where that is smaller. Its metadata names the
-//! hashes of both models, and what each tensor is.
+//! The file is a safetensors file. Of a matrix of which only some rows or columns changed, those alone are stored. A
+//! difference is stored as bytes: grouped by their place in a value (first bytes first: sign and exponent hardly ever
+//! change) and deflated, or as it is where that is smaller. Its metadata names the hashes of both models, what each
+//! tensor is, and the hash of all that.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -17,14 +18,15 @@ use flate2::write::ZlibEncoder;
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::bail_input;
 use crate::checkpoint::{self, Change, Checkpoint, Stored};
 use crate::fault::Fault;
 
-const FORMAT_VERSION: &str = "3";
-/// Without [`Lines`].
-const OLDER_FORMAT: &str = "2";
+const FORMAT_VERSION: &str = "4";
+/// Without [`Lines`]; without a hash of the content.
+const OLDER_FORMATS: [&str; 2] = ["2", "3"];
 
 /// How a difference is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,35 +158,59 @@ pub fn write(base: &Checkpoint, repaired: &Checkpoint, changes: &[Change], path:
         })
         .collect::<Result<_>>()?;
     let entries: BTreeMap<&str, &Entry> = encoded.iter().map(|(name, entry, _)| (name.as_str(), entry)).collect();
+    let (base_sha256, repaired_sha256, entries) = (base.hash()?, repaired.hash()?, serde_json::to_string(&entries)?);
+    let data: BTreeMap<&str, &[u8]> =
+        encoded.iter().map(|(name, _, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let metadata = [
-        ("base_sha256", base.hash()?),
-        ("repaired_sha256", repaired.hash()?),
+        ("content_sha256", content_hash([&base_sha256, &repaired_sha256, &entries], &data)),
+        ("base_sha256", base_sha256),
+        ("repaired_sha256", repaired_sha256),
         ("format_version", FORMAT_VERSION.into()),
-        ("tensors", serde_json::to_string(&entries)?),
+        ("tensors", entries),
     ];
     let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (*k, v.as_str())).collect();
     let tensors = encoded.into_iter().map(|(name, _, bytes)| (name, Stored::bytes(bytes))).collect();
     checkpoint::write_tensors(path, &metadata, &tensors)
 }
 
+/// SHA-256 over texts of the metadata and the stored bytes of each tensor, with their names and lengths.
+fn content_hash(texts: [&str; 3], data: &BTreeMap<&str, &[u8]>) -> String {
+    let mut hash = Sha256::new();
+    let named = data.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]);
+    for part in texts.into_iter().map(str::as_bytes).chain(named) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
 impl PatchFile {
-    /// Errors (bad input) on what is no patch, or a truncated one.
+    /// Errors (bad input) on what is no patch, a truncated one, or one that was changed.
     pub fn open(path: &Path) -> Result<Self> {
         let broken = |why: String| Fault::Input(format!("{}: no usable patch: {why}", path.display()));
         let bytes = std::fs::read(path).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
-        SafeTensors::deserialize(&bytes).map_err(|e| broken(format!("{e}; it is truncated or was changed")))?;
+        let stored =
+            SafeTensors::deserialize(&bytes).map_err(|e| broken(format!("{e}; it is truncated or was changed")))?;
         let metadata = metadata.metadata().clone().unwrap_or_default();
         let get = |key: &str| metadata.get(key).cloned().ok_or_else(|| broken(format!("it has no {key:?}")));
         let version = get("format_version")?;
-        if version != FORMAT_VERSION && version != OLDER_FORMAT {
+        if version != FORMAT_VERSION && !OLDER_FORMATS.contains(&version.as_str()) {
             bail_input!(
-                "{}: patch format {version}, this program reads {OLDER_FORMAT} and {FORMAT_VERSION}",
-                path.display()
+                "{}: patch format {version}, this program reads {} and {FORMAT_VERSION}",
+                path.display(),
+                OLDER_FORMATS.join(", ")
             );
         }
-        let tensors = serde_json::from_str(&get("tensors")?).map_err(|e| broken(e.to_string()))?;
-        let (base_sha256, repaired_sha256) = (get("base_sha256")?, get("repaired_sha256")?);
+        let (base_sha256, repaired_sha256, entries) = (get("base_sha256")?, get("repaired_sha256")?, get("tensors")?);
+        if version == FORMAT_VERSION {
+            let views = stored.tensors();
+            let data: BTreeMap<&str, &[u8]> = views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
+            if content_hash([&base_sha256, &repaired_sha256, &entries], &data) != get("content_sha256")? {
+                return Err(broken("its content is not what its hash says; it was changed or damaged".into()).into());
+            }
+        }
+        let tensors = serde_json::from_str(&entries).map_err(|e| broken(e.to_string()))?;
         Ok(Self { path: path.into(), bytes, base_sha256, repaired_sha256, tensors })
     }
 
@@ -260,7 +286,9 @@ impl PatchFile {
         checkpoint::copy_model(from, out)?;
         let tensors = SafeTensors::deserialize(&self.bytes).context("a patch that was read before")?;
         for (name, entry) in &self.tensors {
-            let (dtype, shape) = from.dtype_and_shape(name)?;
+            let found = from.dtype_and_shape(name);
+            let (dtype, shape) =
+                found.map_err(|e| Fault::Input(format!("{}: {e} in the model", self.path.display())))?;
             if (dtype, &shape) != (entry.dtype, &entry.shape) {
                 bail_input!("{}: tensor {name} is {dtype:?} {shape:?} in the model", self.path.display());
             }

@@ -13,6 +13,8 @@ pub enum Purpose {
     Normal,
     /// Which rows are held back.
     Split,
+    /// Which pairs a selector looks at before the first step.
+    Look,
     /// Tokens of a generated text.
     Sample,
     /// Which clusters a resample draws.

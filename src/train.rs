@@ -215,6 +215,8 @@ pub struct Trainer<'a> {
     pub best: Option<Best>,
     /// Validations since the best one.
     pub stale: usize,
+    /// What the selector's look at the pairs took.
+    pub look: Cost,
     pub guard: Option<Guard>,
     /// The perplexity that the guard tripped at.
     pub tripped: Option<f64>,
@@ -242,6 +244,12 @@ impl Trainer<'_> {
         if !self.make_trials(log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
+        }
+        let select = &self.method.select;
+        if self.step == 0 && (select.settled().is_some() || select.looks_first()) {
+            // That took long, and a kill must not take it.
+            log.sync_data().context("writing steps.jsonl")?;
+            self.save()?;
         }
         if validates && self.step == 0 {
             let valid_loss = self.validate()?;
@@ -285,6 +293,12 @@ impl Trainer<'_> {
                     return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
                 }
                 let ppl = self.guarded_perplexity()?;
+                // No limit is above NaN, and the state has no word for it.
+                if let Some(value) = ppl.filter(|ppl| !ppl.is_finite()) {
+                    log.sync_data().ok();
+                    self.save_last_good().ok();
+                    return Err(Diverged { what: "the guard's perplexity", value, step: self.step }.into());
+                }
                 self.log(log, Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }))?;
                 progress.validation(self.step, valid_loss);
                 if let (Some(ppl), Some(guard)) = (ppl, &self.guard)
@@ -420,6 +434,7 @@ impl Trainer<'_> {
         if let Some(value) = norms.into_iter().find(|norm| !norm.is_finite()) {
             return Err(Diverged { what: "a weight", value, step: self.step }.into());
         }
+        self.method.select.learn(&report.selection);
         Ok(StepLine {
             step: self.step,
             block: report.selection.slice.only_block(),

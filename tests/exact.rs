@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use irepair::generate::{Generation, Job, Sampling, generate};
 use irepair::loss;
-use irepair::methods::select::{Normalize, SELECTORS, Slicing};
+use irepair::methods::select::{Memory, Normalize, SELECTORS, Slicing};
 use irepair::methods::{self, Method, Recipe, StepInput};
 use irepair::model::kernels::matmul::Precision;
 use irepair::model::{ARCHES, Model};
 use irepair::optim::{Optimizer, OptimizerKind};
-use irepair::slice::Granularity;
+use irepair::slice::{Granularity, Slice};
 use irepair::tokens::{Batch, LossOn, Packed, PairBatch, TokenPair};
 use irepair::weights::{Kernels, Place, Want, Weights, Who};
 use irepair::{checkpoint, sensitivity};
@@ -158,43 +158,131 @@ fn mixed_precision_is_near_f32() {
     }
 }
 
-/// A step on two batches is the mean of theirs; DPO, a mean over pairs, does not see how its pairs are divided.
+/// A step on batches of unequal length is the step on one batch of all their rows: each counts by its tokens, its pairs,
+/// its positions. Sensitivities are the mean of the batches'.
 #[test]
 fn accumulated_batches_are_one_step() {
     let golden = Golden::open("gpt2");
-    let (pairs, normal) = (golden.pairs(), golden.normal());
-    let weights = golden.weights(irepair::weights::Kernels::Cpu);
-    for name in ["dpo", "irepair+kl"] {
-        let method = Method::new(&methods::named(name).expect(name).recipe()).expect(name);
-        let batch = |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
-        let step = |batches: &[PairBatch]| {
-            let input = |pairs| StepInput { model: &golden.model, weights: &weights, pairs, normal: Some(&normal) };
-            method.step(&batches.iter().map(input).collect::<Vec<_>>()).expect(name)
+    let pairs = golden.pairs();
+    let normal = golden.normal();
+    let texts: Vec<&[u32]> = normal.sequences.iter().map(|s| &normal.ids[s.rows.clone()]).collect();
+    let mut weights = golden.weights(Kernels::Cpu);
+    weights.keep_originals(true);
+    // Away from the reference, so that there is a KL.
+    let moved = (weights.touch("transformer.h.0.mlp.c_fc.weight").expect("tensor") * 1.1).expect("moved");
+    weights.restore("transformer.h.0.mlp.c_fc.weight", moved).expect("restore");
+    let batch = |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
+    // One pair and one text, then all others.
+    let part = |rows: std::ops::Range<usize>| (batch(&pairs[rows.clone()]), Packed::new(texts[rows].iter().copied()));
+    let all = pairs.len().min(texts.len());
+    let (parts, whole) = ([part(0..1), part(1..all)], [part(0..all)]);
+    let counts = parts.each_ref().map(|(pairs, normal)| [pairs.chosen.rows.len(), normal.ids.len()]);
+    assert!(
+        counts[0].iter().zip(counts[1]).all(|(one, others)| one * (all - 1) != others),
+        "of even shares: {counts:?}"
+    );
+    fn inputs<'a>(golden: &'a Golden, weights: &'a Weights, of: &'a [(PairBatch, Packed)]) -> Vec<StepInput<'a>> {
+        let input = |(pairs, normal): &'a (PairBatch, Packed)| StepInput {
+            model: &golden.model,
+            weights,
+            pairs,
+            normal: Some(normal),
         };
-        let half = pairs.len() / 2;
-        let (first, second) = (batch(&pairs[..half]), batch(&pairs[half..2 * half]));
-        let together = step(&[first.clone(), second.clone()]);
-        let apart = [step(&[first]), step(&[second])];
-        let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
-        let mean = |of: &dyn Fn(&methods::StepReport) -> f64| (of(&apart[0]) + of(&apart[1])) / 2.0;
-        close(together.terms.loss, mean(&|r| r.terms.loss), 1e-5, name);
+        of.iter().map(input).collect()
+    }
+    let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
+    for objective in methods::objective::OBJECTIVES {
+        let name = objective.name;
+        let recipe = Recipe {
+            select: "all".into(),
+            objective: name.into(),
+            weight: 0.5,
+            kl_weight: 2.0,
+            beta: None,
+            slicing: Slicing::default(),
+        };
+        let step = |of: &[(PairBatch, Packed)]| {
+            Method::new(&recipe).expect(name).step(&inputs(&golden, &weights, of)).expect(name)
+        };
+        let (together, want) = (step(&parts), step(&whole));
+        close(together.terms.loss, want.terms.loss, 1e-5, name);
+        close(together.terms.nll_good.expect("nll"), want.terms.nll_good.expect("nll"), 1e-5, name);
+        close(together.terms.kl.expect("kl"), want.terms.kl.expect("kl"), 1e-5, name);
+        assert_eq!(together.gradients.len(), want.gradients.len());
         for (tensor, gradient) in &together.gradients {
-            // Where the two chose another slice alone, there is nothing to compare.
-            let (Some(a), Some(b)) = (apart[0].gradients.get(tensor), apart[1].gradients.get(tensor)) else { continue };
-            let mean: Vec<f32> = flat(a).iter().zip(flat(b)).map(|(a, b)| (a + b) / 2.0).collect();
-            all_close(&flat(gradient), &mean, 1e-4, &format!("{name} {tensor}"));
+            all_close(&flat(gradient), &flat(&want.gradients[tensor]), 1e-4, &format!("{name} {tensor}"));
         }
-        if name == "dpo" {
-            let whole = step(&[batch(&pairs[..2 * half])]);
-            close(together.terms.loss, whole.terms.loss, 1e-5, name);
-            for (tensor, gradient) in &together.gradients {
-                all_close(&flat(gradient), &flat(&whole.gradients[tensor]), 1e-4, &format!("{name} whole {tensor}"));
-            }
-        } else {
-            for (block, sensitivity) in together.selection.sensitivity.iter().enumerate() {
-                close(*sensitivity, mean(&|r| r.selection.sensitivity[block]), 1e-5, name);
-            }
+        let norm = |of: &methods::StepReport| irepair::optim::gradient_norm(&of.gradients).expect("norm");
+        close(norm(&together), norm(&want), 1e-5, name);
+    }
+    for select in ["max", "max-over-chosen", "max-over-normal"] {
+        let recipe = Recipe { select: select.into(), ..methods::METHODS[0].recipe() };
+        let selection = |of: &[(PairBatch, Packed)]| {
+            Method::new(&recipe).expect(select).select.select(&inputs(&golden, &weights, of)).expect(select)
+        };
+        let (together, want) = (selection(&parts), selection(&whole));
+        close(together.nll_rejected.expect("nll"), want.nll_rejected.expect("nll"), 1e-5, select);
+        let counts = parts.each_ref().map(|(pairs, _)| pairs.rejected.rows.len() as f64);
+        let apart = [selection(&parts[..1]), selection(&parts[1..])].map(|s| s.sensitivity);
+        for (block, got) in together.sensitivity.iter().enumerate() {
+            let mean = (apart[0][block] * counts[0] + apart[1][block] * counts[1]) / (counts[0] + counts[1]);
+            close(*got, mean, 1e-9, select);
+            assert!(*got >= want.sensitivity[block] * (1.0 - 1e-5), "{select}: norms add up to no less");
         }
+    }
+}
+
+/// The look of `fixed` is the mean over the pairs: a last batch that is short weighs less.
+#[test]
+fn a_short_batch_weighs_by_its_pairs() {
+    let golden = Golden::open("gpt2");
+    let weights = golden.weights(Kernels::Cpu);
+    let mut pairs = golden.pairs();
+    let mut fifth = pairs[0].clone();
+    fifth.prompt.clear();
+    pairs.push(fifth);
+    assert_eq!(pairs.len(), 5);
+    let batches: Vec<PairBatch> =
+        pairs.chunks(4).map(|part| PairBatch::new(&part.iter().collect::<Vec<_>>(), LossOn::Response)).collect();
+    let alone =
+        |batch: &PairBatch| sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
+    let (four, one) = (alone(&batches[0]), alone(&batches[1]));
+    let mut method = Method::new(&methods::named("irepair-fixed").expect("named").recipe()).expect("method");
+    method.select.prepare(&golden.model, &weights, &mut batches.into_iter()).expect("a look");
+    let means = method.select.memory().means().expect("means");
+    for ((four, one), mean) in four.iter().zip(&one).zip(means) {
+        assert!((four / one - 1.0).abs() > 1e-3, "nothing to tell apart");
+        close(mean, (4.0 * four + one) / 5.0, 1e-12, "mean");
+    }
+}
+
+/// `--normalize running`: each unit's score over the mean of its own in the steps before; in the first step it alone.
+#[test]
+fn a_running_mean_is_of_the_steps_before() {
+    let golden = Golden::open("gpt2");
+    let weights = golden.weights(Kernels::Cpu);
+    let pairs = golden.pairs();
+    let slicing = Slicing { normalize: Normalize::Running, ..Slicing::default() };
+    let mut method = Method::new(&Recipe { slicing, ..methods::METHODS[1].recipe() }).expect("method");
+    let mut before: Vec<Vec<f64>> = Vec::new();
+    for pair in &pairs {
+        let batch = PairBatch::new(&[pair], LossOn::Response);
+        let scores = sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
+        let mean = |block: usize| before.iter().map(|s| s[block]).sum::<f64>() / before.len() as f64;
+        let ranked = |block: usize| if before.is_empty() { scores[block] } else { scores[block] / mean(block) };
+        let want =
+            sensitivity::pick(&(0..scores.len()).map(ranked).collect::<Vec<_>>(), |a, b| a > b).expect("a block");
+        let input = StepInput { model: &golden.model, weights: &weights, pairs: &batch, normal: None };
+        let selection = method.select.select(std::slice::from_ref(&input)).expect("selection");
+        assert_eq!(selection.slice, Slice::block(want), "after {} steps", before.len());
+        assert_eq!(selection.scores, scores);
+        method.select.learn(&selection);
+        before.push(scores);
+        // Saved and restored, it goes on the same.
+        let saved = serde_json::to_string(&method.select.memory()).expect("JSON");
+        let memory: Memory = serde_json::from_str(&saved).expect("a memory");
+        assert_eq!(memory, method.select.memory());
+        method.select.remember(memory);
     }
 }
 
@@ -312,7 +400,7 @@ fn a_step_changes_only_what_the_slice_names() {
         let named = methods::METHODS.iter().map(|m| (m.name.to_owned(), m.recipe()));
         // And every selector with two sublayers a slice, ranked by each normalization.
         let cut = SELECTORS.iter().filter(|s| s.ranks).flat_map(|select| {
-            [Normalize::None, Normalize::Size, Normalize::Start].map(|normalize| {
+            [Normalize::None, Normalize::Size, Normalize::Start, Normalize::Running].map(|normalize| {
                 let granularity = Granularity::Sublayer;
                 let slicing = Slicing { granularity, top_k: 2, normalize, blocks: Vec::new() };
                 let recipe = methods::METHODS[0].recipe();
@@ -343,6 +431,7 @@ fn a_step_changes_only_what_the_slice_names() {
                 for _ in 0..3 {
                     let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
                     let report = method.step(std::slice::from_ref(&input)).expect(&what);
+                    method.select.learn(&report.selection);
                     let slice = report.selection.slice;
                     allowed.extend(model.specs().into_iter().filter(|s| slice.contains(s)).map(|s| s.name));
                     optimizer.step(&mut weights, &report.gradients, 1e-3, 1.0).expect(&what);

@@ -433,6 +433,9 @@ fn a_repair_that_changes_nothing_is_a_failed_check() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("nothing changed"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something is left");
+    // As it says: the corrected command runs.
+    ok(&irepair(&quick(&out, &["-q", "--learning-rate", "1e-3"])));
 }
 
 #[test]
@@ -579,12 +582,12 @@ fn a_state_of_another_run_is_refused_by_name() {
     // Of another format version: the header is JSON in JSON, and of the same length.
     let state = dir.path().join("out.partial/irepair/state/state.safetensors");
     let bytes = std::fs::read(&state).expect("state");
-    let (old, new) = (br#"{\"format_version\":4,"#, br#"{\"format_version\":9,"#);
+    let (old, new) = (br#"{\"format_version\":5,"#, br#"{\"format_version\":9,"#);
     let at = bytes.windows(old.len()).position(|w| w == old).expect("the version");
     let mut other = bytes.clone();
     other[at..at + new.len()].copy_from_slice(new);
     std::fs::write(&state, &other).expect("writes");
-    refused(&[], "format version 9, this program reads 4");
+    refused(&[], "format version 9, this program reads 5");
     std::fs::write(&state, &bytes[..bytes.len() / 2]).expect("writes");
     refused(&[], "a broken state");
     std::fs::write(&state, bytes).expect("writes");
@@ -685,12 +688,20 @@ fn patches_lead_there_and_back() {
         let whole = std::fs::read(&patch).expect("patch");
         std::fs::write(path("cut"), &whole[..whole.len() - 9]).expect("writes");
         refused(&["patch", "apply", text(&model), text(&path("cut"))], 3, "no usable patch");
-        let mut doctored = whole.clone();
-        *doctored.last_mut().expect("bytes") ^= 1;
-        std::fs::write(path("doctored"), &doctored).expect("writes");
-        let output = irepair(&["patch", "apply", text(&model), text(&path("doctored")), "--out", text(&path("never"))]);
-        assert!(matches!(output.status.code(), Some(3 | 4)), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(!path("never").exists());
+        // One bit of the data; the first digit of a norm, which leads to the same weights, in JSON in JSON.
+        let norm = br#"\"norm\":"#;
+        let digit = whole.windows(norm.len()).position(|w| w == norm).expect("a norm") + norm.len();
+        for at in [whole.len() - 1, digit] {
+            let mut doctored = whole.clone();
+            doctored[at] ^= 1;
+            std::fs::write(path("doctored"), &doctored).expect("writes");
+            let doctored = path("doctored");
+            refused(&["patch", "apply", text(&model), text(&doctored)], 3, "changed or damaged");
+            refused(&["patch", "revert", text(&out), text(&doctored)], 3, "changed or damaged");
+            let output = irepair(&["patch", "show", text(&doctored)]);
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.code() == Some(3) && error.contains("changed or damaged"), "{name}: {error}");
+        }
     }
 }
 
@@ -714,17 +725,35 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     assert!(plan.contains("12 of 12 pairs"), "{plan}");
     // What the run itself would refuse.
     let taken = golden::dir();
-    let cannot: [(&[&str], &str); 4] = [
+    let elsewhere = tempfile::tempdir().expect("dir");
+    let begun = elsewhere.path().join("begun");
+    let state = elsewhere.path().join("begun.partial/irepair/state");
+    std::fs::create_dir_all(&state).expect("dir");
+    std::fs::write(state.join("state.safetensors"), "").expect("state");
+    let few = golden::dir().join("normal.jsonl");
+    let cannot: [(&[&str], &str); 7] = [
         (&["--out", text(&taken)], "exists; choose another --out"),
         (&["--method", "irepair-fixed", "--fixed-sample", "100"], "48 pairs to learn from"),
         (&["--method", "trial-dpo+kl", "--valid-size", "0"], "holds none back"),
         (&["--resume"], "no unfinished run"),
+        (&["--normal", text(&few), "--batch-size", "5"], "4 texts are fewer than a batch of 5"),
+        (&["--normal-texts", "2"], "--normal-texts 2 are fewer than a batch of 4"),
+        (&["--out", text(&begun)], "an unfinished run is in"),
     ];
     for (flags, words) in cannot {
         let output = irepair(&demo(&out, &[&["--dry-run"], flags].concat()));
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(3) && error.contains(words), "{flags:?}: {error}");
     }
+    // A guard without a text; a method with a KL term will write some.
+    let guard = ["--dry-run", "--max-ppl-increase", "5", "--method"];
+    let output = irepair(&quick(&out, &[&guard[..], &["irepair"]].concat()));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(3) && error.contains("needs a text"), "{error}");
+    ok(&irepair(&quick(&out, &[&guard[..], &["irepair+kl"]].concat())));
+    // Normal texts of a file are counted.
+    let plan = ok(&irepair(&quick(&out, &["--dry-run", "--normal", text(&few), "--batch-size", "3"])));
+    assert!(plan.contains("3 normal texts, 1 held back"), "{plan}");
     // A preset's method gives way to a flag's, and leaves nothing that contradicts it.
     for flags in [&["--method", "dapt"][..], &["--method", "dpo+kl"], &["--select", "all", "--objective", "dpo"]] {
         let preset = ["--dry-run", "--config", "paper-gpt2-large", "--max-prompt-length", "32", "--max-length", "64"];
@@ -784,12 +813,14 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
 fn the_guard_stops_and_goes_back() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let wild = ["-q", "--learning-rate", "3e-2", "--warmup-steps", "0", "--eval-steps", "1", "--schedule", "constant"];
-    let output = irepair(&demo(&out, &[&wild[..], &["--max-ppl-increase", "5"]].concat()));
+    let wild = ["-q", "--learning-rate", "3e-2", "--warmup-steps", "0", "--eval-steps", "2", "--schedule", "constant"];
+    // A state is saved before the first validation.
+    let output = irepair(&demo(&out, &[&wild[..], &["--save-steps", "1", "--max-ppl-increase", "5"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("guard") && !out.exists(), "{error}");
-    // A gentle run into the same guard, later: what was within it is kept.
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something is left");
+    // The corrected command, a gentle run into the same guard, later: what was within it is kept.
     let gentle = ["-q", "--learning-rate", "1e-3", "--warmup-steps", "11", "--eval-steps", "1"];
     let output = irepair(&demo(&out, &[&gentle[..], &["--max-ppl-increase", "5"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);
@@ -798,6 +829,23 @@ fn the_guard_stops_and_goes_back() {
     assert!(run.stopped.contains("guard") && run.kept_step < run.steps, "{} {}", run.kept_step, run.steps);
     let rise = run.after.ppl.expect("ppl") / run.before.ppl.expect("ppl");
     assert!(rise < 1.05, "perplexity rose by {rise}");
+}
+
+/// Too few pairs to hold any back: the guard would never look.
+#[test]
+fn a_guard_without_validations_is_refused() {
+    let dir = tempfile::tempdir().expect("dir");
+    let out = dir.path().join("out");
+    let (model, data) = (golden::dir().join("gpt2"), golden::dir().join("pairs.jsonl"));
+    let repair = ["repair", "--model", text(&model), "--data", text(&data), "--limit", "3", "--batch-size", "1"];
+    let clean = golden::dir().join("normal.jsonl");
+    let guard = ["--max-ppl-increase", "5", "--eval-text", text(&clean), "--out", text(&out)];
+    for more in [&["-q"][..], &["-q", "--dry-run"]] {
+        let output = irepair(&[&repair[..], &guard, more].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(3) && error.contains("of 3 pairs none is held back"), "{error}");
+        assert!(!out.exists());
+    }
 }
 
 #[test]
@@ -816,7 +864,8 @@ fn curves_go_to_tensorboard() {
         records += 1;
     }
     let lines = std::fs::read_to_string(out.join("irepair/steps.jsonl")).expect("log").lines().count();
-    assert_eq!((at, records), (bytes.len(), lines + 1));
+    // Beside the lines: the version of the format, and the session's start.
+    assert_eq!((at, records), (bytes.len(), lines + 2));
     for tag in ["train/loss", "train/kl", "valid/loss", "sensitivity/block_05"] {
         assert!(bytes.windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
     }
@@ -854,6 +903,44 @@ fn trials_choose_the_slice_of_the_whole_run() {
     child.wait().expect("wait");
     ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
     assert_eq!(files(&out), files(&whole));
+}
+
+/// What selectors find before the first step, and what they learn in later ones, is in the state: a kill loses neither.
+#[test]
+fn what_a_selector_knows_survives_a_kill() {
+    let dir = tempfile::tempdir().expect("dir");
+    let cases: [(&str, &[&str]); 4] = [
+        ("trial", &["--method", "trial-dpo+kl", "--trial-steps", "2", "--save-steps", "100"]),
+        ("fixed", &["--method", "irepair-fixed+kl", "--save-steps", "100"]),
+        ("start", &["--select", "max", "--normalize", "start", "--save-steps", "100"]),
+        ("running", &["--select", "max", "--normalize", "running", "--save-steps", "3"]),
+    ];
+    for (name, method) in cases {
+        let (whole, out) = (dir.path().join(format!("whole-{name}")), dir.path().join(name));
+        let more = [&["-q"][..], method].concat();
+        ok(&irepair(&demo(&whole, &more)));
+        let partial = dir.path().join(format!("{name}.partial"));
+        let state = partial.join("irepair/state/state.safetensors");
+        let mut child = command(&demo(&out, &more)).spawn().expect("starts");
+        // The first of all.
+        while !state.exists() && child.try_wait().expect("wait").is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(state.exists(), "{name}");
+        let trials = |dir: &Path| -> Vec<String> {
+            let log = std::fs::read_to_string(dir.join("irepair/steps.jsonl")).expect("log");
+            log.lines().filter(|line| line.starts_with("{\"trial\"")).map(str::to_owned).collect()
+        };
+        let made = trials(&partial);
+        assert_eq!(made.is_empty(), name != "trial");
+        ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
+        // With the seconds that they took: they were not made again.
+        assert_eq!(trials(&out), made, "{name}");
+        assert_eq!(files(&out), files(&whole), "{name}");
+        assert_eq!(record(&out).tokens, record(&whole).tokens, "{name}");
+    }
 }
 
 /// Trials are judged on held-back rows even where nothing is validated later; one that diverges is the worst, not the end.

@@ -22,13 +22,14 @@ use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
 use crate::optim::Optimizer;
 use crate::profile::operations;
+use crate::random::{Purpose, Stream};
 use crate::report::ReportTo;
 use crate::report::events::EventFile;
 use crate::report::progress::Progress;
 use crate::report::{DataRecord, RunRecord, count_blocks, read_log};
 use crate::scorers;
 use crate::state::Fingerprint;
-use crate::tokens::PairBatch;
+use crate::tokens::{PairBatch, TokenPair};
 use crate::train::{Cost, Diverged, End, Guard, Regime, Trainer};
 use crate::weights::{Weights, Who};
 use crate::{bail_input, checkpoint, device, memory, patch, report, stop};
@@ -55,11 +56,12 @@ pub fn run(args: &Repair) -> Result<()> {
     settings.recipe()?.slicing.check(&loaded.model)?;
     let scorer = scorers::open(&settings.scorer, &scorers::Options { toxic_label: settings.toxic_label.clone() })?;
     let mut rows = rows::read_pairs(&settings, &loaded)?;
-    rows::check(&settings, &rows.train, &loaded.model)?;
+    rows::check(&settings, &rows, &loaded.model)?;
     if args.dry_run {
         let path = Output::path(args, &settings, &loaded.short_name())?;
         Output::free(args, &path, &loaded.checkpoint().dir)?;
         Output::to_resume(args, &path)?;
+        Output::not_begun(args, &path)?;
         let plan = plan::plan(&settings, &loaded, &rows, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
         return plan.memory.check(memory::limit()?, plan::ADVICE);
@@ -70,7 +72,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let mut weights = loaded.weights()?;
     let out = Output::claim(args, &settings, &loaded.short_name(), &loaded.checkpoint().dir)?;
     stop::listen()?;
-    rows::read_normal(&settings, &loaded, &weights, scorer.as_ref(), &mut rows, &out.dir, args.output.quiet)?;
+    rows::write_own_normal(&settings, &loaded, &weights, scorer.as_ref(), &mut rows, &out.dir, args.output.quiet)?;
     say(rows.summary());
 
     let yardstick = Yardstick {
@@ -92,7 +94,7 @@ pub fn run(args: &Repair) -> Result<()> {
     let base_sha256 = loaded.checkpoint().hashes()?.clone();
     let base_hash = loaded.checkpoint().hash()?;
     let guard = guard(&settings, &loaded.model, &weights, &before, &rows.text)?;
-    let (mut trainer, look) = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash)?;
+    let mut trainer = trainer(&settings, &loaded, &mut weights, rows.train, &out, &base_hash, args.resume)?;
     trainer.guard = guard;
     if args.resume {
         trainer.resume()?;
@@ -112,6 +114,8 @@ pub fn run(args: &Repair) -> Result<()> {
         return Err(out.interrupted(trainer.step));
     }
     if matches!(end, End::Guarded(_)) && trainer.best.is_none() {
+        // It is over: a corrected command begins anew.
+        out.forget()?;
         return Err(Fault::Check(
             "the guard tripped at the first validation: perplexity rose beyond --max-ppl-increase, and nothing is left to \
              keep; lower --learning-rate, or validate more often (--eval-steps)"
@@ -131,7 +135,7 @@ pub fn run(args: &Repair) -> Result<()> {
     }
 
     let (steps, mut cost) = read_log(&out.dir.join("steps.jsonl"))?;
-    cost += look;
+    cost += trainer.look;
     steps.iter().for_each(|step| cost += step.cost());
     let mut run = RunRecord {
         format_version: report::FORMAT_VERSION,
@@ -210,13 +214,16 @@ fn guard(
     const TOKENS: usize = 16_384;
     let Some(percent) = settings.max_ppl_increase else { return Ok(None) };
     if before.ppl.is_none() {
-        bail_input!(
-            "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE"
-        );
+        bail_input!("{}", rows::NO_TEXT);
     }
     let text = &text[..text.len().min(TOKENS)];
     let view = weights.frozen(Who::Reference)?;
     let base = perplexity(model, &view, text)?.value;
+    if !base.is_finite() {
+        bail_input!(
+            "--max-ppl-increase: the base's own perplexity is {base}, and nothing is above that; give another text"
+        );
+    }
     Ok(Some(Guard { text: text.to_vec(), limit: base * (1.0 + percent / 100.0) }))
 }
 
@@ -240,7 +247,7 @@ fn parameters(model: &Model) -> usize {
     model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
 }
 
-/// The loop, set up as the settings say, and what the selector's look at the pairs took; takes the weights.
+/// The loop, set up as the settings say; takes the weights.
 fn trainer<'a>(
     settings: &RepairSettings,
     loaded: &'a Loaded,
@@ -248,21 +255,19 @@ fn trainer<'a>(
     rows: crate::train::Rows,
     out: &Output,
     base_hash: &str,
-) -> Result<(Trainer<'a>, Cost)> {
+    resume: bool,
+) -> Result<Trainer<'a>> {
     let mut method = Method::new(&settings.recipe()?)?;
+    let looks = method.select.looks_first();
     let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
-    let (looked, counted, mut seen) = (Instant::now(), operations(), 0);
-    let mut batches = rows.pairs[..sample].chunks(settings.batch_size).take_while(|_| !stop::asked()).map(|pairs| {
-        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), settings.loss_on);
-        seen += batch.rejected.packed.ids.len();
-        batch
-    });
-    method.select.prepare(&loaded.model, weights, &mut batches)?;
-    drop(batches);
+    // A state holds what was seen.
+    let look = match looks && !resume {
+        true => look(&mut method, settings, loaded, weights, &drawn(&rows.pairs, sample, settings.seed))?,
+        false => Cost::default(),
+    };
     if stop::asked() {
         return Err(Fault::Interrupted("interrupted before the first step; nothing is lost".into()).into());
     }
-    let look = if seen > 0 { Cost::since(looked, counted, seen) } else { Cost::default() };
     let validates =
         (settings.eval_steps > 0 || !method.select.trials(&loaded.model).is_empty()) && !rows.valid_pairs.is_empty();
     // Going back to the best weights may mean going back to an original, too.
@@ -290,7 +295,7 @@ fn trainer<'a>(
         ("--seed", settings.seed.to_string()),
         ("data", rows.hash()),
         ("method", format!("{:?}", settings.recipe()?)),
-        ("--fixed-sample", if seen > 0 { sample.to_string() } else { "none".into() }),
+        ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
         ("--optimizer", format!("{:?}", settings.optimizer)),
         ("--loss-on", format!("{:?}", settings.loss_on)),
         ("--batch-size", settings.batch_size.to_string()),
@@ -298,7 +303,7 @@ fn trainer<'a>(
         ("--dtype", format!("{:?}", loaded.precision)),
     ]);
     let empty = Weights::new(Vec::new(), Default::default())?;
-    let trainer = Trainer {
+    Ok(Trainer {
         model: &loaded.model,
         weights: std::mem::replace(weights, empty),
         method,
@@ -308,14 +313,42 @@ fn trainer<'a>(
         step: 0,
         best: None,
         stale: 0,
+        look,
         guard: None,
         tripped: None,
         curves: None,
         dir: out.dir.clone(),
         base_sha256: base_hash.into(),
         fingerprint,
-    };
-    Ok((trainer, look))
+    })
+}
+
+/// A seeded choice of rows, in their order.
+fn drawn<T>(rows: &[T], size: usize, seed: u64) -> Vec<&T> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    Stream::new(seed, Purpose::Look, 0, 0).shuffle(&mut order);
+    order.truncate(size);
+    order.sort_unstable();
+    order.into_iter().map(|index| &rows[index]).collect()
+}
+
+/// The selector's look at the pairs, and what it took.
+fn look(
+    method: &mut Method,
+    settings: &RepairSettings,
+    loaded: &Loaded,
+    weights: &Weights,
+    pairs: &[&TokenPair],
+) -> Result<Cost> {
+    let (begun, counted, mut seen) = (Instant::now(), operations(), 0);
+    let mut batches = pairs.chunks(settings.batch_size).take_while(|_| !stop::asked()).map(|pairs| {
+        let batch = PairBatch::new(pairs, settings.loss_on);
+        seen += batch.rejected.packed.ids.len();
+        batch
+    });
+    method.select.prepare(&loaded.model, weights, &mut batches)?;
+    drop(batches);
+    Ok(Cost::since(begun, counted, seen))
 }
 
 impl Output {
@@ -345,5 +378,20 @@ impl Output {
     fn write(&self, base: &Checkpoint, weights: &Weights) -> Result<Vec<String>> {
         let left_out = checkpoint::write(base, weights, &self.partial)?;
         Ok(left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_drawn_by_the_seed_from_all_rows() {
+        let rows: Vec<usize> = (0..100).collect();
+        let of = |size, seed| drawn(&rows, size, seed).into_iter().copied().collect::<Vec<_>>();
+        assert_eq!(of(100, 1), rows);
+        let (one, other) = (of(10, 1), of(10, 2));
+        assert!(one.len() == 10 && one.is_sorted() && one != other && one == of(10, 1));
+        assert!(one.last() > Some(&50), "only the first rows: {one:?}");
     }
 }

@@ -32,6 +32,36 @@ impl StepInput<'_> {
     }
 }
 
+/// How much counts in all batches of a step together, so that their sums are the means of one large batch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Whole {
+    pub pairs: usize,
+    /// Tokens of the chosen responses.
+    pub chosen: usize,
+    /// Tokens of the rejected ones.
+    pub rejected: usize,
+    /// Positions of the normal texts.
+    pub normal: usize,
+}
+
+impl Whole {
+    pub fn of(inputs: &[StepInput]) -> Self {
+        let mut whole = Self::default();
+        for input in inputs {
+            whole.pairs += input.pairs.chosen.counts.len();
+            whole.chosen += input.pairs.chosen.rows.len();
+            whole.rejected += input.pairs.rejected.rows.len();
+            whole.normal += input.normal.map_or(0, |n| n.ids.len());
+        }
+        whole
+    }
+}
+
+/// The share of a batch in what all batches of a step have.
+fn share(own: usize, whole: usize) -> f64 {
+    own as f64 / whole.max(1) as f64
+}
+
 /// A line of [`METHODS`].
 pub struct NamedMethod {
     pub name: &'static str,
@@ -146,7 +176,7 @@ impl Method {
         })
     }
 
-    /// Slice, then the gradients of the objective by the slice: the mean over the batches that the step works on.
+    /// Slice, then the gradients of the objective by the slice: those of one batch of all that the step works on.
     pub fn step(&self, inputs: &[StepInput]) -> Result<StepReport> {
         let selection = self.select.select(inputs)?;
         let (terms, gradients) = objective::gradients(self, inputs, &selection.slice)?;

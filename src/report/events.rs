@@ -24,11 +24,9 @@ impl EventFile {
         let file = File::create(&path).with_context(|| path.display().to_string())?;
         let mut events = Self { file };
         events.record(&text_field(3, "brain.Event:2"))?;
-        if from > 0 {
-            // session_log { status: START } at the first step that will be written again.
-            let event = [int_field(2, from as u64 + 1), bytes_field(7, &int_field(1, 1))].concat();
-            events.record(&event)?;
-        }
+        // session_log { status: START } at the first step that will be written (again). TensorBoard takes the first one of
+        // a folder for the run's beginning and drops nothing for it, so a fresh file has one, too.
+        events.record(&[int_field(2, from as u64 + 1), bytes_field(7, &int_field(1, 1))].concat())?;
         Ok(events)
     }
 

@@ -9,8 +9,9 @@ use candle_core::Tensor;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::{Best, Trainer};
+use super::{Best, Cost, Trainer};
 use crate::checkpoint::{Stored, write_tensors};
+use crate::methods::select::Memory;
 use crate::optim::{Optimizer, TensorState};
 use crate::slice::Slice;
 use crate::state;
@@ -26,6 +27,10 @@ struct Reached {
     optimizer_steps: BTreeMap<String, u64>,
     /// The units that the trials came to.
     settled: Option<Vec<String>>,
+    /// What the selector knows.
+    memory: Memory,
+    /// What its look at the pairs took.
+    look: Cost,
     /// Perplexity at which the guard ended the run.
     tripped: Option<f64>,
 }
@@ -81,6 +86,8 @@ impl Trainer<'_> {
             optimizer_steps,
             tripped: self.tripped,
             settled: self.method.select.settled().map(Slice::names),
+            memory: self.method.select.memory(),
+            look: self.look,
         };
         state::save(&self.dir, &self.fingerprint, &reached, &tensors)
     }
@@ -128,6 +135,11 @@ impl Trainer<'_> {
             let slice = Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")))?;
             self.method.select.settle(slice);
         }
+        if self.method.select.looks_first() && reached.memory.means().is_none() {
+            return Err(broken("no look at the pairs".into()).into());
+        }
+        self.method.select.remember(reached.memory);
+        self.look = reached.look;
         self.tripped = reached.tripped;
         self.step = reached.step;
         self.stale = reached.stale;

@@ -57,6 +57,7 @@ pub fn run(
     if args.dry_run {
         Output::free(args, &path, &loaded.checkpoint().dir)?;
         Output::to_resume(args, &path)?;
+        Output::not_begun(args, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
         return plan.memory.check(memory::limit()?, ADVICE);
     }

@@ -62,6 +62,28 @@ impl Output {
         Ok(())
     }
 
+    /// Errors (bad input) if there is an unfinished run, or an output without its name, and neither is it to go on nor may
+    /// it be replaced.
+    pub fn not_begun(args: &Repair, path: &Path) -> Result<()> {
+        let partial = state::partial(path);
+        if args.resume || args.overwrite {
+            return Ok(());
+        }
+        if state::path(&partial.join("irepair")).exists() {
+            bail_input!(
+                "an unfinished run is in {}; go on with --resume, or start again with --overwrite",
+                partial.display()
+            );
+        }
+        if is_output(&partial) {
+            bail_input!(
+                "{} is a finished output that could not get its name; rename it, or start again with --overwrite",
+                partial.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Errors (bad input) if the final name is taken and may not be replaced.
     pub fn free(args: &Repair, path: &Path, base: &Path) -> Result<()> {
         if std::fs::symlink_metadata(path).is_err() {
@@ -98,18 +120,7 @@ impl Output {
         }
         let dir = partial.join("irepair");
         if !args.resume {
-            if !args.overwrite && state::path(&dir).exists() {
-                bail_input!(
-                    "an unfinished run is in {}; go on with --resume, or start again with --overwrite",
-                    partial.display()
-                );
-            }
-            if !args.overwrite && is_output(&partial) {
-                bail_input!(
-                    "{} is a finished output that could not get its name; rename it, or start again with --overwrite",
-                    partial.display()
-                );
-            }
+            Self::not_begun(args, &path)?;
             // Nothing of an earlier run may get into this one's output.
             for entry in std::fs::read_dir(&partial).map_err(cannot)? {
                 let entry = entry.map_err(cannot)?.path();
@@ -143,8 +154,8 @@ impl Output {
         })
     }
 
-    /// Compares what was written with the base. Errors (a failed check) if nothing changed or something
-    /// outside the slices did.
+    /// Compares what was written with the base. Errors (a failed check) if nothing changed (the state is forgotten then) or
+    /// something outside the slices did.
     pub fn verify(
         &self,
         base: &Checkpoint,
@@ -155,6 +166,8 @@ impl Output {
     ) -> Result<Vec<Change>> {
         let changed = checkpoint::compare(base, written)?;
         if changed.is_empty() {
+            // It is over: a corrected command begins anew.
+            self.forget()?;
             return Err(Fault::Check(format!(
                 "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
                 self.path.display()

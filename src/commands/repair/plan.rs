@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::super::Loaded;
 use super::rows::{self, Rows};
 use crate::config::RepairSettings;
-use crate::data;
 use crate::eval::toxicity;
 use crate::memory::{self, Estimate, Passes, mib};
 use crate::methods::{Method, objective};
@@ -83,13 +82,15 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let validates =
         (settings.eval_steps > 0 || !method.select.trials(model).is_empty()) && !rows.train.valid_pairs.is_empty();
     let lengths = rows::lengths(settings, loaded)?;
-    let normal = match &settings.normal {
-        _ if recipe.kl_weight == 0.0 => None,
-        Some(path) => {
-            let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
-            Some(loaded.encoder.texts(&texts, lengths)?.0.iter().map(Vec::len).collect())
+    let writes = method.needs_normal() && settings.normal.is_none();
+    let normal: Vec<usize> = match writes {
+        true => vec![rows::WRITTEN_TOKENS.min(lengths.total - 1) + 1; settings.normal_texts],
+        false if method.needs_normal() => {
+            // Where none could be held back, the same ones serve twice.
+            let held_back = rows.train.valid_normal.iter().take(rows.record.normal_held_back);
+            rows.train.normal.iter().chain(held_back).map(Vec::len).collect()
         }
-        None => Some(vec![rows::WRITTEN_TOKENS.min(lengths.total - 1) + 1; settings.normal_texts]),
+        false => Vec::new(),
     };
     // Batches are drawn at random, so no batch has more rows than the longest sequences together.
     let longest = |mut lengths: Vec<usize>, n: usize| {
@@ -100,21 +101,20 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let b = settings.batch_size;
     let pairs = &rows.train.pairs;
     let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
-    let normal_rows = normal.as_ref().map_or(0, |lengths: &Vec<usize>| longest(lengths.clone(), b));
-    let compared_rows = normal.as_ref().map_or(0, |lengths| lengths.iter().sum());
+    let normal_rows = longest(normal.clone(), b);
+    let compares = recipe.kl_weight != 0.0;
+    let compared_rows = if compares { normal.iter().sum::<usize>() } else { 0 };
     // Objectives that look at both responses fork: so many rows at a time, or one pair if it has more.
     let contrasts = objective::named(&recipe.objective)?.contrasts;
     let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
     let forked = if contrasts { of(pairs, fork, b).min(FORK_ROWS).max(of(pairs, fork, 1)) } else { 0 };
     let graph_rows = of(pairs, response, b).max(normal_rows).max(forked);
     let validated = 8;
-    let plain_rows = of(&rows.train.valid_pairs, response, validated)
-        .max(rows.text.len().min(1024))
-        .max(normal.map_or(0, |lengths| longest(lengths, validated)));
+    let plain_rows =
+        of(&rows.train.valid_pairs, response, validated).max(rows.text.len().min(1024)).max(longest(normal, validated));
     let prompt = rows.prompts.iter().map(Vec::len).max().unwrap_or(0);
     let prompt = rows.protocol.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
     let scored = if prompt == 0 { 0 } else { prompt + rows.protocol.new_tokens };
-    let writes = recipe.kl_weight != 0.0 && settings.normal.is_none();
     let written = if writes { rows::WRITTEN_TOKENS + 1 } else { 0 };
     let passes = Passes {
         slice: extent.parameters,
@@ -127,7 +127,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
         keeps_best: validates,
         graph_rows,
         plain_rows,
-        compares: recipe.kl_weight != 0.0,
+        compares,
         compared_rows,
         written: (toxicity::BATCH, scored.max(written)),
     };
@@ -140,10 +140,14 @@ impl Plan {
         let mut text = String::new();
         let span = |[shortest, longest]: [usize; 2]| format!("{shortest} to {longest}");
         let cut = &self.data;
+        let normal = match cut.normal {
+            0 => String::new(),
+            n => format!("; {n} normal texts, {} held back, {} cut", cut.normal_held_back, cut.cut_texts),
+        };
         let lines = [
             ("model", format!("{}: {} blocks, {} parameters", self.model, self.blocks, self.parameters)),
             ("method", self.method.clone()),
-            ("pairs", format!("{} to learn from, {} held back", cut.pairs, cut.held_back)),
+            ("pairs", format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back)),
             (
                 "tokens",
                 format!(

@@ -27,6 +27,10 @@ use crate::{bail_input, checkpoint, data, demo};
 /// Tokens of a normal text that the model writes.
 pub const WRITTEN_TOKENS: usize = 64;
 
+/// What is said of a guard that has nothing to measure.
+pub const NO_TEXT: &str =
+    "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE";
+
 /// Everything a repair reads.
 pub struct Rows {
     pub train: train::Rows,
@@ -96,20 +100,39 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
     Ok((pairs, sha256))
 }
 
-/// What only the number of pairs can tell: whether there are enough for the selector. Errors are bad input.
-pub fn check(settings: &RepairSettings, rows: &train::Rows, model: &Model) -> Result<()> {
-    let recipe = settings.recipe()?;
-    if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > rows.pairs.len()) {
-        bail_input!("--fixed-sample {sample}: there are {} pairs to learn from", rows.pairs.len());
+/// What only the rows can tell: whether they are enough for the selector, the guard and the batches. Errors are bad input.
+pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()> {
+    let method = Method::new(&settings.recipe()?)?;
+    let pairs = rows.train.pairs.len();
+    if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > pairs) {
+        bail_input!("--fixed-sample {sample}: there are {pairs} pairs to learn from");
     }
-    let tries = !Method::new(&recipe)?.select.trials(model).is_empty();
-    if tries && rows.valid_pairs.is_empty() {
-        bail_input!("--select {}: trials are judged on held-back pairs; --valid-size 0 holds none back", recipe.select);
+    if settings.max_ppl_increase.is_some() && rows.train.valid_pairs.is_empty() {
+        bail_input!(
+            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back for them; give \
+             --valid-size N, or more pairs"
+        );
+    }
+    if !method.select.trials(model).is_empty() && rows.train.valid_pairs.is_empty() {
+        let select = settings.recipe()?.select;
+        bail_input!("--select {select}: trials are judged on held-back pairs; --valid-size 0 holds none back");
+    }
+    let writes = settings.normal.is_none() && method.needs_normal();
+    if writes && settings.normal_texts < settings.batch_size {
+        bail_input!(
+            "--normal-texts {} are fewer than a batch of {}; raise it, or lower --batch-size",
+            settings.normal_texts,
+            settings.batch_size
+        );
+    }
+    let will_have_text = writes && rows.normal_to_hold_back(settings, model, settings.normal_texts)? > 0;
+    if settings.max_ppl_increase.is_some() && rows.text.is_empty() && !will_have_text {
+        bail_input!("{NO_TEXT}");
     }
     Ok(())
 }
 
-/// Reads and splits the pairs.
+/// Reads and splits the pairs, and the normal texts of a file: a method without use for them is measured on them.
 pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let (pairs, sha256) = read_data(settings)?;
@@ -160,7 +183,11 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
         perplexity_tokens: 0,
     };
     let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
-    Ok(Rows { train, prompts, protocol: toxicity::LEE.on(conversations), text, record })
+    let mut rows = Rows { train, prompts, protocol: toxicity::LEE.on(conversations), text, record };
+    if let Some(path) = &settings.normal {
+        rows.take_normal(settings, loaded, path)?;
+    }
+    Ok(rows)
 }
 
 /// The text whose perplexity is measured before and after, in tokens; empty if there is none.
@@ -287,9 +314,8 @@ fn split<T, K: Ord + Clone>(
     (kept, held)
 }
 
-/// Reads the normal texts of a method with a KL term; without `--normal` the model writes them, and they are kept with
-/// the run.
-pub fn read_normal(
+/// Without `--normal` the model writes the normal texts of a method that needs some, and they are kept with the run.
+pub fn write_own_normal(
     settings: &RepairSettings,
     loaded: &Loaded,
     weights: &Weights,
@@ -298,56 +324,66 @@ pub fn read_normal(
     dir: &Path,
     quiet: bool,
 ) -> Result<()> {
+    if settings.normal.is_some() || !Method::new(&settings.recipe()?)?.needs_normal() {
+        return Ok(());
+    }
     let say = |text: String| {
         if !quiet {
             eprintln!("{text}");
         }
     };
-    // A method without use for normal text is measured on it where a file is given.
-    if !Method::new(&settings.recipe()?)?.needs_normal() && settings.normal.is_none() {
-        return Ok(());
+    say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
+    let found = write_normal(settings, loaded, weights, scorer, quiet)?;
+    if found.cached {
+        say("normal text: kept from an earlier run".into());
     }
+    rows.record.normal_removed_as_toxic = Some(found.removed);
     let own = dir.join("normal.jsonl");
-    let path = match &settings.normal {
-        Some(path) => path.clone(),
-        None => {
-            say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
-            let found = write_normal(settings, loaded, weights, scorer, quiet)?;
-            if found.cached {
-                say("normal text: kept from an earlier run".into());
-            }
-            rows.record.normal_removed_as_toxic = Some(found.removed);
-            normal::write(&own, &found.texts)?;
-            own
+    normal::write(&own, &found.texts)?;
+    rows.take_normal(settings, loaded, &own)
+}
+
+impl Rows {
+    fn validates(&self, settings: &RepairSettings, model: &Model) -> Result<bool> {
+        let tries = !Method::new(&settings.recipe()?)?.select.trials(model).is_empty();
+        Ok((settings.eval_steps > 0 || tries) && self.record.held_back > 0)
+    }
+
+    /// How many of so many normal texts are held back.
+    fn normal_to_hold_back(&self, settings: &RepairSettings, model: &Model, texts: usize) -> Result<usize> {
+        let to_spare = texts.saturating_sub(settings.batch_size);
+        let most = self.record.held_back.min(texts / 4).min(to_spare);
+        Ok(if self.validates(settings, model)? { most } else { 0 })
+    }
+
+    /// Reads and splits normal texts.
+    fn take_normal(&mut self, settings: &RepairSettings, loaded: &Loaded, path: &Path) -> Result<()> {
+        let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
+        let (tokens, Cut { texts: cut, .. }) = loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
+        if tokens.len() < settings.batch_size {
+            bail_input!(
+                "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more normal text",
+                path.display(),
+                tokens.len(),
+                settings.batch_size
+            );
         }
-    };
-    let texts = data::read_texts(&path, &data::KeyMap::new(), None)?;
-    let (tokens, Cut { texts: cut, .. }) = loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
-    let tries = !Method::new(&settings.recipe()?)?.select.trials(&loaded.model).is_empty();
-    let validates = (settings.eval_steps > 0 || tries) && rows.record.held_back > 0;
-    let to_spare = tokens.len().saturating_sub(settings.batch_size);
-    let held_back = if validates { rows.record.held_back.min(tokens.len() / 4).min(to_spare) } else { 0 };
-    if tokens.len() < settings.batch_size {
-        bail_input!(
-            "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more normal text",
-            path.display(),
-            tokens.len(),
-            settings.batch_size
-        );
+        let held_back = self.normal_to_hold_back(settings, &loaded.model, tokens.len())?;
+        let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| index);
+        self.record.cut_texts = cut;
+        self.record.normal = normal.len();
+        self.record.normal_held_back = valid_normal.len();
+        if self.text.is_empty() && !valid_normal.is_empty() {
+            self.record.perplexity_of = "held-back normal text".into();
+            let end = loaded.ends().first().copied();
+            self.text = valid_normal.iter().flat_map(|ids| end.into_iter().chain(ids.iter().copied())).collect();
+        }
+        let validates = self.validates(settings, &loaded.model)?;
+        // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
+        self.train.valid_normal = if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
+        self.train.normal = normal;
+        Ok(())
     }
-    let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| index);
-    rows.record.cut_texts = cut;
-    rows.record.normal = normal.len();
-    rows.record.normal_held_back = valid_normal.len();
-    if rows.text.is_empty() && !valid_normal.is_empty() {
-        rows.record.perplexity_of = "held-back normal text".into();
-        let end = loaded.ends().first().copied();
-        rows.text = valid_normal.iter().flat_map(|ids| end.into_iter().chain(ids.iter().copied())).collect();
-    }
-    // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
-    rows.train.valid_normal = if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
-    rows.train.normal = normal;
-    Ok(())
 }
 
 /// Unconditional texts as the paper makes them, those that score as toxic left out.

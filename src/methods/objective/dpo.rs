@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use super::reference::Reference;
 use super::{Evaluated, Objective, Take};
 use crate::loss;
-use crate::methods::StepInput;
+use crate::methods::{StepInput, Whole};
 use crate::model::Model;
 use crate::tokens::Batch;
 use crate::weights::{Kernels, View};
@@ -101,8 +101,8 @@ fn numbers(values: &Tensor) -> Result<Vec<f64>> {
 }
 
 impl Objective for Dpo {
-    fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated> {
-        let pairs = input.pairs.forks.iter().map(|part| part.counts.len() / 2).sum::<usize>() as f64;
+    fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated> {
+        let pairs = whole.pairs as f64;
         let frozen = Reference::beside(input.model, input.weights, view)?;
         let (mut value, mut good_total) = (0f64, 0f64);
         for part in &input.pairs.forks {
@@ -127,7 +127,7 @@ impl Objective for Dpo {
             let slopes = Tensor::from_vec(slopes, part.counts.len(), logps.device())?;
             take((logps * slopes)?.sum_all()?)?;
         }
-        Ok(Evaluated { value, nll_good: -good_total / input.pairs.chosen.rows.len().max(1) as f64 })
+        Ok(Evaluated { value, nll_good: -good_total / whole.chosen.max(1) as f64 })
     }
 
     fn needs_reference(&self) -> bool {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-use super::{Method, StepInput};
+use super::{Method, StepInput, Whole, share};
 use crate::fault::Fault;
 use crate::loss;
 use crate::slice::Slice;
@@ -34,18 +34,18 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// Adds a share of another batch's terms.
-    fn add(&mut self, other: &Terms, share: f64) {
-        self.loss += other.loss * share;
+    /// Adds another batch's share.
+    fn add(&mut self, other: &Terms) {
+        self.loss += other.loss;
         for (sum, value) in [(&mut self.nll_good, other.nll_good), (&mut self.kl, other.kl)] {
             if let Some(value) = value {
-                *sum = Some(sum.unwrap_or(0.0) + value * share);
+                *sum = Some(sum.unwrap_or(0.0) + value);
             }
         }
     }
 }
 
-/// An objective on one batch.
+/// One batch's share of an objective.
 pub struct Evaluated {
     /// The objective's value.
     pub value: f64,
@@ -58,9 +58,9 @@ pub type Take<'a> = dyn FnMut(Tensor) -> Result<()> + 'a;
 
 /// What a slice is changed for.
 pub trait Objective: Send + Sync {
-    /// Gives `take` scalars on the view's graph whose gradients add up to the objective's: one, or several where that
-    /// keeps less of the graph at a time.
-    fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated>;
+    /// Gives `take` scalars on the view's graph whose gradients add up, over the batches of the whole step, to the
+    /// objective's: one, or several where that keeps less of the graph at a time.
+    fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated>;
 
     /// Whether it asks the frozen reference.
     fn needs_reference(&self) -> bool {
@@ -108,41 +108,42 @@ impl Entry {
 /// Value and gradients of weight·objective + kl_weight·KL by the slice.
 pub fn gradients(method: &Method, inputs: &[StepInput], slice: &Slice) -> Result<(Terms, Gradients)> {
     let first = inputs.first().context("a step of no batches")?;
-    let share = 1.0 / inputs.len() as f64;
+    let whole = Whole::of(inputs);
     let view = first.weights.view(Who::Patient, |spec| slice.want(spec))?;
     // One graph at a time: the objective's activations are freed before the KL term's exist.
-    let mut mean = Terms::default();
+    let mut sum = Terms::default();
     for input in inputs {
-        let mut terms = objective_term(method, input, &view, &mut |graph| match method.weight {
+        let mut terms = objective_term(method, input, &whole, &view, &mut |graph| match method.weight {
             0.0 => Ok(()),
-            weight => view.backward((graph * (weight * share))?),
+            weight => view.backward((graph * weight)?),
         })?;
         if method.kl_weight != 0.0 {
-            let loss = kl_term(method, input, &view, &mut terms)?;
-            view.backward((loss * share)?)?;
+            let loss = kl_term(method, input, &whole, &view, &mut terms)?;
+            view.backward(loss)?;
         }
-        mean.add(&terms, share);
+        sum.add(&terms);
     }
-    Ok((mean, view.harvest()?.gradients))
+    Ok((sum, view.harvest()?.gradients))
 }
 
 /// Value of weight·objective + kl_weight·KL, without a graph.
 pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let view = input.weights.view(Who::Patient, |_| Want::Nothing)?;
-    let mut terms = objective_term(method, input, &view, &mut |_| Ok(()))?;
+    let whole = Whole::of(std::slice::from_ref(input));
+    let mut terms = objective_term(method, input, &whole, &view, &mut |_| Ok(()))?;
     if method.kl_weight != 0.0 {
-        kl_term(method, input, &view, &mut terms)?;
+        kl_term(method, input, &whole, &view, &mut terms)?;
     }
     Ok(terms)
 }
 
-fn objective_term(method: &Method, input: &StepInput, view: &View, take: &mut Take) -> Result<Terms> {
-    let Evaluated { value, nll_good } = method.objective.evaluate(input, view, take)?;
+fn objective_term(method: &Method, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Terms> {
+    let Evaluated { value, nll_good } = method.objective.evaluate(input, whole, view, take)?;
     Ok(Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None })
 }
 
 /// Adds the KL term to `terms` and returns it, weighted, as a scalar on the view's graph.
-fn kl_term(method: &Method, input: &StepInput, view: &View, terms: &mut Terms) -> Result<Tensor> {
+fn kl_term(method: &Method, input: &StepInput, whole: &Whole, view: &View, terms: &mut Terms) -> Result<Tensor> {
     let packed = input.normal.context("a KL term needs normal text")?;
     let reference = Reference::beside(input.model, input.weights, view)?;
     let begun = reference.begin(packed)?;
@@ -150,6 +151,7 @@ fn kl_term(method: &Method, input: &StepInput, view: &View, terms: &mut Terms) -
     let ref_h = method.reference.hidden(&reference, packed, begun.as_ref())?;
     let h = reference.go_on(view, packed, begun.as_ref())?;
     let kl = loss::kl_of(input.model, view, &reference.view, &h, &ref_h, packed)?;
+    let kl = (kl * share(packed.ids.len(), whole.normal))?;
     let nats = f64::from(kl.to_scalar::<f32>()?);
     terms.kl = Some(nats);
     terms.loss += method.kl_weight * nats;

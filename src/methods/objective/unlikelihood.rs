@@ -4,17 +4,16 @@
 use anyhow::Result;
 
 use super::{Evaluated, Objective, Take};
-use crate::methods::StepInput;
+use crate::methods::{StepInput, Whole};
 use crate::weights::View;
 
 pub struct Unlikelihood;
 
 impl Objective for Unlikelihood {
-    fn evaluate(&self, input: &StepInput, view: &View, take: &mut Take) -> Result<Evaluated> {
-        let pairs = input.pairs;
-        let (good, bad) = (pairs.chosen.rows.len().max(1) as f64, pairs.rejected.rows.len().max(1) as f64);
+    fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated> {
+        let (good, bad) = (whole.chosen.max(1) as f64, whole.rejected.max(1) as f64);
         let (mut value, mut nll_good) = (0f64, 0f64);
-        for part in &pairs.forks {
+        for part in &input.pairs.forks {
             let h = input.model.hidden(view, &part.packed)?;
             let logp = input.model.token_logp(view, &h, &part.rows, &part.targets)?;
             let mut terms = Vec::with_capacity(part.counts.len());

@@ -22,6 +22,8 @@ pub struct Selection {
     pub slice: Slice,
     /// Every block's sensitivity, where the selector measured it.
     pub sensitivity: Vec<f64>,
+    /// Of the ranked units, before they are normalized, where they were measured.
+    pub scores: Vec<f64>,
     /// NLL of the rejected responses in nats a token, which measuring brings along.
     pub nll_rejected: Option<f64>,
 }
@@ -37,6 +39,19 @@ pub trait Select: Send + Sync {
     ) -> Result<()> {
         Ok(())
     }
+
+    /// Whether it wants that look.
+    fn looks_first(&self) -> bool {
+        false
+    }
+
+    /// What it knows that seed and step do not say: kept in the state.
+    fn memory(&self) -> Memory {
+        Memory::default()
+    }
+
+    /// What it knew when the state was saved, instead of a look.
+    fn remember(&mut self, _memory: Memory) {}
 
     /// Slices to try before the first step; none if there is nothing to try (any more).
     fn trials(&self, _model: &Model) -> Vec<Slice> {
@@ -59,12 +74,39 @@ pub trait Select: Send + Sync {
     /// The slice of one step, from the batches that it works on together.
     fn select(&self, inputs: &[StepInput]) -> Result<Selection>;
 
+    /// Once a step was made: what its selection tells of later ones.
+    fn learn(&mut self, _selection: &Selection) {}
+
     /// How much a step may change at most.
     fn extent(&self, model: &Model) -> Extent;
 
     /// Whether it asks the step's normal text.
     fn needs_normal(&self) -> bool {
         false
+    }
+}
+
+/// Scores of the ranked units, summed up.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// Of each unit; empty: nothing was seen.
+    pub sums: Vec<f64>,
+    /// How many are in a sum.
+    pub count: usize,
+}
+
+impl Memory {
+    /// Adds scores that stand for `count`.
+    fn add(&mut self, scores: &[f64], count: usize) {
+        self.sums.resize(scores.len(), 0.0);
+        self.sums.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score * count as f64);
+        self.count += count;
+    }
+
+    /// The mean score of each unit. `None` if nothing was seen.
+    pub fn means(&self) -> Option<Vec<f64>> {
+        (self.count > 0).then(|| self.sums.iter().map(|sum| sum / self.count as f64).collect())
     }
 }
 
@@ -131,6 +173,8 @@ pub enum Normalize {
     Size,
     /// The same unit's mean sensitivity before the first step.
     Start,
+    /// The mean of the same unit's own scores in the steps before.
+    Running,
 }
 
 /// A line of [`SELECTORS`].

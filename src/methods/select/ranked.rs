@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result};
 
-use super::{Extent, Normalize, Select, Selection, Slicing};
-use crate::methods::StepInput;
+use super::{Extent, Memory, Normalize, Select, Selection, Slicing};
+use crate::methods::{StepInput, Whole, share};
 use crate::model::Model;
 use crate::sensitivity::{Squares, pick, squares};
 use crate::slice::{Granularity, Slice, Unit};
@@ -35,13 +35,13 @@ pub struct Ranked {
     rank: Rank,
     over: Over,
     slicing: Slicing,
-    /// Mean sensitivity of each unit before the first step, where it is needed.
-    start: Option<Vec<f64>>,
+    /// Sensitivities before the first step, or scores of the steps made, where they are needed.
+    memory: Memory,
 }
 
 impl Ranked {
     pub fn new(rank: Rank, over: Over, slicing: Slicing) -> Self {
-        Self { rank, over, slicing, start: None }
+        Self { rank, over, slicing, memory: Memory::default() }
     }
 
     fn units(&self, model: &Model) -> Vec<Unit> {
@@ -73,6 +73,11 @@ impl Ranked {
         Ok(Slice::Units(taken))
     }
 
+    /// Mean sensitivity of each unit before the first step.
+    fn start(&self) -> Result<Vec<f64>> {
+        self.memory.means().context("the sensitivity before the first step was not measured")
+    }
+
     /// Divides by what the ranking is normalized with.
     fn normalize(&self, model: &Model, scores: &mut [f64]) -> Result<()> {
         match self.slicing.normalize {
@@ -83,8 +88,12 @@ impl Ranked {
                 scores.iter_mut().zip(sizes).for_each(|(s, n)| *s /= n.sqrt());
             }
             Normalize::Start => {
-                let start = self.start.as_ref().context("the sensitivity before the first step was not measured")?;
-                scores.iter_mut().zip(start).for_each(|(s, start)| *s /= start);
+                scores.iter_mut().zip(self.start()?).for_each(|(s, start)| *s /= start);
+            }
+            Normalize::Running => {
+                // In the first step there is nothing to divide by.
+                let means = self.memory.means().unwrap_or_else(|| vec![1.0; scores.len()]);
+                scores.iter_mut().zip(means).for_each(|(s, mean)| *s /= mean);
             }
         }
         Ok(())
@@ -93,58 +102,83 @@ impl Ranked {
 
 impl Select for Ranked {
     fn prepare(&mut self, model: &Model, weights: &Weights, sample: &mut dyn Iterator<Item = PairBatch>) -> Result<()> {
-        if self.rank != Rank::Once && self.slicing.normalize != Normalize::Start {
+        if !self.looks_first() {
             return Ok(());
         }
         let units = self.units(model);
-        let mut sum = vec![0f64; units.len()];
         for batch in sample {
             let found = squares(model, weights, &batch.rejected)?;
-            sum.iter_mut().zip(found.norms(model, &units)?).for_each(|(s, f)| *s += f);
+            self.memory.add(&found.norms(model, &units)?, batch.rejected.counts.len());
         }
-        self.start = Some(sum);
+        // A state has no word for what is not finite.
+        pick(&self.memory.sums, |a, b| a > b)?;
         Ok(())
     }
 
+    fn looks_first(&self) -> bool {
+        self.rank == Rank::Once || self.slicing.normalize == Normalize::Start
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.clone()
+    }
+
+    fn remember(&mut self, memory: Memory) {
+        self.memory = memory;
+    }
+
     fn select(&self, inputs: &[StepInput]) -> Result<Selection> {
-        if let (Rank::Once, Some(start)) = (self.rank, &self.start) {
-            let mut scores = start.clone();
+        if self.rank == Rank::Once {
+            let mut scores = self.start()?;
             if self.slicing.normalize == Normalize::Size {
                 self.normalize(inputs[0].model, &mut scores)?;
             }
             let slice = self.take(inputs[0].model, scores)?;
-            return Ok(Selection { slice, sensitivity: Vec::new(), nll_rejected: None });
+            return Ok(Selection { slice, sensitivity: Vec::new(), scores: Vec::new(), nll_rejected: None });
         }
         let first = inputs.first().context("a step of no batches")?;
         let (model, blocks) = (first.model, Unit::all(first.model.sizes().blocks, Granularity::Block));
         let units = self.units(model);
-        let share = 1.0 / inputs.len() as f64;
+        let whole = Whole::of(inputs);
         let mut sensitivity = vec![0f64; blocks.len()];
-        let mut scores = vec![0f64; units.len()];
+        let (mut scores, mut others) = (vec![0f64; units.len()], vec![0f64; units.len()]);
         let mut nll = 0.0;
-        let add = |sum: &mut [f64], found: Vec<f64>| sum.iter_mut().zip(found).for_each(|(s, f)| *s += f * share);
+        // A norm of the sum would need the gradients; the batches' own norms add up to no less.
+        let add = |sum: &mut [f64], norms: Vec<f64>, share: f64| {
+            sum.iter_mut().zip(norms).for_each(|(sum, norm)| *sum += norm * share);
+        };
         for input in inputs {
-            let found: Squares = squares(model, input.weights, &input.pairs.rejected)?;
-            add(&mut sensitivity, found.norms(model, &blocks)?);
-            nll += found.nll * share;
-            let other = match self.over {
-                Over::Nothing => None,
-                Over::Chosen => Some(squares(model, input.weights, &input.pairs.chosen)?),
+            let (rejected, chosen) = (&input.pairs.rejected, &input.pairs.chosen);
+            let own = share(rejected.rows.len(), whole.rejected);
+            let found: Squares = squares(model, input.weights, rejected)?;
+            add(&mut sensitivity, found.norms(model, &blocks)?, own);
+            add(&mut scores, found.norms(model, &units)?, own);
+            nll += found.nll * own;
+            let (other, own) = match self.over {
+                Over::Nothing => continue,
+                Over::Chosen => (squares(model, input.weights, chosen)?, share(chosen.rows.len(), whole.chosen)),
                 Over::Normal => {
                     let normal = input.normal.context("this selector compares with normal text")?;
-                    Some(squares(model, input.weights, &Batch::texts(normal.clone()))?)
+                    let own = share(normal.ids.len(), whole.normal);
+                    (squares(model, input.weights, &Batch::texts(normal.clone()))?, own)
                 }
             };
-            let mut norms = found.norms(model, &units)?;
-            if let Some(other) = other {
-                norms.iter_mut().zip(other.norms(model, &units)?).for_each(|(n, o)| *n /= o);
-            }
-            add(&mut scores, norms);
+            add(&mut others, other.norms(model, &units)?, own);
+        }
+        if self.over != Over::Nothing {
+            scores.iter_mut().zip(others).for_each(|(score, other)| *score /= other);
         }
         // A broken gradient is reported as such, not as a broken score.
         pick(&sensitivity, |a, b| a > b)?;
-        self.normalize(model, &mut scores)?;
-        Ok(Selection { slice: self.take(model, scores)?, sensitivity, nll_rejected: Some(nll) })
+        let mut normalized = scores.clone();
+        self.normalize(model, &mut normalized)?;
+        Ok(Selection { slice: self.take(model, normalized)?, sensitivity, scores, nll_rejected: Some(nll) })
+    }
+
+    fn learn(&mut self, selection: &Selection) {
+        if self.rank != Rank::Once && self.slicing.normalize == Normalize::Running {
+            self.memory.add(&selection.scores, 1);
+        }
     }
 
     fn extent(&self, model: &Model) -> Extent {
