@@ -188,9 +188,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Errors (bad input) on a tensor in one of the blocks that the model has no use for: without it, the block is not
-    /// what was trained.
-    fn refuse_strangers(&self, specs: &[TensorSpec]) -> Result<()> {
+    /// Says on stderr which tensor of one of the blocks the model has no use for: it is ignored, as transformers does, but the
+    /// block may not be what was trained.
+    fn name_strangers(&self, specs: &[TensorSpec]) {
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut blocks: BTreeSet<&str> = BTreeSet::new();
         for spec in specs {
@@ -206,23 +206,22 @@ impl Checkpoint {
                 && blocks.iter().any(|block| name.starts_with(*block))
                 && !BUFFERS.iter().any(|buffer| name.ends_with(*buffer))
         });
-        match stranger {
-            Some((name, entry)) => bail_input!(
-                "{}: tensor {name} is no part of the model that config.json describes; mend that (\"model_type\", \
-                 \"attention_bias\", \"mlp_bias\"), or remove the tensor",
+        if let Some((name, entry)) = stranger {
+            eprintln!(
+                "warning: {}: tensor {name} is no part of the model that config.json describes (\"model_type\", \
+                 \"attention_bias\", \"mlp_bias\") and is ignored",
                 self.dir.join(&self.files[entry.file]).display()
-            ),
-            None => Ok(()),
+            );
         }
     }
 
     /// All tensors of the model on `device`: matrices stored in `kept` as they are, all else in f32. Errors (bad input) on
-    /// a missing tensor, one too many in a block, a wrong shape, a dtype other than f32, f16, bf16, or a value that is
+    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is
     /// not finite.
     pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
-        self.refuse_strangers(&model.specs())?;
+        self.name_strangers(&model.specs());
         for spec in model.specs() {
             let (name, entry) = self.entry(&spec)?;
             let dtype = if spec.is_matrix() { entry.kept_in(kept) } else { WeightsDtype::F32 };
