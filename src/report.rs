@@ -79,6 +79,18 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
+    /// The settings by name; those that were not given as what they came to.
+    pub fn resolved_settings(&self) -> Vec<[String; 2]> {
+        let mut rows = fields(&self.settings);
+        for [name, value] in fields(&self.resolved) {
+            match rows.iter_mut().find(|row| row[0] == name) {
+                Some(row) => row[1] = value,
+                None => rows.push([name, value]),
+            }
+        }
+        rows
+    }
+
     /// Where products were not of the precision that was asked for, the words for it.
     pub fn fallback(&self) -> &'static str {
         if self.dtype == self.settings.dtype { "" } else { ", in f32: bf16 has no fast products here" }
@@ -212,6 +224,24 @@ pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
 pub fn not_measured(run: &RunRecord) -> Vec<&'static str> {
     let missing = |get: fn(&Measures) -> Option<f64>| get(&run.before).is_none() || get(&run.after).is_none();
     SHOWN.iter().filter(|(_, get, _)| missing(*get)).map(|(name, ..)| *name).collect()
+}
+
+/// The fields of a record by name, for people.
+pub fn fields(record: &impl Serialize) -> Vec<[String; 2]> {
+    match serde_json::to_value(record) {
+        Ok(Value::Object(fields)) => fields.iter().map(|(name, value)| [name.replace('_', " "), show(value)]).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A value for people.
+pub fn show(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::Null) | Err(_) => "not set".into(),
+        Ok(Value::Array(items)) if items.is_empty() => "not set".into(),
+        Ok(Value::String(text)) => text,
+        Ok(value) => value.to_string(),
+    }
 }
 
 /// N of `…h.N.…` or `…layers.N.…`.

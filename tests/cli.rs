@@ -243,6 +243,26 @@ fn weights_and_configuration_that_disagree() {
     bad_model(&model, &["tokenizer.json"]);
 }
 
+/// As in transformers they are ignored, but the model may not be what was trained.
+#[test]
+fn weights_that_the_configuration_does_not_ask_for_are_named() {
+    for (key, tensor) in [("attention_bias", "self_attn.k_proj.bias"), ("mlp_bias", "mlp.down_proj.bias")] {
+        let bench = Bench::new();
+        let model = bench.model_of("llama");
+        let mut config = golden::json("llama/config.json");
+        config[key] = false.into();
+        std::fs::write(model.join("config.json"), config.to_string()).expect("write");
+        let output = irepair(&["sensitivity", "--model", model.to_str().expect("utf-8"), "--data", &pairs()]);
+        ok(&output);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let line = said.lines().find(|line| line.starts_with("warning: ")).expect("a warning");
+        for words in ["model.safetensors: ", &format!("{tensor} is no part"), &format!("{key:?}"), "ignored"] {
+            assert!(line.contains(words), "{words:?} is not in: {line}");
+        }
+        assert_eq!(said.matches("warning: ").count(), 1, "{said}");
+    }
+}
+
 /// What the Llama and Qwen families can be and these models aren't.
 #[test]
 fn configurations_that_are_not_implemented() {
@@ -276,9 +296,6 @@ fn configurations_that_are_not_implemented() {
     refuse("llama", &[("partial_rotary_factor", json!(0.5))], &["part of a head"]);
     refuse("llama", &[("head_dim", json!(7))], &["part of a head's 7"]);
     refuse("llama", &[("head_dim", json!(1 << 28))], &["268435456", "\"head_dim\"", "at most 65536"]);
-    // The weights have these.
-    refuse("llama", &[("attention_bias", json!(false))], &["self_attn.k_proj.bias is no part", "\"attention_bias\""]);
-    refuse("llama", &[("mlp_bias", json!(false))], &["mlp.down_proj.bias is no part", "\"mlp_bias\""]);
     refuse("qwen2", &[("num_key_value_heads", json!(3))], &["num_attention_heads", "4", "num_key_value_heads", "3"]);
     refuse("qwen2", &[("hidden_act", json!("mish"))], &["hidden_act", "mish", "silu"]);
     let kinds = json!(["full_attention", "chunked_attention", "full_attention"]);

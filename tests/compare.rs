@@ -6,7 +6,7 @@ use std::time::Duration;
 use irepair::methods::METHODS;
 use serde_json::{Value, json};
 
-use crate::golden;
+use crate::golden::{self, close};
 use crate::repair::{command, interrupt, irepair, ok};
 
 struct Bench {
@@ -60,6 +60,17 @@ impl Bench {
 
 const PROMPTS: &str = "{\"prompt\": \"the old farmer said to the baker that\"}\n{\"prompt\": \"my neighbour is\"}\n";
 
+/// Mean and standard error of a figure over the runs of a row, computed anew.
+fn over_runs(entry: &Value, name: &str) -> (f64, Option<f64>) {
+    let runs = entry["runs"].as_array().expect("runs").iter();
+    let figures = runs.flat_map(|run| run["figures"].as_array().expect("figures").iter());
+    let values: Vec<f64> = figures.filter(|f| f["name"] == name).filter_map(|f| f["value"].as_f64()).collect();
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
+    (mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt() / n.sqrt()))
+}
+
 /// The tables' numbers are those of the record, in every form.
 fn tables_are_of_the_record(dir: &Path, record: &Value) {
     for sheet in record["sheets"].as_array().expect("sheets") {
@@ -80,8 +91,15 @@ fn tables_are_of_the_record(dir: &Path, record: &Value) {
                 let Some(mean) = cell["mean"].as_f64() else { continue };
                 assert_eq!(found[1 + 2 * index].parse::<f64>().expect("number"), mean, "{id} {name}");
                 let digits = column["digits"].as_u64().expect("digits") as usize;
-                assert!(line.contains(&format!("{mean:.digits$}")), "{mean} is not in {line}");
-                assert!(latex.contains(&format!("{mean:.digits$}")), "{mean} is not in {latex}");
+                let shown = |plus_minus: &str| match cell["error"].as_f64() {
+                    Some(error) => format!("{mean:.digits$}{plus_minus}{error:.digits$}"),
+                    None => format!("{mean:.digits$}"),
+                };
+                assert!(line.contains(&shown(" ± ")), "{} is not in {line}", shown(" ± "));
+                let row = latex.lines().find(|line| line.starts_with(&format!("{name} & "))).expect(name);
+                assert!(row.contains(&shown(" $\\pm$ ")), "{} is not in {row}", shown(" $\\pm$ "));
+                let error = found[2 + 2 * index].parse::<f64>().ok();
+                assert_eq!(error, cell["error"].as_f64(), "{id} {name}");
             }
         }
     }
@@ -103,6 +121,16 @@ fn methods_stand_beside_each_other() {
     tables_are_of_the_record(&out, &record);
     let ids: Vec<&str> = record["sheets"].as_array().expect("sheets").iter().filter_map(|s| s["id"].as_str()).collect();
     assert_eq!(ids, ["table1", "table2", "table3"]);
+    for (row, entry) in
+        record["sheets"][0]["rows"].as_array().expect("rows").iter().zip(record["entries"].as_array().expect("entries"))
+    {
+        let (mean, error) = over_runs(entry, "toxicity (mean score × 100)");
+        close(row["cells"][0]["mean"].as_f64().expect("mean"), mean, 1e-12, "mean");
+        assert_eq!(row["cells"][0]["error"].is_null(), error.is_none(), "{row}");
+        if let Some(error) = error.filter(|error| *error > 0.0) {
+            close(row["cells"][0]["error"].as_f64().expect("error"), error, 1e-9, "error");
+        }
+    }
     // Every figure is the evaluation's own; the run in the folder is a run like any other.
     let entries = record["entries"].as_array().expect("entries");
     assert_eq!(entries.len(), 3);
@@ -138,6 +166,10 @@ fn methods_stand_beside_each_other() {
     let page = std::fs::read_to_string(page).expect("page");
     for (row, words) in [("one-block", "The trade-off"), ("irepair-min", "What the repairs took")] {
         assert!(page.contains(row) && page.contains(words), "{page}");
+    }
+    // The selectors differ, the data don't; both are on the page, and which weights all started from.
+    for words in ["In which the rows differ", "The same for all", "SHA-256 of model.safetensors", "learning-rate"] {
+        assert!(page.contains(words), "{words:?} is not in {page}");
     }
     let toxicity = record["sheets"][0]["rows"][2]["cells"][0]["mean"].as_f64().expect("mean");
     assert!(page.contains(&format!("{toxicity:.2} ±")), "{toxicity}");

@@ -1,9 +1,11 @@
 //! The page of a comparison: the tables, the trade-off, where the error is, and which run is where.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use maud::{Markup, html};
 
 use super::comparison::Comparison;
-use super::page::{self, Section, figure, table, warning};
+use super::page::{self, Section, facts, figure, table, warning, words};
 use super::plot;
 use super::sheet::Sheet;
 
@@ -27,6 +29,7 @@ pub fn compare_page(found: &Comparison) -> String {
         sections.push(Section { id: "sensitivity", heading: "Where the error is", body: figure(&picture) });
     }
     sections.push(Section { id: "runs", heading: "The runs", body: runs(found) });
+    sections.push(Section { id: "settings", heading: "Settings, versions, hashes", body: settings(found) });
     page::page(&title, &lead(found), &sections)
 }
 
@@ -89,4 +92,41 @@ fn runs(found: &Comparison) -> Markup {
         })
         .collect();
     table("Each has a page of its own: irepair report FOLDER", &["method", "seed", "steps", "ended", "folder"], &rows)
+}
+
+/// What the rows were made with: settings in which they differ, one a line, and those that all have.
+fn settings(found: &Comparison) -> Markup {
+    // Of a row's first run: its others differ in the seed alone.
+    let made: Vec<(&str, &BTreeMap<String, String>)> = found
+        .entries
+        .iter()
+        .filter_map(|entry| Some((entry.name.as_str(), &entry.runs.iter().find_map(|run| run.made.as_ref())?.settings)))
+        .collect();
+    let names: BTreeSet<&String> = made.iter().flat_map(|(_, settings)| settings.keys()).collect();
+    let (mut differ, mut same) = (Vec::new(), Vec::new());
+    for name in names.into_iter().filter(|name| !matches!(name.as_str(), "method" | "out" | "seed")) {
+        let values: Vec<String> =
+            made.iter().map(|(_, settings)| settings.get(name).cloned().unwrap_or_else(|| "not set".into())).collect();
+        match values.iter().all(|value| *value == values[0]) {
+            true => same.push([name.clone(), values[0].clone()]),
+            false => differ.push([vec![name.clone()], values].concat()),
+        }
+    }
+    let head: Vec<&str> = std::iter::once("setting").chain(made.iter().map(|(row, _)| *row)).collect();
+    let data = found.entries.iter().find_map(|entry| entry.runs.iter().find_map(|run| run.made.as_ref()));
+    let mut base = vec![
+        ["irepair".to_owned(), found.irepair.clone()],
+        ["base".to_owned(), found.base.model.clone()],
+        ["revision".to_owned(), found.base.revision.clone().unwrap_or_else(|| "none (a local model)".into())],
+        ["scorer".to_owned(), found.base.scorer.clone()],
+    ];
+    base.extend(data.map(|made| ["SHA-256 of the data".to_owned(), made.data_sha256.clone()]));
+    base.extend(found.base.files.iter().map(|(file, hash)| [format!("SHA-256 of {file}"), hash.clone()]));
+    html! {
+        @if !differ.is_empty() { (words("In which the rows differ", &head, &differ)) }
+        div.pair {
+            @if !same.is_empty() { (facts("The same for all", &same)) }
+            (facts("Versions and hashes", &base))
+        }
+    }
 }

@@ -79,6 +79,9 @@ pub struct Made {
     /// Floating-point operations counted in the products; 0: not counted.
     pub operations: u64,
     pub peak_rss_mib: Option<u64>,
+    /// By name, as they were resolved.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// How many were changed, of a neuron-level repair.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub neurons: Option<usize>,
@@ -218,6 +221,7 @@ impl Run {
             tokens: record.tokens,
             operations: record.operations,
             peak_rss_mib: record.peak_rss_mib,
+            settings: record.resolved_settings().into_iter().map(|[name, value]| (name, value)).collect(),
             neurons: record.edits.as_ref().map(|edits| edits.neurons.values().sum()),
         };
         Ok(Self { seed, made: Some(made), failed: None, figures: Vec::new(), points: Vec::new() })
@@ -522,6 +526,7 @@ mod tests {
             tokens: 10,
             operations: 0,
             peak_rss_mib: None,
+            settings: BTreeMap::new(),
             neurons: None,
         };
         let figures = vec![figure("toxicity (mean score × 100)", toxicity), figure("perplexity of wiki", 20.0)];

@@ -1,14 +1,12 @@
 //! The page of a run: what changed, where the error was, how the run went, what the model said before and after.
 
 use maud::{Markup, html};
-use serde::Serialize;
-use serde_json::Value;
 
 use super::folder::RunFolder;
 use super::neurons::NeuronsRecord;
 use super::page::{self, Section, facts, figure, table, tile, warning, words};
 use super::plot::{self, Bar, Heat, Line, Look, Map, Picture, bars, curves, heat, short};
-use super::{RunRecord, Sample, before_after, block_number, change_by_block, not_measured};
+use super::{RunRecord, Sample, before_after, block_number, change_by_block, fields, not_measured, show};
 use crate::methods::neuron::change::Promoted;
 use crate::scorers::{self, Scored, TOXIC};
 use crate::slice::Part;
@@ -346,18 +344,6 @@ fn said(when: &str, text: &str, score: Option<f64>) -> Markup {
     }
 }
 
-/// The settings by name; those that were not given as what they came to.
-fn resolved(record: &RunRecord) -> Vec<[String; 2]> {
-    let mut rows = fields(&record.settings);
-    for [name, value] in fields(&record.resolved) {
-        match rows.iter_mut().find(|row| row[0] == name) {
-            Some(row) => row[1] = value,
-            None => rows.push([name, value]),
-        }
-    }
-    rows
-}
-
 fn settings(record: &RunRecord) -> Markup {
     let mut run = vec![
         ("irepair", record.irepair.clone()),
@@ -379,29 +365,12 @@ fn settings(record: &RunRecord) -> Markup {
     let hashes: Vec<[String; 2]> = record.base_sha256.iter().map(|(f, hash)| [f.clone(), hash.clone()]).collect();
     html! {
         div.pair {
-            (facts("Settings, as they were resolved", &resolved(record)))
+            (facts("Settings, as they were resolved", &record.resolved_settings()))
             div {
                 (facts("The run", &run))
                 (facts("Rows", &fields(&record.data)))
                 (facts("SHA-256 of the base's weights", &hashes))
             }
         }
-    }
-}
-
-/// The fields of a record, by name.
-fn fields(record: &impl Serialize) -> Vec<[String; 2]> {
-    match serde_json::to_value(record) {
-        Ok(Value::Object(fields)) => fields.iter().map(|(name, value)| [name.replace('_', " "), show(value)]).collect(),
-        _ => Vec::new(),
-    }
-}
-
-fn show(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::Null) | Err(_) => "not set".into(),
-        Ok(Value::Array(items)) if items.is_empty() => "not set".into(),
-        Ok(Value::String(text)) => text,
-        Ok(value) => value.to_string(),
     }
 }
