@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
@@ -188,8 +189,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Says on stderr which tensor of one of the blocks the model has no use for: it is ignored, as transformers does, but the
-    /// block may not be what was trained.
+    /// Says on stderr, once a process, the first tensor of a block that the model has no use for: such are ignored, as
+    /// transformers does, but the block may not be what was trained.
     fn name_strangers(&self, specs: &[TensorSpec]) {
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut blocks: BTreeSet<&str> = BTreeSet::new();
@@ -206,18 +207,20 @@ impl Checkpoint {
                 && blocks.iter().any(|block| name.starts_with(*block))
                 && !BUFFERS.iter().any(|buffer| name.ends_with(*buffer))
         });
+        static SAID: Once = Once::new();
         if let Some((name, entry)) = stranger {
-            eprintln!(
-                "warning: {}: tensor {name} is no part of the model that config.json describes (\"model_type\", \
+            SAID.call_once(|| {
+                eprintln!(
+                    "warning: {}: tensor {name} is no part of the model that config.json describes (\"model_type\", \
                  \"attention_bias\", \"mlp_bias\") and is ignored",
-                self.dir.join(&self.files[entry.file]).display()
-            );
+                    self.dir.join(&self.files[entry.file]).display()
+                )
+            });
         }
     }
 
     /// All tensors of the model on `device`: matrices stored in `kept` as they are, all else in f32. Errors (bad input) on
-    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is
-    /// not finite.
+    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is not finite.
     pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
@@ -235,8 +238,8 @@ impl Checkpoint {
         Weights::new(model.specs(), tensors)
     }
 
-    /// All tensors of floats in f32 on the CPU, by name on disk; those of integers (`position_ids`) are left out. Errors
-    /// as [`Self::load`] does.
+    /// All tensors of floats in f32 on the CPU, by name on disk; those of integers (`position_ids`) are left out, and a stored
+    /// head that is tied to the embedding. Errors as [`Self::load`] does.
     pub fn floats(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut maps = self.maps();
         let of_integers = |entry: &Entry| {

@@ -85,7 +85,8 @@ pub struct RepairOptions {
     /// β of DPO and its like [default: 0.1; dpo-norm 5; ipo 0.5]
     #[arg(long, env = "IREPAIR_BETA", value_parser = finite)]
     pub beta: Option<f64>,
-    /// Pairs, drawn by the seed, that `fixed` looks at before the first step [default: 2000, or all there are]
+    /// Pairs, drawn by the seed, that `fixed` and `--normalize start` look at before the first step [default: 2000, or all
+    /// there are]
     #[arg(long, env = "IREPAIR_FIXED_SAMPLE", value_name = "N")]
     pub fixed_sample: Option<usize>,
     /// Steps on each block that `trial` makes before the first step [default: 10]
@@ -167,7 +168,8 @@ pub struct RepairOptions {
     /// Save the state for --resume every so many steps [default: 100]
     #[arg(long, env = "IREPAIR_SAVE_STEPS")]
     pub save_steps: Option<usize>,
-    /// Also keep the changed tensors as they are every so many steps, in OUT/irepair/checkpoints; 0 = off [default: 0]
+    /// Also keep the changed tensors as they are every so many steps, in OUT/irepair/checkpoints (in f32, so as much as the
+    /// slices each time); 0 = off [default: 0; compare: a quarter of the steps]
     #[arg(long, env = "IREPAIR_CHECKPOINT_STEPS", value_name = "N")]
     pub checkpoint_steps: Option<usize>,
     /// [default: 42]

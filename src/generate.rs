@@ -85,7 +85,7 @@ pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation)
     for written in 0..settings.max_new_tokens {
         let logits = model.next_logits(view, &packed, &caches)?;
         let mut rows = logits.to_vec2::<f32>()?;
-        if written == 0 {
+        if written == 0 && rows.len() < jobs.len() {
             caches.spread(&of)?;
             rows = of.iter().map(|prompt| rows[*prompt].clone()).collect();
         }

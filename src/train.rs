@@ -292,9 +292,10 @@ impl Trainer<'_> {
                     self.save_last_good().ok();
                     return Err(Diverged { what: "the validation loss", value: valid_loss, step: self.step }.into());
                 }
-                let ppl = self.guarded_perplexity()?;
-                // No limit is above NaN, and the state has no word for it.
-                if let Some(value) = ppl.filter(|ppl| !ppl.is_finite()) {
+                // The state has no word for infinity.
+                let ppl = self.guarded_perplexity()?.map(|ppl| ppl.min(f64::MAX));
+                // No limit is below NaN.
+                if let Some(value) = ppl.filter(|ppl| ppl.is_nan()) {
                     log.sync_data().ok();
                     self.save_last_good().ok();
                     return Err(Diverged { what: "the guard's perplexity", value, step: self.step }.into());

@@ -933,6 +933,9 @@ fn what_a_selector_knows_survives_a_kill() {
             let log = std::fs::read_to_string(dir.join("irepair/steps.jsonl")).expect("log");
             log.lines().filter(|line| line.starts_with("{\"trial\"")).map(str::to_owned).collect()
         };
+        // So early that the state is that of before the first step, not one of the end.
+        let step = read_steps(&partial.join("irepair/steps.jsonl")).expect("steps").len();
+        assert!(step < 12, "{name}: all steps were made before there was a state");
         let made = trials(&partial);
         assert_eq!(made.is_empty(), name != "trial");
         ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));

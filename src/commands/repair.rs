@@ -16,7 +16,7 @@ use crate::cli::Repair;
 use crate::config::RepairSettings;
 use crate::eval::perplexity::perplexity;
 use crate::eval::{Measures, Yardstick};
-use crate::fault::Fault;
+use crate::fault::{Fault, exit_code};
 use crate::methods::Method;
 use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
@@ -128,7 +128,7 @@ pub fn run(args: &Repair) -> Result<()> {
     // Measuring and writing need room of their own.
     let kept_step = trainer.best.take().map_or(trainer.step, |b| b.step);
     trainer.optimizer.states.clear();
-    loaded.checkpoint().round(&mut trainer.weights)?;
+    rounded(&loaded, &mut trainer.weights, &out)?;
     let (after, said_after) = yardstick.measure(&loaded.model, &trainer.weights, Who::Patient)?;
     if stop::asked() {
         return Err(out.interrupted(trainer.step));
@@ -183,7 +183,10 @@ pub fn run(args: &Repair) -> Result<()> {
     run.peak_rss_mib = device::peak_rss_mib();
     out.finish(&run, loaded.checkpoint())?;
     if !left_out.is_empty() {
-        say(format!("not copied, they hold the unrepaired weights in another form: {}", left_out.join(", ")));
+        say(format!(
+            "not copied, being the unrepaired weights in another form or what training goes on from: {}",
+            left_out.join(", ")
+        ));
     }
     if args.output.json {
         println!("{}", serde_json::to_string(&run)?);
@@ -245,6 +248,17 @@ fn recorded_name(settings: &RepairSettings, loaded: &Loaded) -> String {
 
 fn parameters(model: &Model) -> usize {
     model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
+}
+
+/// Rounds what is written to the dtypes it is stored in. After a failed check nothing is left in the way of a corrected
+/// command.
+fn rounded(loaded: &Loaded, weights: &mut Weights, out: &Output) -> Result<()> {
+    loaded.checkpoint().round(weights).or_else(|error| {
+        if exit_code(&error) == exit_code(&Fault::Check(String::new()).into()) {
+            out.forget()?;
+        }
+        Err(error)
+    })
 }
 
 /// The loop, set up as the settings say; takes the weights.

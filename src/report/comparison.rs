@@ -343,6 +343,17 @@ impl Comparison {
             self.about_seeds()
         )];
         notes.extend(self.asked.about.iter().cloned());
+        if merit {
+            let ends_alone = |entry: &&Entry| !entry.is_base() && entry.runs.iter().any(|run| run.points.len() == 1);
+            let ends: Vec<&str> = self.entries.iter().filter(ends_alone).map(|entry| entry.name.as_str()).collect();
+            if !ends.is_empty() && self.entries.iter().any(|entry| entry.runs.iter().any(|run| run.points.len() > 1)) {
+                notes.push(format!(
+                    "Of {} no states of the way were kept: the area is of the end alone, where others may owe some to earlier \
+                     states.",
+                    ends.join(", ")
+                ));
+            }
+        }
         if let Some(failures) = self.failures {
             notes.push(format!(
                 "Every method learned from the same {failures} failures, all of them at once; star, mint and sgd draw nothing \
@@ -483,7 +494,9 @@ impl Comparison {
             let cells = found.iter().map(cell).collect();
             let mut name = line.name.clone();
             if name.chars().count() > NAME {
-                name = name.chars().take(NAME - 1).chain(['…']).collect();
+                // In the middle: what tells settings apart stands at the end.
+                let (head, end) = (NAME / 2, name.chars().count() - (NAME / 2 - 1));
+                name = name.chars().take(head).chain(['…']).chain(name.chars().skip(end)).collect();
             }
             Line { name, cells, ..line.clone() }
         };

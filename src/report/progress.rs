@@ -133,7 +133,10 @@ impl Progress {
         // Steps begin after the last of them.
         self.begun = Instant::now();
         match &self.bar {
-            Some(bar) => bar.println(text),
+            Some(bar) => {
+                bar.println(text);
+                bar.reset_eta();
+            }
             None if !self.quiet => eprintln!("{text}"),
             None => {}
         }

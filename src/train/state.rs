@@ -86,7 +86,11 @@ impl Trainer<'_> {
             optimizer_steps,
             tripped: self.tripped,
             settled: self.method.select.settled().map(Slice::names),
-            memory: self.method.select.memory(),
+            // What was learned in steps that a divergence took back is not known.
+            memory: match optimizer.is_some() || self.method.select.looks_first() {
+                true => self.method.select.memory(),
+                false => Memory::default(),
+            },
             look: self.look,
         };
         state::save(&self.dir, &self.fingerprint, &reached, &tensors)
@@ -95,7 +99,8 @@ impl Trainer<'_> {
     /// After a divergence: the weights of now are the broken ones, and so is a state of this very step. An earlier state
     /// on disk stays; else the best validated weights are saved, or the untouched base.
     pub(super) fn save_last_good(&self) -> Result<()> {
-        if state::progress::<Reached>(&self.dir).is_some_and(|reached| reached.step < self.step) {
+        // One of before the first step says less than the best weights.
+        if state::progress::<Reached>(&self.dir).is_some_and(|reached| reached.step > 0 && reached.step < self.step) {
             return Ok(());
         }
         match &self.best {

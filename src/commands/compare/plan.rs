@@ -170,7 +170,7 @@ impl Plan {
             let on_the_way = |settings: &RepairSettings| by_pairs(settings) && settings.checkpoint_steps == 0;
             for (_, layer, settings) in rows.iter_mut().filter(|(.., settings)| on_the_way(settings)) {
                 // The trade-off is seen in what runs pass, too; a 0 that was given stays.
-                layer.entry("checkpoint-steps").or_insert((settings.max_steps / 4).into());
+                layer.entry("checkpoint-steps").or_insert(settings.max_steps.div_ceil(4).into());
                 *settings = resolve(layer)?;
             }
         }
@@ -279,6 +279,11 @@ impl Plan {
             for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
                 // A comparison of finished runs alone knows no data of its own.
                 let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
+                let mut found = found.clone();
+                // Older comparisons don't say which label is the toxic one; their evaluations do.
+                if found["base"].get("toxic_label").is_none() && !plan["base"]["toxic_label"].is_null() {
+                    found["base"]["toxic_label"] = plan["base"]["toxic_label"].clone();
+                }
                 if unknown && plan[key].is_null() {
                     plan[key] = found[key].clone();
                 }

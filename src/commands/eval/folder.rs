@@ -11,6 +11,8 @@ use crate::fault::Fault;
 
 pub struct Folder {
     pub path: PathBuf,
+    /// Whether it was made for this evaluation.
+    made: bool,
     /// Held as long as the evaluation lives.
     _lock: File,
 }
@@ -27,6 +29,7 @@ impl Folder {
             Some(path) => path.components().collect(),
             None => Path::new("evaluated").join(model),
         };
+        let made = !path.exists();
         let begun = path.join(WORK).is_dir();
         let done = path.join(RESULTS).is_file();
         let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
@@ -66,7 +69,7 @@ impl Folder {
             }
         }
         std::fs::create_dir_all(path.join(WORK)).map_err(cannot)?;
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, made, _lock: lock })
     }
 
     /// Where a task's done units are kept.
@@ -82,12 +85,17 @@ impl Folder {
 }
 
 impl Drop for Folder {
-    /// An evaluation that ended before any of its work leaves nothing in the way of the next. Folders that hold something stay.
+    /// An evaluation that ended before any of its work leaves nothing in the way of the next.
     fn drop(&mut self) {
-        if std::fs::remove_dir(self.path.join(WORK)).is_ok() {
+        let own = |entry: std::fs::DirEntry| [WORK, LOCK].iter().any(|name| entry.file_name() == *name);
+        let holds_work = std::fs::read_dir(&self.path).is_ok_and(|mut all| !all.all(|entry| entry.is_ok_and(own)));
+        // A folder of work that holds something stays, too.
+        if !holds_work && std::fs::remove_dir(self.path.join(WORK)).is_ok() {
             // What can't be removed is found by the next evaluation, which says so.
             std::fs::remove_file(self.path.join(LOCK)).ok();
-            std::fs::remove_dir(&self.path).ok();
+            if self.made {
+                std::fs::remove_dir(&self.path).ok();
+            }
         }
     }
 }

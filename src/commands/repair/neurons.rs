@@ -107,7 +107,7 @@ pub fn run(
     let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     // What is reported is measured as users will run it.
     patient.weights.set_precision(Precision::F32);
-    loaded.checkpoint().round(&mut patient.weights)?;
+    super::rounded(loaded, &mut patient.weights, &out)?;
     let after = measure(&patient, &failures, &text)?;
     let left = neuron::failing(&patient, &failures)?.len();
     if stop::asked() {

@@ -313,21 +313,20 @@ const SUMMARY_BLOCKS: usize = 5;
 /// out is said in a line below.
 pub fn changed_most(run: &RunRecord, heads: [&str; 2], times: impl Fn(Option<usize>) -> usize) -> String {
     let changes = change_by_block(&run.changed, block_number);
-    let mut norms: Vec<f64> = changes.values().map(|change| change.norm).collect();
-    norms.sort_by(|a, b| b.total_cmp(a));
-    let least = norms.get(SUMMARY_BLOCKS - 1).copied().unwrap_or(0.0);
+    let mut order: Vec<(f64, Option<usize>)> = changes.iter().map(|(block, change)| (change.norm, *block)).collect();
+    order.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let left_out = order.split_off(order.len().min(SUMMARY_BLOCKS));
     let rows: Vec<[String; 4]> = changes
         .into_iter()
-        .filter(|(_, change)| change.norm >= least)
-        .take(SUMMARY_BLOCKS)
+        .filter(|(block, _)| order.iter().any(|(_, shown)| shown == block))
         .map(|(block, change)| {
             let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
             [change.name, times(block).to_string(), short(change.norm), relative]
         })
         .collect();
     let mut text = table(["changed", heads[0], "norm of change", heads[1]], &rows);
-    if let Some(most) = norms.get(SUMMARY_BLOCKS) {
-        let _ = writeln!(text, "and {} more, each by {} or less", norms.len() - SUMMARY_BLOCKS, short(*most));
+    if let Some((most, _)) = left_out.first() {
+        let _ = writeln!(text, "and {} more, each by {} or less", left_out.len(), short(*most));
     }
     text
 }
