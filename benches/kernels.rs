@@ -92,6 +92,12 @@ fn layer_passes(c: &mut Criterion) {
             Box::new(|v, x| layers::linear(v, "l", Orientation::InOut, Bias::Yes, x)),
         ),
         (
+            "linear onto a residual stream",
+            vec![("l.weight", &[C, C]), ("l.bias", &[C])],
+            C,
+            Box::new(|v, x| layers::linear_residual(v, "l", Orientation::InOut, Bias::Yes, x, x)),
+        ),
+        (
             "layer norm",
             vec![("n.weight", &[C]), ("n.bias", &[C])],
             C,

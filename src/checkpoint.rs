@@ -702,6 +702,8 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         permissions.set_readonly(false);
         std::fs::set_permissions(to, permissions)?;
     }
+    // On disk before anyone relies on it: the state that could make it again is removed at the end.
+    File::options().write(true).open(to)?.sync_all().with_context(|| format!("writing {}", to.display()))?;
     Ok(())
 }
 

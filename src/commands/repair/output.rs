@@ -208,6 +208,11 @@ impl Output {
             std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
         }
         self.rename()?;
+        // Names, too, are on disk before the state is gone; where folders can't be synced, nothing more can be done.
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        for folder in [&self.path, parent] {
+            std::fs::File::open(folder).and_then(|folder| folder.sync_all()).ok();
+        }
         let (saved, lock) = (self.path.join("irepair").join("state"), self.path.join(LOCK));
         let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
         if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {

@@ -6,7 +6,7 @@ use super::{Shared, exp, par_rows, read, values, vectorized, zeros};
 
 use crate::profile::{Part, span};
 
-/// An activation function as `config.json` names it.
+/// An activation function as `config.json` names it: y = f(x) elementwise, any shape; backward ∂x = g·f′(x).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `gelu_new`: x/2 · (1 + tanh(√(2/π)·(x + 0.044715 x³))).
@@ -141,7 +141,8 @@ impl CustomOp1 for Activation {
     }
 }
 
-/// `f(gate) ∘ up` of a gated MLP: SwiGLU where f is silu.
+/// `f(gate) ∘ up` of a gated MLP, both (N,inner): SwiGLU where f is silu. Backward: ∂gate = g ∘ up ∘ f′(gate),
+/// ∂up = g ∘ f(gate).
 pub struct Gated(pub Activation);
 
 impl CustomOp2 for Gated {

@@ -2,7 +2,8 @@
 //!
 //! `o_i = Σ_j p_ij v_j`, `p_i = softmax_j(s · q_i·k_j)` over `j ≤ i` and, with a window W, `j > i − W`. A sequence is a
 //! run of rows of the packed batch, so nothing is padded and no mask is stored; scores exist for a tile of queries at a
-//! time. The backward pass computes the probabilities again rather than keeping them.
+//! time. The backward pass computes the probabilities again rather than keeping them: with P of (queries, keys) and ∂P = g·Vᵀ,
+//! ∂V = Pᵀ·g, ∂S = P ∘ (∂P − Σ_j P_ij ∂P_ij), ∂Q = s·∂S·K, ∂K = s·∂Sᵀ·Q.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

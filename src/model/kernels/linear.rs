@@ -17,7 +17,8 @@ pub enum Orientation {
     OutIn,
 }
 
-/// `y (N,out) = x (N,in) · W + b`, with gradients of W and b given to the ledger.
+/// `y (N,out) = x (N,in) · W + b`; backward ∂x = g·Wᵀ, and ∂W = xᵀ·g, ∂b = Σ_n g_n, which go to the ledger, or their squared
+/// norms alone.
 pub struct Linear {
     pub weight: Param,
     pub bias: Option<Param>,

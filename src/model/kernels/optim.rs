@@ -16,6 +16,7 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
 }
 
 /// `average ← decay·average + (1 − decay)·gradient^power`: the running average of gradients (1) or their squares (2).
+/// Both of one shape, whatever it is; no backward pass.
 pub struct Average {
     pub decay: f64,
     pub squared: bool,
@@ -44,7 +45,8 @@ impl InplaceOp2 for Average {
     }
 }
 
-/// `θ ← shrink·θ − rate · direction / (√(squares)·root + ε)`: RMSProp's and AdamW's last line.
+/// `θ ← shrink·θ − rate · direction / (√(squares)·root + ε)`: RMSProp's and AdamW's last line. All of
+/// one shape, whatever it is; no backward pass.
 pub struct Descend {
     /// Learning rate, with AdamW's bias correction of the first moment in it.
     pub rate: f32,
