@@ -144,7 +144,7 @@ pub struct ModelArgs {
 pub struct Sensitivity {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Pairs: a .jsonl, .json or .jsonl.gz file, or a folder of them [default: the demo's]
+    /// Pairs: a .jsonl, .json, .jsonl.gz, .csv or .parquet file, or a folder of them [default: the demo's]
     #[arg(long, env = "IREPAIR_DATA", visible_aliases = ["dataset", "dataset-name"])]
     pub data: Option<PathBuf>,
     /// Write block,sensitivity,share,parameters,density as CSV
@@ -533,10 +533,10 @@ pub struct Doctor {
 
 #[derive(Debug, Args)]
 pub struct Report {
-    /// The output of `repair`, or the .partial folder of an unfinished run
+    /// The output of `repair` or `compare`, or the .partial folder of an unfinished run
     #[arg(value_name = "RUN_DIR")]
     pub run: PathBuf,
-    /// Where the page goes [default: RUN_DIR/irepair/report.html]
+    /// Where the page goes [default: RUN_DIR/irepair/report.html; of a comparison RUN_DIR/report.html]
     #[arg(short, long, value_name = "FILE.html")]
     pub out: Option<PathBuf>,
     /// Write the page's drawings into this folder, too, each as an SVG file of its own

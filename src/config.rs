@@ -57,7 +57,7 @@ pub struct RepairOptions {
     /// Branch, tag or commit of a hub model
     #[arg(long, env = "IREPAIR_REVISION", visible_alias = "model-revision")]
     pub revision: Option<String>,
-    /// Pairs: a .jsonl, .json or .jsonl.gz file, or a folder of them
+    /// Pairs: a .jsonl, .json, .jsonl.gz, .csv or .parquet file, or a folder of them
     #[arg(long, env = "IREPAIR_DATA", visible_aliases = ["dataset", "dataset-name"])]
     pub data: Option<PathBuf>,
     /// How to repair
@@ -115,7 +115,7 @@ pub struct RepairOptions {
     /// Weight α of the chosen responses' NLL [default: 0.5; 1 for dapt]
     #[arg(long, env = "IREPAIR_NLL_WEIGHT", value_parser = finite)]
     pub nll_weight: Option<f64>,
-    /// Weight of the KL term [default: 1 where the method has one]
+    /// Weight of the KL term [default: 1 where the method has one; trial-dpo+kl 2]
     #[arg(long, env = "IREPAIR_KL_WEIGHT", value_parser = finite)]
     pub kl_weight: Option<f64>,
     /// Tokens that count in the NLL [default: response]
