@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
-use crate::weights::{Place, TensorSpec, Want};
+use crate::weights::{Place, TensorSpec, Want, of_mlp};
 
 /// What a slice is cut into.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -65,10 +65,9 @@ impl fmt::Display for Unit {
     }
 }
 
-/// The sublayer of a block's tensor, by its name in transformers: the second norm belongs to the MLP.
+/// The sublayer of a block's tensor.
 fn part_of(name: &str) -> Part {
-    let of_mlp = [".mlp.", ".ln_2.", ".post_attention_layernorm."];
-    if of_mlp.iter().any(|part| name.contains(part)) { Part::Mlp } else { Part::Attention }
+    if of_mlp(name) { Part::Mlp } else { Part::Attention }
 }
 
 /// Which tensors a step may change.

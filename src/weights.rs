@@ -29,6 +29,11 @@ pub enum Place {
     Head,
 }
 
+/// Whether a block's tensor belongs to its MLP, by its name in transformers: the second norm does.
+pub fn of_mlp(name: &str) -> bool {
+    [".mlp.", ".ln_2.", ".post_attention_layernorm."].iter().any(|part| name.contains(part))
+}
+
 /// What an architecture expects of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
@@ -226,12 +231,14 @@ impl Weights {
             }
         }
         let places = wants.keys().map(|n| self.specs[*n].place).collect();
+        let sublayers = wants.keys().map(|n| (self.specs[*n].place, of_mlp(n))).collect();
         Ok(View {
             weights: self,
             who,
             wants,
             vars,
             places,
+            sublayers,
             ledger: Arc::new(Ledger::default()),
             collected: RefCell::default(),
             taps: Taps::default(),
@@ -252,6 +259,8 @@ pub struct View<'w> {
     wants: BTreeMap<&'w str, Want>,
     vars: BTreeMap<&'w str, Var>,
     places: BTreeSet<Place>,
+    /// The same, and whether it is the MLP of a block.
+    sublayers: BTreeSet<(Place, bool)>,
     ledger: Arc<Ledger>,
     /// Sums of the gradients of `vars`.
     collected: RefCell<BTreeMap<&'w str, Tensor>>,
@@ -328,11 +337,22 @@ impl View<'_> {
         self.places.contains(&place)
     }
 
-    /// Make `h`, the input of `place`, the start of the graph if something is wanted there and it has none yet.
+    /// Make `h`, the input of `place` (of a block: of its attention), the start of the graph if something is wanted there
+    /// and it has none yet.
     ///
     /// The kernels give gradients of parameters to the ledger, so only an activation can carry the graph to them.
     pub fn enter(&self, place: Place, h: Tensor) -> Result<Tensor> {
-        if self.kernels() == Kernels::Cpu && self.wants(place) && !h.track_op() {
+        self.start((place, false), h)
+    }
+
+    /// The same of the residual stream before a block's second norm: where its MLP alone is wanted, its attention is passed
+    /// without a graph.
+    pub fn enter_mlp(&self, block: usize, h: Tensor) -> Result<Tensor> {
+        self.start((Place::Block(block), true), h)
+    }
+
+    fn start(&self, sublayer: (Place, bool), h: Tensor) -> Result<Tensor> {
+        if self.kernels() == Kernels::Cpu && self.sublayers.contains(&sublayer) && !h.track_op() {
             return Ok(Var::from_tensor(&h)?.into_inner());
         }
         Ok(h)

@@ -657,8 +657,8 @@ fn a_slice_alone_gives_what_everything_gives() {
             let [fast, plain] = KERNELS.map(moved);
             for objective in ["nll", "dpo"] {
                 let what = format!("{name} block {block} {objective}");
-                let step = |weights: &Weights, select: &str, blocks: Vec<usize>| {
-                    let slicing = Slicing { blocks, ..Slicing::default() };
+                let step = |weights: &Weights, select: &str, granularity: Granularity, blocks: Vec<usize>| {
+                    let slicing = Slicing { blocks, granularity, ..Slicing::default() };
                     let recipe = Recipe {
                         select: select.into(),
                         objective: objective.into(),
@@ -675,7 +675,9 @@ fn a_slice_alone_gives_what_everything_gives() {
                     let input = StepInput { model: &golden.model, weights, pairs: &batch, normal: Some(&normal) };
                     method.step(&[input]).expect("step")
                 };
-                let (alone, everything) = (step(&fast, "fixed", vec![block]), step(&plain, "all", Vec::new()));
+                let (whole, some) = (Granularity::Block, Granularity::Sublayer);
+                let (alone, everything) =
+                    (step(&fast, "fixed", whole, vec![block]), step(&plain, "all", whole, vec![]));
                 close(alone.terms.loss, everything.terms.loss, 1e-5, &what);
                 close(alone.terms.nll_good.expect("NLL"), everything.terms.nll_good.expect("NLL"), 1e-5, &what);
                 let kl = alone.terms.kl.expect("KL");
@@ -685,7 +687,10 @@ fn a_slice_alone_gives_what_everything_gives() {
                 let names: BTreeSet<&str> =
                     specs.iter().filter(|s| s.place == Place::Block(block)).map(|s| s.name.as_str()).collect();
                 assert_eq!(alone.gradients.keys().map(String::as_str).collect::<BTreeSet<_>>(), names, "{what}");
-                for (tensor, gradient) in &alone.gradients {
+                // The more sensitive sublayer of the block and the less: the graph begins in the midst of it, or before it.
+                let parts = ["max", "min"].map(|select| step(&fast, select, some, vec![block]).gradients);
+                assert_eq!(parts.iter().map(|part| part.len()).sum::<usize>(), names.len(), "{what}");
+                for (tensor, gradient) in alone.gradients.iter().chain(parts.iter().flatten()) {
                     let values =
                         |t: &candle_core::Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values");
                     let want = values(&everything.gradients[tensor]);

@@ -122,6 +122,7 @@ impl Arch for Gpt2 {
         let qkv = layers::linear(view, &name("attn.c_attn"), InOut, Bias::Yes, &x)?;
         let x = layers::attention_fused(view, self.attention(index), &qkv, rows)?;
         let h = layers::linear_residual(view, &name("attn.c_proj"), InOut, Bias::Yes, &x, h)?;
+        let h = view.enter_mlp(index, h)?;
         let x = layers::layer_norm(view, &name("ln_2"), self.epsilon, &h)?;
         let x = layers::linear(view, &name("mlp.c_fc"), InOut, Bias::Yes, &x)?;
         let x = layers::activate(view, self.activation, &x)?;

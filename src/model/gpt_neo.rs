@@ -153,6 +153,7 @@ impl Arch for GptNeo {
         };
         let x = layers::attention(view, shape, &q, &k, &v, rows)?;
         let h = layers::linear_residual(view, &name("attn.attention.out_proj"), OutIn, Bias::Yes, &x, h)?;
+        let h = view.enter_mlp(index, h)?;
         let x = layers::layer_norm(view, &name("ln_2"), self.epsilon, &h)?;
         let x = layers::linear(view, &name("mlp.c_fc"), OutIn, Bias::Yes, &x)?;
         let x = layers::activate(view, self.activation, &x)?;

@@ -205,6 +205,7 @@ impl Arch for Decoder {
         let shape = AttentionShape { window: windows.get(index).copied().flatten(), ..self.attention };
         let x = layers::attention(view, shape, &q, &k, &v, rows)?;
         let h = layers::linear_residual(view, &name("self_attn.o_proj"), OutIn, *output, &x, h)?;
+        let h = view.enter_mlp(index, h)?;
         let x = norm("post_attention_layernorm", &h)?;
         let (gate, up) = (linear("mlp.gate_proj", *mlp, &x)?, linear("mlp.up_proj", *mlp, &x)?);
         let x = layers::activate_gated(view, self.activation, &gate, &up)?;
