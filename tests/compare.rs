@@ -212,6 +212,12 @@ fn methods_stand_beside_each_other() {
     let names =
         bench.record()["entries"].as_array().expect("entries").iter().map(|e| e["name"].clone()).collect::<Vec<_>>();
     assert_eq!(names, ["vanilla", "irepair-min", "one-block", "own", "faster"]);
+    // A record that this program can't read is named, not guessed at.
+    let path = Path::new(&own).join("irepair/run.json");
+    let mut made: Value = serde_json::from_slice(&std::fs::read(&path).expect("run.json")).expect("json");
+    made["format_version"] = 99.into();
+    std::fs::write(&path, made.to_string()).expect("writes");
+    bench.refused(&[&rows[..], &["--resume", &own]].concat(), 3, &["run.json", "format version 99"]);
 }
 
 /// Neuron-level methods, rows of their own settings and methods of pairs, all on the same failures.
