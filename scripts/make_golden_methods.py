@@ -7,7 +7,7 @@ Needs torch and transformers, and the checkpoints that scripts/make_golden.py ma
 scripts/irepair_ref.py; of the pairs that it has no function for (DPO with the KL term, on all or on one block), they are
 written here from its parts. Of every tensor that moved: the norm of its change, and the change's product with
 sin(0.37·i), i counted over the tensor as it lies on disk. Key biases are left out: softmax does not see them, and RMSProp
-blows their rounding noise up.
+blows their rounding noise up. Where all is trained, also the gradients of all tensors away from the reference.
 """
 import argparse, copy, pathlib, sys
 
@@ -61,6 +61,45 @@ def steps_of(method, patient, reference, good, bad, normal):
             yield loss, block
 
 
+class Capture:
+    """Keeps the gradients that an optimizer would take, and takes no step."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def step(self):
+        self.gradients = {n: p.grad.detach().double().flatten() for n, p in self.model.named_parameters() if p.grad is not None}
+
+    def zero_grad(self, set_to_none=True):
+        self.model.zero_grad(set_to_none=set_to_none)
+
+
+def gradients_of(folder, method, batches):
+    """Of a method that trains everything, where the patient's matrices are 1.1 times the reference's: norm, and product with
+    the wave, of every tensor's gradient."""
+    good, bad, normal = batches
+    reference = golden.load(folder, torch.float64).requires_grad_(False)
+    patient = copy.deepcopy(reference).requires_grad_(True)
+    with torch.no_grad():
+        for parameter in patient.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(1.1)
+    optimizer = Capture(patient)
+    if method in DPO_KL:
+        dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, DPO_KL[method][1])
+    elif method == "dpo":
+        ref.dpo_step(patient, reference, optimizer, bad, good, golden.BETA)
+    else:
+        ref.dapt_step(patient, reference if method == "dapt_kl" else None, optimizer, good, normal, golden.NLL_WEIGHT)
+    stored, found = golden.disk_names(folder), {}
+    for name, gradient in optimizer.gradients.items():
+        disk = name if name in stored else name.removeprefix("transformer.")
+        if disk in stored and not disk.endswith("k_proj.bias") and float(gradient.norm()) > 0:
+            wave = torch.sin(0.37 * torch.arange(len(gradient), dtype=torch.float64))
+            found[disk] = [float(gradient.norm()), float(gradient @ wave)]
+    return found
+
+
 def run(folder, method, dtype, batches):
     good, bad, normal = batches
     model = golden.load(folder, dtype)
@@ -100,6 +139,8 @@ def main():
             worst = max(max(abs(s - d) for s, d in zip(single["changes"][t], double["changes"][t])) / double["changes"][t][0]
                         for t in double["changes"])
             found[method] = double | {"single_gap": worst}
+            if method in ("dapt", "dapt_kl", "dpo", "dpo_kl"):
+                found[method]["gradients"] = golden.in_double(lambda: gradients_of(folder, method, batches))
             print(name, method, found[method]["blocks"], f"{worst:.1e}", file=sys.stderr)
         golden.write_json(f"{folder}/methods.json", found)
 

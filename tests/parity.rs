@@ -236,3 +236,41 @@ fn every_method_changes_what_the_reference_changes() {
 fn values(tensor: &candle_core::Tensor) -> Vec<f32> {
     tensor.flatten_all().expect("flat").to_vec1().expect("values")
 }
+
+/// Gradients of every tensor, embeddings and head among them, where all is trained and the patient is not the reference: norm,
+/// and product with a wave.
+#[test]
+fn gradients_of_everything_equal_the_reference() {
+    each(|golden, kernels| {
+        let found = json(&format!("{}/methods.json", golden.name));
+        let mut weights = golden.weights(kernels);
+        weights.keep_originals(true);
+        for spec in golden.model.specs().iter().filter(|s| s.shape.len() == 2) {
+            let moved = (weights.touch(&spec.name).expect("tensor") * 1.1).expect("moved");
+            weights.restore(&spec.name, moved).expect("restore");
+        }
+        let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
+        for (key, name) in [("dapt", "dapt"), ("dapt_kl", "dapt+kl"), ("dpo", "dpo"), ("dpo_kl", "dpo+kl")] {
+            let what = format!("{} {kernels:?} {key}", golden.name);
+            let input = StepInput { model: &golden.model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+            let report = method(name).step(&[input]).expect(&what);
+            let expected = found[key]["gradients"].as_object().expect("gradients");
+            let largest = expected.values().map(|of| numbers(of)[0]).fold(0.0, f64::max);
+            assert!(expected.len() >= golden.model.specs().len() - golden.model.sizes().blocks, "{what}: every tensor");
+            for (tensor, want) in expected {
+                let on_disk = |s: &TensorSpec| golden.checkpoint.disk_name(&s.name) == Some(tensor);
+                let spec = golden.model.specs().into_iter().find(on_disk).expect(tensor);
+                let (square, along) = values(&report.gradients[&spec.name])
+                    .into_iter()
+                    .map(f64::from)
+                    .enumerate()
+                    .fold((0.0, 0.0), |(square, along), (i, g)| (square + g * g, along + g * (0.37 * i as f64).sin()));
+                let want = numbers(want);
+                let worst = (f64::sqrt(square) - want[0]).abs().max((along - want[1]).abs());
+                // What is nearly nothing beside the others is their rounding.
+                let of = want[0].max(1e-3 * largest);
+                assert!(worst < 1e-4 * of, "{what} {tensor}: off by {worst:e} of {of:e}");
+            }
+        }
+    });
+}
