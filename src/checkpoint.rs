@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::sync::OnceLock;
+use std::sync::{Once, OnceLock};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor, WithDType};
@@ -224,9 +223,10 @@ impl Checkpoint {
     pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
-        self.name_strangers(&model.specs());
-        for spec in model.specs() {
-            let (name, entry) = self.entry(&spec)?;
+        let specs = model.specs();
+        self.name_strangers(&specs);
+        for spec in &specs {
+            let (name, entry) = self.entry(spec)?;
             let dtype = if spec.is_matrix() { entry.kept_in(kept) } else { WeightsDtype::F32 };
             let tensor = match dtype {
                 WeightsDtype::F32 => self.tensor::<f32>(&mut maps, name, entry)?,
@@ -235,7 +235,7 @@ impl Checkpoint {
             };
             tensors.insert(spec.name.clone(), if device.is_cpu() { tensor } else { tensor.to_device(device)? });
         }
-        Weights::new(model.specs(), tensors)
+        Weights::new(specs, tensors)
     }
 
     /// All tensors of floats in f32 on the CPU, by name on disk; those of integers (`position_ids`) are left out, and a stored
@@ -304,10 +304,16 @@ impl Checkpoint {
         Ok((entry.dtype, entry.shape.clone()))
     }
 
-    /// The file of every place that a tensor's bytes are stored in, and where in it they begin; none if there is no such
-    /// tensor.
-    pub fn places(&self, name: &str) -> Vec<(&str, u64)> {
-        self.stored(name).map(|entry| (self.files[entry.file].as_str(), entry.offset)).collect()
+    /// Puts a tensor's bytes, which must be as many, at every place that it is stored in, in a copy of this folder.
+    pub fn put(&self, name: &str, bytes: &[u8], out: &Path) -> Result<()> {
+        for entry in self.stored(name) {
+            let path = out.join(&self.files[entry.file]);
+            let writing = || format!("writing {}", path.display());
+            let mut file = File::options().write(true).open(&path).with_context(writing)?;
+            file.seek(SeekFrom::Start(entry.offset)).with_context(writing)?;
+            file.write_all(bytes).and_then(|()| file.sync_all()).with_context(writing)?;
+        }
+        Ok(())
     }
 
     /// The bytes of a tensor on disk.
@@ -319,7 +325,8 @@ impl Checkpoint {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -639,14 +646,7 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
     for (name, tensor) in weights.touched() {
         let disk = base.disk_name(name).with_context(|| format!("{name} is not in the base"))?;
         let bytes = to_bytes(tensor, base.entries[disk].dtype)?;
-        for entry in base.stored(disk) {
-            let path = out.join(&base.files[entry.file]);
-            let writing = || format!("writing {}", path.display());
-            let mut file = File::options().write(true).open(&path).with_context(writing)?;
-            file.seek(SeekFrom::Start(entry.offset)).with_context(writing)?;
-            file.write_all(&bytes).with_context(writing)?;
-            file.sync_all().with_context(writing)?;
-        }
+        base.put(disk, &bytes, out)?;
     }
     Ok(left_out)
 }

@@ -57,7 +57,8 @@ fn prompts(jobs: &[Job]) -> (Vec<&[u32]>, Vec<usize>) {
     (different, of)
 }
 
-/// The new tokens of a batch of texts, in order. A prompt of several texts is read once. Stops early when asked to ([`stop::asked`]), with what is there.
+/// The new tokens of a batch of texts, in order. A prompt of several texts is read once. Stops early when asked to
+/// ([`stop::asked`]), with what is there.
 pub fn generate(model: &Model, view: &View, jobs: &[Job], settings: &Generation) -> Result<Vec<Vec<u32>>> {
     struct Running {
         index: usize,

@@ -7,7 +7,7 @@
 //! tensor is, and the hash of all that.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -181,7 +181,7 @@ fn content_hash(texts: [&str; 3], data: &BTreeMap<&str, &[u8]>) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+    checkpoint::hex(&hash.finalize())
 }
 
 impl PatchFile {
@@ -295,13 +295,7 @@ impl PatchFile {
             let difference = self.difference(&tensors, name, entry)?;
             let mut bytes = from.bytes(name)?;
             bytes.iter_mut().zip(difference).for_each(|(a, b)| *a ^= b);
-            for (file, offset) in from.places(name) {
-                let path = out.join(file);
-                let writing = || format!("writing {}", path.display());
-                let mut file = std::fs::File::options().write(true).open(&path).with_context(writing)?;
-                file.seek(SeekFrom::Start(offset)).with_context(writing)?;
-                file.write_all(&bytes).and_then(|()| file.sync_all()).with_context(writing)?;
-            }
+            from.put(name, &bytes, out)?;
         }
         let written = Checkpoint::open(out, "output", None)?.hash()?;
         if written != *result {

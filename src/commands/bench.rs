@@ -102,7 +102,8 @@ pub fn run(args: &Bench) -> Result<()> {
             ),
             "config": args.config, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
             "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
-            "gflop": (profile.operations > 0.0).then(|| round(profile.operations / args.iterations as f64 / 1e9)), "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
+            "gflop": (profile.operations > 0.0).then(|| round(profile.operations / args.iterations as f64 / 1e9)),
+            "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
     );
     Ok(())

@@ -16,7 +16,7 @@ use crate::cli::Repair;
 use crate::config::RepairSettings;
 use crate::eval::perplexity::perplexity;
 use crate::eval::{Measures, Yardstick};
-use crate::fault::{Fault, exit_code};
+use crate::fault::Fault;
 use crate::methods::Method;
 use crate::model::Model;
 use crate::model::kernels::matmul::Precision;
@@ -114,7 +114,6 @@ pub fn run(args: &Repair) -> Result<()> {
         return Err(out.interrupted(trainer.step));
     }
     if matches!(end, End::Guarded(_)) && trainer.best.is_none() {
-        // It is over: a corrected command begins anew.
         out.forget()?;
         return Err(Fault::Check(
             "the guard tripped at the first validation: perplexity rose beyond --max-ppl-increase, and nothing is left to \
@@ -254,7 +253,7 @@ fn parameters(model: &Model) -> usize {
 /// command.
 fn rounded(loaded: &Loaded, weights: &mut Weights, out: &Output) -> Result<()> {
     loaded.checkpoint().round(weights).or_else(|error| {
-        if exit_code(&error) == exit_code(&Fault::Check(String::new()).into()) {
+        if matches!(error.downcast_ref(), Some(Fault::Check(_))) {
             out.forget()?;
         }
         Err(error)

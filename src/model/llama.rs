@@ -243,9 +243,13 @@ mod tests {
             let keys = |config: &serde_json::Value| {
                 let model = Model::from_config(config).expect(model_type);
                 let keys = model.specs().into_iter().find(|spec| spec.name.ends_with("k_proj.weight"));
-                (keys.expect("keys").shape, model.sizes().context)
+                (keys.expect("keys").shape, model.sizes().context, model.cached())
             };
-            assert_eq!(keys(&config), (vec![kv_heads * head_dim, 128], context), "{model_type}");
+            assert_eq!(
+                keys(&config),
+                (vec![kv_heads * head_dim, 128], context, 2 * kv_heads * head_dim),
+                "{model_type}"
+            );
             config["num_key_value_heads"] = serde_json::Value::Null;
             assert_eq!(keys(&config).0, [64 * head_dim, 128], "{model_type}: null");
         }

@@ -115,7 +115,6 @@ pub fn run(
     }
     let changed = changed(&patient)?;
     if changed.is_empty() {
-        // It is over: a corrected command begins anew.
         out.forget()?;
         return Err(Fault::Check(format!(
             "nothing changed ({} tokens were given up in {repair_seconds:.2} s, their changes undone), so {} was not made",
@@ -399,9 +398,9 @@ fn summary(run: &RunRecord, out: &Path) -> String {
         edits.repair_seconds / edits.failures.max(1) as f64,
         run.fallback()
     );
+    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
     let _ =
         writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
-    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
     let _ = writeln!(text, "next: irepair eval --model {} --model {} --edits FILE", run.model, out.display());
     text
 }

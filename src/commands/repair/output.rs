@@ -166,7 +166,6 @@ impl Output {
     ) -> Result<Vec<Change>> {
         let changed = checkpoint::compare(base, written)?;
         if changed.is_empty() {
-            // It is over: a corrected command begins anew.
             self.forget()?;
             return Err(Fault::Check(format!(
                 "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
@@ -187,7 +186,7 @@ impl Output {
         Ok(changed)
     }
 
-    /// Removes the state, where nothing can come of going on from it.
+    /// Removes the state of a run that is over with nothing to keep, so that a corrected command begins anew.
     pub fn forget(&self) -> Result<()> {
         let saved = self.dir.join("state");
         if saved.exists() {
@@ -368,9 +367,9 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.seconds,
         run.fallback()
     );
+    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
     let _ =
         writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
-    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
     let prompts =
         if run.data.held_back == 0 { "FILE".into() } else { format!("{}/irepair/prompts.jsonl", out.display()) };
     let _ = writeln!(text, "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl", out.display());

@@ -79,8 +79,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let (model, recipe) = (&loaded.model, settings.recipe()?);
     let method = Method::new(&recipe)?;
     let extent = method.select.extent(model);
-    let validates =
-        (settings.eval_steps > 0 || !method.select.trials(model).is_empty()) && !rows.train.valid_pairs.is_empty();
+    let validates = rows.validates(settings, model)?;
     let lengths = rows::lengths(settings, loaded)?;
     let writes = method.needs_normal() && settings.normal.is_none();
     let normal: Vec<usize> = match writes {

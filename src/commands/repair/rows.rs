@@ -76,7 +76,7 @@ impl train::Rows {
             [&pair.prompt, &pair.chosen, &pair.rejected].into_iter().for_each(|ids| add(ids));
         }
         self.normal.iter().chain(&self.valid_normal).for_each(|ids| add(ids));
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        checkpoint::hex(&hash.finalize())
     }
 }
 
@@ -344,9 +344,10 @@ pub fn write_own_normal(
 }
 
 impl Rows {
-    fn validates(&self, settings: &RepairSettings, model: &Model) -> Result<bool> {
+    /// Whether the run looks at held-back pairs on its way.
+    pub fn validates(&self, settings: &RepairSettings, model: &Model) -> Result<bool> {
         let tries = !Method::new(&settings.recipe()?)?.select.trials(model).is_empty();
-        Ok((settings.eval_steps > 0 || tries) && self.record.held_back > 0)
+        Ok((settings.eval_steps > 0 || tries) && !self.train.valid_pairs.is_empty())
     }
 
     /// How many of so many normal texts are held back.

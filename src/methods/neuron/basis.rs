@@ -82,7 +82,7 @@ fn hash(values: &[f32]) -> String {
     for part in values.chunks(1 << 16) {
         hash.update(part.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
     }
-    hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect()
+    crate::checkpoint::hex(&hash.finalize()[..16])
 }
 
 /// What was kept, if it is whole.

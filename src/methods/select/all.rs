@@ -11,7 +11,7 @@ pub struct All;
 
 impl Select for All {
     fn select(&self, _inputs: &[StepInput]) -> Result<Selection> {
-        Ok(Selection { slice: Slice::Everything, sensitivity: Vec::new(), scores: Vec::new(), nll_rejected: None })
+        Ok(Selection::unmeasured(Slice::Everything))
     }
 
     fn extent(&self, model: &Model) -> Extent {

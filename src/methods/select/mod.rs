@@ -28,6 +28,13 @@ pub struct Selection {
     pub nll_rejected: Option<f64>,
 }
 
+impl Selection {
+    /// A slice that nothing was measured for.
+    pub fn unmeasured(slice: Slice) -> Self {
+        Self { slice, sensitivity: Vec::new(), scores: Vec::new(), nll_rejected: None }
+    }
+}
+
 /// Which part of the model a step may change.
 pub trait Select: Send + Sync {
     /// Once, before the first step: a look at a sample of the pairs under the untouched model.

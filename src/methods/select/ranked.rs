@@ -134,7 +134,7 @@ impl Select for Ranked {
                 self.normalize(inputs[0].model, &mut scores)?;
             }
             let slice = self.take(inputs[0].model, scores)?;
-            return Ok(Selection { slice, sensitivity: Vec::new(), scores: Vec::new(), nll_rejected: None });
+            return Ok(Selection::unmeasured(slice));
         }
         let first = inputs.first().context("a step of no batches")?;
         let (model, blocks) = (first.model, Unit::all(first.model.sizes().blocks, Granularity::Block));

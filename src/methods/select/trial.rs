@@ -45,7 +45,7 @@ impl Select for Trial {
 
     fn select(&self, _inputs: &[StepInput]) -> Result<Selection> {
         let slice = self.chosen.clone().context("the trials were never made")?;
-        Ok(Selection { slice, sensitivity: Vec::new(), scores: Vec::new(), nll_rejected: None })
+        Ok(Selection::unmeasured(slice))
     }
 
     fn extent(&self, model: &Model) -> Extent {

@@ -190,7 +190,8 @@ pub struct Head {
 pub enum HeadKind {
     /// log p(target) = z_t − ln Σ_v exp z_v with z = h·Wᵀ, one target a counted row; ∂h = Wᵀ(1_t − p).
     TokenLogp(Vec<u32>),
-    /// KL(p_ref ‖ p) = Σ_v p_ref,v (ln p_ref,v − ln p_v); ∂h = Wᵀ(p − p_ref): the reference's hidden states (n,C) at the counted rows, and its head.
+    /// KL(p_ref ‖ p) = Σ_v p_ref,v (ln p_ref,v − ln p_v); ∂h = Wᵀ(p − p_ref). Holds the reference's hidden states (n,C) at the
+    /// counted rows, and its head.
     Kl { hidden: Tensor, weight: Tensor },
 }
 
