@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::RepairOptions;
 use crate::model::kernels::matmul::Precision;
@@ -558,8 +559,37 @@ pub struct Man {
     pub out: Option<PathBuf>,
 }
 
+impl Cli {
+    /// What this command line asks for; ends the process where it asks for help or cannot be read.
+    pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Self {
+        let matches = Self::command().get_matches_from(kebab(arguments));
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if let (Command::Repair(repair), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
+            flags_over_variables(&mut repair.options, matches);
+        }
+        cli
+    }
+}
+
+/// A method is one thing with two ways to say it, so a flag of one way lies over a variable of the other.
+fn flags_over_variables(options: &mut RepairOptions, matches: &ArgMatches) {
+    let from = |name: &str, source| matches.value_source(name) == Some(source);
+    if from("method", ValueSource::CommandLine) {
+        if from("select", ValueSource::EnvVariable) {
+            options.select = None;
+        }
+        if from("objective", ValueSource::EnvVariable) {
+            options.objective = None;
+        }
+    } else if from("method", ValueSource::EnvVariable)
+        && ["select", "objective"].into_iter().any(|part| from(part, ValueSource::CommandLine))
+    {
+        options.method = None;
+    }
+}
+
 /// `--learning_rate` as `--learning-rate`: users of TRL and lm-eval type underscores.
-pub fn kebab(arguments: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+fn kebab(arguments: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
     arguments
         .map(|argument| match argument.to_str() {
             Some(text) if text.starts_with("--") => {
@@ -575,7 +605,6 @@ pub fn kebab(arguments: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ff
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_words_fit_together() {

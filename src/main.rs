@@ -2,15 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use irepair::cli::{Cli, Command, kebab};
+use irepair::cli::{Cli, Command};
 use irepair::{commands, fault};
 
 fn main() -> ExitCode {
     irepair::device::quiet_candle_pool();
     irepair::device::keep_freed_memory();
     irepair::stop::end_with_the_pipe();
-    let cli = Cli::parse_from(kebab(std::env::args_os()));
+    let cli = Cli::of(std::env::args_os());
     let done = match cli.command {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),

@@ -759,6 +759,17 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
         let preset = ["--dry-run", "--config", "paper-gpt2-large", "--max-prompt-length", "32", "--max-length", "64"];
         ok(&irepair(&demo(&out, &[&preset[..], flags].concat())));
     }
+    // And a variable's gives way to a flag's, whichever way it is said.
+    let flag_wins: [(&str, &str, &[&str], &str); 3] = [
+        ("IREPAIR_METHOD", "dapt", &["--select", "max"], "irepair+kl"),
+        ("IREPAIR_SELECT", "all", &["--method", "irepair"], "irepair"),
+        ("IREPAIR_OBJECTIVE", "dpo", &["--method", "dapt"], "dapt"),
+    ];
+    for (variable, value, flags, method) in flag_wins {
+        let mut said = command(&demo(&out, &[&["--dry-run"], flags].concat()));
+        let plan = ok(&said.env(variable, value).output().expect("runs"));
+        assert!(plan.contains(&format!("method  {method}\n")), "{variable}={value} {flags:?}: {plan}");
+    }
     let refused = |arguments: &[&str], limit: u64, words: &[&str]| {
         let output = command(arguments).env("IREPAIR_MEMORY_LIMIT", limit.to_string()).output().expect("runs");
         let error = String::from_utf8_lossy(&output.stderr);
