@@ -101,7 +101,10 @@ pub fn run(args: &Repair) -> Result<()> {
         say(format!("going on from step {}", trainer.step));
     }
     if settings.report_to == ReportTo::Tensorboard {
-        trainer.curves = Some(EventFile::create(&out.dir.join("tensorboard"), trainer.step)?);
+        // Trials are not made again, so what stands at step 0 stays with them.
+        let anew = trainer.step == 0 && trainer.method.select.settled().is_none();
+        let first = if anew { 0 } else { trainer.step + 1 };
+        trainer.curves = Some(EventFile::create(&out.dir.join("tensorboard"), first)?);
     }
     let mut progress = Progress::new("repair", trainer.step, settings.max_steps, args.output.quiet);
     trainer.weights.set_precision(loaded.precision);

@@ -16,17 +16,17 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `dir`. `from` is the step a resumed run goes on from: TensorBoard drops what it has beyond it.
-    pub fn create(dir: &Path, from: usize) -> Result<Self> {
+    /// A new file in `dir`. `first` is the first step that will be written (again): TensorBoard drops what it has from there.
+    pub fn create(dir: &Path, first: usize) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let path = dir.join(format!("events.out.tfevents.{now:020}.irepair"));
         let file = File::create(&path).with_context(|| path.display().to_string())?;
         let mut events = Self { file };
         events.record(&text_field(3, "brain.Event:2"))?;
-        // session_log { status: START } at the first step that will be written (again). TensorBoard takes the first one of
-        // a folder for the run's beginning and drops nothing for it, so a fresh file has one, too.
-        events.record(&[int_field(2, from as u64 + 1), bytes_field(7, &int_field(1, 1))].concat())?;
+        // session_log { status: START }. TensorBoard takes the first one of a folder for the run's beginning and drops
+        // nothing for it, so a fresh file has one, too.
+        events.record(&[int_field(2, first as u64), bytes_field(7, &int_field(1, 1))].concat())?;
         Ok(events)
     }
 
