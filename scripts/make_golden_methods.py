@@ -5,7 +5,7 @@
 
 Needs torch and transformers, and the checkpoints that scripts/make_golden.py made. Steps are those of
 scripts/irepair_ref.py; of the pairs that it has no function for (DPO with the KL term, on all or on one block), they are
-written here from its parts. Of every tensor that moved: the norm of its change, and the change's product with
+written here from its parts (with the unlikelihood of telltale tokens, too). Of every tensor that moved: the norm of its change, and the change's product with
 sin(0.37·i), i counted over the tensor as it lies on disk. Key biases are left out: softmax does not see them, and RMSProp
 blows their rounding noise up. Where all is trained, also the gradients of all tensors away from the reference.
 """
@@ -18,14 +18,37 @@ import transformers
 import irepair_ref as ref
 import make_golden as golden
 
-DPO_KL = {"dpo_kl": (None, 1.0), "block_dpo_kl": (1, 2.0)}  # (block or all, KL weight)
+# (block or all, KL weight, whether telltale tokens are made unlikely)
+DPO_KL = {"dpo_kl": (None, 1.0, False), "block_dpo_kl": (1, 2.0, False), "dpo_ul_kl": (None, 10.0, True), "block_dpo_ul_kl": (1, 10.0, True)}
+TELLTALE_COPIES = 20  # of the golden pairs, which are too few for any token to be telltale
 
 
-def dpo_kl_step(model, reference, optimizer, bad, good, normal, beta, weight):
+def telltale_weights(good, bad, vocabulary):
+    """2P - 1 of each token (V) that comes from a rejected response with a probability P of 0.9 or more, were both kinds as
+    long, and is in them ten times or more; 0 of the others. Half an occurrence a token is added."""
+    count = lambda ids, counts: TELLTALE_COPIES * torch.bincount(ids[counts == 1], minlength=vocabulary).double()
+    chosen, rejected = count(good[0], good[2]), count(bad[0], bad[2])
+    share = lambda of: (of + 0.5) / (of.sum() + 0.5 * vocabulary)
+    sure = share(rejected) / (share(rejected) + share(chosen))
+    weights = torch.where((sure >= 0.9) & (rejected >= 10), 2 * sure - 1, 0)
+    assert (weights > 0).any(), "no token is telltale"
+    return weights
+
+
+def unlikelihood(model, ids, attend, counts, weights):
+    """-log(1 - the weighted probability of the tokens with weights) before each counted token, summed over all."""
+    p = model(input_ids=ids, attention_mask=attend).logits[:, :-1].softmax(-1)
+    return -(torch.log1p(-(p * weights.to(p.dtype)).sum(-1)) * counts[:, 1:]).sum()
+
+
+def dpo_kl_step(model, reference, optimizer, bad, good, normal, beta, weight, suppress=False):
     with torch.no_grad():
         base = ref.sequence_logp(reference, *good) - ref.sequence_logp(reference, *bad)
     policy = ref.sequence_logp(model, *good) - ref.sequence_logp(model, *bad)
     loss = -F.logsigmoid(beta * (policy - base)).mean() + weight * ref.kl_to_reference(model, reference, *normal[:2])
+    if suppress:
+        weights = telltale_weights(good, bad, model.config.vocab_size)
+        loss = loss + sum(unlikelihood(model, *batch, weights) for batch in (good, bad)) / len(good[0])
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -34,7 +57,7 @@ def dpo_kl_step(model, reference, optimizer, bad, good, normal, beta, weight):
 
 def steps_of(method, patient, reference, good, bad, normal):
     """(loss, block or None) of every step."""
-    everything = method.startswith("dapt") or method in ("dpo", "dpo_kl")
+    everything = method.startswith(("dapt", "dpo"))
     optimizer = ref.rmsprop(patient.requires_grad_(True), golden.LR_ALL if everything else golden.LR_BLOCK)
     fixed = None
     if "fixed" in method:
@@ -42,10 +65,10 @@ def steps_of(method, patient, reference, good, bad, normal):
         fixed = norms.index(max(norms))
     for _ in range(golden.STEPS):
         if method in DPO_KL:
-            block, weight = DPO_KL[method]
+            block, weight, suppress = DPO_KL[method]
             if block is not None:
                 ref.only(patient.requires_grad_(False), block)
-            yield dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, weight), block
+            yield dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, weight, suppress), block
         elif method == "dpo":
             yield ref.dpo_step(patient, reference, optimizer, bad, good, golden.BETA), None
         elif everything:
@@ -86,7 +109,7 @@ def gradients_of(folder, method, batches):
                 parameter.mul_(1.1)
     optimizer = Capture(patient)
     if method in DPO_KL:
-        dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, DPO_KL[method][1])
+        dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, *DPO_KL[method][1:])
     elif method == "dpo":
         ref.dpo_step(patient, reference, optimizer, bad, good, golden.BETA)
     else:
@@ -139,7 +162,7 @@ def main():
             worst = max(max(abs(s - d) for s, d in zip(single["changes"][t], double["changes"][t])) / double["changes"][t][0]
                         for t in double["changes"])
             found[method] = double | {"single_gap": worst}
-            if method in ("dapt", "dapt_kl", "dpo", "dpo_kl"):
+            if method.startswith(("dapt", "dpo")):
                 found[method]["gradients"] = golden.in_double(lambda: gradients_of(folder, method, batches))
             print(name, method, found[method]["blocks"], f"{worst:.1e}", file=sys.stderr)
         golden.write_json(f"{folder}/methods.json", found)

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use irepair::generate::{Generation, Job, Sampling, generate};
 use irepair::loss;
+use irepair::methods::objective::telltale::telltales;
 use irepair::methods::select::{Memory, Normalize, SELECTORS, Slicing};
 use irepair::methods::{self, Method, Recipe, StepInput};
 use irepair::model::kernels::matmul::Precision;
@@ -202,7 +203,9 @@ fn accumulated_batches_are_one_step() {
             slicing: Slicing::default(),
         };
         let step = |of: &[(PairBatch, Packed)]| {
-            Method::new(&recipe).expect(name).step(&inputs(&golden, &weights, of)).expect(name)
+            let mut method = Method::new(&recipe).expect(name);
+            method.objective.learn(&golden.copies(), golden.model.sizes().vocabulary).expect(name);
+            method.step(&inputs(&golden, &weights, of)).expect(name)
         };
         let (together, want) = (step(&parts), step(&whole));
         close(together.terms.loss, want.terms.loss, 1e-5, name);
@@ -350,9 +353,28 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         |beta: f64, margins: Vec<f64>| mean(&margins.iter().map(|m| (-beta * m).exp().ln_1p()).collect::<Vec<_>>());
     let flat = |rows: &[Vec<f64>]| rows.concat();
     let nll = -mean(&flat(&good));
+    // What is telltale here comes from copies of the few pairs; its probability from all logits.
+    let vocabulary = golden.model.sizes().vocabulary;
+    let copies = golden.copies();
+    let telltales = telltales(&copies, vocabulary);
+    assert!(!telltales.is_empty());
+    let unlikely = |batch: &Batch| -> f64 {
+        let view = weights.frozen(Who::Patient).expect("view");
+        let h = golden.model.hidden(&view, &batch.packed).expect("hidden");
+        let logits = golden.model.logits(&view, &h).expect("logits").to_vec2::<f32>().expect("values");
+        let comes = |row: &u32| {
+            let logits = &logits[*row as usize];
+            let p = |token: usize| f64::from(logits[token]).exp();
+            let all: f64 = (0..vocabulary).map(p).sum();
+            telltales.iter().map(|t| t.weight * p(t.token as usize)).sum::<f64>() / all
+        };
+        batch.rows.iter().map(|row| -(-comes(row)).ln_1p()).sum()
+    };
+    let unlikelihood = (unlikely(&batch.chosen) + unlikely(&batch.rejected)) / pairs.len() as f64;
     let formulas = [
         ("nll", nll),
         ("dpo", log_loss(0.1, margins(&sum))),
+        ("dpo-ul", log_loss(0.1, margins(&sum)) + unlikelihood),
         ("dpo-norm", log_loss(5.0, margins(&mean))),
         ("ipo", mean(&margins(&mean).iter().map(|m| (m - 1.0).powi(2)).collect::<Vec<_>>())),
         ("unlikelihood", nll - mean(&flat(&bad).iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>())),
@@ -368,7 +390,8 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
             beta: None,
             slicing: Slicing::default(),
         };
-        let method = Method::new(&recipe).expect(name);
+        let mut method = Method::new(&recipe).expect(name);
+        method.objective.learn(&copies, vocabulary).expect(name);
         fn input<'a>(golden: &'a Golden, weights: &'a Weights, pairs: &'a PairBatch) -> StepInput<'a> {
             StepInput { model: &golden.model, weights, pairs, normal: None }
         }
@@ -420,6 +443,8 @@ fn a_step_changes_only_what_the_slice_names() {
                 let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
                 let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
                 let mut method = Method::new(&recipe).expect(&what);
+                let telling = pair(&[1], &[1; 10], &[2; 10]);
+                method.objective.learn(&[telling], model.sizes().vocabulary).expect(&what);
                 method.select.prepare(&model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
                 // The loop makes the trials; any outcome will do here.
                 if let Some(last) = method.select.trials(&model).pop() {

@@ -77,6 +77,11 @@ impl Golden {
         self.encoder.pairs(&pairs, LENGTHS).expect("tokens").0
     }
 
+    /// Copies of the pairs, which are too few for any token to be telltale: as many as in scripts/make_golden_methods.py.
+    pub fn copies(&self) -> Vec<TokenPair> {
+        std::iter::repeat_n(self.pairs(), 20).flatten().collect()
+    }
+
     pub fn batch(&self, loss_on: LossOn) -> PairBatch {
         PairBatch::new(&self.pairs().iter().collect::<Vec<_>>(), loss_on)
     }

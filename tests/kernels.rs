@@ -242,10 +242,15 @@ fn head_log_probabilities_and_divergence() {
     let targets: Vec<u32> = rows.iter().map(|r| (r * 7919) % v as u32).collect();
     let params: [(&str, &[usize]); 1] = [("head", &[v, c])];
     let (h, ref_h) = (wave(&[n, c], 0.57), wave(&[n, c], 0.43));
+    // A few weigh much, most nothing.
+    let weights: Vec<f32> = (0..v).map(|i| if i % 40 == 3 { 0.8 + (i % 7) as f32 / 50.0 } else { 0.0 }).collect();
+    let weights = Tensor::from_vec(weights, v, &Device::Cpu).expect("weights");
     // The head's norm is never asked for: it belongs to no block.
-    for (what, kl) in [("log p", false), ("KL", true)] {
+    for (what, kl) in [("log p", false), ("KL", true), ("absent", false)] {
         let layer = |view: &View, x: &[Tensor]| -> anyhow::Result<Tensor> {
-            if kl {
+            if what == "absent" {
+                layers::absent_logp(view, "head", &x[0], &rows, &weights)
+            } else if kl {
                 // The reference is another model: its own hidden states, the same head.
                 layers::kl(view, view, "head", &x[0], &ref_h.to_device(x[0].device())?, &rows)
             } else {

@@ -1,7 +1,7 @@
 //! Both implementations of the layers against transformers and the reference, at relative 1e-4.
 
 use irepair::loss;
-use irepair::methods::{self, Method, StepInput};
+use irepair::methods::{self, Method, Recipe, StepInput};
 use irepair::optim::{Optimizer, OptimizerKind, gradient_norm};
 use irepair::sensitivity::sensitivity;
 use irepair::slice::Slice;
@@ -78,6 +78,16 @@ fn every_gradient_equals_the_reference() {
 
 fn method(name: &str) -> Method {
     Method::new(&methods::named(name).expect(name).recipe()).expect(name)
+}
+
+/// As [`method`], once its objective has seen the pairs.
+fn method_of(golden: &Golden, name: &str) -> Method {
+    learnt(golden, method(name))
+}
+
+fn learnt(golden: &Golden, mut method: Method) -> Method {
+    method.objective.learn(&golden.copies(), golden.model.sizes().vocabulary).expect("telltale tokens");
+    method
 }
 
 /// Six steps of IRepair and IRepair+KL: chosen blocks, sensitivities, losses, gradient norms, final weights.
@@ -184,12 +194,13 @@ fn every_method_changes_what_the_reference_changes() {
             ("dpo", "dpo", 1e-4),
             ("dpo_kl", "dpo+kl", 1e-4),
             ("block_dpo_kl", "trial-dpo+kl", 1e-3),
+            ("block_dpo_ul_kl", "trial-dpo-ul+kl", 1e-3),
         ];
         for (key, name, rate) in methods {
             let (what, expected) = (format!("{} {kernels:?} {key}", golden.name), &found[key]);
             let mut weights = golden.weights(kernels);
             let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
-            let mut method = method(name);
+            let mut method = method_of(&golden, name);
             method.select.prepare(&golden.model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
             let blocks = expected["blocks"].as_array().expect("blocks");
             let slice_is_all = blocks[0].is_null();
@@ -250,10 +261,18 @@ fn gradients_of_everything_equal_the_reference() {
             weights.restore(&spec.name, moved).expect("restore");
         }
         let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
-        for (key, name) in [("dapt", "dapt"), ("dapt_kl", "dapt+kl"), ("dpo", "dpo"), ("dpo_kl", "dpo+kl")] {
+        let of_all = Recipe { select: "all".into(), ..methods::named("trial-dpo-ul+kl").expect("named").recipe() };
+        let methods = [
+            ("dapt", method("dapt")),
+            ("dapt_kl", method("dapt+kl")),
+            ("dpo", method("dpo")),
+            ("dpo_kl", method("dpo+kl")),
+            ("dpo_ul_kl", learnt(&golden, Method::new(&of_all).expect("method"))),
+        ];
+        for (key, method) in methods {
             let what = format!("{} {kernels:?} {key}", golden.name);
             let input = StepInput { model: &golden.model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
-            let report = method(name).step(&[input]).expect(&what);
+            let report = method.step(&[input]).expect(&what);
             let expected = found[key]["gradients"].as_object().expect("gradients");
             let largest = expected.values().map(|of| numbers(of)[0]).fold(0.0, f64::max);
             assert!(expected.len() >= golden.model.specs().len() - golden.model.sizes().blocks, "{what}: every tensor");

@@ -172,6 +172,9 @@ fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: 
     // What is done once before the first step is not an iteration's: a block is found by one batch, and the trials' by fiat.
     let sample = random_pairs(&mut Stream::new(0, Purpose::Bench, u64::MAX - 1, 0), model, args);
     method.select.prepare(model, weights, &mut std::iter::once(sample))?;
+    // Of random tokens none would tell.
+    let pair = |chosen, rejected| TokenPair { prompt: vec![0], chosen: vec![chosen; 10], rejected: vec![rejected; 10] };
+    method.objective.learn(&[pair(0, 1)], model.sizes().vocabulary)?;
     if let Some(last) = method.select.trials(model).pop() {
         method.select.settle(last);
     }

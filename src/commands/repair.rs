@@ -274,6 +274,7 @@ fn trainer<'a>(
     resume: bool,
 ) -> Result<Trainer<'a>> {
     let mut method = Method::new(&settings.recipe()?)?;
+    method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
     let looks = method.select.looks_first();
     let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
     // A state holds what was seen.

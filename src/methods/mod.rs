@@ -98,6 +98,7 @@ pub const METHODS: &[NamedMethod] = &[
     named_method("dapt", "all", "nll", 1.0, 0.0, "baseline: all parameters; chosen responses"),
     named_method("dpo+kl", "all", "dpo", 1.0, 1.0, "direct preference optimization, held by KL on normal text"),
     named_method("trial-dpo+kl", "trial", "dpo", 1.0, 2.0, "the block whose trial steps help most; DPO, held by KL on normal text"),
+    named_method("trial-dpo-ul+kl", "trial", "dpo-ul", 1.0, 10.0, "the same, and the unlikelihood of the tokens that tell rejected from chosen"),
     named_method("dpo", "all", "dpo", 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
 ];
 

@@ -254,6 +254,19 @@ pub fn token_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], targets: &[
     Ok(logp.gather(&targets, 1)?.squeeze(1)?)
 }
 
+/// ln(1 − Σ_v w_v p_v) at the given rows of the hidden states (N,C), each token v weighing w_v (V) in 0..=1: (n). That none
+/// of the weighted tokens comes.
+pub fn absent_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], weights: &Tensor) -> Result<Tensor> {
+    let weight = view.param(name)?;
+    if view.kernels() == Kernels::Cpu {
+        let kind = head::HeadKind::AbsentLogp(weights.clone());
+        return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
+    }
+    let logp = composed_logp(&weight.tensor, h, rows, weight.precision)?;
+    let comes = logp.exp()?.broadcast_mul(&weights.to_device(h.device())?)?.sum(D::Minus1)?;
+    Ok(comes.affine(-1.0, 1.0)?.maximum(head::MOST_CERTAIN)?.log()?)
+}
+
 /// KL(p_ref ‖ p) at the given rows of both models' hidden states (N,C): (n). The reference's are not differentiated.
 pub fn kl(view: &View, reference: &View, name: &str, h: &Tensor, ref_h: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let (weight, ref_weight) = (view.param(name)?, reference.param(name)?.tensor);

@@ -218,6 +218,11 @@ impl Model {
         layers::token_logp(view, self.arch.head(), h, rows, targets)
     }
 
+    /// ln(1 − Σ_v w_v p_v) in nats at the given rows of final hidden states, each token v weighing w_v (V) in 0..=1: (n).
+    pub fn absent_logp(&self, view: &View, h: &Tensor, rows: &[u32], weights: &Tensor) -> Result<Tensor> {
+        layers::absent_logp(view, self.arch.head(), h, rows, weights)
+    }
+
     /// KL(p_ref ‖ p) in nats at the given rows of both models' final hidden states: (n).
     pub fn kl(&self, view: &View, reference: &View, h: &Tensor, ref_h: &Tensor, rows: &[u32]) -> Result<Tensor> {
         layers::kl(view, reference, self.arch.head(), h, ref_h, rows)

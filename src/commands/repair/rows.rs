@@ -102,8 +102,9 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
 
 /// What only the rows can tell: whether they are enough for the selector, the guard and the batches. Errors are bad input.
 pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()> {
-    let method = Method::new(&settings.recipe()?)?;
+    let mut method = Method::new(&settings.recipe()?)?;
     let pairs = rows.train.pairs.len();
+    method.objective.learn(&rows.train.pairs, model.sizes().vocabulary)?;
     if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > pairs) {
         bail_input!("--fixed-sample {sample}: there are {pairs} pairs to learn from");
     }

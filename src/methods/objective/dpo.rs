@@ -100,8 +100,17 @@ fn numbers(values: &Tensor) -> Result<Vec<f64>> {
     Ok(values.detach().to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
-impl Objective for Dpo {
-    fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated> {
+impl Dpo {
+    /// As [`Objective::evaluate`]; `also` adds a scalar of its own from the final hidden states (N,C) of each part of the
+    /// batch.
+    pub fn evaluate_with(
+        &self,
+        input: &StepInput,
+        whole: &Whole,
+        view: &View,
+        take: &mut Take,
+        also: impl Fn(&Batch, &Tensor) -> Result<Option<Tensor>>,
+    ) -> Result<Evaluated> {
         let pairs = whole.pairs as f64;
         let frozen = Reference::beside(input.model, input.weights, view)?;
         let (mut value, mut good_total) = (0f64, 0f64);
@@ -125,9 +134,20 @@ impl Objective for Dpo {
             // The slopes are put in as factors: −log σ composed of relu and |z| would have none at z = 0, where every run
             // begins.
             let slopes = Tensor::from_vec(slopes, part.counts.len(), logps.device())?;
-            take((logps * slopes)?.sum_all()?)?;
+            let mut graph = (logps * slopes)?.sum_all()?;
+            if let Some(more) = also(part, &h)? {
+                value += f64::from(more.to_scalar::<f32>()?);
+                graph = (graph + more)?;
+            }
+            take(graph)?;
         }
         Ok(Evaluated { value, nll_good: -good_total / whole.chosen.max(1) as f64 })
+    }
+}
+
+impl Objective for Dpo {
+    fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated> {
+        self.evaluate_with(input, whole, view, take, |_, _| Ok(None))
     }
 
     fn needs_reference(&self) -> bool {

@@ -2,8 +2,10 @@
 //! them. One file and one line of [`OBJECTIVES`] each.
 
 mod dpo;
+mod dpo_ul;
 mod nll;
 pub mod reference;
+pub mod telltale;
 mod unlikelihood;
 
 use std::collections::BTreeMap;
@@ -15,9 +17,12 @@ use super::{Method, StepInput, Whole, share};
 use crate::fault::Fault;
 use crate::loss;
 use crate::slice::Slice;
+use crate::tokens::TokenPair;
 use crate::weights::{View, Want, Who};
 use dpo::{Curve, Dpo};
+use dpo_ul::DpoUl;
 use reference::Reference;
+use telltale::Telltale;
 
 /// Gradients of a step, by tensor name: exactly the tensors of its slice.
 pub type Gradients = BTreeMap<String, Tensor>;
@@ -58,6 +63,12 @@ pub type Take<'a> = dyn FnMut(Tensor) -> Result<()> + 'a;
 
 /// What a slice is changed for.
 pub trait Objective: Send + Sync {
+    /// Once, before anything else: a look at the pairs to learn from, in a vocabulary of so many tokens. Returns the tokens
+    /// that it works against, if it does. Errors (bad input) if there is nothing to learn from them.
+    fn learn(&mut self, _pairs: &[TokenPair], _vocabulary: usize) -> Result<Vec<Telltale>> {
+        Ok(Vec::new())
+    }
+
     /// Gives `take` scalars on the view's graph whose gradients add up, over the batches of the whole step, to the
     /// objective's: one, or several where that keeps less of the graph at a time.
     fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated>;
@@ -85,6 +96,7 @@ pub struct Entry {
 pub const OBJECTIVES: &[Entry] = &[
     Entry { name: "nll", contrasts: false, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
     Entry { name: "dpo", contrasts: true, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
+    Entry { name: "dpo-ul", contrasts: true, beta: Some(0.1), about: "dpo, and unlikelihood of the tokens that tell rejected from chosen", build: |beta| Box::new(DpoUl::new(beta)) },
     Entry { name: "dpo-norm", contrasts: true, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
     Entry { name: "ipo", contrasts: true, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
     Entry { name: "unlikelihood", contrasts: true, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },

@@ -18,6 +18,9 @@ use crate::weights::{Param, Want};
 /// Logits of a chunk take at most about this many values (32 MiB).
 const CHUNK_VALUES: usize = 1 << 23;
 
+/// The least probability whose logarithm is taken where tokens are to be absent.
+pub const MOST_CERTAIN: f64 = 1e-4;
+
 /// Positions in a chunk: all chunks about as large, because each reads the whole head, however few its positions.
 fn chunk_rows(rows: usize, vocabulary: usize) -> usize {
     let most = (CHUNK_VALUES / vocabulary).clamp(16, 512);
@@ -51,6 +54,8 @@ impl Vocabulary<'_> {
 enum Target<'a> {
     /// log p(token).
     Token(&'a [u32]),
+    /// ln(1 − Σ_v w_v p_v): the weight w of each token (V).
+    Absent(&'a [f32]),
     /// KL(p_ref ‖ p): hidden states (n,C) of the reference and its head (V,C).
     Reference(&'a [f32], Values<'a>),
 }
@@ -86,6 +91,9 @@ fn scan_with(
                 each_row(logits, vocabulary, out, |row, logits, out| {
                     *out = token_row(logits, tokens[row] as usize);
                 });
+            }
+            Target::Absent(weights) => {
+                each_row(logits, vocabulary, out, |_, logits, out| *out = absent_row(logits, weights));
             }
             Target::Reference(ref_x, ref_w) => {
                 let ref_logits = &mut ref_logits[..count * vocabulary];
@@ -129,6 +137,35 @@ fn token_row(logits: &mut [f32], token: usize) -> f32 {
     logits.iter_mut().for_each(|x| *x *= -inverse);
     logits[token] += 1.0;
     (f64::from(chosen) - total.ln()) as f32
+}
+
+/// Returns ln(1 − m), m = Σ_v w_v p_v, and turns the logits into p_v·(m − w_v) / (1 − m).
+#[inline(always)]
+fn absent_row(logits: &mut [f32], weights: &[f32]) -> f32 {
+    let top = max(logits);
+    logits.iter_mut().for_each(|x| *x = exp(*x - top));
+    let total = fold_wide(logits);
+    let pairs = logits.chunks(1024).zip(weights.chunks(1024));
+    let comes = pairs.map(|(p, w)| f64::from(product(p, w))).sum::<f64>() / total;
+    // A token that is certain would have an infinite loss.
+    let absent = (1.0 - comes).max(MOST_CERTAIN);
+    let (inverse, comes) = ((1.0 / (total * absent)) as f32, comes as f32);
+    logits.iter_mut().zip(weights).for_each(|(p, w)| *p *= (comes - w) * inverse);
+    absent.ln() as f32
+}
+
+/// Σ x_i·y_i
+#[inline(always)]
+fn product(x: &[f32], y: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let (other_chunks, other_rest) = y.as_chunks::<16>();
+    let mut lanes = [0f32; 16];
+    for (x, y) in chunks.iter().zip(other_chunks) {
+        for i in 0..16 {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().zip(other_rest).map(|(x, y)| x * y).sum::<f32>()
 }
 
 /// Returns KL(p_ref ‖ p) and turns the logits into p − p_ref.
@@ -190,6 +227,8 @@ pub struct Head {
 pub enum HeadKind {
     /// log p(target) = z_t − ln Σ_v exp z_v with z = h·Wᵀ, one target a counted row; ∂h = Wᵀ(1_t − p).
     TokenLogp(Vec<u32>),
+    /// ln(1 − m), m = Σ_v w_v p_v with weights w (V) in 0..=1: that no weighted token comes; ∂h = Wᵀ(p_v·(m − w_v) / (1 − m)).
+    AbsentLogp(Tensor),
     /// KL(p_ref ‖ p) = Σ_v p_ref,v (ln p_ref,v − ln p_v); ∂h = Wᵀ(p − p_ref). Holds the reference's hidden states (n,C) at the
     /// counted rows, and its head.
     Kl { hidden: Tensor, weight: Tensor },
@@ -212,6 +251,7 @@ impl Head {
     fn with_target<R>(&self, work: impl FnOnce(&Target) -> R) -> Result<R> {
         match &self.kind {
             HeadKind::TokenLogp(tokens) => Ok(work(&Target::Token(tokens))),
+            HeadKind::AbsentLogp(weights) => read(weights, |weights| work(&Target::Absent(weights))),
             HeadKind::Kl { hidden, weight } => {
                 read(hidden, |x| read_stored(weight, |w| work(&Target::Reference(x, w))))?
             }
