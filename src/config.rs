@@ -41,6 +41,7 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
 const PRESETS: &[(&str, &str)] = &[
     ("demo", include_str!("../configs/demo.toml")),
     ("trial-dpo", include_str!("../configs/trial-dpo.toml")),
+    ("trial-dpo-ul", include_str!("../configs/trial-dpo-ul.toml")),
     ("quick", include_str!("../configs/quick.toml")),
     ("paper-gpt2-large", include_str!("../configs/paper-gpt2-large.toml")),
     ("paper-gpt2-xl", include_str!("../configs/paper-gpt2-xl.toml")),
@@ -115,7 +116,7 @@ pub struct RepairOptions {
     /// Weight α of the chosen responses' NLL [default: 0.5; 1 for dapt]
     #[arg(long, env = "IREPAIR_NLL_WEIGHT", value_parser = finite)]
     pub nll_weight: Option<f64>,
-    /// Weight of the KL term [default: 1 where the method has one; trial-dpo+kl 2]
+    /// Weight of the KL term [default: 1 where the method has one; trial-dpo+kl 2, trial-dpo-ul+kl 10]
     #[arg(long, env = "IREPAIR_KL_WEIGHT", value_parser = finite)]
     pub kl_weight: Option<f64>,
     /// Tokens that count in the NLL [default: response]

@@ -59,9 +59,10 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> Result<f64> {
         total += forward(rejected, blocks) + activations + rejected.1 * head + norms as f64;
     }
     let pairs = objective::named(&recipe.objective)?;
-    total += forward(chosen, blocks) + backward(chosen);
+    let read = |(n, counted): (f64, f64)| (n, counted * pairs.heads as f64);
+    total += forward(read(chosen), blocks) + backward(read(chosen));
     if pairs.contrasts {
-        total += forward(rejected, blocks) + backward(rejected);
+        total += forward(read(rejected), blocks) + backward(read(rejected));
     }
     if pairs.build(recipe.beta).needs_reference() {
         let apart = blocks - work.touched as f64;

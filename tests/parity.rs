@@ -200,7 +200,7 @@ fn every_method_changes_what_the_reference_changes() {
             let (what, expected) = (format!("{} {kernels:?} {key}", golden.name), &found[key]);
             let mut weights = golden.weights(kernels);
             let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
-            let mut method = method_of(&golden, name);
+            let mut method = method_of(golden, name);
             method.select.prepare(&golden.model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
             let blocks = expected["blocks"].as_array().expect("blocks");
             let slice_is_all = blocks[0].is_null();
@@ -267,7 +267,7 @@ fn gradients_of_everything_equal_the_reference() {
             ("dapt_kl", method("dapt+kl")),
             ("dpo", method("dpo")),
             ("dpo_kl", method("dpo+kl")),
-            ("dpo_ul_kl", learnt(&golden, Method::new(&of_all).expect("method"))),
+            ("dpo_ul_kl", learnt(golden, Method::new(&of_all).expect("method"))),
         ];
         for (key, method) in methods {
             let what = format!("{} {kernels:?} {key}", golden.name);

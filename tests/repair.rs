@@ -731,7 +731,8 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     std::fs::create_dir_all(&state).expect("dir");
     std::fs::write(state.join("state.safetensors"), "").expect("state");
     let few = golden::dir().join("normal.jsonl");
-    let cannot: [(&[&str], &str); 7] = [
+    let cannot: [(&[&str], &str); 8] = [
+        (&["--method", "trial-dpo-ul+kl", "--limit", "12", "--valid-size", "4"], "no token is telltale"),
         (&["--out", text(&taken)], "exists; choose another --out"),
         (&["--method", "irepair-fixed", "--fixed-sample", "100"], "48 pairs to learn from"),
         (&["--method", "trial-dpo+kl", "--valid-size", "0"], "holds none back"),
@@ -761,7 +762,7 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     }
     // And a variable's gives way to a flag's, whichever way it is said.
     let flag_wins: [(&str, &str, &[&str], &str); 3] = [
-        ("IREPAIR_METHOD", "dapt", &["--select", "max"], "irepair+kl"),
+        ("IREPAIR_METHOD", "dapt", &["--select", "max"], "max-nll"),
         ("IREPAIR_SELECT", "all", &["--method", "irepair"], "irepair"),
         ("IREPAIR_OBJECTIVE", "dpo", &["--method", "dapt"], "dapt"),
     ];
@@ -921,7 +922,7 @@ fn trials_choose_the_slice_of_the_whole_run() {
 fn what_a_selector_knows_survives_a_kill() {
     let dir = tempfile::tempdir().expect("dir");
     let cases: [(&str, &[&str]); 4] = [
-        ("trial", &["--method", "trial-dpo+kl", "--trial-steps", "2", "--save-steps", "100"]),
+        ("trial", &["--method", "trial-dpo-ul+kl", "--trial-steps", "2", "--save-steps", "100"]),
         ("fixed", &["--method", "irepair-fixed+kl", "--save-steps", "100"]),
         ("start", &["--select", "max", "--normalize", "start", "--save-steps", "100"]),
         ("running", &["--select", "max", "--normalize", "running", "--save-steps", "3"]),
@@ -954,6 +955,18 @@ fn what_a_selector_knows_survives_a_kill() {
         assert_eq!(trials(&out), made, "{name}");
         assert_eq!(files(&out), files(&whole), "{name}");
         assert_eq!(record(&out).tokens, record(&whole).tokens, "{name}");
+        if name == "trial" {
+            // What it works against lies beside the result: words of the rejected responses.
+            let found = std::fs::read_to_string(out.join("irepair/telltale.jsonl")).expect("telltale tokens");
+            let found = found.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line"));
+            let said: Vec<String> = found
+                .map(|t| {
+                    assert!(t["rejected"].as_u64() >= Some(10) && t["weight"].as_f64() > Some(0.8), "{t}");
+                    t["token"].as_str().expect("a token").trim().to_owned()
+                })
+                .collect();
+            assert!(said.iter().any(|word| word == "damn"), "{said:?}");
+        }
     }
 }
 
@@ -968,6 +981,7 @@ fn trials_without_validations_and_trials_that_diverge() {
     let sum = |key: &str| lines.iter().filter_map(|l| l[key].as_u64()).sum::<u64>();
     let trials: Vec<&serde_json::Value> = lines.iter().filter(|l| l.get("trial").is_some()).collect();
     assert!(trials.iter().all(|t| t["operations"].as_u64() > Some(0) && t["tokens"].as_u64() > Some(0)));
+    assert!(!out.join("irepair/telltale.jsonl").exists(), "DPO alone asks no token");
     // What the trials took is a part of what the run took.
     let run = record(&out);
     assert_eq!((run.operations, run.tokens as u64), (sum("operations"), sum("tokens")));

@@ -274,7 +274,8 @@ fn trainer<'a>(
     resume: bool,
 ) -> Result<Trainer<'a>> {
     let mut method = Method::new(&settings.recipe()?)?;
-    method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
+    let telltales = method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
+    rows::write_telltales(loaded, &telltales, &out.dir)?;
     let looks = method.select.looks_first();
     let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
     // A state holds what was seen.

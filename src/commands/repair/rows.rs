@@ -14,6 +14,7 @@ use crate::eval::task::Subject;
 use crate::eval::toxicity::{self, Protocol};
 use crate::fault::Fault;
 use crate::methods::Method;
+use crate::methods::objective::telltale::Telltale;
 use crate::model::Model;
 use crate::normal::{self, Normal, Writing};
 use crate::random::{Purpose, Stream};
@@ -230,6 +231,20 @@ pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], protocol: &Protocol,
         return Ok(());
     }
     checkpoint::write_whole(&dir.join("prompts.jsonl"), &lines)
+}
+
+/// Keeps the tokens that the objective works against, if there are any.
+pub fn write_telltales(loaded: &Loaded, telltales: &[Telltale], dir: &Path) -> Result<()> {
+    if telltales.is_empty() {
+        return Ok(());
+    }
+    let mut lines = Vec::new();
+    for Telltale { token, chosen, rejected, weight } in telltales {
+        let text = loaded.encoder.decode(&[*token])?;
+        let line = json!({ "token": text, "id": token, "chosen": chosen, "rejected": rejected, "weight": weight });
+        writeln!(lines, "{line}")?;
+    }
+    checkpoint::write_whole(&dir.join("telltale.jsonl"), &lines)
 }
 
 /// Keeps how the held-back prompts were continued before and after.

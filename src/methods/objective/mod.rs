@@ -85,6 +85,8 @@ pub struct Entry {
     pub about: &'static str,
     /// Whether it looks at the rejected responses, too.
     pub contrasts: bool,
+    /// How often the head is asked at a counted token.
+    pub heads: usize,
     /// β where nothing else is said; `None`: the objective has none.
     pub beta: Option<f64>,
     /// Made with β.
@@ -94,12 +96,12 @@ pub struct Entry {
 /// Every objective. β of DPO is Lee et al.'s, that of its length-normalized form Lambert et al.'s.
 #[rustfmt::skip]
 pub const OBJECTIVES: &[Entry] = &[
-    Entry { name: "nll", contrasts: false, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
-    Entry { name: "dpo", contrasts: true, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
-    Entry { name: "dpo-ul", contrasts: true, beta: Some(0.1), about: "dpo, and unlikelihood of the tokens that tell rejected from chosen", build: |beta| Box::new(DpoUl::new(beta)) },
-    Entry { name: "dpo-norm", contrasts: true, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
-    Entry { name: "ipo", contrasts: true, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
-    Entry { name: "unlikelihood", contrasts: true, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
+    Entry { name: "nll", contrasts: false, heads: 1, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
+    Entry { name: "dpo", contrasts: true, heads: 1, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
+    Entry { name: "dpo-ul", contrasts: true, heads: 2, beta: Some(0.1), about: "dpo, and unlikelihood of the tokens that tell rejected from chosen", build: |beta| Box::new(DpoUl::new(beta)) },
+    Entry { name: "dpo-norm", contrasts: true, heads: 1, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
+    Entry { name: "ipo", contrasts: true, heads: 1, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
+    Entry { name: "unlikelihood", contrasts: true, heads: 1, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
 ];
 
 /// The objective of this name. Errors (bad input) with the nearest name.

@@ -11,7 +11,7 @@ const SURE: f64 = 0.9;
 const LEAST: usize = 10;
 
 /// A token and how it is spread over the responses.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Telltale {
     pub token: u32,
     /// Occurrences in the chosen and in the rejected responses.
