@@ -71,7 +71,7 @@ pub struct Mlp {
     /// Neurons of a block.
     pub neurons: usize,
     pub orientation: Orientation,
-    output: fn(usize) -> String,
+    pub(crate) output: fn(usize) -> String,
 }
 
 impl Mlp {
@@ -115,6 +115,13 @@ impl Model {
             let known: Vec<_> = ARCHES.iter().map(|a| a.model_type).collect();
             bail_input!("config.json: architecture {model_type:?} is not implemented (have: {})", known.join(", "));
         };
+        if let Some(quantized) = settings.get("quantization_config") {
+            let by = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("a method without a name");
+            bail_input!(
+                "config.json: weights quantized by {by} are not implemented; in transformers: model.dequantize(), then \
+                 model.save_pretrained(…), and no \"quantization_config\" in what is saved"
+            );
+        }
         let arch = (entry.parse)(&settings)?;
         let sizes = arch.sizes();
         for (name, size) in [("blocks", sizes.blocks), ("channels", sizes.channels), ("vocabulary", sizes.vocabulary)] {
