@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::bail_input;
 use crate::fault::Fault;
 use crate::methods::neuron::{self, Mode, Share};
-use crate::methods::select::{Normalize, Slicing};
+use crate::methods::select::{First, Normalize, Slicing};
 use crate::methods::{self, Recipe};
 use crate::model::kernels::matmul::Precision;
 use crate::model::kernels::stored::WeightsDtype;
@@ -233,13 +233,13 @@ fn method_help() -> String {
 }
 
 fn select_help() -> String {
-    let lines: Vec<String> = methods::select::SELECTORS.iter().map(|s| format!("{:<6} {}", s.name, s.about)).collect();
+    let lines: Vec<String> = methods::select::SELECTORS.iter().map(|s| format!("{:<16} {}", s.name, s.about)).collect();
     format!("What a step may change, instead of --method [default: max]\n\n{}", lines.join("\n"))
 }
 
 fn objective_help() -> String {
     let lines: Vec<String> =
-        methods::objective::OBJECTIVES.iter().map(|o| format!("{:<6} {}", o.name, o.about)).collect();
+        methods::objective::OBJECTIVES.iter().map(|o| format!("{:<13} {}", o.name, o.about)).collect();
     format!("What it is changed for, instead of --method [default: nll]\n\n{}", lines.join("\n"))
 }
 
@@ -375,9 +375,6 @@ impl RepairSettings {
         } else if parts.iter().any(|part| flags_value.contains_key(*part)) {
             file_layer.remove("method");
         }
-        if let Some(method) = file_layer.get("method").and_then(Value::as_str).filter(|m| neuron::named(m).is_none()) {
-            methods::named(method).with_context(|| file_name.clone())?;
-        }
         let given = |key: &str| flags_value.get(key).or(file_layer.get(key));
         let on_demo = given("model").is_none_or(|m| m == "demo");
         if let Some(method) = given("method").and_then(Value::as_str).and_then(neuron::named) {
@@ -402,7 +399,7 @@ impl RepairSettings {
         }
         settings.name_method()?;
         settings.check()?;
-        if tries && settings.recipe()?.select != "trial" {
+        if tries && methods::select::named(&settings.recipe()?.select)?.first != First::Trials {
             let why = format!("--method {} makes no trials, so --trial-steps contradicts it", settings.method);
             return Err(Fault::Usage(why).into());
         }
@@ -493,7 +490,7 @@ impl RepairSettings {
             let objective = methods::objective::named(&recipe.objective)?;
             add("select", json!(recipe.select));
             add("objective", json!(recipe.objective));
-            add(if recipe.objective == "nll" { "nll-weight" } else { "objective-weight" }, json!(recipe.weight));
+            add(if objective.alpha { "nll-weight" } else { "objective-weight" }, json!(recipe.weight));
             add("kl-weight", json!(recipe.kl_weight));
             if let Some(beta) = recipe.beta.or(objective.beta) {
                 add("beta", json!(beta));
@@ -545,14 +542,15 @@ impl RepairSettings {
         if objective.beta.is_none() && self.beta.is_some() {
             return contradicts("--beta", "no β in it");
         }
-        if recipe.objective != "nll" && self.nll_weight.is_some() {
+        if !objective.alpha && self.nll_weight.is_some() {
             return contradicts("--nll-weight", "no NLL in it");
         }
-        let looks_first = recipe.select == "fixed" || recipe.slicing.normalize == Normalize::Start;
+        let selector = methods::select::named(&recipe.select)?;
+        let looks_first = selector.first == First::Look || recipe.slicing.normalize == Normalize::Start;
         if !looks_first && self.fixed_sample.is_some() {
             return contradicts("--fixed-sample", "no look at a sample");
         }
-        let ranks = methods::select::named(&recipe.select)?.ranks;
+        let ranks = selector.ranks;
         let slicing = [
             ("--slice", self.slice.is_some()),
             ("--top-k", self.top_k.is_some()),
@@ -562,13 +560,13 @@ impl RepairSettings {
         if let Some((flag, _)) = slicing.iter().find(|(_, given)| *given && !ranks) {
             return contradicts(flag, "no ranking of blocks");
         }
-        if recipe.select == "fixed" && self.normalize == Some(Normalize::Start) {
+        if selector.first == First::Look && self.normalize == Some(Normalize::Start) {
             return contradicts("--normalize start", "a block chosen at the start: all are equal there");
         }
-        if recipe.select == "fixed" && self.normalize == Some(Normalize::Running) {
+        if selector.first == First::Look && self.normalize == Some(Normalize::Running) {
             return contradicts("--normalize running", "a block chosen at the start: there are no steps before");
         }
-        if recipe.select == "trial" && self.normalize.is_some() {
+        if selector.first == First::Trials && self.normalize.is_some() {
             return contradicts("--normalize", "trials, which rank by loss");
         }
         if self.max_ppl_increase.is_some() && self.eval_steps == 0 {
@@ -610,6 +608,11 @@ impl RepairSettings {
             bail_input!("{flag} {value}: must be a finite number, 0 or more");
         }
         Ok(())
+    }
+
+    /// Pairs, of so many, that a selector looks at before the first step if it does.
+    pub fn looked_at(&self, pairs: usize) -> usize {
+        self.fixed_sample.unwrap_or(2000).min(pairs)
     }
 
     pub fn warmup(&self) -> usize {
@@ -754,11 +757,24 @@ fn layer_of<T: Serialize + DeserializeOwned + Default>(
         let alone: Map<String, Value> = [(kebab.clone(), value.clone())].into_iter().collect();
         serde_json::from_value::<T>(Value::Object(alone))
             .map_err(|e| Fault::Input(format!("{}: {key}: {e}", place(&key))))?;
+        if let Some(name) = value.as_str() {
+            check_name(&kebab, name).map_err(|e| Fault::Input(format!("{}: {e}", place(&key))))?;
+        }
         if layer.insert(kebab, value).is_some() {
             bail_input!("{}: {key} is given twice, with - and with _", place(&key));
         }
     }
     Ok(layer)
+}
+
+/// Errors if the setting names a method or a part of one, and there is none of that name.
+fn check_name(key: &str, name: &str) -> Result<()> {
+    match key {
+        "method" if neuron::named(name).is_none() => methods::named(name).map(drop),
+        "select" => methods::select::named(name).map(drop),
+        "objective" => methods::objective::named(name).map(drop),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -788,6 +804,19 @@ mod tests {
         );
         let error = parse_toml::<RepairOptions>("x.toml", "seed = \"one\"\n").expect_err("type").to_string();
         assert!(error.starts_with("x.toml:1: seed:"), "{error}");
+        for (key, name, meant) in
+            [("method", "irepiar", "irepair"), ("select", "maxx", "max"), ("objective", "dpo_ul", "dpo-ul")]
+        {
+            let text = format!("seed = 1\n{key} = \"{name}\"\n");
+            let error = parse_toml::<RepairOptions>("x.toml", &text).expect_err("unknown");
+            assert_eq!(crate::fault::exit_code(&error), 3, "{error}");
+            let error = error.to_string();
+            assert!(
+                error.starts_with("x.toml:2: unknown ") && error.contains(&format!("did you mean {meant:?}")),
+                "{error}"
+            );
+        }
+        parse_toml::<RepairOptions>("x.toml", "method = \"star\"\n").expect("a neuron-level method");
     }
 
     #[test]

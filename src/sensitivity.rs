@@ -46,9 +46,9 @@ pub fn squares(model: &Model, weights: &Weights, batch: &Batch) -> Result<Square
         _ => Want::Nothing,
     })?;
     let loss = loss::nll(model, &view, batch)?;
-    let nll = f64::from(loss.to_scalar::<f32>()?);
+    let nll = loss.detach();
     view.backward(loss)?;
-    Ok(Squares { squares: view.harvest()?.squares, nll })
+    Ok(Squares { squares: view.harvest()?.squares, nll: f64::from(nll.to_scalar::<f32>()?) })
 }
 
 /// A sensitivity that is NaN or infinite: the weights or the batch are broken.

@@ -14,7 +14,7 @@ use crate::bail_input;
 use crate::checkpoint::{Stored, write_tensors};
 use crate::fault::Fault;
 
-const FORMAT_VERSION: u32 = 5;
+const FORMAT_VERSION: u32 = 6;
 
 /// What a state belongs to, part by part: another model, other data or other words on the command line are another run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

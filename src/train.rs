@@ -16,6 +16,7 @@ use crate::eval::perplexity::perplexity;
 use crate::methods::objective::{self, Terms};
 use crate::methods::{Method, StepInput};
 use crate::model::Model;
+use crate::model::kernels::matmul::Precision;
 use crate::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
 use crate::profile::operations;
 use crate::random::{Purpose, batch_indices};
@@ -217,6 +218,8 @@ pub struct Trainer<'a> {
     pub stale: usize,
     /// What the selector's look at the pairs took.
     pub look: Cost,
+    /// The trials made so far, in their order, with the held-back loss; none where it was not finite.
+    pub trials: Vec<(Slice, Option<f64>)>,
     pub guard: Option<Guard>,
     /// The perplexity that the guard tripped at.
     pub tripped: Option<f64>,
@@ -234,7 +237,7 @@ impl Trainer<'_> {
     /// Runs to the end, and leaves the best weights in place.
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
         let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
-        let mut log = open_log(&self.dir, self.step, self.method.select.settled().is_some())?;
+        let mut log = open_log(&self.dir, self.step, self.trials.len())?;
         let end = self.run_logged(&mut log, progress, validates);
         // A state must not be ahead of the log: what was sliced is counted there.
         end.and_then(|end| log.sync_data().context("writing steps.jsonl").map(|()| end))
@@ -245,10 +248,8 @@ impl Trainer<'_> {
             self.save()?;
             return Ok(End::Interrupted);
         }
-        let select = &self.method.select;
-        if self.step == 0 && (select.settled().is_some() || select.looks_first()) {
+        if self.step == 0 && self.method.select.looks_first() {
             // That took long, and a kill must not take it.
-            log.sync_data().context("writing steps.jsonl")?;
             self.save()?;
         }
         if validates && self.step == 0 {
@@ -338,10 +339,11 @@ impl Trainer<'_> {
     }
 
     /// What the selector wants tried before the first step: a few steps on each slice alone, from the base, with the
-    /// run's first batches; the best ones are its slice. False if the user asked to stop.
+    /// run's first batches; the best ones are its slice. Each is saved, so that a kill takes one at most. False if the user
+    /// asked to stop.
     fn make_trials(&mut self, log: &mut File, progress: &mut Progress) -> Result<bool> {
-        let mut results = Vec::new();
-        for slice in self.method.select.trials(self.model) {
+        let slices = self.method.select.trials(self.model);
+        for slice in slices.iter().skip(self.trials.len()) {
             let mut optimizer = Optimizer::new(self.optimizer.kind);
             let (begun, counted, mut tokens) = (Instant::now(), operations(), 0);
             for step in 0..self.regime.trial_steps {
@@ -352,7 +354,7 @@ impl Trainer<'_> {
                 let rows = self.draw(step);
                 let inputs = self.inputs(&rows);
                 tokens += inputs.iter().map(StepInput::tokens).sum::<usize>();
-                let (_, gradients) = objective::gradients(&self.method, &inputs, &slice)?;
+                let (_, gradients) = objective::gradients(&self.method, &inputs, slice)?;
                 let scale = clip_factor(gradient_norm(&gradients)?, self.regime.max_grad_norm);
                 optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
             }
@@ -363,18 +365,22 @@ impl Trainer<'_> {
             let known = Some(valid_loss).filter(|loss| loss.is_finite());
             let cost = Cost::since(begun, counted, tokens);
             self.log(log, Line::Trial(TrialLine { trial: slice.names(), valid_loss: known, cost }))?;
-            // A trial that diverged is the worst there is.
-            results.push((known.unwrap_or(f64::INFINITY), slice));
+            log.sync_data().context("writing steps.jsonl")?;
+            self.trials.push((slice.clone(), known));
+            self.save()?;
         }
-        if !results.is_empty() {
-            // Stable: of equals, the lowest comes first.
-            results.sort_by(|a, b| a.0.total_cmp(&b.0));
-            if results[0].0 == f64::INFINITY {
+        if !slices.is_empty() {
+            // A trial that diverged is the worst there is. Stable: of equals, the lowest comes first.
+            let mut results = self.trials.clone();
+            results.sort_by(|a, b| a.1.unwrap_or(f64::INFINITY).total_cmp(&b.1.unwrap_or(f64::INFINITY)));
+            if results[0].1.is_none() {
+                // Another rate is to make them again.
+                self.trials.clear();
                 self.save_last_good().ok();
                 return Err(Diverged { what: "the loss of every trial", value: f64::INFINITY, step: 0 }.into());
             }
             let best: Vec<Slice> =
-                results.into_iter().take(self.method.select.top_k()).map(|(_, slice)| slice).collect();
+                results.into_iter().take(self.method.select.top_k()).map(|(slice, _)| slice).collect();
             self.method.select.settle(Slice::union(&best).context("a trial of the whole model")?);
         }
         Ok(true)
@@ -483,10 +489,13 @@ impl Trainer<'_> {
     }
 
     /// Perplexity of the guard's text, if there is a guard.
-    fn guarded_perplexity(&self) -> Result<Option<f64>> {
+    fn guarded_perplexity(&mut self) -> Result<Option<f64>> {
         let Some(guard) = &self.guard else { return Ok(None) };
-        let view = self.weights.frozen(Who::Patient)?;
-        Ok(Some(perplexity(self.model, &view, &guard.text)?.value))
+        // As the base's was measured, whatever the steps are made in.
+        let in_steps = self.weights.set_precision(Precision::F32);
+        let found = self.weights.frozen(Who::Patient).and_then(|view| perplexity(self.model, &view, &guard.text));
+        self.weights.set_precision(in_steps);
+        Ok(Some(found?.value))
     }
 
     fn log(&mut self, log: &mut File, line: Line) -> Result<()> {
@@ -497,16 +506,20 @@ impl Trainer<'_> {
     }
 }
 
-/// The log of a run, with what a run resumed after `step` steps will write again cut off; `tried`: its trials are made.
-pub fn open_log(dir: &Path, step: usize, tried: bool) -> Result<File> {
+/// The log of a run, with what a run resumed after `step` steps and so many trials will write again cut off.
+pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
     let path = dir.join("steps.jsonl");
     // Bytes that are no text spoil their own line alone.
     let text = std::fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let mut tried = 0;
     let stays = |line: &&str| match serde_json::from_str(line) {
         Ok(Line::Step(StepLine { step: of, .. }) | Line::Validation(ValidationLine { step: of, .. })) => {
             step > 0 && of <= step
         }
-        Ok(Line::Trial(_)) => tried,
+        Ok(Line::Trial(_)) => {
+            tried += 1;
+            tried <= trials
+        }
         Err(_) => false,
     };
     let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();

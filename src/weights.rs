@@ -124,9 +124,10 @@ impl Weights {
         self
     }
 
-    /// Choose what the operands of the large products are rounded to. The weights themselves stay f32.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.precision = precision;
+    /// Choose what the operands of the large products are rounded to. The weights themselves stay f32. Returns what they
+    /// were rounded to before.
+    pub fn set_precision(&mut self, precision: Precision) -> Precision {
+        std::mem::replace(&mut self.precision, precision)
     }
 
     /// Whether a touched tensor's original is kept for the reference. Without an objective that asks the reference

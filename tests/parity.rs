@@ -222,9 +222,8 @@ fn every_method_changes_what_the_reference_changes() {
                 close(nll.into(), expected[key].as_f64().expect("number"), 1e-4, &what);
             }
             // Where all is trained, some element's gradient is near zero in some step, and RMSProp makes a whole step of
-            // its rounding: PyTorch's single precision differs from its double by up to 5e-4 there, ours by 1.6e-3 (rows of
-            // an embedding that no token of the batch takes).
-            let least: f64 = if slice_is_all { 3e-3 } else { 1e-4 };
+            // its rounding: PyTorch's single precision differs from its double by up to 5e-4 there.
+            let least: f64 = if slice_is_all { 5e-4 } else { 1e-4 };
             let within = least.max(3.0 * expected["single_gap"].as_f64().expect("gap"));
             let changes = expected["changes"].as_object().expect("changes");
             assert!(!changes.is_empty());

@@ -221,8 +221,9 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     // More than one epoch of 48 pairs.
     let often = ["-q", "--save-steps", "1", "--max-steps", "30"];
     let mut moments = Stream::new(20, Purpose::Split, 0, 0);
-    for (method, kills) in [("irepair+kl", 8), ("dapt", 8), ("dpo", 8)] {
-        let more = [&often[..], &["--method", method]].concat();
+    let averaged: &[&str] = &["--optimizer", "adamw", "--gradient-accumulation-steps", "2"];
+    for (method, of_it, kills) in [("irepair+kl", &[][..], 8), ("dapt", &[], 8), ("dpo", averaged, 8)] {
+        let more = [&often[..], &["--method", method], of_it].concat();
         let whole = dir.path().join(format!("whole-{method}"));
         // Nothing is kept from run to run: normal text is written anew.
         let run = |out: &Path, more: &[&str], round: usize| {
@@ -582,12 +583,12 @@ fn a_state_of_another_run_is_refused_by_name() {
     // Of another format version: the header is JSON in JSON, and of the same length.
     let state = dir.path().join("out.partial/irepair/state/state.safetensors");
     let bytes = std::fs::read(&state).expect("state");
-    let (old, new) = (br#"{\"format_version\":5,"#, br#"{\"format_version\":9,"#);
+    let (old, new) = (br#"{\"format_version\":6,"#, br#"{\"format_version\":9,"#);
     let at = bytes.windows(old.len()).position(|w| w == old).expect("the version");
     let mut other = bytes.clone();
     other[at..at + new.len()].copy_from_slice(new);
     std::fs::write(&state, &other).expect("writes");
-    refused(&[], "format version 9, this program reads 5");
+    refused(&[], "format version 9, this program reads 6");
     std::fs::write(&state, &bytes[..bytes.len() / 2]).expect("writes");
     refused(&[], "a broken state");
     std::fs::write(&state, bytes).expect("writes");
@@ -710,8 +711,15 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
     let plan = ok(&irepair(&demo(&out, &["--dry-run"])));
-    for words in ["48 to learn from, 16 held back", "12 of 4 pairs", "MiB at most"] {
+    for words in ["48 to learn from, 16 held back", "12 of 4 pairs", "the model writes", "MiB at most"] {
         assert!(plan.contains(words), "{words:?} is not in:\n{plan}");
+    }
+    for (flags, words) in [
+        (&["--select", "trial", "--objective", "dpo", "--trial-steps", "3"][..], "before  18 trial steps are made"),
+        (&["--method", "irepair-fixed", "--fixed-sample", "20"], "before  the selector looks at 20 pairs"),
+    ] {
+        let plan = ok(&irepair(&demo(&out, &[&["--dry-run"], flags].concat())));
+        assert!(plan.contains(words) && !plan.contains("the model writes"), "{words:?} is not in:\n{plan}");
     }
     // The parts of the phase that takes most: writing the continuations, or a step.
     for (batch, part) in [("1", "keys and values"), ("24", "activations")] {
@@ -921,8 +929,10 @@ fn trials_choose_the_slice_of_the_whole_run() {
 #[test]
 fn what_a_selector_knows_survives_a_kill() {
     let dir = tempfile::tempdir().expect("dir");
-    let cases: [(&str, &[&str]); 4] = [
-        ("trial", &["--method", "trial-dpo-ul+kl", "--trial-steps", "2", "--save-steps", "100"]),
+    let trial = &["--method", "trial-dpo-ul+kl", "--trial-steps", "2", "--save-steps", "100"];
+    let cases: [(&str, &[&str]); 5] = [
+        ("trial", trial),
+        ("trials", trial),
         ("fixed", &["--method", "irepair-fixed+kl", "--save-steps", "100"]),
         ("start", &["--select", "max", "--normalize", "start", "--save-steps", "100"]),
         ("running", &["--select", "max", "--normalize", "running", "--save-steps", "3"]),
@@ -934,8 +944,13 @@ fn what_a_selector_knows_survives_a_kill() {
         let partial = dir.path().join(format!("{name}.partial"));
         let state = partial.join("irepair/state/state.safetensors");
         let mut child = command(&demo(&out, &more)).spawn().expect("starts");
-        // The first of all.
-        while !state.exists() && child.try_wait().expect("wait").is_none() {
+        // The first of all: after a trial, a look, or steps. Or that of all trials.
+        let log = partial.join("irepair/steps.jsonl");
+        let stands = || match name {
+            "trials" => std::fs::read_to_string(&log).is_ok_and(|log| log.contains("{\"step\"")),
+            _ => state.exists(),
+        };
+        while !stands() && child.try_wait().expect("wait").is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
         child.kill().expect("kill");
@@ -949,13 +964,15 @@ fn what_a_selector_knows_survives_a_kill() {
         let step = read_steps(&partial.join("irepair/steps.jsonl")).expect("steps").len();
         assert!(step < 12, "{name}: all steps were made before there was a state");
         let made = trials(&partial);
-        assert_eq!(made.is_empty(), name != "trial");
+        assert_eq!(made.is_empty(), !name.starts_with("trial"));
         ok(&irepair(&demo(&out, &[&more[..], &["--resume"]].concat())));
-        // With the seconds that they took: they were not made again.
-        assert_eq!(trials(&out), made, "{name}");
+        // With the seconds that they took: they were not made again. The log may be one trial ahead of the state.
+        let sure = if name == "trial" { made.len().saturating_sub(1).max(1) } else { made.len() };
+        assert_eq!(trials(&out)[..sure], made[..sure], "{name}");
+        assert_eq!(trials(&out).len(), trials(&whole).len(), "{name}");
         assert_eq!(files(&out), files(&whole), "{name}");
         assert_eq!(record(&out).tokens, record(&whole).tokens, "{name}");
-        if name == "trial" {
+        if name == "trials" {
             // What it works against lies beside the result: words of the rejected responses.
             let found = std::fs::read_to_string(out.join("irepair/telltale.jsonl")).expect("telltale tokens");
             let found = found.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line"));

@@ -64,7 +64,7 @@ pub fn run(args: &Repair) -> Result<()> {
         Output::not_begun(args, &path)?;
         let plan = plan::plan(&settings, &loaded, &rows, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
-        return plan.memory.check(memory::limit()?, plan::ADVICE);
+        return plan.memory.judge(&loaded.device, plan::ADVICE);
     }
     if loaded.device.is_cpu() {
         plan::estimate(&settings, &loaded, &rows)?.check(memory::limit()?, plan::ADVICE)?;
@@ -98,11 +98,15 @@ pub fn run(args: &Repair) -> Result<()> {
     trainer.guard = guard;
     if args.resume {
         trainer.resume()?;
-        say(format!("going on from step {}", trainer.step));
+        let after = match trainer.trials.len() {
+            tried if trainer.step == 0 && tried > 0 => format!(", after {tried} trials"),
+            _ => String::new(),
+        };
+        say(format!("going on from step {}{after}", trainer.step));
     }
     if settings.report_to == ReportTo::Tensorboard {
         // Trials are not made again, so what stands at step 0 stays with them.
-        let anew = trainer.step == 0 && trainer.method.select.settled().is_none();
+        let anew = trainer.step == 0 && trainer.trials.is_empty();
         let first = if anew { 0 } else { trainer.step + 1 };
         trainer.curves = Some(EventFile::create(&out.dir.join("tensorboard"), first)?);
     }
@@ -277,7 +281,7 @@ fn trainer<'a>(
     let telltales = method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
     rows::write_telltales(loaded, &telltales, &out.dir)?;
     let looks = method.select.looks_first();
-    let sample = settings.fixed_sample.unwrap_or(2000).min(rows.pairs.len());
+    let sample = settings.looked_at(rows.pairs.len());
     // A state holds what was seen.
     let look = match looks && !resume {
         true => look(&mut method, settings, loaded, weights, &drawn(&rows.pairs, sample, settings.seed))?,
@@ -332,6 +336,7 @@ fn trainer<'a>(
         best: None,
         stale: 0,
         look,
+        trials: Vec::new(),
         guard: None,
         tripped: None,
         curves: None,

@@ -25,7 +25,9 @@ struct Reached {
     best_step: Option<usize>,
     best_loss: Option<f64>,
     optimizer_steps: BTreeMap<String, u64>,
-    /// The units that the trials came to.
+    /// The trials made so far.
+    trials: Vec<Tried>,
+    /// The units that they came to.
     settled: Option<Vec<String>>,
     /// What the selector knows.
     memory: Memory,
@@ -33,6 +35,14 @@ struct Reached {
     look: Cost,
     /// Perplexity at which the guard ended the run.
     tripped: Option<f64>,
+}
+
+/// A trial: its units and the held-back loss, none where that was not finite.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tried {
+    slice: Vec<String>,
+    valid_loss: Option<f64>,
 }
 
 /// Where the weights along the way are kept.
@@ -85,6 +95,7 @@ impl Trainer<'_> {
             best_loss: self.best.as_ref().map(|b| b.loss),
             optimizer_steps,
             tripped: self.tripped,
+            trials: self.trials.iter().map(|(slice, loss)| Tried { slice: slice.names(), valid_loss: *loss }).collect(),
             settled: self.method.select.settled().map(Slice::names),
             // What was learned in steps that a divergence took back is not known.
             memory: match optimizer.is_some() || self.method.select.looks_first() {
@@ -136,9 +147,11 @@ impl Trainer<'_> {
         if let (Some(step), Some(loss)) = (reached.best_step, reached.best_loss) {
             self.best = Some(Best { step, loss, touched: best });
         }
+        let named = |names: &[String]| Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")));
+        self.trials =
+            reached.trials.iter().map(|tried| Ok((named(&tried.slice)?, tried.valid_loss))).collect::<Result<_>>()?;
         if let Some(names) = &reached.settled {
-            let slice = Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")))?;
-            self.method.select.settle(slice);
+            self.method.select.settle(named(names)?);
         }
         if self.method.select.looks_first() && reached.memory.means().is_none() {
             return Err(broken("no look at the pairs".into()).into());

@@ -59,7 +59,7 @@ pub fn run(
         Output::to_resume(args, &path)?;
         Output::not_begun(args, &path)?;
         print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
-        return plan.memory.check(memory::limit()?, ADVICE);
+        return plan.memory.judge(&loaded.device, ADVICE);
     }
     if loaded.device.is_cpu() {
         plan.memory.check(memory::limit()?, ADVICE)?;
@@ -332,7 +332,7 @@ impl Plan {
             rows: rows.len(),
             target_tokens: rows.iter().map(|row| row.target.len()).sum(),
             memory_mib: mib(memory.total()),
-            available_mib: memory::available().map(|bytes| bytes >> 20),
+            available_mib: loaded.device.is_cpu().then(memory::available).flatten().map(|bytes| bytes >> 20),
             memory,
             out: out.display().to_string(),
         }

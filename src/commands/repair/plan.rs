@@ -39,6 +39,12 @@ pub struct Plan {
     pub gradient_accumulation_steps: usize,
     /// How often each pair is seen.
     pub epochs: f64,
+    /// Normal texts that the model writes first.
+    pub normal_written: usize,
+    /// Pairs that the selector looks at before the first step.
+    pub looked_at: usize,
+    /// Steps that it tries before the first one, on all slices together.
+    pub trial_steps: usize,
     pub memory: Estimate,
     pub memory_mib: u64,
     pub available_mib: Option<u64>,
@@ -53,6 +59,8 @@ pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path)
         [lengths().min().unwrap_or(0), lengths().max().unwrap_or(0)]
     };
     let memory = estimate(settings, loaded, rows)?;
+    let method = Method::new(&settings.recipe()?)?;
+    let looks = method.select.looks_first();
     Ok(Plan {
         model: settings.model.clone(),
         blocks: loaded.model.sizes().blocks,
@@ -67,8 +75,11 @@ pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path)
         gradient_accumulation_steps: settings.gradient_accumulation_steps,
         epochs: (settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps) as f64
             / pairs.len().max(1) as f64,
+        normal_written: if method.needs_normal() && settings.normal.is_none() { settings.normal_texts } else { 0 },
+        looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
+        trial_steps: method.select.trials(&loaded.model).len() * settings.trial_steps,
         memory_mib: mib(memory.total()),
-        available_mib: memory::available().map(|bytes| bytes >> 20),
+        available_mib: loaded.device.is_cpu().then(memory::available).flatten().map(|bytes| bytes >> 20),
         memory,
         out: out.display().to_string(),
     })
@@ -143,7 +154,17 @@ impl Plan {
             0 => String::new(),
             n => format!("; {n} normal texts, {} held back, {} cut", cut.normal_held_back, cut.cut_texts),
         };
-        let lines = [
+        let mut first = Vec::new();
+        if self.normal_written > 0 {
+            first.push(format!("the model writes {} normal texts", self.normal_written));
+        }
+        if self.looked_at > 0 {
+            first.push(format!("the selector looks at {} pairs", self.looked_at));
+        }
+        if self.trial_steps > 0 {
+            first.push(format!("{} trial steps are made", self.trial_steps));
+        }
+        let mut lines = vec![
             ("model", format!("{}: {} blocks, {} parameters", self.model, self.blocks, self.parameters)),
             ("method", self.method.clone()),
             ("pairs", format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back)),
@@ -167,8 +188,11 @@ impl Plan {
                     self.epochs
                 ),
             ),
-            ("out", self.out.clone()),
         ];
+        if !first.is_empty() {
+            lines.push(("before", first.join(", ")));
+        }
+        lines.push(("out", self.out.clone()));
         for (name, value) in lines {
             let _ = writeln!(text, "{name:<7} {value}");
         }

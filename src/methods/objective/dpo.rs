@@ -135,11 +135,16 @@ impl Dpo {
             // begins.
             let slopes = Tensor::from_vec(slopes, part.counts.len(), logps.device())?;
             let mut graph = (logps * slopes)?.sum_all()?;
+            let mut told = None;
             if let Some(more) = also(part, &h)? {
-                value += f64::from(more.to_scalar::<f32>()?);
+                told = Some(more.detach());
                 graph = (graph + more)?;
             }
             take(graph)?;
+            // Read last: a GPU is asked for the backward pass before it has this.
+            if let Some(told) = told {
+                value += f64::from(told.to_scalar::<f32>()?);
+            }
         }
         Ok(Evaluated { value, nll_good: -good_total / whole.chosen.max(1) as f64 })
     }

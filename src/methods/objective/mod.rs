@@ -39,6 +39,14 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// Adds the KL term, a scalar in nats a token, with this weight.
+    fn hold(&mut self, kl: &Tensor, weight: f64) -> Result<()> {
+        let nats = f64::from(kl.to_scalar::<f32>()?);
+        self.kl = Some(nats);
+        self.loss += weight * nats;
+        Ok(())
+    }
+
     /// Adds another batch's share.
     fn add(&mut self, other: &Terms) {
         self.loss += other.loss;
@@ -85,6 +93,8 @@ pub struct Entry {
     pub about: &'static str,
     /// Whether it looks at the rejected responses, too.
     pub contrasts: bool,
+    /// Whether its weight is α, that of the NLL.
+    pub alpha: bool,
     /// How often the head is asked at a counted token.
     pub heads: usize,
     /// β where nothing else is said; `None`: the objective has none.
@@ -96,12 +106,12 @@ pub struct Entry {
 /// Every objective. β of DPO is Lee et al.'s, that of its length-normalized form Lambert et al.'s.
 #[rustfmt::skip]
 pub const OBJECTIVES: &[Entry] = &[
-    Entry { name: "nll", contrasts: false, heads: 1, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
-    Entry { name: "dpo", contrasts: true, heads: 1, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
-    Entry { name: "dpo-ul", contrasts: true, heads: 2, beta: Some(0.1), about: "dpo, and unlikelihood of the tokens that tell rejected from chosen", build: |beta| Box::new(DpoUl::new(beta)) },
-    Entry { name: "dpo-norm", contrasts: true, heads: 1, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
-    Entry { name: "ipo", contrasts: true, heads: 1, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
-    Entry { name: "unlikelihood", contrasts: true, heads: 1, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
+    Entry { name: "nll", contrasts: false, alpha: true, heads: 1, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
+    Entry { name: "dpo", contrasts: true, alpha: false, heads: 1, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
+    Entry { name: "dpo-ul", contrasts: true, alpha: false, heads: 2, beta: Some(0.1), about: "dpo, and unlikelihood of the tokens that tell rejected from chosen", build: |beta| Box::new(DpoUl::new(beta)) },
+    Entry { name: "dpo-norm", contrasts: true, alpha: false, heads: 1, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
+    Entry { name: "ipo", contrasts: true, alpha: false, heads: 1, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
+    Entry { name: "unlikelihood", contrasts: true, alpha: false, heads: 1, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
 ];
 
 /// The objective of this name. Errors (bad input) with the nearest name.
@@ -131,9 +141,16 @@ pub fn gradients(method: &Method, inputs: &[StepInput], slice: &Slice) -> Result
             0.0 => Ok(()),
             weight => view.backward((graph * weight)?),
         })?;
-        if method.kl_weight != 0.0 {
-            let loss = kl_term(method, input, &whole, &view, &mut terms)?;
-            view.backward(loss)?;
+        if method.kl_weight != 0.0 && method.weight != 0.0 && input.weights.lowest_touched().is_none() {
+            // Patient and reference are one: no divergence, and no slope. Asked for, its rounding would be the whole gradient of
+            // what the objective does not reach (rows of an embedding), and RMSProp makes full steps of the smallest.
+            terms.kl = Some(0.0);
+        } else if method.kl_weight != 0.0 {
+            let kl = kl_term(method, input, &whole, &view)?;
+            // Read after the backward pass was asked for: a GPU has it at hand when it has the value.
+            let nats = kl.detach();
+            view.backward((kl * method.kl_weight)?)?;
+            terms.hold(&nats, method.kl_weight)?;
         }
         sum.add(&terms);
     }
@@ -146,7 +163,7 @@ pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let whole = Whole::of(std::slice::from_ref(input));
     let mut terms = objective_term(method, input, &whole, &view, &mut |_| Ok(()))?;
     if method.kl_weight != 0.0 {
-        kl_term(method, input, &whole, &view, &mut terms)?;
+        terms.hold(&kl_term(method, input, &whole, &view)?, method.kl_weight)?;
     }
     Ok(terms)
 }
@@ -156,8 +173,8 @@ fn objective_term(method: &Method, input: &StepInput, whole: &Whole, view: &View
     Ok(Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None })
 }
 
-/// Adds the KL term to `terms` and returns it, weighted, as a scalar on the view's graph.
-fn kl_term(method: &Method, input: &StepInput, whole: &Whole, view: &View, terms: &mut Terms) -> Result<Tensor> {
+/// The batch's share of the KL term in nats a token, a scalar on the view's graph.
+fn kl_term(method: &Method, input: &StepInput, whole: &Whole, view: &View) -> Result<Tensor> {
     let packed = input.normal.context("a KL term needs normal text")?;
     let reference = Reference::beside(input.model, input.weights, view)?;
     let begun = reference.begin(packed)?;
@@ -165,9 +182,5 @@ fn kl_term(method: &Method, input: &StepInput, whole: &Whole, view: &View, terms
     let ref_h = method.reference.hidden(&reference, packed, begun.as_ref())?;
     let h = reference.go_on(view, packed, begun.as_ref())?;
     let kl = loss::kl_of(input.model, view, &reference.view, &h, &ref_h, packed)?;
-    let kl = (kl * share(packed.ids.len(), whole.normal))?;
-    let nats = f64::from(kl.to_scalar::<f32>()?);
-    terms.kl = Some(nats);
-    terms.loss += method.kl_weight * nats;
-    Ok((kl * method.kl_weight)?)
+    Ok((kl * share(packed.ids.len(), whole.normal))?)
 }

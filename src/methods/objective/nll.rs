@@ -13,8 +13,9 @@ impl Objective for Nll {
     fn evaluate(&self, input: &StepInput, whole: &Whole, view: &View, take: &mut Take) -> Result<Evaluated> {
         let chosen = &input.pairs.chosen;
         let graph = (loss::nll(input.model, view, chosen)? * share(chosen.rows.len(), whole.chosen))?;
-        let value = f64::from(graph.to_scalar::<f32>()?);
+        let value = graph.detach();
         take(graph)?;
+        let value = f64::from(value.to_scalar::<f32>()?);
         Ok(Evaluated { value, nll_good: value })
     }
 }

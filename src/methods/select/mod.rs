@@ -184,6 +184,16 @@ pub enum Normalize {
     Running,
 }
 
+/// What a selector asks for before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    Nothing,
+    /// A look at a sample of the pairs.
+    Look,
+    /// Trial steps.
+    Trials,
+}
+
 /// A line of [`SELECTORS`].
 pub struct Entry {
     pub name: &'static str,
@@ -192,19 +202,20 @@ pub struct Entry {
     pub ranks: bool,
     /// Passes a step that measure sensitivities.
     pub looks: usize,
+    pub first: First,
     build: fn(Slicing) -> Box<dyn Select>,
 }
 
 /// Every selector.
 #[rustfmt::skip]
 pub const SELECTORS: &[Entry] = &[
-    Entry { name: "max", ranks: true, looks: 1, about: "the block most sensitive to the batch's rejected responses", build: |s| ranked(Rank::Max, Over::Nothing, s) },
-    Entry { name: "min", ranks: true, looks: 1, about: "the least sensitive one", build: |s| ranked(Rank::Min, Over::Nothing, s) },
-    Entry { name: "fixed", ranks: true, looks: 0, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
-    Entry { name: "max-over-chosen", ranks: true, looks: 2, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
-    Entry { name: "max-over-normal", ranks: true, looks: 2, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
-    Entry { name: "trial", ranks: true, looks: 0, about: "the block whose trial steps lower the held-back loss most, once", build: |s| Box::new(trial::Trial::new(s)) },
-    Entry { name: "all", ranks: false, looks: 0, about: "the whole model", build: |_| Box::new(all::All) },
+    Entry { name: "max", ranks: true, looks: 1, first: First::Nothing, about: "the block most sensitive to the batch's rejected responses", build: |s| ranked(Rank::Max, Over::Nothing, s) },
+    Entry { name: "min", ranks: true, looks: 1, first: First::Nothing, about: "the least sensitive one", build: |s| ranked(Rank::Min, Over::Nothing, s) },
+    Entry { name: "fixed", ranks: true, looks: 0, first: First::Look, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
+    Entry { name: "max-over-chosen", ranks: true, looks: 2, first: First::Nothing, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
+    Entry { name: "max-over-normal", ranks: true, looks: 2, first: First::Nothing, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
+    Entry { name: "trial", ranks: true, looks: 0, first: First::Trials, about: "the block whose trial steps lower the held-back loss most, once", build: |s| Box::new(trial::Trial::new(s)) },
+    Entry { name: "all", ranks: false, looks: 0, first: First::Nothing, about: "the whole model", build: |_| Box::new(all::All) },
 ];
 
 fn ranked(rank: Rank, over: Over, slicing: Slicing) -> Box<dyn Select> {
