@@ -421,19 +421,27 @@ impl Encoder {
     fn conversation(&self, of: &Conversation, place: &Place) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
         let chat = self.chat(place)?;
         let begin = chat.render(&of.history, Ending::Prompt, place)?;
-        let answer = |message: &Value, what: &str| {
-            let whole = chat.render(&[&of.history, std::slice::from_ref(message)].concat(), Ending::Message, place)?;
-            match whole.strip_prefix(&begin) {
-                Some(own) => self.continuation(own, what, place),
-                None => bail_input!(
-                    "{place}: the chat template writes the turns before the answer differently once it is there; \
-                     give prompt, chosen and rejected as plain strings"
-                ),
-            }
+        let whole = |message: &Value| {
+            chat.render(&[&of.history, std::slice::from_ref(message)].concat(), Ending::Message, place)
         };
-        let answers = [answer(&of.chosen, "chosen")?, answer(&of.rejected, "rejected")?];
+        let (chosen, rejected) = (whole(&of.chosen)?, whole(&of.rejected)?);
+        // Some templates open a thought where an answer is to come, and write none in one that is there: what all begin with.
+        let shared = |other: &str| -> usize {
+            begin.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum()
+        };
+        let common = shared(&chosen).min(shared(&rejected));
+        if common < begin.len() && !begin[..common].starts_with(&chat.render(&of.history, Ending::Message, place)?) {
+            bail_input!(
+                "{place}: the chat template writes the turns before the answer differently once it is there; give prompt, \
+                 chosen and rejected as plain strings"
+            );
+        }
+        let answers = [
+            self.continuation(&chosen[common..], "chosen", place)?,
+            self.continuation(&rejected[common..], "rejected", place)?,
+        ];
         // The template has written the special tokens.
-        Ok((self.some(&begin, false, "prompt", place)?, answers))
+        Ok((self.some(&begin[..common], false, "prompt", place)?, answers))
     }
 
     fn chat(&self, place: &Place) -> Result<&ChatTemplate> {

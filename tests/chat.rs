@@ -106,6 +106,27 @@ fn chat_model(bench: &Bench, template: &str) -> String {
     model.to_str().expect("utf-8").into()
 }
 
+/// Templates of reasoning models open a thought where an answer is to come, which one that is there does not have.
+#[test]
+fn a_thought_that_is_only_asked_for_is_no_part_of_the_prompt() {
+    let bench = Bench::new();
+    let turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
+    let model =
+        chat_model(&bench, &format!("{turns}{{% if add_generation_prompt %}}<assistant><think>\n{{% endif %}}"));
+    let row = json!({"prompt": [turn("user", "Tea?")], "chosen": [turn("assistant", "Yes.")],
+                     "rejected": [turn("assistant", "No.")]});
+    let plain = json!({"prompt": "<user>Tea?<assistant>", "chosen": "Yes.", "rejected": "No."});
+    let sensitivity = |row: &Value| {
+        let data = bench.file("thought.jsonl", format!("{row}\n"));
+        ok(&irepair(&["sensitivity", "--model", &model, "--json", "--data", &data]))
+    };
+    assert_eq!(sensitivity(&row), sensitivity(&plain), "the same tokens");
+    // What stands before the answer must be there whole.
+    let model = chat_model(&bench, &format!("{{% if add_generation_prompt %}}a{{% else %}}b{{% endif %}}{turns}"));
+    let data = bench.file("before.jsonl", format!("{row}\n"));
+    refused(&["sensitivity", "--model", &model, "--data", &data], 3, &["before.jsonl:1", "differently"]);
+}
+
 #[test]
 fn every_command_takes_conversations() {
     let bench = Bench::new();
