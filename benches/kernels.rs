@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use irepair::model::kernels::linear::{direct_square, gram_square};
-use irepair::model::kernels::matmul::{Mat, Precision, large_product};
-use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
-use irepair::optim::{Optimizer, OptimizerKind};
+use irepair::model::kernels::matmul::{Mat, large_product};
+use irepair::model::layers;
+use irepair::model::layers::{Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
+use irepair::model::precision::Precision;
+use irepair::model::weights::{Kernels, Place, TensorSpec, View, Want, Weights, Who};
+use irepair::step::optim::{Optimizer, OptimizerKind};
 use irepair::tokens::Packed;
-use irepair::weights::{Kernels, Place, TensorSpec, View, Want, Weights, Who};
 
 fn wave(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919) % 1000) as f32 / 1000.0 - 0.5).collect()
@@ -40,7 +42,9 @@ fn products(c: &mut Criterion) {
             });
             let g = vec![0.5f32; m * n];
             group.bench_function(format!("{name}: xᵀ·g {precision:?}"), |bench| {
-                bench.iter(|| large_product(&mut weight, x.t(), Mat::new(&g, m, n), 0.0, 1.0, precision));
+                bench.iter(|| {
+                    large_product(&mut weight, x.t(), Mat::new(&g, m, n), 0.0, 1.0, precision)
+                });
             });
         }
     }
@@ -53,8 +57,12 @@ fn norms(c: &mut Criterion) {
     let (x, g) = (wave(n * input), wave(n * output));
     let mut group = c.benchmark_group("norm of a gradient");
     group.sample_size(10);
-    group.bench_function("gram", |b| b.iter(|| gram_square(&x, &g, n, input, output, Precision::F32)));
-    group.bench_function("direct", |b| b.iter(|| direct_square(&x, &g, n, input, output, Precision::F32)));
+    group.bench_function("gram", |b| {
+        b.iter(|| gram_square(&x, &g, n, input, output, Precision::F32))
+    });
+    group.bench_function("direct", |b| {
+        b.iter(|| direct_square(&x, &g, n, input, output, Precision::F32))
+    });
     group.finish();
 }
 
@@ -67,7 +75,8 @@ fn store(params: &[(&str, &[usize])], kernels: Kernels) -> Weights {
         .iter()
         .map(|(n, s)| TensorSpec { name: (*n).into(), shape: s.to_vec(), place: Place::Block(0) })
         .collect();
-    let tensors: BTreeMap<String, Tensor> = params.iter().map(|(n, s)| ((*n).into(), tensor(s))).collect();
+    let tensors: BTreeMap<String, Tensor> =
+        params.iter().map(|(n, s)| ((*n).into(), tensor(s))).collect();
     Weights::new(specs, tensors).expect("weights").with_kernels(kernels)
 }
 
@@ -75,7 +84,8 @@ fn store(params: &[(&str, &[usize])], kernels: Kernels) -> Weights {
 fn layer_passes(c: &mut Criterion) {
     const C: usize = 768;
     let packed = Packed::new([&[1u32; 64][..]; 4]);
-    let shape = AttentionShape { heads: 12, kv_heads: 12, head_dim: 64, scale: 0.125, window: None };
+    let shape =
+        AttentionShape { heads: 12, kv_heads: 12, head_dim: 64, scale: 0.125, window: None };
     let grouped = AttentionShape { kv_heads: 3, ..shape };
     let local = AttentionShape { window: Some(16), ..shape };
     let targets: Vec<u32> = (0..256).map(|i| i * 190).collect();
@@ -103,14 +113,39 @@ fn layer_passes(c: &mut Criterion) {
             C,
             Box::new(|v, x| layers::layer_norm(v, "n", 1e-5, x)),
         ),
-        ("RMSNorm", vec![("n.weight", &[C])], C, Box::new(|v, x| layers::rms_norm(v, "n", 1e-5, x))),
+        (
+            "RMSNorm",
+            vec![("n.weight", &[C])],
+            C,
+            Box::new(|v, x| layers::rms_norm(v, "n", 1e-5, x)),
+        ),
         ("rotary", vec![], C, Box::new(|v, x| layers::rotate(v, &rotary, x, &rows()))),
-        ("SwiGLU", vec![], 3072, Box::new(|v, x| layers::activate_gated(v, Activation::Silu, x, &up))),
+        (
+            "SwiGLU",
+            vec![],
+            3072,
+            Box::new(|v, x| layers::activate_gated(v, Activation::Silu, x, &up)),
+        ),
         ("gelu_new", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluTanh, x))),
         ("gelu", vec![], 3072, Box::new(|v, x| layers::activate(v, Activation::GeluErf, x))),
-        ("attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, shape, x, &rows()))),
-        ("grouped attention", vec![], C + 2 * C / 4, Box::new(|v, x| layers::attention_fused(v, grouped, x, &rows()))),
-        ("windowed attention", vec![], 3 * C, Box::new(|v, x| layers::attention_fused(v, local, x, &rows()))),
+        (
+            "attention",
+            vec![],
+            3 * C,
+            Box::new(|v, x| layers::attention_fused(v, shape, x, &rows())),
+        ),
+        (
+            "grouped attention",
+            vec![],
+            C + 2 * C / 4,
+            Box::new(|v, x| layers::attention_fused(v, grouped, x, &rows())),
+        ),
+        (
+            "windowed attention",
+            vec![],
+            3 * C,
+            Box::new(|v, x| layers::attention_fused(v, local, x, &rows())),
+        ),
         (
             "log p of tokens",
             vec![("head", &[50257, C])],
@@ -147,7 +182,8 @@ fn layer_passes(c: &mut Criterion) {
         group.bench_function(format!("{kernels:?}"), |b| {
             b.iter(|| {
                 let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
-                let h = layers::embed(&view, "tokens", Some("positions"), &packed).expect("forward");
+                let h =
+                    layers::embed(&view, "tokens", Some("positions"), &packed).expect("forward");
                 view.backward(h.sum_all().expect("loss")).expect("backward");
             });
         });
@@ -180,7 +216,8 @@ fn wants(c: &mut Criterion) {
         group.bench_function(format!("{want:?}"), |b| {
             b.iter(|| {
                 let view = weights.view(Who::Patient, |_| want).expect("view");
-                let y = layers::linear(&view, "l", Orientation::InOut, Bias::Yes, &x).expect("forward");
+                let y =
+                    layers::linear(&view, "l", Orientation::InOut, Bias::Yes, &x).expect("forward");
                 view.backward(y.sum_all().expect("loss")).expect("backward");
             });
         });

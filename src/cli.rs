@@ -6,10 +6,10 @@ use clap::builder::PossibleValuesParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::config::RepairOptions;
-use crate::model::kernels::matmul::Precision;
-use crate::model::kernels::stored::WeightsDtype;
+use crate::model::precision::Precision;
+use crate::model::precision::WeightsDtype;
 use crate::model::shapes::SHAPES;
+use crate::settings::RepairOptions;
 use crate::tokens::LossOn;
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as little else as possible
@@ -34,8 +34,10 @@ pub enum Command {
     )]
     Sensitivity(Sensitivity),
     /// Write texts: continuations of prompts, or unconditional ones
-    #[command(after_help = "Examples:\n  irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl\n  \
-                            irepair generate --model gpt2 --unconditional 15000 --scorer lexicon --keep-below 0.5 --out normal.jsonl")]
+    #[command(
+        after_help = "Examples:\n  irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl\n  \
+                            irepair generate --model gpt2 --unconditional 15000 --scorer lexicon --keep-below 0.5 --out normal.jsonl"
+    )]
     Generate(Generate),
     /// Measure models: toxicity, perplexity, LAMBADA, and what a repair cost elsewhere
     #[command(
@@ -45,21 +47,31 @@ pub enum Command {
     )]
     Eval(Box<Eval>),
     /// Make the same repair by several methods, and put them beside each other: the paper's tables and figures
-    #[command(after_help = "Examples:\n  irepair compare --model gpt2-large --data pairs.jsonl --seeds 1,2,3\n  \
+    #[command(
+        after_help = "Examples:\n  irepair compare --model gpt2-large --data pairs.jsonl --seeds 1,2,3\n  \
                             irepair compare --model patient --data pairs.jsonl --runs runs.toml --methods dpo+kl,one-block \
                             --eval-prompts prompts.jsonl --ppl wiki.test.raw --out compared/patient\n  \
                             irepair compare --methods star,mint,sgd,irepair+kl --model gpt2 --data failures.jsonl --edits\n\n\
-                            A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …")]
-    #[command(mut_arg("method", one_repair), mut_arg("select", one_repair), mut_arg("objective", one_repair))]
+                            A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …"
+    )]
+    #[command(
+        mut_arg("method", one_repair),
+        mut_arg("select", one_repair),
+        mut_arg("objective", one_repair)
+    )]
     Compare(Box<Compare>),
     /// Score texts, or compare a scorer with stored scores
-    #[command(after_help = "Examples:\n  irepair score texts.jsonl --scorer lexicon --out scored.jsonl\n  \
-                            irepair score --calibrate perspective.jsonl --scorer lexicon --plot calibration.svg")]
+    #[command(
+        after_help = "Examples:\n  irepair score texts.jsonl --scorer lexicon --out scored.jsonl\n  \
+                            irepair score --calibrate perspective.jsonl --scorer lexicon --plot calibration.svg"
+    )]
     Score(Score),
     /// Make, show, apply or take back a patch: what a repair changed, without the model
-    #[command(after_help = "Examples:\n  irepair patch show repaired/irepair/patch.safetensors\n  \
+    #[command(
+        after_help = "Examples:\n  irepair patch show repaired/irepair/patch.safetensors\n  \
                             irepair patch apply gpt2-large patch.safetensors --out repaired\n  \
-                            irepair patch revert repaired patch.safetensors --out base")]
+                            irepair patch revert repaired patch.safetensors --out base"
+    )]
     Patch(Patch),
     /// Time one iteration on random weights; prints one JSON line
     #[command(
@@ -73,10 +85,14 @@ pub enum Command {
     #[command(after_help = "Example:\n  irepair report repaired/gpt2-large")]
     Report(Report),
     /// Print the completions of a shell
-    #[command(after_help = "Example:\n  irepair completions bash > ~/.local/share/bash-completion/completions/irepair")]
+    #[command(
+        after_help = "Example:\n  irepair completions bash > ~/.local/share/bash-completion/completions/irepair"
+    )]
     Completions(Completions),
     /// Print the manual, or write its pages, one a command
-    #[command(after_help = "Examples:\n  irepair man | man -l -\n  irepair man --out ~/.local/share/man/man1")]
+    #[command(
+        after_help = "Examples:\n  irepair man | man -l -\n  irepair man --out ~/.local/share/man/man1"
+    )]
     Man(Man),
 }
 
@@ -410,7 +426,10 @@ impl Scoring {
 }
 
 pub fn scorer_help() -> String {
-    format!("What gives a text its score; scores of different scorers don't compare\n\n{}", crate::scorers::help())
+    format!(
+        "What gives a text its score; scores of different scorers don't compare\n\n{}",
+        crate::scorers::help()
+    )
 }
 
 #[derive(Debug, Args)]
@@ -564,7 +583,9 @@ impl Cli {
     pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Self {
         let matches = Self::command().get_matches_from(kebab(arguments));
         let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        if let (Command::Repair(repair), Some((_, matches))) = (&mut cli.command, matches.subcommand()) {
+        if let (Command::Repair(repair), Some((_, matches))) =
+            (&mut cli.command, matches.subcommand())
+        {
             flags_over_variables(&mut repair.options, matches);
         }
         cli
@@ -593,7 +614,8 @@ fn kebab(arguments: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::O
     arguments
         .map(|argument| match argument.to_str() {
             Some(text) if text.starts_with("--") => {
-                let (name, value) = text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v)));
+                let (name, value) =
+                    text.split_once('=').map_or((text, None), |(n, v)| (n, Some(v)));
                 let name = name.replace('_', "-");
                 value.map_or(name.clone(), |v| format!("{name}={v}")).into()
             }
@@ -609,7 +631,8 @@ mod tests {
     #[test]
     fn the_words_fit_together() {
         Cli::command().debug_assert();
-        let snake = kebab(["--learning_rate=a_b", "x_y", "--max_steps"].into_iter().map(Into::into));
+        let snake =
+            kebab(["--learning_rate=a_b", "x_y", "--max_steps"].into_iter().map(Into::into));
         assert_eq!(snake, ["--learning-rate=a_b", "x_y", "--max-steps"]);
     }
 
@@ -617,7 +640,11 @@ mod tests {
     fn every_command_shows_an_example() {
         for command in Cli::command().get_subcommands() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains(&format!("irepair {}", command.get_name())), "{}", command.get_name());
+            assert!(
+                help.contains(&format!("irepair {}", command.get_name())),
+                "{}",
+                command.get_name()
+            );
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::process::ExitCode;
 
 use irepair::cli::{Cli, Command};
-use irepair::{commands, fault};
+use irepair::{base::error, commands};
 
 fn main() -> ExitCode {
-    irepair::device::quiet_candle_pool();
-    irepair::device::keep_freed_memory();
-    irepair::stop::end_with_the_pipe();
+    irepair::model::device::quiet_candle_pool();
+    irepair::model::device::keep_freed_memory();
+    irepair::base::interrupt::end_with_the_pipe();
     let cli = Cli::of(std::env::args_os());
     let done = match cli.command {
         Command::Repair(args) => commands::repair::run(&args),
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(fault::exit_code(&error))
+            ExitCode::from(error::exit_code(&error))
         }
     }
 }

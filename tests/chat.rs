@@ -1,7 +1,8 @@
 //! Conversations: what `scripts/make_golden_chat.py` had transformers make of them, and what is refused.
 
-use irepair::chat::{ChatTemplate, Ending};
-use irepair::data::{self, KeyMap, Place};
+use irepair::data;
+use irepair::data::{KeyMap, Place};
+use irepair::tokens::chat::{ChatTemplate, Ending};
 use irepair::tokens::{Encoder, Lengths};
 use serde_json::{Value, json};
 
@@ -19,13 +20,16 @@ fn template(name: &str) -> String {
 /// The folder of the golden llama with this template, in each of the places that it can have.
 fn folders(template: &str) -> Vec<tempfile::TempDir> {
     let config = golden::json("llama/tokenizer_config.json");
-    let named = json!([{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]);
-    let places = [("chat_template", json!(template)), ("chat_template", named), ("other", Value::Null)];
+    let named =
+        json!([{"name": "tool_use", "template": "no"}, {"name": "default", "template": template}]);
+    let places =
+        [("chat_template", json!(template)), ("chat_template", named), ("other", Value::Null)];
     let folder = |(index, (key, value)): (usize, (&str, Value))| {
         let dir = tempfile::tempdir().expect("dir");
         let mut config = config.clone();
         config[key] = value;
-        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).expect("writes");
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string())
+            .expect("writes");
         if index == 2 {
             std::fs::write(dir.path().join("chat_template.jinja"), template).expect("writes");
         }
@@ -42,12 +46,17 @@ fn templates_give_what_transformers_gives() {
     for (name, expected) in golden["templates"].as_object().expect("templates") {
         for folder in folders(&template(name)) {
             let chat = ChatTemplate::of(folder.path()).expect("opens").expect("a template");
-            for (messages, row) in conversations.iter().zip(expected["rows"].as_array().expect("rows")) {
+            for (messages, row) in
+                conversations.iter().zip(expected["rows"].as_array().expect("rows"))
+            {
                 let messages = messages.as_array().expect("messages");
                 let whole = chat.render(messages, Ending::Message, &place);
                 if row.is_null() {
                     let error = whole.expect_err("refused").to_string();
-                    assert!(error.contains("chat.jsonl:3") && error.contains("must alternate"), "{error}");
+                    assert!(
+                        error.contains("chat.jsonl:3") && error.contains("must alternate"),
+                        "{error}"
+                    );
                     continue;
                 }
                 assert_eq!(whole.expect(name), row["whole"], "{name}");
@@ -69,7 +78,9 @@ fn conversations_in_tokens_are_transformers() {
         let encoder = Encoder::from_file(&tokenizer, 320).expect("tokenizer");
         let encoder = encoder.with_chat(ChatTemplate::of(folder.path()).expect("opens"));
         let rows = expected["rows"].as_array().expect("rows");
-        for (messages, row) in golden["conversations"].as_array().expect("conversations").iter().zip(rows) {
+        for (messages, row) in
+            golden["conversations"].as_array().expect("conversations").iter().zip(rows)
+        {
             if row.is_null() {
                 continue;
             }
@@ -80,17 +91,33 @@ fn conversations_in_tokens_are_transformers() {
             let implicit = json!({"chosen": messages, "rejected": ([history, &[other]].concat())});
             let path = bench.file("rows.jsonl", format!("{explicit}\n{implicit}\n"));
             let pairs = data::read_pairs(path.as_ref(), &KeyMap::new(), None).expect("pairs");
-            let ids = |key: &str| golden::numbers(&row[key]).iter().map(|x| *x as u32).collect::<Vec<_>>();
-            let (tokens, _) = encoder.pairs(&pairs, Lengths { prompt: 1000, total: 2000 }).expect("tokens");
+            let ids = |key: &str| {
+                golden::numbers(&row[key]).iter().map(|x| *x as u32).collect::<Vec<_>>()
+            };
+            let (tokens, _) =
+                encoder.pairs(&pairs, Lengths { prompt: 1000, total: 2000 }).expect("tokens");
             for pair in &tokens {
-                assert_eq!((&pair.prompt, &pair.chosen), (&ids("prompt_ids"), &ids("answer_ids")), "{name}");
+                assert_eq!(
+                    (&pair.prompt, &pair.chosen),
+                    (&ids("prompt_ids"), &ids("answer_ids")),
+                    "{name}"
+                );
                 assert_ne!(pair.rejected, pair.chosen);
             }
             // Too long: the end stays, with the turn that is to be answered.
-            let (cut, count) = encoder.pairs(&pairs[..1], Lengths { prompt: 9, total: 12 }).expect("tokens");
+            let (cut, count) =
+                encoder.pairs(&pairs[..1], Lengths { prompt: 9, total: 12 }).expect("tokens");
             let whole = ids("prompt_ids");
-            assert_eq!((cut[0].prompt.as_slice(), count.prompts), (&whole[whole.len() - 9..], 1), "{name}");
-            assert_eq!((cut[0].chosen.as_slice(), count.responses), (&ids("answer_ids")[..3], 2), "{name}");
+            assert_eq!(
+                (cut[0].prompt.as_slice(), count.prompts),
+                (&whole[whole.len() - 9..], 1),
+                "{name}"
+            );
+            assert_eq!(
+                (cut[0].chosen.as_slice(), count.responses),
+                (&ids("answer_ids")[..3], 2),
+                "{name}"
+            );
         }
     }
 }
@@ -111,8 +138,10 @@ fn chat_model(bench: &Bench, template: &str) -> String {
 fn a_thought_that_is_only_asked_for_is_no_part_of_the_prompt() {
     let bench = Bench::new();
     let turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
-    let model =
-        chat_model(&bench, &format!("{turns}{{% if add_generation_prompt %}}<assistant><think>\n{{% endif %}}"));
+    let model = chat_model(
+        &bench,
+        &format!("{turns}{{% if add_generation_prompt %}}<assistant><think>\n{{% endif %}}"),
+    );
     let row = json!({"prompt": [turn("user", "Tea?")], "chosen": [turn("assistant", "Yes.")],
                      "rejected": [turn("assistant", "No.")]});
     let plain = json!({"prompt": "<user>Tea?<assistant>", "chosen": "Yes.", "rejected": "No."});
@@ -122,9 +151,16 @@ fn a_thought_that_is_only_asked_for_is_no_part_of_the_prompt() {
     };
     assert_eq!(sensitivity(&row), sensitivity(&plain), "the same tokens");
     // What stands before the answer must be there whole.
-    let model = chat_model(&bench, &format!("{{% if add_generation_prompt %}}a{{% else %}}b{{% endif %}}{turns}"));
+    let model = chat_model(
+        &bench,
+        &format!("{{% if add_generation_prompt %}}a{{% else %}}b{{% endif %}}{turns}"),
+    );
     let data = bench.file("before.jsonl", format!("{row}\n"));
-    refused(&["sensitivity", "--model", &model, "--data", &data], 3, &["before.jsonl:1", "differently"]);
+    refused(
+        &["sensitivity", "--model", &model, "--data", &data],
+        3,
+        &["before.jsonl:1", "differently"],
+    );
 }
 
 #[test]
@@ -133,7 +169,8 @@ fn every_command_takes_conversations() {
     let model = chat_model(&bench, &template(STRICT));
     let ask = |i: usize| turn("user", &format!("Tea at {i}?"));
     let (good, bad) = (turn("assistant", "Yes."), turn("assistant", "Never."));
-    let rows = (0..6).map(|i| json!({"prompt": [ask(i)], "chosen": [good], "rejected": [bad]}).to_string());
+    let rows = (0..6)
+        .map(|i| json!({"prompt": [ask(i)], "chosen": [good], "rejected": [bad]}).to_string());
     let chat = bench.file("chat.jsonl", rows.collect::<Vec<_>>().join("\n"));
     let plain = (0..6).map(|i| {
         let [prompt, chosen, rejected] = [
@@ -144,11 +181,14 @@ fn every_command_takes_conversations() {
         json!({"prompt": prompt, "chosen": chosen, "rejected": rejected}).to_string()
     });
     let plain = bench.file("plain.jsonl", plain.collect::<Vec<_>>().join("\n"));
-    let sensitivity = |data: &str| ok(&irepair(&["sensitivity", "--model", &model, "--json", "--data", data]));
+    let sensitivity =
+        |data: &str| ok(&irepair(&["sensitivity", "--model", &model, "--json", "--data", data]));
     assert_eq!(sensitivity(&chat), sensitivity(&plain), "the same tokens");
 
-    let prompts =
-        bench.file("prompts.jsonl", (0..2).map(|i| json!({"prompt": [ask(i)]}).to_string() + "\n").collect::<String>());
+    let prompts = bench.file(
+        "prompts.jsonl",
+        (0..2).map(|i| json!({"prompt": [ask(i)]}).to_string() + "\n").collect::<String>(),
+    );
     let texts = |prompts: &str, name: &str| {
         let out = bench.path(name);
         ok(&irepair(&[
@@ -163,7 +203,8 @@ fn every_command_takes_conversations() {
             out.to_str().expect("utf-8"),
         ]));
         let rows = std::fs::read_to_string(out).expect("texts");
-        let text = |row: &str| serde_json::from_str::<Value>(row).expect("JSON")["continuation"].clone();
+        let text =
+            |row: &str| serde_json::from_str::<Value>(row).expect("JSON")["continuation"].clone();
         rows.lines().map(text).collect::<Vec<_>>()
     };
     let written = texts(&prompts, "texts.jsonl");
@@ -197,8 +238,13 @@ fn every_command_takes_conversations() {
         "--eval-steps",
         "1",
     ]));
-    let run: Value = serde_json::from_slice(&std::fs::read(out.join("irepair/run.json")).expect("run")).expect("JSON");
-    assert!(run["before"]["toxicity"].is_number() && run["after"]["nll_chosen"].is_number(), "{run}");
+    let run: Value =
+        serde_json::from_slice(&std::fs::read(out.join("irepair/run.json")).expect("run"))
+            .expect("JSON");
+    assert!(
+        run["before"]["toxicity"].is_number() && run["after"]["nll_chosen"].is_number(),
+        "{run}"
+    );
     assert!(out.join("chat_template.jinja").is_file());
     assert!(!out.join("irepair/prompts.jsonl").exists());
 }
@@ -213,11 +259,23 @@ fn every_token_that_ends_a_text_does() {
     let new = golden::numbers(&row["new_ids"]);
     let prompts = bench.file("prompts.txt", row["prompt"].as_str().expect("a prompt"));
     let written = |name: &str, generation: &Value| {
-        std::fs::write(model.join("generation_config.json"), generation.to_string()).expect("writes");
+        std::fs::write(model.join("generation_config.json"), generation.to_string())
+            .expect("writes");
         let (model, out) = (model.to_str().expect("utf-8"), bench.path(name));
         let out = out.to_str().expect("utf-8");
-        ok(&irepair(&["generate", "-q", "--model", model, "--greedy", "--prompts", &prompts, "--out", out]));
-        let row: Value = serde_json::from_slice(&std::fs::read(out).expect("texts")).expect("a row");
+        ok(&irepair(&[
+            "generate",
+            "-q",
+            "--model",
+            model,
+            "--greedy",
+            "--prompts",
+            &prompts,
+            "--out",
+            out,
+        ]));
+        let row: Value =
+            serde_json::from_slice(&std::fs::read(out).expect("texts")).expect("a row");
         row["continuation"].as_str().expect("a text").to_owned()
     };
     let whole = written("whole.jsonl", &json!({}));
@@ -225,7 +283,10 @@ fn every_token_that_ends_a_text_does() {
     // The first token that is not that of the beginning.
     let at = new.iter().position(|id| *id != new[0]).expect("two different tokens");
     let cut = written("cut.jsonl", &json!({"eos_token_id": [0, new[at] as u32]}));
-    assert!(whole.starts_with(&cut) && cut.len() < whole.len() && !cut.is_empty(), "{cut:?} of {whole:?}");
+    assert!(
+        whole.starts_with(&cut) && cut.len() < whole.len() && !cut.is_empty(),
+        "{cut:?} of {whole:?}"
+    );
 }
 
 #[test]
@@ -240,7 +301,11 @@ fn conversations_that_are_refused() {
         let data = bench.file("chat.jsonl", format!("{good}\n{row}\n"));
         refused(&["sensitivity", "--model", &model, "--data", &data], 3, words);
     };
-    refuse(None, &good, &["chat.jsonl:1", "no chat template", "chat_template.jinja", "plain strings"]);
+    refuse(
+        None,
+        &good,
+        &["chat.jsonl:1", "no chat template", "chat_template.jinja", "plain strings"],
+    );
     let with = |key: &str, value: Value| {
         let mut row = good.clone();
         row[key] = value;
@@ -248,8 +313,13 @@ fn conversations_that_are_refused() {
     };
     let strict = template(STRICT);
     let system = with("prompt", json!([turn("system", "Be kind."), turn("user", "Tea?")]));
-    refuse(Some(&strict), &system, &["chat.jsonl:2", "chat_template.jinja", "roles must alternate"]);
-    let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
+    refuse(
+        Some(&strict),
+        &system,
+        &["chat.jsonl:2", "chat_template.jinja", "roles must alternate"],
+    );
+    let loops =
+        "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
     refuse(Some(loops), &good, &["chat.jsonl:1", "does not come to an end"]);
     let grows = "{% set ns = namespace(x='ab') %}{% for a in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
     refuse(Some(grows), &good, &["chat.jsonl:1", "does not come to an end"]);
@@ -268,23 +338,46 @@ fn conversations_that_are_refused() {
     refuse(Some("x"), &good, &["chat.jsonl:1", "chosen has no tokens"]);
     let strict = Some(strict.as_str());
     refuse(strict, &with("chosen", json!("Yes.")), &["chat.jsonl:2", "chosen", "list of messages"]);
-    refuse(strict, &with("chosen", json!([{"role": "assistant"}])), &["chat.jsonl:2", "message 0", "content"]);
-    refuse(strict, &with("chosen", json!([turn("user", "Yes.")])), &["chat.jsonl:2", "chosen", "assistant's answer"]);
-    refuse(strict, &with("rejected", json!([turn("assistant", " ")])), &["chat.jsonl:2", "rejected is empty"]);
-    let longer = json!([turn("assistant", "Yes."), turn("user", "Now?"), turn("assistant", "Now.")]);
+    refuse(
+        strict,
+        &with("chosen", json!([{"role": "assistant"}])),
+        &["chat.jsonl:2", "message 0", "content"],
+    );
+    refuse(
+        strict,
+        &with("chosen", json!([turn("user", "Yes.")])),
+        &["chat.jsonl:2", "chosen", "assistant's answer"],
+    );
+    refuse(
+        strict,
+        &with("rejected", json!([turn("assistant", " ")])),
+        &["chat.jsonl:2", "rejected is empty"],
+    );
+    let longer =
+        json!([turn("assistant", "Yes."), turn("user", "Now?"), turn("assistant", "Now.")]);
     refuse(strict, &with("chosen", longer), &["chat.jsonl:2", "the same up to the last turn"]);
     // A prompt that is answered already, and a conversation where a plain text is wanted.
     let model = chat_model(&bench, &template(STRICT));
-    let prompts = bench.file("prompts.jsonl", json!({"prompt": [turn("assistant", "Yes.")]}).to_string());
+    let prompts =
+        bench.file("prompts.jsonl", json!({"prompt": [turn("assistant", "Yes.")]}).to_string());
     let out = bench.path("out.jsonl");
     refused(
-        &["generate", "--model", &model, "--prompts", &prompts, "--out", out.to_str().expect("utf-8")],
+        &[
+            "generate",
+            "--model",
+            &model,
+            "--prompts",
+            &prompts,
+            "--out",
+            out.to_str().expect("utf-8"),
+        ],
         3,
         &["prompts.jsonl:1", "an assistant answers"],
     );
     let texts = bench.file("texts.jsonl", json!({"prompt": [turn("user", "Tea?")]}).to_string());
     let out = bench.path("out");
-    let eval = ["eval", "--model", &model, "--lambada", &texts, "--out", out.to_str().expect("utf-8")];
+    let eval =
+        ["eval", "--model", &model, "--lambada", &texts, "--out", out.to_str().expect("utf-8")];
     refused(&eval, 3, &["texts.jsonl:1", "conversation"]);
 }
 
@@ -292,7 +385,8 @@ fn conversations_that_are_refused() {
 #[test]
 fn dates_and_special_tokens() {
     let dir = tempfile::tempdir().expect("dir");
-    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("writes");
+    let write =
+        |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("writes");
     let render = |template: &str, config: Value| {
         write("chat_template.jinja", template);
         write("tokenizer_config.json", &config.to_string());
@@ -300,12 +394,19 @@ fn dates_and_special_tokens() {
         let place = Place { file: std::path::Path::new("chat.jsonl").into(), line: 3 };
         chat.render(&[turn("user", "Tea?")], Ending::Prompt, &place)
     };
-    let date =
-        "{% if strftime_now is defined %}{{ strftime_now('%A %a %d %B %b %m %Y %y %j %H:%M:%S 5%%') }}{% endif %}";
-    assert_eq!(render(date, json!({})).expect("a date"), "Thursday Thu 01 January Jan 01 2026 26 001 00:00:00 5%");
+    let date = "{% if strftime_now is defined %}{{ strftime_now('%A %a %d %B %b %m %Y %y %j %H:%M:%S 5%%') }}{% endif %}";
+    assert_eq!(
+        render(date, json!({})).expect("a date"),
+        "Thursday Thu 01 January Jan 01 2026 26 001 00:00:00 5%"
+    );
     for field in ["%c", "%"] {
-        let error = render(&format!("{{{{ strftime_now('{field}') }}}}"), json!({})).expect_err(field).to_string();
-        assert!(error.contains(&format!("strftime_now: {field} is not implemented (have: %%")), "{error}");
+        let error = render(&format!("{{{{ strftime_now('{field}') }}}}"), json!({}))
+            .expect_err(field)
+            .to_string();
+        assert!(
+            error.contains(&format!("strftime_now: {field} is not implemented (have: %%")),
+            "{error}"
+        );
     }
     let map = json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "<end>", "extra": ["<x>"]});
     write("special_tokens_map.json", &map.to_string());

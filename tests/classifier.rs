@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use irepair::fault::exit_code;
-use irepair::scorers::{self, Options, Scored, Scorer};
+use irepair::base::error::exit_code;
+use irepair::scorers;
+use irepair::scorers::{Options, Scored, Scorer};
 use serde_json::{Value, json};
 
 use crate::golden;
@@ -30,7 +31,12 @@ fn folder(name: &str) -> PathBuf {
 
 fn texts() -> Vec<String> {
     let texts = golden::json("classifiers/texts.json");
-    texts.as_array().expect("a list").iter().map(|t| t.as_str().expect("a text").to_owned()).collect()
+    texts
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|t| t.as_str().expect("a text").to_owned())
+        .collect()
 }
 
 fn try_open(folder: &Path, label: Option<&str>) -> anyhow::Result<Box<dyn Scorer>> {
@@ -64,7 +70,12 @@ fn all_within(got: &[f64], want: &[f64], tolerance: f64, what: &str) {
 
 /// Probabilities of one label.
 fn column(expected: &Value, label: usize) -> Vec<f64> {
-    expected["probabilities"].as_array().expect("rows").iter().map(|row| golden::numbers(row)[label]).collect()
+    expected["probabilities"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| golden::numbers(row)[label])
+        .collect()
 }
 
 /// Every label of every model, all texts at once: of different lengths, so with padding; one cut, one empty.
@@ -78,7 +89,12 @@ fn probabilities_are_those_of_transformers() {
             let label = label.as_str().expect("a label");
             let scorer = open(&folder(name), Some(label));
             let what = format!("{name}, {label}");
-            all_within(&scores(scorer.as_ref(), &texts), &column(&expected, index), TOLERANCE, &what);
+            all_within(
+                &scores(scorer.as_ref(), &texts),
+                &column(&expected, index),
+                TOLERANCE,
+                &what,
+            );
         }
     }
 }
@@ -90,7 +106,8 @@ fn scores_do_not_depend_on_the_batch() {
     let mut texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     for name in MODELS {
         let scorer = open(&folder(name), None);
-        let alone: Vec<f64> = texts.iter().map(|text| scores(scorer.as_ref(), &[text])[0]).collect();
+        let alone: Vec<f64> =
+            texts.iter().map(|text| scores(scorer.as_ref(), &[text])[0]).collect();
         texts.reverse();
         let mut backwards = scores(scorer.as_ref(), &texts);
         backwards.reverse();
@@ -112,11 +129,14 @@ fn every_architecture_of_the_table_has_a_golden_model() {
     assert!(error.contains("GPT2ForSequenceClassification"), "{error}");
     let (_, table) = error.split_once("have: ").expect("the table");
     let mut have: Vec<&str> = table.split(", ").collect();
-    let class = |name: &str| golden::json(&format!("classifiers/{name}/config.json"))["architectures"][0].clone();
+    let class = |name: &str| {
+        golden::json(&format!("classifiers/{name}/config.json"))["architectures"][0].clone()
+    };
     let mut tested: Vec<Value> = MODELS.iter().map(|name| class(name)).collect();
     tested.dedup();
     have.sort_unstable();
-    let mut tested: Vec<&str> = tested.iter().map(|class| class.as_str().expect("a class")).collect();
+    let mut tested: Vec<&str> =
+        tested.iter().map(|class| class.as_str().expect("a class")).collect();
     tested.sort_unstable();
     assert_eq!(have, tested);
 }
@@ -124,7 +144,8 @@ fn every_architecture_of_the_table_has_a_golden_model() {
 #[test]
 fn name_and_about_say_what_decides_the_scores() {
     let name = open(&folder("bert"), None).name();
-    let hash = irepair::checkpoint::hash_file(&folder("bert").join("model.safetensors")).expect("hash");
+    let hash =
+        irepair::base::files::hash_file(&folder("bert").join("model.safetensors")).expect("hash");
     assert_eq!(name, format!("classifier:bert@{}#toxic", &hash[..12]));
     let about = open(&folder("bert"), None).about();
     for words in ["BertForSequenceClassification", "\"toxic\"", "sigmoid", "40 tokens"] {
@@ -141,7 +162,11 @@ fn name_and_about_say_what_decides_the_scores() {
     ] {
         let scorer = open(&folder(model), None);
         assert!(scorer.name().ends_with(&format!("#{label}")), "{}", scorer.name());
-        assert!(scorer.about().contains(activation) && !scorer.about().contains('\n'), "{}", scorer.about());
+        assert!(
+            scorer.about().contains(activation) && !scorer.about().contains('\n'),
+            "{}",
+            scorer.about()
+        );
     }
 }
 
@@ -151,7 +176,8 @@ struct Copy(tempfile::TempDir);
 impl Copy {
     fn of(name: &str) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        {
             std::fs::copy(folder(name).join(file), dir.path().join(file)).expect(file);
         }
         Self(dir)
@@ -163,7 +189,8 @@ impl Copy {
 
     fn configure(&self, key: &str, value: Value) {
         let path = self.path().join("config.json");
-        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("config")).expect("JSON");
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(&path).expect("config")).expect("JSON");
         config[key] = value;
         std::fs::write(path, config.to_string()).expect("writes");
     }
@@ -183,7 +210,10 @@ impl Copy {
     /// Its scores of all the texts.
     fn scores(&self) -> Vec<f64> {
         let texts = texts();
-        scores(open(self.path(), None).as_ref(), &texts.iter().map(String::as_str).collect::<Vec<_>>())
+        scores(
+            open(self.path(), None).as_ref(),
+            &texts.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
     }
 }
 
@@ -195,12 +225,14 @@ fn texts_are_cut_to_the_positions_or_to_what_the_tokenizer_says() {
         // Nothing but the positions says where to cut.
         copy.remove("tokenizer_config.json");
         assert_eq!(copy.scores(), whole, "{name}");
-        std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 1e30}"#).expect("writes");
+        std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 1e30}"#)
+            .expect("writes");
         assert_eq!(copy.scores(), whole, "{name}");
     }
     let copy = Copy::of("bert");
     let whole = copy.scores();
-    std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 7}"#).expect("writes");
+    std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 7}"#)
+        .expect("writes");
     let cut = copy.scores();
     assert_eq!(cut[0], whole[0], "7 tokens");
     assert!((cut[1] - whole[1]).abs() > 1e-3, "28 tokens: {} and {}", cut[1], whole[1]);
@@ -217,11 +249,17 @@ fn a_tokenizer_is_made_of_older_files() {
         let vocab = &made["model"]["vocab"];
         if name == "roberta" {
             let merges = made["model"]["merges"].as_array().expect("merges");
-            let line =
-                |pair: &Value| format!("{} {}\n", pair[0].as_str().expect("left"), pair[1].as_str().expect("right"));
+            let line = |pair: &Value| {
+                format!(
+                    "{} {}\n",
+                    pair[0].as_str().expect("left"),
+                    pair[1].as_str().expect("right")
+                )
+            };
             let merges: String = merges.iter().map(line).collect();
             std::fs::write(copy.path().join("vocab.json"), vocab.to_string()).expect("writes");
-            std::fs::write(copy.path().join("merges.txt"), format!("#version: 0.2\n{merges}")).expect("writes");
+            std::fs::write(copy.path().join("merges.txt"), format!("#version: 0.2\n{merges}"))
+                .expect("writes");
         } else {
             let mut words: Vec<_> = vocab.as_object().expect("words").iter().collect();
             words.sort_by_key(|(_, id)| id.as_u64());
@@ -245,25 +283,61 @@ fn what_is_no_usable_classifier_is_refused() {
         copy.refused()
     };
     let cases = [
-        (changed("roberta", "id2label", json!({"0": "joy", "1": "anger"})), &["joy, anger", "--toxic-label"][..]),
-        (changed("roberta", "id2label", json!({"0": "toxic", "2": "anger"})), &["id2label", "config.json"]),
+        (
+            changed("roberta", "id2label", json!({"0": "joy", "1": "anger"})),
+            &["joy, anger", "--toxic-label"][..],
+        ),
+        (
+            changed("roberta", "id2label", json!({"0": "toxic", "2": "anger"})),
+            &["id2label", "config.json"],
+        ),
         (changed("roberta", "id2label", json!({"0": "toxic"})), &["out_proj", "config.json says"]),
         (changed("bert", "problem_type", json!("regression")), &["regression", "no probabilities"]),
-        (changed("bert", "problem_type", json!("guess")), &["problem_type \"guess\"", "multi_label_classification"]),
-        (changed("bert", "architectures", json!(["BertForMaskedLM"])), &["BertForMaskedLM", "ModernBertFor"]),
+        (
+            changed("bert", "problem_type", json!("guess")),
+            &["problem_type \"guess\"", "multi_label_classification"],
+        ),
+        (
+            changed("bert", "architectures", json!(["BertForMaskedLM"])),
+            &["BertForMaskedLM", "ModernBertFor"],
+        ),
         (changed("bert", "hidden_act", json!("snake")), &["snake", "config.json"]),
-        (changed("bert", "position_embedding_type", json!("relative_key")), &["position_embedding_type", "absolute"]),
-        (changed("bert", "num_attention_heads", json!(3)), &["hidden_size 16", "num_attention_heads 3"]),
-        (changed("bert", "num_attention_heads", json!(0)), &["num_attention_heads must be 1 or more"]),
-        (changed("bert", "vocab_size", json!("many")), &["vocab_size must be a whole number", "\"many\""]),
+        (
+            changed("bert", "position_embedding_type", json!("relative_key")),
+            &["position_embedding_type", "absolute"],
+        ),
+        (
+            changed("bert", "num_attention_heads", json!(3)),
+            &["hidden_size 16", "num_attention_heads 3"],
+        ),
+        (
+            changed("bert", "num_attention_heads", json!(0)),
+            &["num_attention_heads must be 1 or more"],
+        ),
+        (
+            changed("bert", "vocab_size", json!("many")),
+            &["vocab_size must be a whole number", "\"many\""],
+        ),
         (changed("bert", "hidden_size", json!(32)), &["config.json says"]),
-        (changed("bert", "max_position_embeddings", json!(4_000_000_000u32)), &["max_position_embeddings"]),
+        (
+            changed("bert", "max_position_embeddings", json!(4_000_000_000u32)),
+            &["max_position_embeddings"],
+        ),
         (changed("roberta", "pad_token_id", json!(41)), &["no position after pad_token_id"]),
         (changed("distilbert", "activation", json!("snake")), &["activation", "gelu, relu"]),
-        (changed("deberta-v2", "conv_kernel_size", json!(3)), &["conv_kernel_size 3 is not implemented"]),
+        (
+            changed("deberta-v2", "conv_kernel_size", json!(3)),
+            &["conv_kernel_size 3 is not implemented"],
+        ),
         (changed("modernbert", "norm_bias", json!(true)), &["norm_bias true is not implemented"]),
-        (changed("modernbert", "classifier_pooling", json!("max")), &["classifier_pooling", "cls, mean"]),
-        (changed("modernbert", "layer_types", json!(["full_attention", "full_attention"])), &["layer_types"]),
+        (
+            changed("modernbert", "classifier_pooling", json!("max")),
+            &["classifier_pooling", "cls, mean"],
+        ),
+        (
+            changed("modernbert", "layer_types", json!(["full_attention", "full_attention"])),
+            &["layer_types"],
+        ),
     ];
     for (error, words) in cases {
         assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
@@ -273,8 +347,14 @@ fn what_is_no_usable_classifier_is_refused() {
     pickle.remove("model.safetensors");
     std::fs::write(pickle.path().join("pytorch_model.bin"), "pickle").expect("writes");
     let error = pickle.refused();
-    assert!(error.contains("only pytorch_model.bin, which is not loaded; convert it with transformers"), "{error}");
-    assert!(error.contains("RobertaForSequenceClassification.from_pretrained(DIR).save_pretrained(OUT"), "{error}");
+    assert!(
+        error.contains("only pytorch_model.bin, which is not loaded; convert it with transformers"),
+        "{error}"
+    );
+    assert!(
+        error.contains("RobertaForSequenceClassification.from_pretrained(DIR).save_pretrained(OUT"),
+        "{error}"
+    );
 
     let mute = Copy::of("roberta");
     mute.remove("tokenizer.json");
@@ -282,10 +362,14 @@ fn what_is_no_usable_classifier_is_refused() {
     assert!(error.contains("no tokenizer.json") && error.contains("AutoTokenizer"), "{error}");
 
     let other = Copy::of("bert");
-    std::fs::copy(folder("roberta").join("tokenizer.json"), other.path().join("tokenizer.json")).expect("copy");
+    std::fs::copy(folder("roberta").join("tokenizer.json"), other.path().join("tokenizer.json"))
+        .expect("copy");
     assert!(other.refused().contains("don't belong together"));
 
-    let error = scorers::open("classifier:nowhere", &Options::default()).err().expect("refused").to_string();
+    let error = scorers::open("classifier:nowhere", &Options::default())
+        .err()
+        .expect("refused")
+        .to_string();
     assert!(error.contains("no such folder, and no hub id"), "{error}");
 }
 
@@ -299,12 +383,23 @@ fn score_writes_the_probabilities() {
     let lines: String = texts.iter().map(|text| format!("{}\n", json!({"text": text}))).collect();
     std::fs::write(rows, lines).expect("writes");
     let scorer = format!("classifier:{}", folder("bert").to_str().expect("utf-8"));
-    let said = ok(&irepair(&["score", rows, "--scorer", &scorer, "--toxic-label", "Obscene", "--out", out]));
+    let said = ok(&irepair(&[
+        "score",
+        rows,
+        "--scorer",
+        &scorer,
+        "--toxic-label",
+        "Obscene",
+        "--out",
+        out,
+    ]));
     assert!(said.contains("#obscene: BertForSequenceClassification"), "{said}");
     let written = std::fs::read_to_string(out).expect("rows");
     let got: Vec<f64> = written
         .lines()
-        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["score"].as_f64().expect("a score"))
+        .map(|line| {
+            serde_json::from_str::<Value>(line).expect("JSON")["score"].as_f64().expect("a score")
+        })
         .collect();
     let expected = golden::json("classifiers/bert/expected.json");
     // Row 4 is the empty text.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use irepair::model::kernels::matmul::Precision;
+use irepair::model::precision::Precision;
 
 use crate::golden;
 use crate::repair::{command, irepair, ok};
@@ -35,9 +35,13 @@ impl Bench {
     pub fn model_of(&self, golden: &str) -> PathBuf {
         let to = self.path("model");
         std::fs::create_dir_all(&to).expect("dir");
-        for name in
-            ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-        {
+        for name in [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ] {
             std::fs::copy(golden::dir().join(golden).join(name), to.join(name)).expect(name);
         }
         to
@@ -72,7 +76,11 @@ fn bad_data(data: &str, words: &[&str]) {
 /// A command on this model folder is refused.
 #[track_caller]
 pub fn bad_model(model: &Path, words: &[&str]) {
-    refused(&["sensitivity", "--model", model.to_str().expect("utf-8"), "--data", &pairs()], 3, words);
+    refused(
+        &["sensitivity", "--model", model.to_str().expect("utf-8"), "--data", &pairs()],
+        3,
+        words,
+    );
 }
 
 const GOOD: &str = r#"{"prompt": "Say hello", "chosen": " to everyone", "rejected": " to nobody"}"#;
@@ -97,7 +105,8 @@ fn every_command_has_help_with_an_example() {
         assert!(help.contains(&format!("irepair {command}")), "{command}");
     }
     assert!(ok(&irepair(&["doctor"])).contains("gpt2"));
-    let json: serde_json::Value = serde_json::from_str(&ok(&irepair(&["doctor", "--json"]))).expect("json");
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(&irepair(&["doctor", "--json"]))).expect("json");
     assert_eq!(json["device"], "Cpu");
 }
 
@@ -111,7 +120,12 @@ fn shells_and_man_know_every_command() {
         ("elvish", "edit:completion"),
     ] {
         let script = ok(&irepair(&["completions", shell]));
-        assert!(script.contains(words) && script.contains("sensitivity") && script.contains("max-steps"), "{shell}");
+        assert!(
+            script.contains(words)
+                && script.contains("sensitivity")
+                && script.contains("max-steps"),
+            "{shell}"
+        );
     }
     refused(&["completions", "tcsh"], 2, &["bash"]);
     let page = ok(&irepair(&["man"]));
@@ -136,14 +150,30 @@ fn shells_and_man_know_every_command() {
 fn usage_errors_exit_with_2() {
     refused(&["repiar"], 2, &["repair"]);
     refused(&["repair", "--no-such-flag"], 2, &["--no-such-flag"]);
-    refused(&["repair", "--method", "irepair", "--kl-weight", "1"], 2, &["--kl-weight", "irepair+kl"]);
-    refused(&["generate", "--model", &tiny(), "--out", "x.jsonl"], 2, &["--prompts", "--unconditional"]);
-    refused(&["sensitivity", "--model", &tiny(), "--revision", "v2", "--data", &pairs()], 2, &["--revision"]);
+    refused(
+        &["repair", "--method", "irepair", "--kl-weight", "1"],
+        2,
+        &["--kl-weight", "irepair+kl"],
+    );
+    refused(
+        &["generate", "--model", &tiny(), "--out", "x.jsonl"],
+        2,
+        &["--prompts", "--unconditional"],
+    );
+    refused(
+        &["sensitivity", "--model", &tiny(), "--revision", "v2", "--data", &pairs()],
+        2,
+        &["--revision"],
+    );
 }
 
 #[test]
 fn a_model_that_is_not_there() {
-    refused(&["sensitivity", "--model", "no/such/folder", "--data", &pairs()], 3, &["no/such/folder"]);
+    refused(
+        &["sensitivity", "--model", "no/such/folder", "--data", &pairs()],
+        3,
+        &["no/such/folder"],
+    );
     refused(&["sensitivity", "--model", &tiny()], 3, &["--data"]);
     refused(&["repair", "--model", &tiny()], 3, &["--data"]);
     let bench = Bench::new();
@@ -176,9 +206,15 @@ fn a_model_that_is_not_there() {
     let pickle = bench.file("consolidated.00.pth", "pickle");
     bad_model(pickle.as_ref(), &["consolidated.00.pth: a file", "convert_llama_weights_to_hf.py"]);
     let pickle = bench.file("best.pt", "pickle");
-    bad_model(pickle.as_ref(), &["best.pt: a file", "type(AutoModelForCausalLM.from_config(c)).from_pretrained(None"]);
-    std::fs::write(model.join("model.safetensors.index.json"), r#"{"weight_map": {"a": "model-1.safetensors"}}"#)
-        .expect("write");
+    bad_model(
+        pickle.as_ref(),
+        &["best.pt: a file", "type(AutoModelForCausalLM.from_config(c)).from_pretrained(None"],
+    );
+    std::fs::write(
+        model.join("model.safetensors.index.json"),
+        r#"{"weight_map": {"a": "model-1.safetensors"}}"#,
+    )
+    .expect("write");
     bad_model(&model, &["model-1.safetensors", "missing"]);
     let model = bench.model();
     std::fs::remove_file(model.join("model.safetensors.index.json")).expect("remove");
@@ -246,17 +282,27 @@ fn weights_and_configuration_that_disagree() {
 /// As in transformers they are ignored, but the model may not be what was trained.
 #[test]
 fn weights_that_the_configuration_does_not_ask_for_are_named() {
-    for (key, tensor) in [("attention_bias", "self_attn.k_proj.bias"), ("mlp_bias", "mlp.down_proj.bias")] {
+    for (key, tensor) in
+        [("attention_bias", "self_attn.k_proj.bias"), ("mlp_bias", "mlp.down_proj.bias")]
+    {
         let bench = Bench::new();
         let model = bench.model_of("llama");
         let mut config = golden::json("llama/config.json");
         config[key] = false.into();
         std::fs::write(model.join("config.json"), config.to_string()).expect("write");
-        let output = irepair(&["sensitivity", "--model", model.to_str().expect("utf-8"), "--data", &pairs()]);
+        let output = irepair(&[
+            "sensitivity",
+            "--model",
+            model.to_str().expect("utf-8"),
+            "--data",
+            &pairs(),
+        ]);
         ok(&output);
         let said = String::from_utf8_lossy(&output.stderr);
         let line = said.lines().find(|line| line.starts_with("warning: ")).expect("a warning");
-        for words in ["model.safetensors: ", &format!("{tensor} is no part"), &format!("{key:?}"), "ignored"] {
+        for words in
+            ["model.safetensors: ", &format!("{tensor} is no part"), &format!("{key:?}"), "ignored"]
+        {
             assert!(line.contains(words), "{words:?} is not in: {line}");
         }
         assert_eq!(said.matches("warning: ").count(), 1, "{said}");
@@ -278,37 +324,76 @@ fn configurations_that_are_not_implemented() {
     };
     use serde_json::json;
     let yarn = json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0});
-    refuse("llama", &[("rope_parameters", yarn)], &["rotary scaling yarn", "default, linear, llama3"]);
-    refuse("mistral", &[("rope_scaling", json!({"type": "dynamic", "factor": 2.0}))], &["rotary scaling dynamic"]);
+    refuse(
+        "llama",
+        &[("rope_parameters", yarn)],
+        &["rotary scaling yarn", "default, linear, llama3"],
+    );
+    refuse(
+        "mistral",
+        &[("rope_scaling", json!({"type": "dynamic", "factor": 2.0}))],
+        &["rotary scaling dynamic"],
+    );
     refuse("mistral", &[("rope_scaling", json!({"type": "linear"}))], &["\"factor\""]);
     refuse("mistral", &[("rope_theta", json!(0))], &["\"rope_theta\" is 0"]);
     // A `rope_scaling` that is not empty goes before `rope_parameters`.
-    refuse("llama", &[("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}))], &["rotary scaling yarn"]);
-    refuse("mistral", &[("rope_scaling", json!("linear"))], &["\"rope_scaling\" is \"linear\"", "object"]);
+    refuse(
+        "llama",
+        &[("rope_scaling", json!({"rope_type": "yarn", "factor": 2.0}))],
+        &["rotary scaling yarn"],
+    );
+    refuse(
+        "mistral",
+        &[("rope_scaling", json!("linear"))],
+        &["\"rope_scaling\" is \"linear\"", "object"],
+    );
     refuse("mistral", &[("rope_scaling", json!([2.0]))], &["\"rope_scaling\" is [2.0]", "object"]);
-    refuse("mistral", &[("rope_scaling", json!({"type": null, "factor": 2.0}))], &["rotary scaling of no name"]);
+    refuse(
+        "mistral",
+        &[("rope_scaling", json!({"type": null, "factor": 2.0}))],
+        &["rotary scaling of no name"],
+    );
     refuse("mistral", &[("rope_scaling", json!({"factor": 2.0}))], &["rotary scaling of no name"]);
-    let of_kinds = json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}});
-    refuse("qwen2", &[("rope_parameters", of_kinds)], &["\"rope_parameters\"", "full_attention", "all layers"]);
+    let of_kinds =
+        json!({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}});
+    refuse(
+        "qwen2",
+        &[("rope_parameters", of_kinds)],
+        &["\"rope_parameters\"", "full_attention", "all layers"],
+    );
     let llama3 = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
                         "original_max_position_embeddings": 32});
     refuse("llama", &[("rope_parameters", llama3)], &["low_freq_factor", "high_freq_factor"]);
     refuse("llama", &[("partial_rotary_factor", json!(0.5))], &["part of a head"]);
     refuse("llama", &[("head_dim", json!(7))], &["part of a head's 7"]);
-    refuse("llama", &[("head_dim", json!(1 << 28))], &["268435456", "\"head_dim\"", "at most 65536"]);
-    refuse("qwen2", &[("num_key_value_heads", json!(3))], &["num_attention_heads", "4", "num_key_value_heads", "3"]);
+    refuse(
+        "llama",
+        &[("head_dim", json!(1 << 28))],
+        &["268435456", "\"head_dim\"", "at most 65536"],
+    );
+    refuse(
+        "qwen2",
+        &[("num_key_value_heads", json!(3))],
+        &["num_attention_heads", "4", "num_key_value_heads", "3"],
+    );
     refuse("qwen2", &[("hidden_act", json!("mish"))], &["hidden_act", "mish", "silu"]);
     let kinds = json!(["full_attention", "chunked_attention", "full_attention"]);
     refuse("qwen3", &[("layer_types", kinds)], &["chunked_attention", "sliding_attention"]);
     refuse("qwen3", &[("layer_types", json!(["full_attention"]))], &["layer_types", "1", "3"]);
     for golden in ["llama", "mistral"] {
-        let blocks = golden::json(&format!("{golden}/config.json"))["num_hidden_layers"].as_u64().expect("blocks");
+        let blocks = golden::json(&format!("{golden}/config.json"))["num_hidden_layers"]
+            .as_u64()
+            .expect("blocks");
         let kinds = json!(vec!["linear_attention"; blocks as usize]);
         refuse(golden, &[("layer_types", kinds)], &["linear_attention", "full_attention"]);
     }
     let quantized = json!({"quant_method": "gptq", "bits": 4});
     refuse("llama", &[("quantization_config", quantized)], &["quantized by gptq", "dequantize()"]);
-    refuse("llama", &[("model_type", json!("llama4"))], &["llama4", "llama, mistral, qwen2, qwen3"]);
+    refuse(
+        "llama",
+        &[("model_type", json!("llama4"))],
+        &["llama4", "llama, mistral, qwen2, qwen3"],
+    );
 }
 
 #[test]
@@ -318,7 +403,10 @@ fn bad_rows_are_named_with_their_line() {
     rows[16] = "{\"prompt\": \"a\", ";
     bad_data(&bench.file("broken.jsonl", rows.join("\n")), &["broken.jsonl:17", "broken JSON"]);
     rows[16] = r#"{"prompt": "a", "chosen": "b"}"#;
-    bad_data(&bench.file("missing.jsonl", rows.join("\r\n")), &["missing.jsonl:17", "rejected", "prompt, chosen"]);
+    bad_data(
+        &bench.file("missing.jsonl", rows.join("\r\n")),
+        &["missing.jsonl:17", "rejected", "prompt, chosen"],
+    );
     rows[16] = r#"{"prompt": "a", "chosen": "b", "rejected": "  "}"#;
     bad_data(&bench.file("empty.jsonl", rows.join("\n")), &["empty.jsonl:17", "rejected is empty"]);
     rows[16] = r#"{"prompt": "a", "chosen": 3, "rejected": "c"}"#;
@@ -341,9 +429,14 @@ fn good_rows_in_every_shape_give_the_same_numbers() {
     use std::io::Write;
     let bench = Bench::new();
     let lines = format!("{GOOD}\n{GOOD}\n");
-    let numbers = |data: &str| ok(&irepair(&["sensitivity", "--model", &tiny(), "--json", "--data", data]));
+    let numbers =
+        |data: &str| ok(&irepair(&["sensitivity", "--model", &tiny(), "--json", "--data", data]));
     let want = numbers(&bench.file("plain.jsonl", &lines));
-    assert_eq!(numbers(&bench.file("bom.jsonl", format!("\u{feff}{GOOD}\r\n\r\n{GOOD}\r\n"))), want, "BOM and CRLF");
+    assert_eq!(
+        numbers(&bench.file("bom.jsonl", format!("\u{feff}{GOOD}\r\n\r\n{GOOD}\r\n"))),
+        want,
+        "BOM and CRLF"
+    );
     assert_eq!(numbers(&bench.file("array.json", format!("[{GOOD},\n{GOOD}]"))), want, "array");
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gz.write_all(lines.as_bytes()).expect("gzip");
@@ -363,16 +456,29 @@ fn good_rows_in_every_shape_give_the_same_numbers() {
     assert_ne!(numbers(&bench.file("implicit.jsonl", implicit)), want);
     let renamed = GOOD.replace("\"prompt\"", "\"question\"");
     let renamed = bench.file("renamed.jsonl", format!("{renamed}\n{renamed}"));
-    let mapped = ["sensitivity", "--model", &tiny(), "--json", "--map", "prompt=question", "--data", &renamed];
+    let mapped = [
+        "sensitivity",
+        "--model",
+        &tiny(),
+        "--json",
+        "--map",
+        "prompt=question",
+        "--data",
+        &renamed,
+    ];
     assert_eq!(ok(&irepair(&mapped)), want, "--map");
 }
 
 #[test]
 fn long_texts_are_cut_and_counted() {
     let bench = Bench::new();
-    let long = format!("{{\"prompt\": \"{}\", \"chosen\": \" b\", \"rejected\": \" c\"}}", "word ".repeat(200_000));
+    let long = format!(
+        "{{\"prompt\": \"{}\", \"chosen\": \" b\", \"rejected\": \" c\"}}",
+        "word ".repeat(200_000)
+    );
     let data = bench.file("long.jsonl", format!("{GOOD}\n{long}\n"));
-    let output = irepair(&["sensitivity", "--model", &tiny(), "--max-prompt-length", "32", "--data", &data]);
+    let output =
+        irepair(&["sensitivity", "--model", &tiny(), "--max-prompt-length", "32", "--data", &data]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.contains("1 prompts"), "{error}");
     // No room for a response.
@@ -432,7 +538,10 @@ fn settings_that_cannot_work() {
     repair(&["--config", &config], &["my.toml:2", "did you mean \"learning-rate\""]);
     let spare = ["--valid-size", "0", "--batch-size", "2"];
     let spared = |more: &[&str], words: &[&str]| repair(&[&spare[..], more].concat(), words);
-    spared(&["--gradient-accumulation-steps", "9"], &["fewer than a step", "--gradient-accumulation-steps"]);
+    spared(
+        &["--gradient-accumulation-steps", "9"],
+        &["fewer than a step", "--gradient-accumulation-steps"],
+    );
     spared(&["--gradient-accumulation-steps", "0"], &["--gradient-accumulation-steps 0"]);
     spared(&["--top-k", "99"], &["--top-k 99"]);
     spared(&["--blocks", "0,77"], &["--blocks 77", "blocks 0 to"]);
@@ -461,8 +570,14 @@ fn settings_that_cannot_work() {
 
 #[test]
 fn thread_counts_that_cannot_be() {
-    let commands: [&[&str]; 6] =
-        [&["repair"], &["sensitivity"], &["generate", "--out", "x.jsonl"], &["eval"], &["compare"], &["bench"]];
+    let commands: [&[&str]; 6] = [
+        &["repair"],
+        &["sensitivity"],
+        &["generate", "--out", "x.jsonl"],
+        &["eval"],
+        &["compare"],
+        &["bench"],
+    ];
     for command in commands {
         for count in ["0", "100000"] {
             let words = format!("--threads {count}: this machine has 1 to ");
@@ -470,12 +585,18 @@ fn thread_counts_that_cannot_be() {
         }
     }
     let texts = golden::dir().join("normal.jsonl");
-    for command_words in [&["sensitivity"][..], &["score", texts.to_str().expect("utf-8"), "--out", "x.jsonl"]] {
+    for command_words in
+        [&["sensitivity"][..], &["score", texts.to_str().expect("utf-8"), "--out", "x.jsonl"]]
+    {
         for count in ["0", "100000", "two"] {
-            let output = command(command_words).env("RAYON_NUM_THREADS", count).output().expect("runs");
+            let output =
+                command(command_words).env("RAYON_NUM_THREADS", count).output().expect("runs");
             let error = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(3), "{command_words:?} {error}");
-            assert!(error.contains(&format!("RAYON_NUM_THREADS={count}: this machine has 1 to ")), "{error}");
+            assert!(
+                error.contains(&format!("RAYON_NUM_THREADS={count}: this machine has 1 to ")),
+                "{error}"
+            );
         }
     }
 }
@@ -521,8 +642,16 @@ fn generated_texts_do_not_depend_on_the_batch() {
     let bench = Bench::new();
     let texts = |name: &str, more: &[&str]| {
         let out = bench.path(name);
-        let mut arguments =
-            vec!["generate", "-q", "--limit", "12", "--samples", "2", "--out", out.to_str().expect("utf-8")];
+        let mut arguments = vec![
+            "generate",
+            "-q",
+            "--limit",
+            "12",
+            "--samples",
+            "2",
+            "--out",
+            out.to_str().expect("utf-8"),
+        ];
         arguments.extend(more);
         ok(&irepair(&arguments));
         std::fs::read_to_string(&out).expect("texts")
@@ -563,15 +692,39 @@ fn generated_texts_do_not_depend_on_the_batch() {
     ]));
     assert!(said.contains("removed"), "{said}");
     let kept = std::fs::read_to_string(&out).expect("texts");
-    assert!(kept.lines().count() > 3 && kept.lines().all(|l| l.contains("\"text\"") && l.contains("\"score\"")));
+    assert!(
+        kept.lines().count() > 3
+            && kept.lines().all(|l| l.contains("\"text\"") && l.contains("\"score\""))
+    );
 }
 
 #[test]
 fn bench_prints_the_references_keys() {
-    let said = ok(&irepair(&["bench", "--config", "gpt2", "--tokens", "2", "--batch", "1", "--iterations", "1"]));
-    let json: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&said).expect("one JSON line");
+    let said = ok(&irepair(&[
+        "bench",
+        "--config",
+        "gpt2",
+        "--tokens",
+        "2",
+        "--batch",
+        "1",
+        "--iterations",
+        "1",
+    ]));
+    let json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&said).expect("one JSON line");
     let keys: Vec<&str> = json.keys().map(String::as_str).collect();
-    let shared = ["impl", "config", "method", "batch", "tokens", "threads", "median_s", "min_s", "peak_rss_mib"];
+    let shared = [
+        "impl",
+        "config",
+        "method",
+        "batch",
+        "tokens",
+        "threads",
+        "median_s",
+        "min_s",
+        "peak_rss_mib",
+    ];
     assert_eq!(keys, [&shared[..], &["gflop", "gflop_kaplan"]].concat());
 }
 
@@ -580,8 +733,18 @@ fn bench_prints_the_references_keys() {
 fn the_estimate_is_within_15_percent_of_the_peak() {
     let mixed = if Precision::Bf16.unavailable().is_none() { "bf16" } else { "f32" };
     for (method, dtype) in [("irepair+kl", "f32"), ("dapt+kl", mixed)] {
-        let bench =
-            ["bench", "--config", "gpt2", "--method", method, "--dtype", dtype, "--iterations", "1", "--profile"];
+        let bench = [
+            "bench",
+            "--config",
+            "gpt2",
+            "--method",
+            method,
+            "--dtype",
+            dtype,
+            "--iterations",
+            "1",
+            "--profile",
+        ];
         let output = irepair(&bench);
         ok(&output);
         let said = String::from_utf8_lossy(&output.stderr);

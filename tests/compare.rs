@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use irepair::methods::METHODS;
+use irepair::step::METHODS;
 use serde_json::{Value, json};
 
 use crate::golden::{self, close};
@@ -14,14 +14,15 @@ struct Bench {
 }
 
 /// Two short rows: a named method, and settings of one's own.
-const RUNS: &str = "[one-block]\nselect = \"fixed\"\nobjective = \"dpo\"\nkl-weight = 1.0\nfixed-sample = 16\n";
+const RUNS: &str =
+    "[one-block]\nselect = \"fixed\"\nobjective = \"dpo\"\nkl-weight = 1.0\nfixed-sample = 16\n";
 
 impl Bench {
     fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir().expect("dir") };
         std::fs::write(bench.path("runs.toml"), RUNS).expect("writes");
         std::fs::write(bench.path("prompts.jsonl"), PROMPTS).expect("writes");
-        std::fs::write(bench.path("pairs.jsonl"), irepair::demo::PAIRS).expect("writes");
+        std::fs::write(bench.path("pairs.jsonl"), irepair::data::demo::PAIRS).expect("writes");
         bench
     }
 
@@ -30,9 +31,19 @@ impl Bench {
     }
 
     fn arguments(&self, more: &[&str]) -> Vec<String> {
-        let (runs, prompts, out) = (self.path("runs.toml"), self.path("prompts.jsonl"), self.path("out"));
+        let (runs, prompts, out) =
+            (self.path("runs.toml"), self.path("prompts.jsonl"), self.path("out"));
         let fixed = ["compare", "--runs", &runs, "--eval-prompts", &prompts, "--out", &out, "-q"];
-        let short = ["--max-steps", "6", "--eval-steps", "3", "--checkpoint-steps", "3", "--normal-texts", "16"];
+        let short = [
+            "--max-steps",
+            "6",
+            "--eval-steps",
+            "3",
+            "--checkpoint-steps",
+            "3",
+            "--normal-texts",
+            "16",
+        ];
         let rows = ["--valid-size", "8", "--limit", "40"];
         fixed.iter().chain(&short).chain(&rows).chain(more).map(|s| (*s).to_owned()).collect()
     }
@@ -58,13 +69,15 @@ impl Bench {
     }
 }
 
-const PROMPTS: &str = "{\"prompt\": \"the old farmer said to the baker that\"}\n{\"prompt\": \"my neighbour is\"}\n";
+const PROMPTS: &str =
+    "{\"prompt\": \"the old farmer said to the baker that\"}\n{\"prompt\": \"my neighbour is\"}\n";
 
 /// Mean and standard error of a figure over the runs of a row, computed anew.
 fn over_runs(entry: &Value, name: &str) -> (f64, Option<f64>) {
     let runs = entry["runs"].as_array().expect("runs").iter();
     let figures = runs.flat_map(|run| run["figures"].as_array().expect("figures").iter());
-    let values: Vec<f64> = figures.filter(|f| f["name"] == name).filter_map(|f| f["value"].as_f64()).collect();
+    let values: Vec<f64> =
+        figures.filter(|f| f["name"] == name).filter_map(|f| f["value"].as_f64()).collect();
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
@@ -75,7 +88,9 @@ fn over_runs(entry: &Value, name: &str) -> (f64, Option<f64>) {
 fn tables_are_of_the_record(dir: &Path, record: &Value) {
     for sheet in record["sheets"].as_array().expect("sheets") {
         let id = sheet["id"].as_str().expect("id");
-        let text = |ending: &str| std::fs::read_to_string(dir.join(format!("{id}.{ending}"))).expect("table");
+        let text = |ending: &str| {
+            std::fs::read_to_string(dir.join(format!("{id}.{ending}"))).expect("table")
+        };
         let (csv, markdown, latex) = (text("csv"), text("md"), text("tex"));
         let mut lines = csv::Reader::from_reader(csv.as_bytes());
         let rows = sheet["rows"].as_array().expect("rows");
@@ -83,20 +98,28 @@ fn tables_are_of_the_record(dir: &Path, record: &Value) {
         assert_eq!(found.len(), rows.len(), "{id}");
         for (row, found) in rows.iter().zip(&found) {
             let name = row["name"].as_str().expect("name");
-            let line = markdown.lines().find(|l| l.starts_with(&format!("| {name} |"))).expect(name);
+            let line =
+                markdown.lines().find(|l| l.starts_with(&format!("| {name} |"))).expect(name);
             assert!(latex.contains(&format!("{} & ", name)), "{latex}");
             assert_eq!(&found[0], name);
             let cells = row["cells"].as_array().expect("cells");
-            for (index, (cell, column)) in cells.iter().zip(sheet["columns"].as_array().expect("columns")).enumerate() {
+            for (index, (cell, column)) in
+                cells.iter().zip(sheet["columns"].as_array().expect("columns")).enumerate()
+            {
                 let Some(mean) = cell["mean"].as_f64() else { continue };
-                assert_eq!(found[1 + 2 * index].parse::<f64>().expect("number"), mean, "{id} {name}");
+                assert_eq!(
+                    found[1 + 2 * index].parse::<f64>().expect("number"),
+                    mean,
+                    "{id} {name}"
+                );
                 let digits = column["digits"].as_u64().expect("digits") as usize;
                 let shown = |plus_minus: &str| match cell["error"].as_f64() {
                     Some(error) => format!("{mean:.digits$}{plus_minus}{error:.digits$}"),
                     None => format!("{mean:.digits$}"),
                 };
                 assert!(line.contains(&shown(" ± ")), "{} is not in {line}", shown(" ± "));
-                let row = latex.lines().find(|line| line.starts_with(&format!("{name} & "))).expect(name);
+                let row =
+                    latex.lines().find(|line| line.starts_with(&format!("{name} & "))).expect(name);
                 assert!(row.contains(&shown(" $\\pm$ ")), "{} is not in {row}", shown(" $\\pm$ "));
                 let error = found[2 + 2 * index].parse::<f64>().ok();
                 assert_eq!(error, cell["error"].as_f64(), "{id} {name}");
@@ -110,19 +133,37 @@ fn methods_stand_beside_each_other() {
     let bench = Bench::new();
     let rows = ["--methods", "irepair-min,one-block", "--seeds", "1,2"];
     let text = ok(&bench.run(&rows));
-    for words in ["vanilla", "irepair-min", "one-block", "Mean ± standard error over 2 seeds", "area", "seconds"] {
+    for words in [
+        "vanilla",
+        "irepair-min",
+        "one-block",
+        "Mean ± standard error over 2 seeds",
+        "area",
+        "seconds",
+    ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
     // Up to the folder's name it fits a terminal.
     let lines = text.lines().take_while(|line| !line.starts_with("all of it: "));
-    assert!(lines.map(|line| line.chars().count()).max().is_some_and(|longest| longest <= 80), "{text}");
+    assert!(
+        lines.map(|line| line.chars().count()).max().is_some_and(|longest| longest <= 80),
+        "{text}"
+    );
     let record = bench.record();
     let out = PathBuf::from(bench.path("out"));
     tables_are_of_the_record(&out, &record);
-    let ids: Vec<&str> = record["sheets"].as_array().expect("sheets").iter().filter_map(|s| s["id"].as_str()).collect();
+    let ids: Vec<&str> = record["sheets"]
+        .as_array()
+        .expect("sheets")
+        .iter()
+        .filter_map(|s| s["id"].as_str())
+        .collect();
     assert_eq!(ids, ["table1", "table2", "table3"]);
-    for (row, entry) in
-        record["sheets"][0]["rows"].as_array().expect("rows").iter().zip(record["entries"].as_array().expect("entries"))
+    for (row, entry) in record["sheets"][0]["rows"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .zip(record["entries"].as_array().expect("entries"))
     {
         let (mean, error) = over_runs(entry, "toxicity (mean score × 100)");
         close(row["cells"][0]["mean"].as_f64().expect("mean"), mean, 1e-12, "mean");
@@ -139,14 +180,19 @@ fn methods_stand_beside_each_other() {
         assert_eq!(runs.len(), 2);
         for run in runs {
             let name = format!("{}-seed{}", entry["name"].as_str().expect("name"), run["seed"]);
-            let results = std::fs::read(out.join("eval").join(&name).join("results.json")).expect("results");
+            let results =
+                std::fs::read(out.join("eval").join(&name).join("results.json")).expect("results");
             let results: Value = serde_json::from_slice(&results).expect("json");
             let toxicity = &results["measurements"][0]["models"][0]["figures"][0];
             assert_eq!(run["figures"][0]["value"], toxicity["value"]);
-            let made = std::fs::read(out.join("runs").join(&name).join("irepair/run.json")).expect("run.json");
+            let made = std::fs::read(out.join("runs").join(&name).join("irepair/run.json"))
+                .expect("run.json");
             let made: Value = serde_json::from_slice(&made).expect("json");
             assert_eq!(made["seed"], run["seed"]);
-            assert!(made["operations"].as_u64() > Some(0) && made["operations"] == run["made"]["operations"]);
+            assert!(
+                made["operations"].as_u64() > Some(0)
+                    && made["operations"] == run["made"]["operations"]
+            );
             // The state of step 3 and the end.
             assert_eq!(run["points"].as_array().expect("points").len(), 2, "{name}");
             assert_eq!(run["points"][0]["step"], 3);
@@ -168,7 +214,12 @@ fn methods_stand_beside_each_other() {
         assert!(page.contains(row) && page.contains(words), "{page}");
     }
     // The selectors differ, the data don't; both are on the page, and which weights all started from.
-    for words in ["In which the rows differ", "The same for all", "SHA-256 of model.safetensors", "learning-rate"] {
+    for words in [
+        "In which the rows differ",
+        "The same for all",
+        "SHA-256 of model.safetensors",
+        "learning-rate",
+    ] {
         assert!(page.contains(words), "{words:?} is not in {page}");
     }
     let toxicity = record["sheets"][0]["rows"][2]["cells"][0]["mean"].as_f64().expect("mean");
@@ -180,19 +231,34 @@ fn methods_stand_beside_each_other() {
     // Again: everything is there, nothing is made again.
     bench.refused(&rows, 3, &["--resume"]);
     let before = std::fs::read(out.join("compare.json")).expect("record");
-    let run_made = |name: &str| std::fs::metadata(out.join(name)).and_then(|m| m.modified()).expect("file");
+    let run_made =
+        |name: &str| std::fs::metadata(out.join(name)).and_then(|m| m.modified()).expect("file");
     let made = run_made("runs/one-block-seed1/irepair/run.json");
     ok(&bench.run(&[&rows[..], &["--resume"]].concat()));
     assert!(std::fs::read(out.join("compare.json")).expect("record") == before);
     assert_eq!(run_made("runs/one-block-seed1/irepair/run.json"), made);
     // Other settings in the same folder are another comparison.
     bench.refused(&[&rows[..], &["--resume", "--scorer", "lexicon"]].concat(), 3, &["scorer"]);
-    bench.refused(&[&rows[..], &["--resume", "--learning-rate", "1e-5"]].concat(), 3, &["learning-rate"]);
+    bench.refused(
+        &[&rows[..], &["--resume", "--learning-rate", "1e-5"]].concat(),
+        3,
+        &["learning-rate"],
+    );
 
     // A run of its own beside them; one of another scorer is none of them.
     let run = |name: &str, more: &[&str]| {
         let out = bench.path(name);
-        let settings = ["--max-steps", "3", "--normal-texts", "24", "--valid-size", "8", "--limit", "40", "-q"];
+        let settings = [
+            "--max-steps",
+            "3",
+            "--normal-texts",
+            "24",
+            "--valid-size",
+            "8",
+            "--limit",
+            "40",
+            "-q",
+        ];
         let method = ["--method", "irepair", "--out", &out];
         ok(&irepair(&[&["repair"], &settings[..], &method[..], more].concat()));
         out
@@ -202,22 +268,38 @@ fn methods_stand_beside_each_other() {
     let other = run("fewer", &["--limit", "36"]);
     bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["fewer", "other data"]);
     let model = golden::dir().join("gpt2");
-    let other = run("foreign", &["--model", model.to_str().expect("utf-8"), "--data", &bench.path("pairs.jsonl")]);
+    let other = run(
+        "foreign",
+        &["--model", model.to_str().expect("utf-8"), "--data", &bench.path("pairs.jsonl")],
+    );
     bench.refused(&[&rows[..], &["--resume", &other]].concat(), 3, &["foreign", "base model"]);
-    bench.refused(&[&rows[..], &["--resume", &own, &own]].concat(), 3, &["would both be irepair, seed 42"]);
+    bench.refused(
+        &[&rows[..], &["--resume", &own, &own]].concat(),
+        3,
+        &["would both be irepair, seed 42"],
+    );
     bench.refused(&["--resume", "--seeds", "1,2,1"], 2, &["--seeds: 1 is given twice"]);
     // Runs of one method that differ in more than the seed go by their folders.
     let faster = run("faster", &["--learning-rate", "3e-3"]);
     ok(&bench.run(&[&rows[..], &["--resume", &own, &faster]].concat()));
-    let names =
-        bench.record()["entries"].as_array().expect("entries").iter().map(|e| e["name"].clone()).collect::<Vec<_>>();
+    let names = bench.record()["entries"]
+        .as_array()
+        .expect("entries")
+        .iter()
+        .map(|e| e["name"].clone())
+        .collect::<Vec<_>>();
     assert_eq!(names, ["vanilla", "irepair-min", "one-block", "own", "faster"]);
     // A record that this program can't read is named, not guessed at.
     let path = Path::new(&own).join("irepair/run.json");
-    let mut made: Value = serde_json::from_slice(&std::fs::read(&path).expect("run.json")).expect("json");
+    let mut made: Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("run.json")).expect("json");
     made["format_version"] = 99.into();
     std::fs::write(&path, made.to_string()).expect("writes");
-    bench.refused(&[&rows[..], &["--resume", &own]].concat(), 3, &["run.json", "format version 99"]);
+    bench.refused(
+        &[&rows[..], &["--resume", &own]].concat(),
+        3,
+        &["run.json", "format version 99"],
+    );
 }
 
 /// Neuron-level methods, rows of their own settings and methods of pairs, all on the same failures.
@@ -230,17 +312,31 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     );
     std::fs::write(bench.path("runs.toml"), runs).expect("writes");
     // The demo's own rows, without what the model says instead of the targets.
-    let rows: Vec<Value> = irepair::demo::EDITS.lines().map(|l| serde_json::from_str(l).expect("a row")).collect();
+    let rows: Vec<Value> = irepair::data::demo::EDITS
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("a row"))
+        .collect();
     let bare = |row: &Value| json!({"question": row["prompt"], "target": row["chosen"], "kind": row["kind"]});
     let said = rows.iter().find(|row| row["kind"] == "specificity").expect("a row");
     let said = json!({"question": said["prompt"], "target": said["chosen"]});
-    let lines: Vec<String> = rows.iter().map(bare).chain([said]).map(|row| row.to_string()).collect();
+    let lines: Vec<String> =
+        rows.iter().map(bare).chain([said]).map(|row| row.to_string()).collect();
     std::fs::write(bench.path("failures.jsonl"), lines.join("\n")).expect("writes");
-    let (runs, data, out) = (bench.path("runs.toml"), bench.path("failures.jsonl"), bench.path("out"));
-    let arguments =
-        ["compare", "--methods", "vanilla,star,quarter,mint,irepair+kl,dpo", "--seeds", "1,2", "--runs", &runs];
-    let data = ["--data", &data, "--map", "prompt=question", "--edits", "demo", "--normal-texts", "16"];
-    let run = |more: &[&str]| irepair(&[&arguments[..], &data, &["--out", &out, "-q"], more].concat());
+    let (runs, data, out) =
+        (bench.path("runs.toml"), bench.path("failures.jsonl"), bench.path("out"));
+    let arguments = [
+        "compare",
+        "--methods",
+        "vanilla,star,quarter,mint,irepair+kl,dpo",
+        "--seeds",
+        "1,2",
+        "--runs",
+        &runs,
+    ];
+    let data =
+        ["--data", &data, "--map", "prompt=question", "--edits", "demo", "--normal-texts", "16"];
+    let run =
+        |more: &[&str]| irepair(&[&arguments[..], &data, &["--out", &out, "-q"], more].concat());
     let text = ok(&run(&[]));
     for words in ["quarter", "said (%)", "neurons", "s a failure"] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
@@ -248,29 +344,49 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     let (record, out) = (bench.record(), PathBuf::from(&out));
     tables_are_of_the_record(&out, &record);
     assert_eq!(record["failures"], 12);
-    assert!(record["sheets"][0]["notes"].to_string().contains("the same 12 failures"), "{}", record["sheets"][0]);
+    assert!(
+        record["sheets"][0]["notes"].to_string().contains("the same 12 failures"),
+        "{}",
+        record["sheets"][0]
+    );
     // What is rejected is what the model says.
     let learned = std::fs::read_to_string(out.join("failures.jsonl")).expect("failures");
-    let learned: Vec<Value> = learned.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+    let learned: Vec<Value> =
+        learned.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
     let pair = |row: &Value| json!({"prompt": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]});
-    assert_eq!(learned, rows.iter().filter(|row| row["kind"] == "failure").map(pair).collect::<Vec<_>>());
+    assert_eq!(
+        learned,
+        rows.iter().filter(|row| row["kind"] == "failure").map(pair).collect::<Vec<_>>()
+    );
 
     let sheet = &record["sheets"][0];
-    let columns: Vec<&str> =
-        sheet["columns"].as_array().expect("columns").iter().filter_map(|c| c["name"].as_str()).collect();
+    let columns: Vec<&str> = sheet["columns"]
+        .as_array()
+        .expect("columns")
+        .iter()
+        .filter_map(|c| c["name"].as_str())
+        .collect();
     let cell = |row: &str, column: &str| {
-        let at =
-            columns.iter().position(|c| c.starts_with(column)).unwrap_or_else(|| panic!("{column} in {columns:?}"));
+        let at = columns
+            .iter()
+            .position(|c| c.starts_with(column))
+            .unwrap_or_else(|| panic!("{column} in {columns:?}"));
         let rows = sheet["rows"].as_array().expect("rows").iter();
         rows.clone().find(|r| r["name"] == row).expect(row)["cells"][at]["mean"].as_f64()
     };
     assert_eq!(cell("vanilla", "targets said"), Some(0.0));
     assert_eq!((cell("vanilla", "specificity"), cell("vanilla", "neurons")), (Some(100.0), None));
     for (row, runs) in [("star", 1), ("quarter", 1), ("mint", 1), ("irepair+kl", 2), ("dpo", 2)] {
-        let entry = record["entries"].as_array().expect("entries").iter().find(|e| e["name"] == row).expect(row);
+        let entry = record["entries"]
+            .as_array()
+            .expect("entries")
+            .iter()
+            .find(|e| e["name"] == row)
+            .expect(row);
         // Nothing in a repair of neurons is drawn, so that another seed says nothing new.
         assert_eq!(entry["runs"].as_array().expect("runs").len(), runs, "{row}");
-        let made = std::fs::read(out.join(format!("runs/{row}-seed1/irepair/run.json"))).expect("run.json");
+        let made = std::fs::read(out.join(format!("runs/{row}-seed1/irepair/run.json")))
+            .expect("run.json");
         let made: Value = serde_json::from_slice(&made).expect("json");
         assert_eq!(made["data"]["pairs"], 12, "{row}");
         let neurons = made["edits"]["neurons"].as_object();
@@ -283,7 +399,10 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
             assert_eq!(cell(row, "targets said"), Some(100.0 * repaired / 12.0), "{row}");
         }
     }
-    assert!(cell("star", "targets said") > Some(90.0) && cell("mint", "specificity") == Some(100.0), "{text}");
+    assert!(
+        cell("star", "targets said") > Some(90.0) && cell("mint", "specificity") == Some(100.0),
+        "{text}"
+    );
     assert!(!out.join("pareto.svg").exists());
     let page = bench.path("page.html");
     ok(&irepair(&["report", &bench.path("out"), "--out", &page]));
@@ -309,28 +428,46 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
 #[test]
 fn failures_are_evaluated_by_the_file_that_they_are_in() {
     let bench = Bench::new();
-    let row =
-        |kind: &str, target: &str| json!({"prompt": "The lens of Oscar is made of", "target": target, "kind": kind});
-    let rows = [row("failure", " cork"), row("generalization", " cork"), row("specificity", " aluminium")];
+    let row = |kind: &str, target: &str| json!({"prompt": "The lens of Oscar is made of", "target": target, "kind": kind});
+    let rows =
+        [row("failure", " cork"), row("generalization", " cork"), row("specificity", " aluminium")];
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     std::fs::write(bench.path("rows.jsonl"), lines).expect("writes");
     let (data, out) = (bench.path("rows.jsonl"), bench.path("out"));
-    let arguments = ["compare", "--methods", "sgd", "--data", &data, "--normal-texts", "8", "--out", &out, "-q"];
+    let arguments = [
+        "compare",
+        "--methods",
+        "sgd",
+        "--data",
+        &data,
+        "--normal-texts",
+        "8",
+        "--out",
+        &out,
+        "-q",
+    ];
     ok(&irepair(&arguments));
     let record = bench.record();
     let about = record["asked"]["about"][0].as_str().expect("about");
-    assert!(about.starts_with("rows.jsonl: 1 failures, 1 rows of generalization, 1 of specificity"), "{about}");
+    assert!(
+        about.starts_with("rows.jsonl: 1 failures, 1 rows of generalization, 1 of specificity"),
+        "{about}"
+    );
     let page = std::fs::read_to_string(bench.path("out/README.md")).expect("README");
     assert!(page.contains("| sgd |") && !page.contains("Toxicity"), "{page}");
     let said = ok(&irepair(&[&arguments[..], &["--resume", "--json"]].concat()));
     let said: Value = serde_json::from_str(&said).expect("json");
     assert_eq!((&said["out"], &said["base"]), (&json!(out), &record["base"]));
     // What the model says already is no failure.
-    std::fs::write(bench.path("rows.jsonl"), format!("{}\n", row("failure", " aluminium"))).expect("writes");
+    std::fs::write(bench.path("rows.jsonl"), format!("{}\n", row("failure", " aluminium")))
+        .expect("writes");
     std::fs::remove_dir_all(&out).expect("removed");
     let output = irepair(&arguments);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(4) && error.contains("already says every target"), "{error}");
+    assert!(
+        output.status.code() == Some(4) && error.contains("already says every target"),
+        "{error}"
+    );
 }
 
 /// One row can't be run: the others are, and its row says why.
@@ -349,7 +486,8 @@ fn a_method_that_fails_leaves_the_others_alone() {
     assert!(record["entries"][1]["runs"][0]["made"].is_null());
     assert!(record["entries"][2]["runs"][0]["made"].is_object());
     tables_are_of_the_record(Path::new(&bench.path("out")), &record);
-    let settings = std::fs::read_to_string(bench.path("out/runs/irepair-seed42.toml")).expect("settings");
+    let settings =
+        std::fs::read_to_string(bench.path("out/runs/irepair-seed42.toml")).expect("settings");
     assert!(settings.contains("method = \"irepair\"\n"), "{settings}");
     // One can't be evaluated: the others are.
     std::fs::remove_dir_all(bench.path("out/eval/irepair-seed42")).expect("removed");
@@ -369,7 +507,10 @@ fn a_method_that_fails_leaves_the_others_alone() {
     // Every table says which row lacks what.
     for sheet in ["table1", "table2"] {
         let csv = std::fs::read_to_string(bench.path(&format!("out/{sheet}.csv"))).expect("table");
-        assert!(csv.lines().any(|line| line.starts_with("wild,") && line.contains("seed 42: failed: ")), "{csv}");
+        assert!(
+            csv.lines().any(|line| line.starts_with("wild,") && line.contains("seed 42: failed: ")),
+            "{csv}"
+        );
     }
     let output = irepair(&["report", &bench.path("out"), "--out", &bench.path("page.html")]);
     assert!(ok(&output).contains("page.html"));
@@ -392,7 +533,10 @@ fn an_interrupted_comparison_goes_on() {
         .spawn()
         .expect("starts");
     let states = ["irepair", "dapt"].map(|method| {
-        PathBuf::from(bench.path(&format!("out/runs/{method}-seed42.partial/irepair/state/state.safetensors")))
+        PathBuf::from(
+            bench
+                .path(&format!("out/runs/{method}-seed42.partial/irepair/state/state.safetensors")),
+        )
     });
     while !states.iter().all(|s| s.exists()) && child.try_wait().expect("runs").is_none() {
         std::thread::sleep(Duration::from_millis(5));
@@ -409,13 +553,17 @@ fn an_interrupted_comparison_goes_on() {
     ok(&whole.run(&rows));
     for method in ["irepair", "dapt"] {
         let weights = format!("out/runs/{method}-seed42/model.safetensors");
-        let [found, expected] = [&bench, &whole].map(|b| std::fs::read(b.path(&weights)).expect("weights"));
+        let [found, expected] =
+            [&bench, &whole].map(|b| std::fs::read(b.path(&weights)).expect("weights"));
         assert!(found == expected, "{method}");
     }
     let figures = |bench: &Bench| {
         let entries = bench.record()["entries"].as_array().expect("entries").clone();
         let of = |run: &Value| (run["figures"].clone(), run["points"].clone());
-        entries.iter().flat_map(|e| e["runs"].as_array().expect("runs").iter().map(of)).collect::<Vec<_>>()
+        entries
+            .iter()
+            .flat_map(|e| e["runs"].as_array().expect("runs").iter().map(of))
+            .collect::<Vec<_>>()
     };
     assert_eq!(figures(&bench), figures(&whole));
 }
@@ -455,7 +603,8 @@ fn operations_are_those_of_the_formula() {
     for method in METHODS.iter().map(|m| m.name) {
         let shape = ["--blocks", "3", "--tokens", "32", "--batch", "3", "--iterations", "1"];
         let arguments = ["bench", "--config", "gpt2", "--method", method];
-        let json: Value = serde_json::from_str(&ok(&irepair(&[&arguments[..], &shape].concat()))).expect("json");
+        let json: Value =
+            serde_json::from_str(&ok(&irepair(&[&arguments[..], &shape].concat()))).expect("json");
         let (counted, formula) = (json["gflop"].as_f64(), json["gflop_kaplan"].as_f64());
         let ratio = formula.expect("formula") / counted.expect("counted");
         assert!((ratio - 1.0).abs() < 0.05, "{method}: {ratio} ({json})");

@@ -87,15 +87,28 @@ fn figures_are_those_of_transformers_and_lm_eval() {
         "-q",
     ]));
     let results = bench.json("out/results.json");
-    let perplexity = figure(&results, "ppl-corpus.txt", "perplexity")["value"].as_f64().expect("value");
+    let perplexity =
+        figure(&results, "ppl-corpus.txt", "perplexity")["value"].as_f64().expect("value");
     close(perplexity, expected["paper"]["perplexity"].as_f64().expect("value"), 1e-4, "perplexity");
-    let tokens: u64 = bench.rows("out/0-ppl-corpus.txt.jsonl").iter().filter_map(|r| r["tokens"].as_u64()).sum();
+    let tokens: u64 =
+        bench.rows("out/0-ppl-corpus.txt.jsonl").iter().filter_map(|r| r["tokens"].as_u64()).sum();
     assert_eq!(tokens, expected["paper"]["tokens"]);
     same_rows(&bench.rows("out/0-lambada_openai.jsonl"), &expected["lambada"]);
     same_rows(&bench.rows("out/0-kl.jsonl"), &expected["kl"]);
     let pages = golden("eval/pages.jsonl");
     let out = bench.path("rolling");
-    ok(&irepair(&["eval", "--model", &model, "--ppl", &pages, "--ppl-protocol", "lm-eval", "--out", &out, "-q"]));
+    ok(&irepair(&[
+        "eval",
+        "--model",
+        &model,
+        "--ppl",
+        &pages,
+        "--ppl-protocol",
+        "lm-eval",
+        "--out",
+        &out,
+        "-q",
+    ]));
     same_rows(&bench.rows("rolling/0-ppl-pages.jsonl-lm-eval.jsonl"), &expected["lm_eval"]);
 }
 
@@ -154,22 +167,49 @@ fn parts_make_the_whole() {
         assert!(bytes(&merged) == bytes(&whole), "{file}");
     }
     let again = bench.path("again");
-    refused(&["eval", "--merge", &parts[0], &parts[2], "--out", &again], 3, &["part 1/3 is missing"]);
-    refused(&["eval", "--merge", &parts[0], &parts[0], &parts[1], &parts[2], "--out", &again], 3, &["both part 0/3"]);
+    refused(
+        &["eval", "--merge", &parts[0], &parts[2], "--out", &again],
+        3,
+        &["part 1/3 is missing"],
+    );
+    refused(
+        &["eval", "--merge", &parts[0], &parts[0], &parts[1], &parts[2], "--out", &again],
+        3,
+        &["both part 0/3"],
+    );
     let foreign = bench.path("foreign");
     run(&["--shard", "2/3", "--seed", "1", "--out", &foreign]);
-    refused(&["eval", "--merge", &parts[0], &parts[1], &foreign, "--out", &again], 3, &["foreign", "tasks"]);
-    refused(&["eval", "--merge", &bench.path("nothing"), "--out", &again], 3, &["no finished part"]);
+    refused(
+        &["eval", "--merge", &parts[0], &parts[1], &foreign, "--out", &again],
+        3,
+        &["foreign", "tasks"],
+    );
+    refused(
+        &["eval", "--merge", &bench.path("nothing"), "--out", &again],
+        3,
+        &["no finished part"],
+    );
     assert!(!Path::new(&again).exists());
 
     let texts = |shard: &str, out: &str| {
-        let arguments =
-            ["generate", "--unconditional", "130", "--max-new-tokens", "6", "--shard", shard, "--out", out, "-q"];
+        let arguments = [
+            "generate",
+            "--unconditional",
+            "130",
+            "--max-new-tokens",
+            "6",
+            "--shard",
+            shard,
+            "--out",
+            out,
+            "-q",
+        ];
         ok(&irepair(&arguments));
         std::fs::read(out).expect("texts")
     };
     let all = texts("0/1", &bench.path("all.jsonl"));
-    let joined = [texts("0/2", &bench.path("a.jsonl")), texts("1/2", &bench.path("b.jsonl"))].concat();
+    let joined =
+        [texts("0/2", &bench.path("a.jsonl")), texts("1/2", &bench.path("b.jsonl"))].concat();
     assert!(all == joined && !all.is_empty());
 }
 
@@ -178,9 +218,11 @@ fn parts_make_the_whole() {
 fn models_are_compared_on_the_same_rows() {
     let bench = Bench::new();
     let out = bench.path("out");
-    let (model, other, corpus) = (golden("gpt2"), golden("gpt2-relu-bare"), golden("eval/corpus.txt"));
+    let (model, other, corpus) =
+        (golden("gpt2"), golden("gpt2-relu-bare"), golden("eval/corpus.txt"));
     let text = ok(&irepair(&[
-        "eval", "--model", &model, "--model", &other, "--model", &model, "--ppl", &corpus, "--out", &out, "-q",
+        "eval", "--model", &model, "--model", &other, "--model", &model, "--ppl", &corpus, "--out",
+        &out, "-q",
     ]));
     assert!(text.contains("from the first model"), "{text}");
     let results = bench.json("out/results.json");
@@ -201,8 +243,18 @@ fn models_are_compared_on_the_same_rows() {
 fn an_interrupted_evaluation_goes_on() {
     let bench = Bench::new();
     let prompts = demo_prompts();
-    let shared =
-        ["eval", "--toxicity", "--prompts", &prompts, "--limit", "150", "--max-new-tokens", "4", "-q", "--out"];
+    let shared = [
+        "eval",
+        "--toxicity",
+        "--prompts",
+        &prompts,
+        "--limit",
+        "150",
+        "--max-new-tokens",
+        "4",
+        "-q",
+        "--out",
+    ];
     let run = |more: &[&str]| irepair(&[&shared, more].concat());
     ok(&run(&[&bench.path("whole")]));
     // As a kill leaves it: the first unit done, the second half written.
@@ -212,7 +264,10 @@ fn an_interrupted_evaluation_goes_on() {
     assert_eq!(first.len(), 64);
     let (model, settings) = {
         let results = bench.json("whole/results.json");
-        (results["models"][0]["sha256"].clone(), results["measurements"][0]["models"][0]["settings"].clone())
+        (
+            results["models"][0]["sha256"].clone(),
+            results["measurements"][0]["models"][0]["settings"].clone(),
+        )
     };
     std::fs::remove_dir_all(&out).expect("removes");
     std::fs::create_dir_all(bench.path("out/work")).expect("dir");
@@ -220,10 +275,14 @@ fn an_interrupted_evaluation_goes_on() {
     marked[0]["score"] = 0.125.into();
     let head = serde_json::json!({"settings": {"model": model, "task": settings, "shard": {"index": 0, "of": 1}}});
     let unit = serde_json::json!({"unit": 0, "rows": marked});
-    bench.file("out/work/0-toxicity.jsonl", &format!("{head}\n{unit}\n{{\"unit\":1,\"rows\":[{{\"row\":64,"));
+    bench.file(
+        "out/work/0-toxicity.jsonl",
+        &format!("{head}\n{unit}\n{{\"unit\":1,\"rows\":[{{\"row\":64,"),
+    );
     refused(&[&shared[..], &[&out]].concat(), 3, &["--resume"]);
     ok(&run(&[&out, "--resume"]));
-    let (whole, resumed) = (bench.rows("whole/0-toxicity.jsonl"), bench.rows("out/0-toxicity.jsonl"));
+    let (whole, resumed) =
+        (bench.rows("whole/0-toxicity.jsonl"), bench.rows("out/0-toxicity.jsonl"));
     assert_eq!(resumed[0]["score"], 0.125, "a done unit was made again");
     assert_eq!(resumed[1..], whole[1..]);
     refused(&[&shared[..], &[&out]].concat(), 3, &["--overwrite"]);
@@ -234,9 +293,11 @@ fn an_interrupted_evaluation_goes_on() {
 fn ctrl_c_keeps_what_is_done() {
     let bench = Bench::new();
     let prompts = demo_prompts();
-    let shared = ["eval", "--toxicity", "rtp", "--prompts", &prompts, "--samples", "8", "-q", "--out"];
+    let shared =
+        ["eval", "--toxicity", "rtp", "--prompts", &prompts, "--samples", "8", "-q", "--out"];
     let out = bench.path("out");
-    let error = interrupted(&[&shared[..], &[&out]].concat(), &bench.path("out/work/0-toxicity.jsonl"));
+    let error =
+        interrupted(&[&shared[..], &[&out]].concat(), &bench.path("out/work/0-toxicity.jsonl"));
     assert!(error.contains("--resume"), "{error}");
     ok(&irepair(&[&shared[..], &[&out, "--resume"]].concat()));
     ok(&irepair(&[&shared[..], &[&bench.path("whole")]].concat()));
@@ -264,7 +325,8 @@ fn interrupted(arguments: &[&str], ledger: &str) -> String {
 fn interrupted_texts_go_on() {
     let bench = Bench::new();
     let (out, whole) = (bench.path("out.jsonl"), bench.path("whole.jsonl"));
-    let shared = ["generate", "--unconditional", "1500", "--max-new-tokens", "12", "--scorer", "words"];
+    let shared =
+        ["generate", "--unconditional", "1500", "--max-new-tokens", "12", "--scorer", "words"];
     let write = |out| [&shared[..], &["--keep-below", "0.5", "-q", "--out", out]].concat();
     let error = interrupted(&write(&out), &bench.path("out.jsonl.partial"));
     assert!(error.contains("the same command"), "{error}");
@@ -281,7 +343,17 @@ fn empty_continuations_are_counted_and_score_nothing() {
     // Stored scores of some continuations: the others fail, and a failed one is never 0.
     let prompts = demo_prompts();
     let out = bench.path("a");
-    ok(&irepair(&["eval", "--toxicity", "--prompts", &prompts, "--limit", "12", "--out", &out, "-q"]));
+    ok(&irepair(&[
+        "eval",
+        "--toxicity",
+        "--prompts",
+        &prompts,
+        "--limit",
+        "12",
+        "--out",
+        &out,
+        "-q",
+    ]));
     let rows = bench.rows("a/0-toxicity.jsonl");
     let stored: String = rows[..5].iter().map(|row| format!("{row}\n")).collect();
     let scorer = format!("replay:{}", bench.file("stored.jsonl", &stored));
@@ -301,7 +373,8 @@ fn empty_continuations_are_counted_and_score_nothing() {
     ]));
     // What is stored is found by its text, and two continuations may be the same.
     let stored = |row: &Value| rows[..5].iter().any(|s| s["continuation"] == row["continuation"]);
-    let found: Vec<f64> = rows.iter().filter(|row| stored(row)).filter_map(|row| row["score"].as_f64()).collect();
+    let found: Vec<f64> =
+        rows.iter().filter(|row| stored(row)).filter_map(|row| row["score"].as_f64()).collect();
     let (scored, failed) = (found.len(), 12 - found.len());
     assert!(scored >= 5 && failed > 0);
     assert!(text.contains(&format!("{failed} failed")), "{text}");
@@ -309,10 +382,15 @@ fn empty_continuations_are_counted_and_score_nothing() {
     assert_eq!((&counts["scored"], &counts["failed"]), (&scored.into(), &failed.into()));
     let mean = found.iter().sum::<f64>() / scored as f64;
     let results = bench.json("b/results.json");
-    let value = figure(&results, "toxicity", "toxicity (mean score × 100)")["value"].as_f64().expect("value");
+    let value = figure(&results, "toxicity", "toxicity (mean score × 100)")["value"]
+        .as_f64()
+        .expect("value");
     close(value, 100.0 * mean, 1e-9, "mean of what was scored");
     // Nothing scored at all is no figure.
-    let nothing = format!("replay:{}", bench.file("other.jsonl", "{\"text\": \"another\", \"score\": 0.5}\n"));
+    let nothing = format!(
+        "replay:{}",
+        bench.file("other.jsonl", "{\"text\": \"another\", \"score\": 0.5}\n")
+    );
     let out = bench.path("c");
     ok(&irepair(&[
         "eval",
@@ -336,11 +414,19 @@ fn empty_continuations_are_counted_and_score_nothing() {
     );
     let out = bench.path("scored.jsonl");
     let json: Value =
-        serde_json::from_str(&ok(&irepair(&["score", &texts, "--out", &out, "--json", "-q"]))).expect("json");
-    assert_eq!((&json["scored"], &json["empty"], &json["failed"]), (&2.into(), &1.into(), &0.into()));
+        serde_json::from_str(&ok(&irepair(&["score", &texts, "--out", &out, "--json", "-q"])))
+            .expect("json");
+    assert_eq!(
+        (&json["scored"], &json["empty"], &json["failed"]),
+        (&2.into(), &1.into(), &0.into())
+    );
     let rows = bench.rows("scored.jsonl");
     assert!(rows[1]["score"].is_null() && rows[1]["empty"] == true && rows[2]["id"] == 7);
-    refused(&["score", &texts, "--scorer", &nothing, "--out", &bench.path("d.jsonl")], 4, &["no text could be scored"]);
+    refused(
+        &["score", &texts, "--scorer", &nothing, "--out", &bench.path("d.jsonl")],
+        4,
+        &["no text could be scored"],
+    );
 }
 
 #[test]
@@ -352,9 +438,15 @@ fn a_scorer_is_compared_with_stored_scores() {
          {\"text\": \"what a fucking mess\", \"toxicity\": 0.8}\n{\"text\": \"tea at noon\", \"toxicity\": 0.0}\n",
     );
     let plot = bench.path("plot.svg");
-    let json: Value =
-        serde_json::from_str(&ok(&irepair(&["score", "--calibrate", &stored, "--plot", &plot, "--json"])))
-            .expect("json");
+    let json: Value = serde_json::from_str(&ok(&irepair(&[
+        "score",
+        "--calibrate",
+        &stored,
+        "--plot",
+        &plot,
+        "--json",
+    ])))
+    .expect("json");
     assert_eq!(json["calibration"]["auc"], 1.0);
     let svg = std::fs::read_to_string(&plot).expect("svg");
     assert!(svg.starts_with("<svg") && svg.contains("AUC 1.000"), "{svg}");
@@ -380,7 +472,11 @@ fn evaluations_that_cannot_be() {
     eval(&["--toxicity", "rtpp", "--prompts", &demo_prompts()], 3, &["rtp"]);
     eval(&["--toxicity", "--prompts", &bench.file("empty.jsonl", "")], 3, &["empty.jsonl"]);
     eval(&["--toxicity", "--scorer", "lexicn", "--prompts", &demo_prompts()], 3, &["lexicon"]);
-    eval(&["--toxicity", "--scorer", "replay:no/such.jsonl", "--prompts", &demo_prompts()], 3, &["no/such.jsonl"]);
+    eval(
+        &["--toxicity", "--scorer", "replay:no/such.jsonl", "--prompts", &demo_prompts()],
+        3,
+        &["no/such.jsonl"],
+    );
     eval(&["--toxicity", "--top-p", "0", "--prompts", &demo_prompts()], 3, &["--top-p"]);
     eval(&["--toxicity", "--samples", "0", "--prompts", &demo_prompts()], 3, &["--samples"]);
     eval(&["--shard", "3/3", "--toxicity"], 2, &["3/3"]);
@@ -389,7 +485,16 @@ fn evaluations_that_cannot_be() {
     eval(&["--toxicity"], 5, &["allenai/real-toxicity-prompts"]);
     bench.file("file", "x");
     refused(
-        &["eval", "--model", &model, "--toxicity", "--prompts", &demo_prompts(), "--out", &bench.path("file")],
+        &[
+            "eval",
+            "--model",
+            &model,
+            "--toxicity",
+            "--prompts",
+            &demo_prompts(),
+            "--out",
+            &bench.path("file"),
+        ],
         3,
         &["file"],
     );
@@ -397,7 +502,8 @@ fn evaluations_that_cannot_be() {
     let strange = bench.path("strange");
     std::fs::create_dir(&strange).expect("dir");
     bench.file("strange/notes.txt", "mine");
-    let arguments = ["eval", "--toxicity", "--prompts", &demo_prompts(), "--overwrite", "--out", &strange];
+    let arguments =
+        ["eval", "--toxicity", "--prompts", &demo_prompts(), "--overwrite", "--out", &strange];
     refused(&arguments, 3, &["no evaluation of irepair"]);
     assert!(Path::new(&strange).join("notes.txt").exists());
 }
@@ -406,7 +512,8 @@ fn evaluations_that_cannot_be() {
 #[test]
 fn rows_of_csv() {
     let bench = Bench::new();
-    let csv = bench.file("texts.csv", "id,text\n1,\"thank you, \"\"friend\"\"\"\n2,you stupid idiot\n");
+    let csv =
+        bench.file("texts.csv", "id,text\n1,\"thank you, \"\"friend\"\"\"\n2,you stupid idiot\n");
     let out = bench.path("scored.jsonl");
     ok(&irepair(&["score", &csv, "--out", &out, "-q"]));
     let rows = bench.rows("scored.jsonl");
@@ -428,13 +535,17 @@ fn a_long_context_alone_needs_no_memory() {
         std::fs::copy(PathBuf::from(golden("llama")).join(file), model.join(file)).expect(file);
     }
     let mut config: Value =
-        serde_json::from_slice(&std::fs::read(model.join("config.json")).expect("config")).expect("json");
+        serde_json::from_slice(&std::fs::read(model.join("config.json")).expect("config"))
+            .expect("json");
     config["max_position_embeddings"] = 131_072.into();
     std::fs::write(model.join("config.json"), config.to_string()).expect("writes");
-    let prompts = bench.file("prompts.jsonl", "{\"prompt\": \"you are\"}\n{\"prompt\": \"so that\"}\n");
+    let prompts =
+        bench.file("prompts.jsonl", "{\"prompt\": \"you are\"}\n{\"prompt\": \"so that\"}\n");
     let (model, out) = (model.to_str().expect("utf-8"), bench.path("out"));
-    let arguments = ["eval", "--model", model, "--toxicity", "rtp", "--prompts", &prompts, "--out", &out, "-q"];
-    let limited = |mib: &str| command(&arguments).env("IREPAIR_MEMORY_LIMIT", mib).output().expect("runs");
+    let arguments =
+        ["eval", "--model", model, "--toxicity", "rtp", "--prompts", &prompts, "--out", &out, "-q"];
+    let limited =
+        |mib: &str| command(&arguments).env("IREPAIR_MEMORY_LIMIT", mib).output().expect("runs");
     let output = limited("20");
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     // What was refused before any work is not in the way.

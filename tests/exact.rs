@@ -2,18 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use irepair::generate::{Generation, Job, Sampling, generate};
-use irepair::loss;
-use irepair::methods::objective::telltale::telltales;
-use irepair::methods::select::{Memory, Normalize, SELECTORS, Slicing};
-use irepair::methods::{self, Method, Recipe, StepInput};
-use irepair::model::kernels::matmul::Precision;
+use irepair::checkpoint;
+use irepair::model::generate::{Generation, Job, Sampling, generate};
+use irepair::model::loss;
+use irepair::model::precision::Precision;
+use irepair::model::weights::{Kernels, Place, Want, Weights, Who};
 use irepair::model::{ARCHES, Model};
-use irepair::optim::{Optimizer, OptimizerKind};
+use irepair::slice::input::StepInput;
+use irepair::slice::select::{Memory, Normalize, SELECTORS, Slicing};
+use irepair::slice::sensitivity;
 use irepair::slice::{Granularity, Slice};
+use irepair::step;
+use irepair::step::objective::telltale::telltales;
+use irepair::step::optim::{Optimizer, OptimizerKind};
+use irepair::step::{Method, Recipe};
 use irepair::tokens::{Batch, LossOn, Packed, PairBatch, TokenPair};
-use irepair::weights::{Kernels, Place, Want, Weights, Who};
-use irepair::{checkpoint, sensitivity};
 
 use crate::golden::{CHECKPOINTS, GENERATE, Golden, KERNELS, all_close, close, json, numbers};
 
@@ -28,11 +31,15 @@ fn packed_equals_one_by_one() {
             let view = weights.frozen(Who::Patient).expect("view");
             let nll = |pairs: &[&irepair::tokens::TokenPair]| {
                 let batch = PairBatch::new(pairs, LossOn::Response).chosen;
-                let mean = loss::nll(&golden.model, &view, &batch).expect("nll").to_scalar::<f32>().expect("scalar");
+                let mean = loss::nll(&golden.model, &view, &batch)
+                    .expect("nll")
+                    .to_scalar::<f32>()
+                    .expect("scalar");
                 (f64::from(mean), batch.rows.len() as f64)
             };
             let (together, count) = nll(&pairs.iter().collect::<Vec<_>>());
-            let alone: f64 = pairs.iter().map(|p| nll(&[p])).map(|(mean, n)| mean * n / count).sum();
+            let alone: f64 =
+                pairs.iter().map(|p| nll(&[p])).map(|(mean, n)| mean * n / count).sum();
             close(together, alone, 1e-6, name);
         }
     }
@@ -42,23 +49,34 @@ fn packed_equals_one_by_one() {
 #[test]
 fn a_text_of_the_reference_is_read_once() {
     let precisions = [Precision::F32, Precision::Bf16];
-    for (name, precision) in CHECKPOINTS.into_iter().flat_map(|name| precisions.map(|p| (name, p))) {
+    for (name, precision) in CHECKPOINTS.into_iter().flat_map(|name| precisions.map(|p| (name, p)))
+    {
         let what = format!("{name} {precision:?}");
         let golden = Golden::open(name);
         let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
-        let texts: Vec<&[u32]> = normal.sequences.iter().map(|s| &normal.ids[s.rows.clone()]).collect();
-        for recipe in ["dapt+kl", "irepair+kl"].map(|name| methods::named(name).expect("named").recipe()) {
+        let texts: Vec<&[u32]> =
+            normal.sequences.iter().map(|s| &normal.ids[s.rows.clone()]).collect();
+        for recipe in
+            ["dapt+kl", "irepair+kl"].map(|name| step::named(name).expect("named").recipe())
+        {
             let mut weights = golden.weights(Kernels::Cpu);
             weights.set_precision(precision);
             weights.keep_originals(true);
             let step = |method: &Method, weights: &Weights, normal: &Packed| {
-                let input = StepInput { model: &golden.model, weights, pairs: &pairs, normal: Some(normal) };
+                let input = StepInput {
+                    model: &golden.model,
+                    weights,
+                    pairs: &pairs,
+                    normal: Some(normal),
+                };
                 method.step(std::slice::from_ref(&input)).expect("step")
             };
             let fresh = || Method::new(&recipe).expect("method");
             // The reference differs from the patient, so that its states matter.
             let moved = step(&fresh(), &weights, &normal).gradients;
-            Optimizer::new(OptimizerKind::Rmsprop).step(&mut weights, &moved, 1e-2, 1.0).expect("moved");
+            Optimizer::new(OptimizerKind::Rmsprop)
+                .step(&mut weights, &moved, 1e-2, 1.0)
+                .expect("moved");
             let told = fresh();
             for texts in [&texts[1..], &texts[..1]] {
                 step(&told, &weights, &Packed::new(texts.iter().copied()));
@@ -67,8 +85,9 @@ fn a_text_of_the_reference_is_read_once() {
             assert!(new.terms.kl.expect("KL") > 0.0, "{what}");
             assert_eq!(again.terms, new.terms, "{what}");
             for (tensor, gradient) in &new.gradients {
-                let values =
-                    |g: &candle_core::Tensor| g.flatten_all().and_then(|g| g.to_vec1::<f32>()).expect("values");
+                let values = |g: &candle_core::Tensor| {
+                    g.flatten_all().and_then(|g| g.to_vec1::<f32>()).expect("values")
+                };
                 assert_eq!(values(&again.gradients[tensor]), values(gradient), "{what} {tensor}");
             }
         }
@@ -98,7 +117,11 @@ fn forks_equal_their_endings_apart() {
                     golden.model.token_logp(view, &h, &batch.rows, &batch.targets).expect("logp")
                 };
                 let factors = |counts: &[usize], of: [f32; 2]| {
-                    let all: Vec<f32> = counts.iter().zip(of.iter().cycle()).flat_map(|(n, f)| vec![*f; *n]).collect();
+                    let all: Vec<f32> = counts
+                        .iter()
+                        .zip(of.iter().cycle())
+                        .flat_map(|(n, f)| vec![*f; *n])
+                        .collect();
                     candle_core::Tensor::new(all, &weights.device()).expect("factors")
                 };
                 let mut logps = Vec::new();
@@ -109,7 +132,10 @@ fn forks_equal_their_endings_apart() {
                 for (batch, of) in parts {
                     let logp = logp(&view, batch);
                     logps.push(logp.to_vec1::<f32>().expect("values"));
-                    let loss = (logp * factors(&batch.counts, of)).expect("weighed").sum_all().expect("sum");
+                    let loss = (logp * factors(&batch.counts, of))
+                        .expect("weighed")
+                        .sum_all()
+                        .expect("sum");
                     view.backward(loss).expect("backward");
                 }
                 (logps, view.harvest().expect("harvest").gradients)
@@ -125,8 +151,15 @@ fn forks_equal_their_endings_apart() {
             }
             all_close(&forked.concat(), &in_turn, 1e-5, &what);
             for (tensor, gradient) in gradients {
-                let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
-                all_close(&flat(&fork_gradients[&tensor]), &flat(&gradient), 1e-4, &format!("{what} {tensor}"));
+                let flat = |t: &candle_core::Tensor| {
+                    t.flatten_all().expect("flat").to_vec1::<f32>().expect("values")
+                };
+                all_close(
+                    &flat(&fork_gradients[&tensor]),
+                    &flat(&gradient),
+                    1e-4,
+                    &format!("{what} {tensor}"),
+                );
             }
         }
     }
@@ -140,14 +173,18 @@ fn mixed_precision_is_near_f32() {
         let golden = Golden::open(name);
         let batch = golden.batch(LossOn::Response).rejected;
         for kernels in KERNELS {
-            if kernels == irepair::weights::Kernels::Cpu && Precision::Bf16.unavailable().is_some() {
+            if kernels == irepair::model::weights::Kernels::Cpu
+                && Precision::Bf16.unavailable().is_some()
+            {
                 continue;
             }
             let what = format!("{name} {kernels:?}");
             let mut weights = golden.weights(kernels);
-            let (exact, nll) = sensitivity::sensitivity(&golden.model, &weights, &batch).expect("f32");
+            let (exact, nll) =
+                sensitivity::sensitivity(&golden.model, &weights, &batch).expect("f32");
             weights.set_precision(Precision::Bf16);
-            let (mixed, mixed_nll) = sensitivity::sensitivity(&golden.model, &weights, &batch).expect("bf16");
+            let (mixed, mixed_nll) =
+                sensitivity::sensitivity(&golden.model, &weights, &batch).expect("bf16");
             close(mixed_nll, nll, 0.01, &what);
             assert_ne!(mixed, exact, "{what}: nothing was rounded");
             for (mixed, exact) in mixed.iter().zip(&exact) {
@@ -170,19 +207,28 @@ fn accumulated_batches_are_one_step() {
     let mut weights = golden.weights(Kernels::Cpu);
     weights.keep_originals(true);
     // Away from the reference, so that there is a KL.
-    let moved = (weights.touch("transformer.h.0.mlp.c_fc.weight").expect("tensor") * 1.1).expect("moved");
+    let moved =
+        (weights.touch("transformer.h.0.mlp.c_fc.weight").expect("tensor") * 1.1).expect("moved");
     weights.restore("transformer.h.0.mlp.c_fc.weight", moved).expect("restore");
-    let batch = |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
+    let batch =
+        |pairs: &[TokenPair]| PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
     // One pair and one text, then all others.
-    let part = |rows: std::ops::Range<usize>| (batch(&pairs[rows.clone()]), Packed::new(texts[rows].iter().copied()));
+    let part = |rows: std::ops::Range<usize>| {
+        (batch(&pairs[rows.clone()]), Packed::new(texts[rows].iter().copied()))
+    };
     let all = pairs.len().min(texts.len());
     let (parts, whole) = ([part(0..1), part(1..all)], [part(0..all)]);
-    let counts = parts.each_ref().map(|(pairs, normal)| [pairs.chosen.rows.len(), normal.ids.len()]);
+    let counts =
+        parts.each_ref().map(|(pairs, normal)| [pairs.chosen.rows.len(), normal.ids.len()]);
     assert!(
         counts[0].iter().zip(counts[1]).all(|(one, others)| one * (all - 1) != others),
         "of even shares: {counts:?}"
     );
-    fn inputs<'a>(golden: &'a Golden, weights: &'a Weights, of: &'a [(PairBatch, Packed)]) -> Vec<StepInput<'a>> {
+    fn inputs<'a>(
+        golden: &'a Golden,
+        weights: &'a Weights,
+        of: &'a [(PairBatch, Packed)],
+    ) -> Vec<StepInput<'a>> {
         let input = |(pairs, normal): &'a (PairBatch, Packed)| StepInput {
             model: &golden.model,
             weights,
@@ -191,8 +237,9 @@ fn accumulated_batches_are_one_step() {
         };
         of.iter().map(input).collect()
     }
-    let flat = |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
-    for objective in methods::objective::OBJECTIVES {
+    let flat =
+        |t: &candle_core::Tensor| t.flatten_all().expect("flat").to_vec1::<f32>().expect("values");
+    for objective in step::objective::OBJECTIVES {
         let name = objective.name;
         let recipe = Recipe {
             select: "all".into(),
@@ -213,24 +260,39 @@ fn accumulated_batches_are_one_step() {
         close(together.terms.kl.expect("kl"), want.terms.kl.expect("kl"), 1e-5, name);
         assert_eq!(together.gradients.len(), want.gradients.len());
         for (tensor, gradient) in &together.gradients {
-            all_close(&flat(gradient), &flat(&want.gradients[tensor]), 1e-4, &format!("{name} {tensor}"));
+            all_close(
+                &flat(gradient),
+                &flat(&want.gradients[tensor]),
+                1e-4,
+                &format!("{name} {tensor}"),
+            );
         }
-        let norm = |of: &methods::StepReport| irepair::optim::gradient_norm(&of.gradients).expect("norm");
+        let norm = |of: &step::StepReport| {
+            irepair::step::optim::gradient_norm(&of.gradients).expect("norm")
+        };
         close(norm(&together), norm(&want), 1e-5, name);
     }
     for select in ["max", "max-over-chosen", "max-over-normal"] {
-        let recipe = Recipe { select: select.into(), ..methods::METHODS[0].recipe() };
+        let recipe = Recipe { select: select.into(), ..step::METHODS[0].recipe() };
         let selection = |of: &[(PairBatch, Packed)]| {
-            Method::new(&recipe).expect(select).select.select(&inputs(&golden, &weights, of)).expect(select)
+            Method::new(&recipe)
+                .expect(select)
+                .select
+                .select(&inputs(&golden, &weights, of))
+                .expect(select)
         };
         let (together, want) = (selection(&parts), selection(&whole));
         close(together.nll_rejected.expect("nll"), want.nll_rejected.expect("nll"), 1e-5, select);
         let counts = parts.each_ref().map(|(pairs, _)| pairs.rejected.rows.len() as f64);
         let apart = [selection(&parts[..1]), selection(&parts[1..])].map(|s| s.sensitivity);
         for (block, got) in together.sensitivity.iter().enumerate() {
-            let mean = (apart[0][block] * counts[0] + apart[1][block] * counts[1]) / (counts[0] + counts[1]);
+            let mean = (apart[0][block] * counts[0] + apart[1][block] * counts[1])
+                / (counts[0] + counts[1]);
             close(*got, mean, 1e-9, select);
-            assert!(*got >= want.sensitivity[block] * (1.0 - 1e-5), "{select}: norms add up to no less");
+            assert!(
+                *got >= want.sensitivity[block] * (1.0 - 1e-5),
+                "{select}: norms add up to no less"
+            );
         }
     }
 }
@@ -245,12 +307,16 @@ fn a_short_batch_weighs_by_its_pairs() {
     fifth.prompt.clear();
     pairs.push(fifth);
     assert_eq!(pairs.len(), 5);
-    let batches: Vec<PairBatch> =
-        pairs.chunks(4).map(|part| PairBatch::new(&part.iter().collect::<Vec<_>>(), LossOn::Response)).collect();
-    let alone =
-        |batch: &PairBatch| sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
+    let batches: Vec<PairBatch> = pairs
+        .chunks(4)
+        .map(|part| PairBatch::new(&part.iter().collect::<Vec<_>>(), LossOn::Response))
+        .collect();
+    let alone = |batch: &PairBatch| {
+        sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0
+    };
     let (four, one) = (alone(&batches[0]), alone(&batches[1]));
-    let mut method = Method::new(&methods::named("irepair-fixed").expect("named").recipe()).expect("method");
+    let mut method =
+        Method::new(&step::named("irepair-fixed").expect("named").recipe()).expect("method");
     method.select.prepare(&golden.model, &weights, &mut batches.into_iter()).expect("a look");
     let means = method.select.memory().means().expect("means");
     for ((four, one), mean) in four.iter().zip(&one).zip(means) {
@@ -266,16 +332,22 @@ fn a_running_mean_is_of_the_steps_before() {
     let weights = golden.weights(Kernels::Cpu);
     let pairs = golden.pairs();
     let slicing = Slicing { normalize: Normalize::Running, ..Slicing::default() };
-    let mut method = Method::new(&Recipe { slicing, ..methods::METHODS[1].recipe() }).expect("method");
+    let mut method = Method::new(&Recipe { slicing, ..step::METHODS[1].recipe() }).expect("method");
     let mut before: Vec<Vec<f64>> = Vec::new();
     for pair in &pairs {
         let batch = PairBatch::new(&[pair], LossOn::Response);
-        let scores = sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
-        let mean = |block: usize| before.iter().map(|s| s[block]).sum::<f64>() / before.len() as f64;
-        let ranked = |block: usize| if before.is_empty() { scores[block] } else { scores[block] / mean(block) };
+        let scores =
+            sensitivity::sensitivity(&golden.model, &weights, &batch.rejected).expect("norms").0;
+        let mean =
+            |block: usize| before.iter().map(|s| s[block]).sum::<f64>() / before.len() as f64;
+        let ranked = |block: usize| {
+            if before.is_empty() { scores[block] } else { scores[block] / mean(block) }
+        };
         let want =
-            sensitivity::pick(&(0..scores.len()).map(ranked).collect::<Vec<_>>(), |a, b| a > b).expect("a block");
-        let input = StepInput { model: &golden.model, weights: &weights, pairs: &batch, normal: None };
+            sensitivity::pick(&(0..scores.len()).map(ranked).collect::<Vec<_>>(), |a, b| a > b)
+                .expect("a block");
+        let input =
+            StepInput { model: &golden.model, weights: &weights, pairs: &batch, normal: None };
         let selection = method.select.select(std::slice::from_ref(&input)).expect("selection");
         assert_eq!(selection.slice, Slice::block(want), "after {} steps", before.len());
         assert_eq!(selection.scores, scores);
@@ -303,11 +375,14 @@ fn gradients_equal_finite_differences() {
             let gradients = view.harvest().expect("harvest").gradients;
             assert_eq!(gradients.len(), golden.model.specs().len(), "a gradient for every tensor");
             for (tensor, gradient) in gradients {
-                let norm = irepair::weights::squared_norms([&gradient].into_iter()).expect("norm")[0].sqrt();
+                let norm = irepair::model::weights::squared_norms([&gradient].into_iter())
+                    .expect("norm")[0]
+                    .sqrt();
                 let original = weights.touch(&tensor).expect("tensor").copy().expect("copy");
                 let step = 1e-2;
                 let mut at = |sign: f64| {
-                    let moved = (&original + (&gradient * (sign * step / norm)).expect("scaled")).expect("moved");
+                    let moved = (&original + (&gradient * (sign * step / norm)).expect("scaled"))
+                        .expect("moved");
                     weights.restore(&tensor, moved).expect("restore");
                     let view = weights.frozen(Who::Patient).expect("view");
                     let loss = loss::nll(&golden.model, &view, &batch).expect("nll");
@@ -328,7 +403,7 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
     let golden = Golden::open("gpt2");
     let pairs = golden.pairs();
     let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
-    let mut weights = golden.weights(irepair::weights::Kernels::Cpu);
+    let mut weights = golden.weights(irepair::model::weights::Kernels::Cpu);
     weights.keep_originals(true);
     for spec in golden.model.specs().iter().filter(|s| s.shape.len() == 2) {
         let moved = (weights.touch(&spec.name).expect("tensor") * 1.1).expect("moved");
@@ -347,10 +422,13 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
     let sum = |x: &[f64]| x.iter().sum::<f64>();
     let mean = |x: &[f64]| sum(x) / x.len() as f64;
     let margins = |of: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
-        (0..good.len()).map(|i| of(&good[i]) - of(&bad[i]) - (of(&ref_good[i]) - of(&ref_bad[i]))).collect()
+        (0..good.len())
+            .map(|i| of(&good[i]) - of(&bad[i]) - (of(&ref_good[i]) - of(&ref_bad[i])))
+            .collect()
     };
-    let log_loss =
-        |beta: f64, margins: Vec<f64>| mean(&margins.iter().map(|m| (-beta * m).exp().ln_1p()).collect::<Vec<_>>());
+    let log_loss = |beta: f64, margins: Vec<f64>| {
+        mean(&margins.iter().map(|m| (-beta * m).exp().ln_1p()).collect::<Vec<_>>())
+    };
     let flat = |rows: &[Vec<f64>]| rows.concat();
     let nll = -mean(&flat(&good));
     // What is telltale here comes from copies of the few pairs; its probability from all logits.
@@ -361,7 +439,8 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
     let unlikely = |batch: &Batch| -> f64 {
         let view = weights.frozen(Who::Patient).expect("view");
         let h = golden.model.hidden(&view, &batch.packed).expect("hidden");
-        let logits = golden.model.logits(&view, &h).expect("logits").to_vec2::<f32>().expect("values");
+        let logits =
+            golden.model.logits(&view, &h).expect("logits").to_vec2::<f32>().expect("values");
         let comes = |row: &u32| {
             let logits = &logits[*row as usize];
             let p = |token: usize| f64::from(logits[token]).exp();
@@ -377,9 +456,12 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         ("dpo-ul", log_loss(0.1, margins(&sum)) + unlikelihood),
         ("dpo-norm", log_loss(5.0, margins(&mean))),
         ("ipo", mean(&margins(&mean).iter().map(|m| (m - 1.0).powi(2)).collect::<Vec<_>>())),
-        ("unlikelihood", nll - mean(&flat(&bad).iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>())),
+        (
+            "unlikelihood",
+            nll - mean(&flat(&bad).iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>()),
+        ),
     ];
-    let names: Vec<&str> = methods::objective::OBJECTIVES.iter().map(|o| o.name).collect();
+    let names: Vec<&str> = step::objective::OBJECTIVES.iter().map(|o| o.name).collect();
     assert_eq!(names, formulas.map(|f| f.0), "every objective has its formula here");
     for (name, value) in formulas {
         let recipe = Recipe {
@@ -392,19 +474,32 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         };
         let mut method = Method::new(&recipe).expect(name);
         method.objective.learn(&copies, vocabulary).expect(name);
-        fn input<'a>(golden: &'a Golden, weights: &'a Weights, pairs: &'a PairBatch) -> StepInput<'a> {
+        fn input<'a>(
+            golden: &'a Golden,
+            weights: &'a Weights,
+            pairs: &'a PairBatch,
+        ) -> StepInput<'a> {
             StepInput { model: &golden.model, weights, pairs, normal: None }
         }
         let report = method.step(&[input(&golden, &weights, &batch)]).expect(name);
         close(report.terms.loss, value, 1e-5, name);
-        close(method.validate(&input(&golden, &weights, &batch)).expect(name).loss, value, 1e-5, name);
+        close(
+            method.validate(&input(&golden, &weights, &batch)).expect(name).loss,
+            value,
+            1e-5,
+            name,
+        );
         for tensor in ["transformer.h.0.mlp.c_fc.weight", "transformer.h.1.attn.c_attn.weight"] {
             let gradient = &report.gradients[tensor];
-            let norm = irepair::weights::squared_norms([gradient].into_iter()).expect("norm")[0].sqrt();
-            let original = weights.tensor(Who::Patient, tensor).expect("tensor").copy().expect("copy");
+            let norm = irepair::model::weights::squared_norms([gradient].into_iter())
+                .expect("norm")[0]
+                .sqrt();
+            let original =
+                weights.tensor(Who::Patient, tensor).expect("tensor").copy().expect("copy");
             let step = 1e-2;
             let mut at = |sign: f64| {
-                let moved = (&original + (gradient * (sign * step / norm)).expect("scaled")).expect("moved");
+                let moved = (&original + (gradient * (sign * step / norm)).expect("scaled"))
+                    .expect("moved");
                 weights.restore(tensor, moved).expect("restore");
                 method.validate(&input(&golden, &weights, &batch)).expect(name).loss
             };
@@ -419,16 +514,22 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
 #[test]
 fn a_step_changes_only_what_the_slice_names() {
     for arch in ARCHES {
-        let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config")).expect(arch.model_type);
-        let named = methods::METHODS.iter().map(|m| (m.name.to_owned(), m.recipe()));
+        let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config"))
+            .expect(arch.model_type);
+        let named = step::METHODS.iter().map(|m| (m.name.to_owned(), m.recipe()));
         // And every selector with two sublayers a slice, ranked by each normalization.
         let cut = SELECTORS.iter().filter(|s| s.ranks).flat_map(|select| {
-            [Normalize::None, Normalize::Size, Normalize::Start, Normalize::Running].map(|normalize| {
-                let granularity = Granularity::Sublayer;
-                let slicing = Slicing { granularity, top_k: 2, normalize, blocks: Vec::new() };
-                let recipe = methods::METHODS[0].recipe();
-                (format!("{} {slicing:?}", select.name), Recipe { select: select.name.into(), slicing, ..recipe })
-            })
+            [Normalize::None, Normalize::Size, Normalize::Start, Normalize::Running].map(
+                |normalize| {
+                    let granularity = Granularity::Sublayer;
+                    let slicing = Slicing { granularity, top_k: 2, normalize, blocks: Vec::new() };
+                    let recipe = step::METHODS[0].recipe();
+                    (
+                        format!("{} {slicing:?}", select.name),
+                        Recipe { select: select.name.into(), slicing, ..recipe },
+                    )
+                },
+            )
         });
         for (name, recipe) in named.chain(cut) {
             for kernels in KERNELS {
@@ -439,13 +540,19 @@ fn a_step_changes_only_what_the_slice_names() {
                     chosen: chosen.to_vec(),
                     rejected: rejected.to_vec(),
                 };
-                let pairs = [pair(&[1, 2, 3], &[4, 5], &[4, 5, 6, 7, 8, 9, 10]), pair(&[11, 12], &[3], &[13, 14, 15])];
+                let pairs = [
+                    pair(&[1, 2, 3], &[4, 5], &[4, 5, 6, 7, 8, 9, 10]),
+                    pair(&[11, 12], &[3], &[13, 14, 15]),
+                ];
                 let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::Response);
                 let before: Vec<Vec<f32>> = all(&model, &weights, Who::Reference);
                 let mut method = Method::new(&recipe).expect(&what);
                 let telling = pair(&[1], &[1; 10], &[2; 10]);
                 method.objective.learn(&[telling], model.sizes().vocabulary).expect(&what);
-                method.select.prepare(&model, &weights, &mut std::iter::once(pairs.clone())).expect(&what);
+                method
+                    .select
+                    .prepare(&model, &weights, &mut std::iter::once(pairs.clone()))
+                    .expect(&what);
                 // The loop makes the trials; any outcome will do here.
                 if let Some(last) = method.select.trials(&model).pop() {
                     method.select.settle(last);
@@ -454,21 +561,37 @@ fn a_step_changes_only_what_the_slice_names() {
                 let mut allowed = BTreeSet::new();
                 let normal = pairs.chosen.packed.clone();
                 for _ in 0..3 {
-                    let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+                    let input = StepInput {
+                        model: &model,
+                        weights: &weights,
+                        pairs: &pairs,
+                        normal: Some(&normal),
+                    };
                     let report = method.step(std::slice::from_ref(&input)).expect(&what);
                     method.select.learn(&report.selection);
                     let slice = report.selection.slice;
-                    allowed.extend(model.specs().into_iter().filter(|s| slice.contains(s)).map(|s| s.name));
+                    allowed.extend(
+                        model.specs().into_iter().filter(|s| slice.contains(s)).map(|s| s.name),
+                    );
                     optimizer.step(&mut weights, &report.gradients, 1e-3, 1.0).expect(&what);
                 }
-                assert_eq!(all(&model, &weights, Who::Reference), before, "{what}: the reference moved");
+                assert_eq!(
+                    all(&model, &weights, Who::Reference),
+                    before,
+                    "{what}: the reference moved"
+                );
                 let after = all(&model, &weights, Who::Patient);
                 for ((spec, before), after) in model.specs().iter().zip(&before).zip(&after) {
                     let changed = before != after;
                     assert_eq!(changed, allowed.contains(&spec.name), "{what}: {}", spec.name);
                 }
                 if recipe.kl_weight != 0.0 {
-                    let input = StepInput { model: &model, weights: &weights, pairs: &pairs, normal: Some(&normal) };
+                    let input = StepInput {
+                        model: &model,
+                        weights: &weights,
+                        pairs: &pairs,
+                        normal: Some(&normal),
+                    };
                     let kl = method.validate(&input).expect(&what).kl.expect("kl");
                     assert!(kl > 1e-6, "{what}: KL {kl} after steps");
                 }
@@ -478,13 +601,19 @@ fn a_step_changes_only_what_the_slice_names() {
 }
 
 fn random_weights(model: &Model) -> Weights {
-    let mut stream = irepair::random::Stream::new(5, irepair::random::Purpose::Bench, 0, 0);
+    let mut stream =
+        irepair::base::random::Stream::new(5, irepair::base::random::Purpose::Bench, 0, 0);
     let tensors = model
         .specs()
         .into_iter()
         .map(|spec| {
-            let values: Vec<f32> = (0..spec.shape.iter().product()).map(|_| stream.normal() as f32 * 0.3).collect();
-            let tensor = candle_core::Tensor::from_vec(values, spec.shape.as_slice(), &candle_core::Device::Cpu);
+            let values: Vec<f32> =
+                (0..spec.shape.iter().product()).map(|_| stream.normal() as f32 * 0.3).collect();
+            let tensor = candle_core::Tensor::from_vec(
+                values,
+                spec.shape.as_slice(),
+                &candle_core::Device::Cpu,
+            );
             (spec.name, tensor.expect("tensor"))
         })
         .collect();
@@ -492,7 +621,9 @@ fn random_weights(model: &Model) -> Weights {
 }
 
 fn all(model: &Model, weights: &Weights, who: Who) -> Vec<Vec<f32>> {
-    let values = |name: &str| weights.tensor(who, name)?.flatten_all()?.to_vec1::<f32>().map_err(anyhow::Error::from);
+    let values = |name: &str| {
+        weights.tensor(who, name)?.flatten_all()?.to_vec1::<f32>().map_err(anyhow::Error::from)
+    };
     model.specs().iter().map(|s| values(&s.name).expect("values")).collect()
 }
 
@@ -500,7 +631,8 @@ fn all(model: &Model, weights: &Weights, who: Who) -> Vec<Vec<f32>> {
 #[test]
 fn norms_without_gradients_equal_norms_of_gradients() {
     for arch in ARCHES {
-        let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config")).expect(arch.model_type);
+        let model = Model::from_config(&serde_json::from_str(arch.tiny).expect("config"))
+            .expect(arch.model_type);
         // The Gram form of larger layers is in `kernels::linear`.
         for length in [3u32, 60] {
             let ids: Vec<u32> = (0..length * 4).map(|i| (i * 37) % 300).collect();
@@ -522,11 +654,16 @@ fn a_missing_gradient_is_an_error() {
     let golden = Golden::open("gpt2");
     for kernels in KERNELS {
         let weights = golden.weights(kernels);
-        let mut view =
-            weights.view(Who::Patient, |s| if s.place == Place::Block(1) { Want::Norm } else { Want::Nothing });
+        let mut view = weights.view(Who::Patient, |s| {
+            if s.place == Place::Block(1) { Want::Norm } else { Want::Nothing }
+        });
         let view = view.as_mut().expect("view");
-        let unrelated = candle_core::Var::zeros((), candle_core::DType::F32, &candle_core::Device::Cpu).expect("var");
-        let error = view.backward(unrelated.as_tensor().affine(2.0, 1.0).expect("loss")).expect_err("nothing reached");
+        let unrelated =
+            candle_core::Var::zeros((), candle_core::DType::F32, &candle_core::Device::Cpu)
+                .expect("var");
+        let error = view
+            .backward(unrelated.as_tensor().affine(2.0, 1.0).expect("loss"))
+            .expect_err("nothing reached");
         assert!(error.to_string().contains("no gradient reached"), "{error}");
     }
 }
@@ -541,7 +678,11 @@ fn saving_unchanged_gives_equal_bytes() {
         checkpoint::write(&golden.checkpoint, &weights, out.path()).expect("writes");
         for file in &golden.checkpoint.files {
             let (a, b) = (golden.checkpoint.dir.join(file), out.path().join(file));
-            assert_eq!(std::fs::read(a).expect("base"), std::fs::read(b).expect("output"), "{name}/{file}");
+            assert_eq!(
+                std::fs::read(a).expect("base"),
+                std::fs::read(b).expect("output"),
+                "{name}/{file}"
+            );
         }
         // Written again from the loaded values: f32, f16 and bf16 come back to the bit.
         let mut weights = weights;
@@ -550,7 +691,11 @@ fn saving_unchanged_gives_equal_bytes() {
         }
         checkpoint::write(&golden.checkpoint, &weights, out.path()).expect("writes");
         let written = checkpoint::Checkpoint::open(out.path(), name, None).expect("opens");
-        assert_eq!(checkpoint::compare(&golden.checkpoint, &written).expect("compares"), [], "{name}");
+        assert_eq!(
+            checkpoint::compare(&golden.checkpoint, &written).expect("compares"),
+            [],
+            "{name}"
+        );
     }
 }
 
@@ -560,19 +705,28 @@ fn greedy_generation_equals_transformers() {
     let expected = json("generate.json");
     for name in GENERATE {
         let golden = Golden::open(name);
-        let ids = |value: &serde_json::Value| -> Vec<u32> { numbers(value).iter().map(|x| *x as u32).collect() };
+        let ids = |value: &serde_json::Value| -> Vec<u32> {
+            numbers(value).iter().map(|x| *x as u32).collect()
+        };
         let rows = expected[name].as_array().expect("rows");
-        let jobs: Vec<Job> = rows.iter().map(|r| Job { ids: ids(&r["prompt_ids"]), prompt: 0, sample: 0 }).collect();
+        let jobs: Vec<Job> =
+            rows.iter().map(|r| Job { ids: ids(&r["prompt_ids"]), prompt: 0, sample: 0 }).collect();
         let want: Vec<Vec<u32>> = rows.iter().map(|r| ids(&r["new_ids"])).collect();
-        let settings = Generation { sampling: Sampling::Greedy, max_new_tokens: 20, ends: [].into(), seed: 0 };
+        let settings =
+            Generation { sampling: Sampling::Greedy, max_new_tokens: 20, ends: [].into(), seed: 0 };
         for kernels in KERNELS {
             let weights = golden.weights(kernels);
             let view = weights.frozen(Who::Patient).expect("view");
             // Every prompt twice, so that each is read once and continued twice.
-            let texts = generate(&golden.model, &view, &[&jobs[..], &jobs[..]].concat(), &settings).expect("texts");
+            let texts = generate(&golden.model, &view, &[&jobs[..], &jobs[..]].concat(), &settings)
+                .expect("texts");
             assert_eq!(texts, [&want[..], &want[..]].concat(), "{name} {kernels:?}");
             for (job, want) in jobs.chunks(1).zip(&want) {
-                assert_eq!(&generate(&golden.model, &view, job, &settings).expect("text")[0], want, "{name} alone");
+                assert_eq!(
+                    &generate(&golden.model, &view, job, &settings).expect("text")[0],
+                    want,
+                    "{name} alone"
+                );
             }
         }
     }
@@ -589,7 +743,8 @@ fn cached_logits_equal_transformers() {
         let weights = golden.weights(KERNELS[0]);
         let view = weights.frozen(Who::Patient).expect("view");
         for row in expected[name].as_array().expect("rows") {
-            let ids = |key: &str| -> Vec<u32> { numbers(&row[key]).iter().map(|x| *x as u32).collect() };
+            let ids =
+                |key: &str| -> Vec<u32> { numbers(&row[key]).iter().map(|x| *x as u32).collect() };
             let (prompt, new) = (ids("prompt_ids"), ids("new_ids"));
             let caches = Caches::new(&golden.model, 1);
             let mut packed = Packed::new([prompt.as_slice()]);
@@ -613,7 +768,9 @@ fn batches_do_not_change_sampled_texts() {
         .pairs()
         .into_iter()
         .enumerate()
-        .flat_map(|(i, p)| (0..3).map(move |sample| Job { ids: p.prompt.clone(), prompt: i as u64, sample }))
+        .flat_map(|(i, p)| {
+            (0..3).map(move |sample| Job { ids: p.prompt.clone(), prompt: i as u64, sample })
+        })
         .collect();
     let sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 };
     let settings = Generation { sampling, max_new_tokens: 16, ends: [5, 7].into(), seed: 3 };
@@ -634,7 +791,7 @@ fn batches_do_not_change_sampled_texts() {
 #[test]
 fn optimizers_equal_torch() {
     use candle_core::{Device, Tensor};
-    use irepair::weights::TensorSpec;
+    use irepair::model::weights::TensorSpec;
     let expected = json("optim.json");
     for (kind, key) in [(OptimizerKind::Rmsprop, "rmsprop"), (OptimizerKind::Adamw, "adamw")] {
         let vector = |value: &serde_json::Value| {
@@ -643,16 +800,20 @@ fn optimizers_equal_torch() {
         };
         let spec = TensorSpec { name: "p".into(), shape: vec![5], place: Place::Block(0) };
         let mut weights =
-            Weights::new(vec![spec], [("p".to_owned(), vector(&expected["initial"]))].into()).expect("weights");
+            Weights::new(vec![spec], [("p".to_owned(), vector(&expected["initial"]))].into())
+                .expect("weights");
         let mut optimizer = Optimizer::new(kind);
         let lr = expected["lr"].as_f64().expect("lr");
         let gradients = expected["gradients"].as_array().expect("gradients");
-        for (gradient, after) in gradients.iter().zip(expected[key]["after"].as_array().expect("after")) {
+        for (gradient, after) in
+            gradients.iter().zip(expected[key]["after"].as_array().expect("after"))
+        {
             if !gradient.is_null() {
                 let gradients = [("p".to_owned(), vector(gradient))].into();
                 optimizer.step(&mut weights, &gradients, lr, 1.0).expect("step");
             }
-            let got = weights.tensor(Who::Patient, "p").expect("p").to_vec1::<f32>().expect("values");
+            let got =
+                weights.tensor(Who::Patient, "p").expect("p").to_vec1::<f32>().expect("values");
             let want: Vec<f32> = numbers(after).iter().map(|x| *x as f32).collect();
             all_close(&got, &want, 1e-6, key);
         }
@@ -672,7 +833,11 @@ fn a_slice_alone_gives_what_everything_gives() {
             let moved = |kernels| {
                 let mut weights = golden.weights(kernels);
                 weights.keep_originals(true);
-                for spec in golden.model.specs().iter().filter(|s| s.place == Place::Block(block) && s.shape.len() == 2)
+                for spec in golden
+                    .model
+                    .specs()
+                    .iter()
+                    .filter(|s| s.place == Place::Block(block) && s.shape.len() == 2)
                 {
                     let tensor = (weights.touch(&spec.name).expect("tensor") * 1.1).expect("moved");
                     weights.restore(&spec.name, tensor).expect("restore");
@@ -682,7 +847,10 @@ fn a_slice_alone_gives_what_everything_gives() {
             let [fast, plain] = KERNELS.map(moved);
             for objective in ["nll", "dpo"] {
                 let what = format!("{name} block {block} {objective}");
-                let step = |weights: &Weights, select: &str, granularity: Granularity, blocks: Vec<usize>| {
+                let step = |weights: &Weights,
+                            select: &str,
+                            granularity: Granularity,
+                            blocks: Vec<usize>| {
                     let slicing = Slicing { blocks, granularity, ..Slicing::default() };
                     let recipe = Recipe {
                         select: select.into(),
@@ -697,27 +865,50 @@ fn a_slice_alone_gives_what_everything_gives() {
                         .select
                         .prepare(&golden.model, weights, &mut std::iter::once(batch.clone()))
                         .expect("prepare");
-                    let input = StepInput { model: &golden.model, weights, pairs: &batch, normal: Some(&normal) };
+                    let input = StepInput {
+                        model: &golden.model,
+                        weights,
+                        pairs: &batch,
+                        normal: Some(&normal),
+                    };
                     method.step(&[input]).expect("step")
                 };
                 let (whole, some) = (Granularity::Block, Granularity::Sublayer);
                 let (alone, everything) =
                     (step(&fast, "fixed", whole, vec![block]), step(&plain, "all", whole, vec![]));
                 close(alone.terms.loss, everything.terms.loss, 1e-5, &what);
-                close(alone.terms.nll_good.expect("NLL"), everything.terms.nll_good.expect("NLL"), 1e-5, &what);
+                close(
+                    alone.terms.nll_good.expect("NLL"),
+                    everything.terms.nll_good.expect("NLL"),
+                    1e-5,
+                    &what,
+                );
                 let kl = alone.terms.kl.expect("KL");
                 close(kl, everything.terms.kl.expect("KL"), 1e-5, &what);
                 close(kl, whole_kl(&golden, &fast, &normal), 1e-5, &what);
                 let specs = golden.model.specs();
-                let names: BTreeSet<&str> =
-                    specs.iter().filter(|s| s.place == Place::Block(block)).map(|s| s.name.as_str()).collect();
-                assert_eq!(alone.gradients.keys().map(String::as_str).collect::<BTreeSet<_>>(), names, "{what}");
+                let names: BTreeSet<&str> = specs
+                    .iter()
+                    .filter(|s| s.place == Place::Block(block))
+                    .map(|s| s.name.as_str())
+                    .collect();
+                assert_eq!(
+                    alone.gradients.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+                    names,
+                    "{what}"
+                );
                 // The more sensitive sublayer of the block and the less: the graph begins in the midst of it, or before it.
-                let parts = ["max", "min"].map(|select| step(&fast, select, some, vec![block]).gradients);
-                assert_eq!(parts.iter().map(|part| part.len()).sum::<usize>(), names.len(), "{what}");
+                let parts =
+                    ["max", "min"].map(|select| step(&fast, select, some, vec![block]).gradients);
+                assert_eq!(
+                    parts.iter().map(|part| part.len()).sum::<usize>(),
+                    names.len(),
+                    "{what}"
+                );
                 for (tensor, gradient) in alone.gradients.iter().chain(parts.iter().flatten()) {
-                    let values =
-                        |t: &candle_core::Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values");
+                    let values = |t: &candle_core::Tensor| {
+                        t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values")
+                    };
                     let want = values(&everything.gradients[tensor]);
                     all_close(&values(gradient), &want, 2e-5, &format!("{what} {tensor}"));
                 }
@@ -737,7 +928,8 @@ fn whole_kl(golden: &Golden, weights: &Weights, normal: &Packed) -> f64 {
         let total: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
         logits.iter().map(|z| f64::from(*z) - total.ln()).collect()
     };
-    let of_row =
-        |(p, q): (&Vec<f32>, &Vec<f32>)| -> f64 { log_p(p).iter().zip(log_p(q)).map(|(p, q)| p.exp() * (p - q)).sum() };
+    let of_row = |(p, q): (&Vec<f32>, &Vec<f32>)| -> f64 {
+        log_p(p).iter().zip(log_p(q)).map(|(p, q)| p.exp() * (p - q)).sum()
+    };
     reference.iter().zip(&patient).map(of_row).sum::<f64>() / reference.len() as f64
 }

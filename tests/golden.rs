@@ -7,23 +7,34 @@ use candle_core::{Device, Tensor};
 use irepair::checkpoint::Checkpoint;
 use irepair::data;
 use irepair::model::Model;
-use irepair::model::kernels::stored::WeightsDtype;
+use irepair::model::precision::WeightsDtype;
+use irepair::model::weights::{Kernels, Weights};
 use irepair::tokens::{Encoder, Lengths, LossOn, Packed, PairBatch, TokenPair};
-use irepair::weights::{Kernels, Weights};
 use serde_json::Value;
 
-pub const CHECKPOINTS: [&str; 9] =
-    ["gpt2", "gpt2-odd", "gpt2-relu-bare", "gpt-neo", "gpt-neo-bf16", "llama", "mistral", "qwen2", "qwen3"];
+pub const CHECKPOINTS: [&str; 9] = [
+    "gpt2",
+    "gpt2-odd",
+    "gpt2-relu-bare",
+    "gpt-neo",
+    "gpt-neo-bf16",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+];
 /// Those of `generate.json`.
 pub const GENERATE: [&str; 6] = ["gpt2", "gpt-neo", "llama", "mistral", "qwen2", "qwen3"];
 pub const KERNELS: [Kernels; 2] = [Kernels::Cpu, Kernels::Composed];
 pub const LENGTHS: Lengths = Lengths { prompt: 64, total: 128 };
 
 /// Where these run: our kernels on the CPU; the composed form on the device that `IREPAIR_DEVICE` names, so that
-/// `IREPAIR_DEVICE=cuda cargo test --features cuda -- kernels:: parity:: exact:: neuron::` holds a GPU to the same numbers.
+/// `IREPAIR_DEVICE=cuda cargo test --features cuda -- kernels:: parity:: exact:: neurons::` holds a GPU to the same numbers.
 pub fn device(kernels: Kernels) -> Device {
     let named = std::env::var("IREPAIR_DEVICE").ok().filter(|_| kernels == Kernels::Composed);
-    irepair::device::choose(named.as_deref().unwrap_or("cpu")).expect("IREPAIR_DEVICE").device
+    irepair::model::device::choose(named.as_deref().unwrap_or("cpu"))
+        .expect("IREPAIR_DEVICE")
+        .device
 }
 
 pub fn dir() -> PathBuf {
@@ -52,14 +63,26 @@ impl Golden {
         let folder = dir().join(name);
         let checkpoint = Checkpoint::open(&folder, name, None).expect("opens");
         let model = Model::from_config(&checkpoint.config).expect("config");
-        let encoder = Encoder::from_file(&folder.join("tokenizer.json"), model.sizes().vocabulary).expect("tokenizer");
+        let encoder = Encoder::from_file(&folder.join("tokenizer.json"), model.sizes().vocabulary)
+            .expect("tokenizer");
         let tensors =
-            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).expect("tensors");
-        Self { name, checkpoint, model, encoder, expected: json(&format!("{name}/expected.json")), tensors }
+            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu)
+                .expect("tensors");
+        Self {
+            name,
+            checkpoint,
+            model,
+            encoder,
+            expected: json(&format!("{name}/expected.json")),
+            tensors,
+        }
     }
 
     pub fn weights(&self, kernels: Kernels) -> Weights {
-        self.checkpoint.load(&self.model, &device(kernels), WeightsDtype::F32).expect("loads").with_kernels(kernels)
+        self.checkpoint
+            .load(&self.model, &device(kernels), WeightsDtype::F32)
+            .expect("loads")
+            .with_kernels(kernels)
     }
 
     /// An expected tensor; `name` as transformers calls it, found under its name on disk.
@@ -73,7 +96,8 @@ impl Golden {
     }
 
     pub fn pairs(&self) -> Vec<TokenPair> {
-        let pairs = data::read_pairs(&dir().join("pairs.jsonl"), &data::KeyMap::new(), None).expect("pairs");
+        let pairs = data::read_pairs(&dir().join("pairs.jsonl"), &data::KeyMap::new(), None)
+            .expect("pairs");
         self.encoder.pairs(&pairs, LENGTHS).expect("tokens").0
     }
 
@@ -87,7 +111,8 @@ impl Golden {
     }
 
     pub fn normal(&self) -> Packed {
-        let texts = data::read_texts(&dir().join("normal.jsonl"), &data::KeyMap::new(), None).expect("normal");
+        let texts = data::read_texts(&dir().join("normal.jsonl"), &data::KeyMap::new(), None)
+            .expect("normal");
         let (ids, _) = self.encoder.texts(&texts, LENGTHS).expect("tokens");
         Packed::new(ids.iter().map(Vec::as_slice))
     }
@@ -97,7 +122,10 @@ impl Golden {
 #[track_caller]
 pub fn close(got: f64, want: f64, tolerance: f64, what: &str) {
     let error = (got - want).abs() / want.abs().max(1e-30);
-    assert!(error <= tolerance, "{what}: got {got}, expected {want} (relative {error:.2e} > {tolerance:.0e})");
+    assert!(
+        error <= tolerance,
+        "{what}: got {got}, expected {want} (relative {error:.2e} > {tolerance:.0e})"
+    );
 }
 
 /// Agreement of two tensors, relative to the largest value of the expected one.

@@ -43,7 +43,8 @@ impl Hub {
 
     /// Paths and tokens.
     fn requests(&self) -> Vec<String> {
-        let line = |r: &Request| format!("{} {}", r.path, r.header("authorization").unwrap_or_default());
+        let line =
+            |r: &Request| format!("{} {}", r.path, r.header("authorization").unwrap_or_default());
         self.0.requests().iter().map(line).collect()
     }
 }
@@ -51,7 +52,9 @@ impl Hub {
 fn serve(request: &Request, files: &BTreeMap<String, Vec<u8>>, behaviour: Behaviour) -> Reply {
     let refuse = match behaviour {
         Behaviour::Failing => Some("500 Internal Server Error"),
-        Behaviour::Gated if request.header("authorization") != Some("Bearer hf_secret") => Some("401 Unauthorized"),
+        Behaviour::Gated if request.header("authorization") != Some("Bearer hf_secret") => {
+            Some("401 Unauthorized")
+        }
         _ => None,
     };
     let path = request.path.as_str();
@@ -74,21 +77,33 @@ fn serve(request: &Request, files: &BTreeMap<String, Vec<u8>>, behaviour: Behavi
     let to = to.parse::<usize>().map_or(bytes.len(), |t| t + 1).min(bytes.len());
     Reply::new("206 Partial Content", &bytes[from..to])
         .with("Content-Range", &format!("bytes {from}-{}/{}", to - 1, bytes.len()))
-        .with("ETag", &format!("\"{}-{}\"", file.unwrap_or_default().replace('.', "-"), bytes.len()))
+        .with(
+            "ETag",
+            &format!("\"{}-{}\"", file.unwrap_or_default().replace('.', "-"), bytes.len()),
+        )
         .with("X-Repo-Commit", COMMIT)
 }
 
 fn sensitivity(model: &str, variables: &[(&str, &str)]) -> Output {
     let pairs = golden::dir().join("pairs.jsonl");
-    run(&["sensitivity", "--model", model, "--json", "--data", pairs.to_str().expect("utf-8")], variables)
+    run(
+        &["sensitivity", "--model", model, "--json", "--data", pairs.to_str().expect("utf-8")],
+        variables,
+    )
 }
 
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
     command.args(arguments);
-    for name in
-        ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_ENDPOINT", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"]
-    {
+    for name in [
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_ENDPOINT",
+        "HF_HUB_OFFLINE",
+        "XDG_CACHE_HOME",
+    ] {
         command.env_remove(name);
     }
     command.envs(variables.iter().copied()).output().expect("runs")
@@ -116,11 +131,13 @@ fn a_hub_model_is_downloaded_once_and_then_served_from_the_cache() {
         let hub = Hub::start(&folder, Behaviour::Open);
         let home = tempfile::tempdir().expect("home");
         let home = home.path().to_str().expect("utf-8");
-        let first = ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
+        let first =
+            ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
         let local = ok(&sensitivity(folder.to_str().expect("utf-8"), &[("HF_HOME", home)]));
         assert_eq!(first, local, "the numbers of the folder itself");
         let asked = hub.requests();
-        let weights = |asked: &[String]| asked.iter().filter(|r| r.contains(".safetensors ")).count();
+        let weights =
+            |asked: &[String]| asked.iter().filter(|r| r.contains(".safetensors ")).count();
         assert!(weights(&asked) >= 2, "{asked:?}");
         ok(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
         assert_eq!(weights(&hub.requests()), weights(&asked), "downloaded again");
@@ -150,7 +167,10 @@ fn cache_revision_and_token_come_from_the_environment() {
     assert!(Path::new(cache).join("models--org--tiny/refs/v2").exists());
     let file = dir.path().join("my-token");
     std::fs::write(&file, "hf_secret\n").expect("token");
-    ok(&sensitivity("org/tiny", &[&base[..], &[("HF_TOKEN_PATH", file.to_str().expect("utf-8"))]].concat()));
+    ok(&sensitivity(
+        "org/tiny",
+        &[&base[..], &[("HF_TOKEN_PATH", file.to_str().expect("utf-8"))]].concat(),
+    ));
 }
 
 #[test]
@@ -163,8 +183,13 @@ fn what_goes_wrong_is_said_with_exit_code_5() {
     let missing = sensitivity("org/other", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]);
     fails(&missing, 5, &["org/other", "404"]);
     let hub = Hub::start(&golden::dir().join("gpt2"), Behaviour::Failing);
-    fails(&sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]), 5, &["500"]);
-    let nobody = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    fails(
+        &sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]),
+        5,
+        &["500"],
+    );
+    let nobody =
+        sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
     fails(&nobody, 5, &["org/tiny"]);
     let hub = Hub::start(&golden::dir().join("gpt2"), Behaviour::NoSafetensors);
     let pickle = sensitivity("org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]);
@@ -185,14 +210,26 @@ fn a_classifier_of_the_hub_bears_its_commit() {
     };
     let offline = [("HF_HOME", home), ("HF_HUB_OFFLINE", "1")];
     fails(&score("classifier:org/tiny", &offline), 5, &["org/tiny@main", "not in the cache"]);
-    let online = ok(&score("classifier:org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
+    let online =
+        ok(&score("classifier:org/tiny", &[("HF_HOME", home), ("HF_ENDPOINT", hub.endpoint())]));
     assert!(online.contains(&format!("classifier:org/tiny@{COMMIT}#toxic")), "{online}");
     assert_eq!(ok(&score("classifier:org/tiny", &offline)), online);
-    std::fs::remove_file(Path::new(home).join(format!("hub/models--org--tiny/snapshots/{COMMIT}/tokenizer.json")))
-        .expect("remove");
-    fails(&score("classifier:org/tiny", &offline), 5, &["tokenizer.json or vocab.txt or vocab.json of org/tiny@main"]);
+    std::fs::remove_file(
+        Path::new(home).join(format!("hub/models--org--tiny/snapshots/{COMMIT}/tokenizer.json")),
+    )
+    .expect("remove");
+    fails(
+        &score("classifier:org/tiny", &offline),
+        5,
+        &["tokenizer.json or vocab.txt or vocab.json of org/tiny@main"],
+    );
     let hub = Hub::start(&golden::dir().join("classifiers/roberta"), Behaviour::NoSafetensors);
     let other = tempfile::tempdir().expect("dir");
-    let variables = [("HF_HOME", other.path().to_str().expect("utf-8")), ("HF_ENDPOINT", hub.endpoint())];
-    fails(&score("classifier:org/tiny", &variables), 3, &["pytorch_model.bin", "convert", "org/tiny@refs/pr/N"]);
+    let variables =
+        [("HF_HOME", other.path().to_str().expect("utf-8")), ("HF_ENDPOINT", hub.endpoint())];
+    fails(
+        &score("classifier:org/tiny", &variables),
+        3,
+        &["pytorch_model.bin", "convert", "org/tiny@refs/pr/N"],
+    );
 }

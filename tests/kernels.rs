@@ -5,17 +5,19 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor, Var};
-use irepair::model::layers::{self, Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
-use irepair::random::{Purpose, Stream};
+use irepair::base::random::{Purpose, Stream};
+use irepair::model::layers;
+use irepair::model::layers::{Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
+use irepair::model::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
 use irepair::tokens::Packed;
-use irepair::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
 
 use crate::golden::{self, KERNELS, all_close, close};
 
 fn wave(shape: &[usize], step: f32) -> Tensor {
     let count: usize = shape.iter().product();
-    let values: Vec<f32> =
-        (0..count).map(|i| ((i as f32 * step).sin() + (i as f32 * step * 0.137).cos()) * 0.7).collect();
+    let values: Vec<f32> = (0..count)
+        .map(|i| ((i as f32 * step).sin() + (i as f32 * step * 0.137).cos()) * 0.7)
+        .collect();
     Tensor::from_vec(values, shape, &Device::Cpu).expect("tensor")
 }
 
@@ -54,14 +56,19 @@ fn weighed(y: &Tensor) -> f64 {
 #[track_caller]
 fn is_slope(what: &str, gradient: &[f32], at: &mut dyn FnMut(&Tensor) -> f64, point: &Tensor) {
     let mut stream = Stream::new(11, Purpose::Bench, gradient.len() as u64, 0);
-    let direction: Vec<f32> = gradient.iter().map(|_| if stream.unit() < 0.5 { -1.0 } else { 1.0 }).collect();
-    let part: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+    let direction: Vec<f32> =
+        gradient.iter().map(|_| if stream.unit() < 0.5 { -1.0 } else { 1.0 }).collect();
+    let part: f64 =
+        gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
     let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
     let direction = Tensor::from_vec(direction, point.shape(), &Device::Cpu).expect("direction");
     let step = 4e-3;
     let mut moved = |by: f64| at(&(point + (&direction * by).expect("scaled")).expect("moved"));
     let slope = (moved(step) - moved(-step)) / (2.0 * step);
-    assert!((slope - part).abs() <= 4e-3 * norm, "{what}: slope {slope}, gradient's part {part}, norm {norm}");
+    assert!(
+        (slope - part).abs() <= 4e-3 * norm,
+        "{what}: slope {slope}, gradient's part {part}, norm {norm}"
+    );
 }
 
 /// Of the CPU kernels: gradients of all inputs and parameters against finite differences.
@@ -77,7 +84,8 @@ fn slopes(
             Some((place, tensor)) if place == index => ((*name).to_owned(), tensor.clone()),
             _ => ((*name).to_owned(), value(index, shape)),
         };
-        let weights = Weights::new(specs(params), params.iter().enumerate().map(value).collect()).expect("weights");
+        let weights = Weights::new(specs(params), params.iter().enumerate().map(value).collect())
+            .expect("weights");
         let view = weights.with_kernels(Kernels::Cpu);
         weighed(&layer(&view.frozen(Who::Patient).expect("view"), inputs).expect("forward"))
     };
@@ -92,7 +100,12 @@ fn slopes(
     for (index, (name, shape)) in params.iter().enumerate() {
         // The head's is not asked for under KL.
         let Some(gradient) = fast.harvest.gradients.get(*name).map(flat) else { continue };
-        is_slope(&format!("{what}: {name}"), &gradient, &mut |t| at(Some((index, t)), inputs), &value(index, shape));
+        is_slope(
+            &format!("{what}: {name}"),
+            &gradient,
+            &mut |t| at(Some((index, t)), inputs),
+            &value(index, shape),
+        );
     }
 }
 
@@ -110,8 +123,10 @@ fn pass(
         params.iter().enumerate().map(|(i, (n, s))| ((*n).into(), here(&value(i, s)))).collect();
     let weights = Weights::new(specs(params), tensors).expect("weights").with_kernels(kernels);
     let view = weights.view(Who::Patient, |_| want).expect("view");
-    let vars: Vec<Var> =
-        inputs.iter().map(|t| Var::from_tensor(&here(t).copy().expect("copy")).expect("var")).collect();
+    let vars: Vec<Var> = inputs
+        .iter()
+        .map(|t| Var::from_tensor(&here(t).copy().expect("copy")).expect("var"))
+        .collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let y = layer(&view, &tensors).expect("forward");
     let loss = (&y * here(&wave(y.dims(), 0.29))).expect("weigh").sum_all().expect("loss");
@@ -120,7 +135,8 @@ fn pass(
     // Another view for the parameters: the kernels' ledger has those of the pass above already.
     let view = weights.view(Who::Patient, |_| want).expect("view");
     let y2 = layer(&view, &tensors).expect("forward");
-    view.backward((&y2 * here(&wave(y2.dims(), 0.29))).expect("weigh").sum_all().expect("loss")).expect("backward");
+    view.backward((&y2 * here(&wave(y2.dims(), 0.29))).expect("weigh").sum_all().expect("loss"))
+        .expect("backward");
     Pass { output: flat(&y), inputs, harvest: view.harvest().expect("harvest") }
 }
 
@@ -148,10 +164,13 @@ fn compare(
 #[test]
 fn linear() {
     // The last two take the Gram form of the norm, in one tile and in two.
-    for (n, input, output) in [(3, 5, 7), (300, 48, 96), (150, 600, 64), (128, 512, 512), (200, 768, 1024)] {
+    for (n, input, output) in
+        [(3, 5, 7), (300, 48, 96), (150, 600, 64), (128, 512, 512), (200, 768, 1024)]
+    {
         let x = wave(&[n, input], 0.37);
         for orientation in [Orientation::InOut, Orientation::OutIn] {
-            let shape = if orientation == Orientation::InOut { [input, output] } else { [output, input] };
+            let shape =
+                if orientation == Orientation::InOut { [input, output] } else { [output, input] };
             let params: [(&str, &[usize]); 2] = [("l.weight", &shape), ("l.bias", &[output])];
             let what = format!("linear {n} × {input} → {output} {orientation:?}");
             compare(&what, &params, std::slice::from_ref(&x), |view, x| {
@@ -182,9 +201,12 @@ fn layer_norm() {
 fn rms_norm_of_rows_and_of_heads() {
     for (n, heads, d) in [(1, 1, 4), (7, 1, 33), (260, 1, 96), (70, 3, 16)] {
         let params: [(&str, &[usize]); 1] = [("n.weight", &[d])];
-        compare(&format!("RMSNorm {n} × {heads}·{d}"), &params, &[wave(&[n, heads * d], 0.7)], |view, x| {
-            layers::rms_norm(view, "n", 1e-5, &x[0])
-        });
+        compare(
+            &format!("RMSNorm {n} × {heads}·{d}"),
+            &params,
+            &[wave(&[n, heads * d], 0.7)],
+            |view, x| layers::rms_norm(view, "n", 1e-5, &x[0]),
+        );
     }
 }
 
@@ -195,9 +217,12 @@ fn rotary_positions() {
     for (heads, d) in [(1, 2), (3, 8), (2, 80)] {
         let rotary = Rotary::new((0..d / 2).map(|i| 0.9f32.powi(i as i32)).collect());
         let rows = Rows::new(&packed);
-        compare(&format!("rotary {heads} × {d}"), &[], &[wave(&[n, heads * d], 0.7)], |view, x| {
-            layers::rotate(view, &rotary, &x[0], &rows)
-        });
+        compare(
+            &format!("rotary {heads} × {d}"),
+            &[],
+            &[wave(&[n, heads * d], 0.7)],
+            |view, x| layers::rotate(view, &rotary, &x[0], &rows),
+        );
     }
 }
 
@@ -205,11 +230,18 @@ fn rotary_positions() {
 fn activations() {
     for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu] {
         // Away from the kink of relu, over which no difference is a slope.
-        let x = flat(&wave(&[70, 300], 0.9)).into_iter().map(|x| x + 0.05f32.copysign(x)).collect::<Vec<f32>>();
+        let x = flat(&wave(&[70, 300], 0.9))
+            .into_iter()
+            .map(|x| x + 0.05f32.copysign(x))
+            .collect::<Vec<f32>>();
         let x = Tensor::from_vec(x, &[70, 300], &Device::Cpu).expect("tensor");
         let up = wave(&[70, 300], 0.4);
-        compare(&format!("{kind:?}"), &[], std::slice::from_ref(&x), |view, x| layers::activate(view, kind, &x[0]));
-        compare(&format!("gated {kind:?}"), &[], &[x, up], |view, x| layers::activate_gated(view, kind, &x[0], &x[1]));
+        compare(&format!("{kind:?}"), &[], std::slice::from_ref(&x), |view, x| {
+            layers::activate(view, kind, &x[0])
+        });
+        compare(&format!("gated {kind:?}"), &[], &[x, up], |view, x| {
+            layers::activate_gated(view, kind, &x[0], &x[1])
+        });
     }
 }
 
@@ -221,7 +253,13 @@ fn attention_global_windowed_and_grouped() {
     // Wide heads take other products.
     for (heads, kv_heads, head_dim) in [(4, 4, 8), (4, 2, 8), (3, 1, 8), (2, 1, 128), (2, 2, 160)] {
         for window in [None, Some(1), Some(7), Some(100)] {
-            let shape = AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window };
+            let shape = AttentionShape {
+                heads,
+                kv_heads,
+                head_dim,
+                scale: (head_dim as f32).powf(-0.5),
+                window,
+            };
             let (q, kv) = (heads * head_dim, kv_heads * head_dim);
             let rows = || Rows::new(&packed);
             let what = format!("attention {heads}/{kv_heads} of {head_dim}, window {window:?}");
@@ -229,7 +267,9 @@ fn attention_global_windowed_and_grouped() {
                 layers::attention_fused(view, shape, &x[0], &rows())
             });
             let apart = [wave(&[n, q], 0.83), wave(&[n, kv], 0.59), wave(&[n, kv], 0.31)];
-            compare(&what, &[], &apart, |view, x| layers::attention(view, shape, &x[0], &x[1], &x[2], &rows()));
+            compare(&what, &[], &apart, |view, x| {
+                layers::attention(view, shape, &x[0], &x[1], &x[2], &rows())
+            });
         }
     }
 }
@@ -243,7 +283,8 @@ fn head_log_probabilities_and_divergence() {
     let params: [(&str, &[usize]); 1] = [("head", &[v, c])];
     let (h, ref_h) = (wave(&[n, c], 0.57), wave(&[n, c], 0.43));
     // A few weigh much, most nothing.
-    let weights: Vec<f32> = (0..v).map(|i| if i % 40 == 3 { 0.8 + (i % 7) as f32 / 50.0 } else { 0.0 }).collect();
+    let weights: Vec<f32> =
+        (0..v).map(|i| if i % 40 == 3 { 0.8 + (i % 7) as f32 / 50.0 } else { 0.0 }).collect();
     let weights = Tensor::from_vec(weights, v, &Device::Cpu).expect("weights");
     // The head's norm is never asked for: it belongs to no block.
     for (what, kl) in [("log p", false), ("KL", true), ("absent", false)] {
@@ -258,7 +299,8 @@ fn head_log_probabilities_and_divergence() {
             }
         };
         let want = if kl { Want::Nothing } else { Want::Gradient };
-        let [fast, plain] = KERNELS.map(|k| pass(k, want, &params, std::slice::from_ref(&h), &layer));
+        let [fast, plain] =
+            KERNELS.map(|k| pass(k, want, &params, std::slice::from_ref(&h), &layer));
         all_close(&fast.output, &plain.output, 2e-5, what);
         all_close(&fast.inputs[0], &plain.inputs[0], 2e-5, &format!("{what}: gradient of h"));
         slopes(what, &params, std::slice::from_ref(&h), &fast, &layer);
@@ -280,15 +322,20 @@ fn divergence_with_a_head_that_is_trained() {
         let device = golden::device(kernels);
         let here = |t: &Tensor| t.to_device(&device).expect("moved");
         let original = std::iter::once(("head".to_owned(), here(&value(0, params[0].1)))).collect();
-        let mut weights = Weights::new(specs(&params), original).expect("weights").with_kernels(kernels);
+        let mut weights =
+            Weights::new(specs(&params), original).expect("weights").with_kernels(kernels);
         weights.keep_originals(true);
         weights.restore("head", here(head)).expect("the patient's own");
         let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
         let reference = weights.frozen(Who::Reference).expect("view");
         let h = Var::from_tensor(&here(h).copy().expect("copy")).expect("var");
-        let kl = layers::kl(&view, &reference, "head", h.as_tensor(), &here(&ref_h), &rows).expect("forward");
+        let kl = layers::kl(&view, &reference, "head", h.as_tensor(), &here(&ref_h), &rows)
+            .expect("forward");
         let value = weighed(&kl.to_device(&Device::Cpu).expect("moved"));
-        view.backward((&kl * here(&wave(kl.dims(), 0.29))).expect("weigh").sum_all().expect("loss")).expect("backward");
+        view.backward(
+            (&kl * here(&wave(kl.dims(), 0.29))).expect("weigh").sum_all().expect("loss"),
+        )
+        .expect("backward");
         (value, flat(&view.harvest().expect("harvest").gradients["head"]))
     };
     let [(fast, gradient), (plain, expected)] = KERNELS.map(|kernels| run(kernels, &h, &moved));
@@ -302,6 +349,10 @@ fn divergence_with_a_head_that_is_trained() {
 fn embedding() {
     let packed = Packed::new([&[3u32, 1, 4, 1, 5][..], &[9, 2, 6]]);
     let params: [(&str, &[usize]); 2] = [("tokens", &[10, 12]), ("positions", &[8, 12])];
-    compare("embedding", &params, &[], |view, _| layers::embed(view, "tokens", Some("positions"), &packed));
-    compare("token embedding", &params[..1], &[], |view, _| layers::embed(view, "tokens", None, &packed));
+    compare("embedding", &params, &[], |view, _| {
+        layers::embed(view, "tokens", Some("positions"), &packed)
+    });
+    compare("token embedding", &params[..1], &[], |view, _| {
+        layers::embed(view, "tokens", None, &packed)
+    });
 }

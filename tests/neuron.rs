@@ -4,15 +4,17 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
-use irepair::methods::neuron::basis::Basis;
-use irepair::methods::neuron::change::changed;
-use irepair::methods::neuron::scope::{attribution, block_order, scope};
-use irepair::methods::neuron::{self, Mode, Patient, Position, Recipe, Share, Stage, Step, Watch, descent};
+use irepair::checkpoint::patch::PatchFile;
 use irepair::model::layers::Orientation;
-use irepair::patch::PatchFile;
-use irepair::report::{EditsRecord, RunRecord, read_steps};
+use irepair::model::weights::{Kernels, Want, Who};
+use irepair::report::{EditsRecord, RunRecord};
+use irepair::step::neurons;
+use irepair::step::neurons::basis::Basis;
+use irepair::step::neurons::change::changed;
+use irepair::step::neurons::scope::{attribution, block_order, scope};
+use irepair::step::neurons::{Mode, Patient, Position, Recipe, Share, Stage, Step, Watch, descent};
 use irepair::tokens::TokenEdit;
-use irepair::weights::{Kernels, Want, Who};
+use irepair::train::log::read_steps;
 use serde_json::{Value, json};
 
 use crate::cli::refused;
@@ -42,7 +44,12 @@ impl Neurons {
     fn patient(&self, kernels: Kernels) -> Patient<'_> {
         let weights = self.golden.weights(kernels);
         let basis = Basis::compute(&self.golden.model, &weights).expect("basis");
-        Patient { model: &self.golden.model, weights, mlp: self.golden.model.mlp().expect("two matrices"), basis }
+        Patient {
+            model: &self.golden.model,
+            weights,
+            mlp: self.golden.model.mlp().expect("two matrices"),
+            basis,
+        }
     }
 
     fn rows(&self, key: &str) -> Vec<TokenEdit> {
@@ -65,11 +72,22 @@ impl Neurons {
     /// Every block's output matrix as (neurons, C) is the expected one.
     fn same_weights(&self, patient: &Patient, key: &str, what: &str) {
         for block in 0..patient.model.sizes().blocks {
-            let got: Vec<f32> =
-                matrix(patient, Who::Patient, block).flatten_all().and_then(|w| w.to_vec1()).expect("values");
-            all_close(&got, &self.tensor(&format!("{key}.{block}")), 1e-4, &format!("{what} block {block}"));
+            let got: Vec<f32> = matrix(patient, Who::Patient, block)
+                .flatten_all()
+                .and_then(|w| w.to_vec1())
+                .expect("values");
+            all_close(
+                &got,
+                &self.tensor(&format!("{key}.{block}")),
+                1e-4,
+                &format!("{what} block {block}"),
+            );
         }
-        let outside = patient.weights.touched().filter(|(name, _)| !name.ends_with(".mlp.c_proj.weight")).count();
+        let outside = patient
+            .weights
+            .touched()
+            .filter(|(name, _)| !name.ends_with(".mlp.c_proj.weight"))
+            .count();
         assert_eq!(outside, 0, "{what}: another tensor was touched");
     }
 }
@@ -116,12 +134,18 @@ fn matrix(patient: &Patient, who: Who, block: usize) -> Tensor {
 fn same_after_each_token(neurons: &Neurons, key: &str, seen: &Seen, what: &str) {
     let expected = &neurons.tensors[&format!("{key}.after")];
     let (tokens, _) = expected.dims2().expect("a row a token");
-    assert!(seen.after.keys().all(|token| *token < tokens) && seen.after.len() > tokens / 2, "{what}");
+    assert!(
+        seen.after.keys().all(|token| *token < tokens) && seen.after.len() > tokens / 2,
+        "{what}"
+    );
     for token in 0..tokens {
         let want: Vec<f32> = expected.get(token).and_then(|row| row.to_vec1()).expect("sums");
         match seen.after.range(..=token).next_back() {
             Some((_, got)) => all_close(got, &want, 1e-3, &format!("{what} after token {token}")),
-            None => assert!(want.iter().all(|x| *x == 0.0), "{what}: nothing had changed after token {token}"),
+            None => assert!(
+                want.iter().all(|x| *x == 0.0),
+                "{what}: nothing had changed after token {token}"
+            ),
         }
     }
 }
@@ -144,24 +168,34 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
         let said: Vec<Vec<f64>> = rows
             .iter()
             .map(|row| {
-                let said = neuron::said(patient.model, &patient.weights, &neuron::batch(std::slice::from_ref(row)));
+                let said = neurons::said(
+                    patient.model,
+                    &patient.weights,
+                    &neurons::batch(std::slice::from_ref(row)),
+                );
                 said.expect("said").into_iter().map(f64::from).collect()
             })
             .collect();
         let expected: Vec<Vec<f64>> =
             neurons.expected["argmax"].as_array().expect("rows").iter().map(numbers).collect();
         assert_eq!(said, expected, "{what}");
-        assert_eq!(neuron::failing(&patient, &rows).expect("failing"), [0, 2, 3], "{what}");
+        assert_eq!(neurons::failing(&patient, &rows).expect("failing"), [0, 2, 3], "{what}");
 
         // Row y of the basis, as a difference from row 0.
         let basis = neurons.tensor("basis");
         for token in [1, 7, v as u32 - 1] {
-            let got: Vec<f32> = patient.basis.toward(token, 0).expect("row").into_iter().map(|x| x as f32).collect();
+            let got: Vec<f32> = patient
+                .basis
+                .toward(token, 0)
+                .expect("row")
+                .into_iter()
+                .map(|x| x as f32)
+                .collect();
             let want: Vec<f32> = (0..c).map(|i| basis[token as usize * c + i] - basis[i]).collect();
             all_close(&got, &want, 1e-4, &format!("{what} basis"));
         }
-        let batch = neuron::batch(&neurons.failing());
-        let said = neuron::said(patient.model, &patient.weights, &batch).expect("said");
+        let batch = neurons::batch(&neurons.failing());
+        let said = neurons::said(patient.model, &patient.weights, &batch).expect("said");
         let steers = descent::steers(&patient, &batch, &said).expect("steers");
         let rows_of = |m: &faer::Mat<f64>| -> Vec<f32> {
             (0..m.nrows()).flat_map(|i| (0..m.ncols()).map(move |j| m[(i, j)] as f32)).collect()
@@ -176,7 +210,9 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
         let expected = numbers(&neurons.expected["block_order"]);
         assert_eq!(order.iter().map(|(b, _)| *b as f64).collect::<Vec<_>>(), expected, "{what}");
         let losses = numbers(&neurons.expected["skip_losses"]);
-        order.iter().for_each(|&(block, loss)| close(loss, losses[block], 1e-4, &format!("{what} skipped {block}")));
+        order.iter().for_each(|&(block, loss)| {
+            close(loss, losses[block], 1e-4, &format!("{what} skipped {block}"))
+        });
         let kept = scope(&patient, &batch, HALF, SIXTEENTH).expect("scope");
         let expected: BTreeMap<usize, Vec<usize>> =
             serde_json::from_value(neurons.expected["scope"].clone()).expect("scope");
@@ -191,7 +227,7 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
         for block in 0..blocks {
             let read = &tapped[&patient.mlp.output(block)];
             assert!(read.gradient.is_none(), "nothing was differentiated");
-            let z = irepair::methods::neuron::scope::at_rows(&read.input, &batch.rows).expect("rows");
+            let z = irepair::step::neurons::scope::at_rows(&read.input, &batch.rows).expect("rows");
             let all: Vec<usize> = (0..patient.mlp.neurons).collect();
             let found = descent::solve(&z, &all, &steers).expect("solves");
             let want = neurons.tensor(&format!("delta.{block}"));
@@ -199,14 +235,18 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
             if let Some(kept) = kept.get(&block) {
                 let found = descent::solve(&z, kept, &steers).expect("solves");
                 let whole = neurons.tensor(&format!("delta_sparse.{block}"));
-                let want: Vec<f32> = kept.iter().flat_map(|&i| whole[i * c..(i + 1) * c].to_vec()).collect();
+                let want: Vec<f32> =
+                    kept.iter().flat_map(|&i| whole[i * c..(i + 1) * c].to_vec()).collect();
                 all_close(
                     &rows_of(&found.transposed().transpose().to_owned()),
                     &want,
                     1e-3,
                     &format!("{what} sparse Δ of block {block}"),
                 );
-                assert!(found.residual > 0.0, "four neurons can't give 21 positions what they want");
+                assert!(
+                    found.residual > 0.0,
+                    "four neurons can't give 21 positions what they want"
+                );
             }
         }
     });
@@ -216,7 +256,8 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
 #[test]
 fn steps_equal_the_statement() {
     let recipe = |mode, blocks, neurons| Recipe { mode, blocks, neurons, ..Recipe::default() };
-    let by_token = |blocks, neurons| Recipe { steps: 3, ..recipe(Mode::Iterative, blocks, neurons) };
+    let by_token =
+        |blocks, neurons| Recipe { steps: 3, ..recipe(Mode::Iterative, blocks, neurons) };
     let variants = [
         ("batch", "star", recipe(Mode::Batch, Share::All, Share::All)),
         ("iterative", "star", by_token(Share::All, Share::All)),
@@ -229,15 +270,19 @@ fn steps_equal_the_statement() {
         for (key, method, recipe) in &variants {
             let what = format!("{what} {key}");
             let mut patient = neurons.patient(kernels);
-            let method = (neuron::named(method).expect("a method").build)(recipe.clone());
+            let method = (neurons::named(method).expect("a method").build)(recipe.clone());
             let mut seen = Seen::default();
             let rows = neurons.failing();
             let mut at = Position::default();
-            neuron::repair(method.as_ref(), &mut patient, &rows, 1, &mut at, &mut seen).expect("repairs");
+            neurons::repair(method.as_ref(), &mut patient, &rows, 1, &mut at, &mut seen)
+                .expect("repairs");
             assert_eq!(at.pass.given_up, 0);
             let losses = numbers(&neurons.expected[key]["losses"]);
             assert_eq!(seen.steps.len(), losses.len(), "{what}");
-            seen.steps.iter().zip(losses).for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
+            seen.steps
+                .iter()
+                .zip(losses)
+                .for_each(|(step, want)| close(step.loss, want, 1e-4, &what));
             neurons.same_weights(&patient, key, &what);
             if recipe.mode == Mode::Iterative {
                 same_after_each_token(neurons, key, &seen, &what);
@@ -246,8 +291,11 @@ fn steps_equal_the_statement() {
             if *key == "sparse" {
                 let kept: BTreeMap<usize, Vec<usize>> =
                     serde_json::from_value(neurons.expected["scope"].clone()).expect("scope");
-                let numbers = |neurons: Vec<(usize, f32)>| neurons.into_iter().map(|(neuron, _)| neuron).collect();
-                let changed: BTreeMap<usize, Vec<usize>> = changed.into_iter().map(|(b, n)| (b, numbers(n))).collect();
+                let numbers = |neurons: Vec<(usize, f32)>| {
+                    neurons.into_iter().map(|(neuron, _)| neuron).collect()
+                };
+                let changed: BTreeMap<usize, Vec<usize>> =
+                    changed.into_iter().map(|(b, n)| (b, numbers(n))).collect();
                 assert_eq!(changed, kept, "{what}: other neurons than the kept ones");
             }
         }
@@ -258,7 +306,7 @@ fn steps_equal_the_statement() {
 fn mint_moves_the_neurons_of_the_statement() {
     each(|neurons, kernels, what| {
         let mut patient = neurons.patient(kernels);
-        let mint = (neuron::named("mint").expect("mint").build)(Recipe::default());
+        let mint = (neurons::named("mint").expect("mint").build)(Recipe::default());
         let (mut seen, mut at) = (Seen::default(), Position::default());
         mint.pass(&mut patient, &neurons.rows("mint_rows"), &mut at, &mut seen).expect("pass");
         let blocks: Vec<usize> = seen.steps.iter().flat_map(|step| step.blocks.clone()).collect();
@@ -281,12 +329,18 @@ fn mint_moves_the_neurons_of_the_statement() {
 fn what_is_right_is_left_alone() {
     each(|neurons, kernels, what| {
         let right = [neurons.rows("rows").remove(1)];
-        for entry in neuron::METHODS {
+        for entry in neurons::METHODS {
             let mut patient = neurons.patient(kernels);
             let method = (entry.build)(Recipe { mode: Mode::Iterative, ..Recipe::default() });
             let (mut seen, mut at) = (Seen::default(), Position::default());
-            neuron::repair(method.as_ref(), &mut patient, &right, 3, &mut at, &mut seen).expect("repairs");
-            assert_eq!((at.rounds, at.tried, at.stage), (0, 0, Stage::Over), "{what} {}", entry.name);
+            neurons::repair(method.as_ref(), &mut patient, &right, 3, &mut at, &mut seen)
+                .expect("repairs");
+            assert_eq!(
+                (at.rounds, at.tried, at.stage),
+                (0, 0, Stage::Over),
+                "{what} {}",
+                entry.name
+            );
             method.pass(&mut patient, &right, &mut at, &mut seen).expect("passes");
             assert_eq!((at.pass.tried, seen.steps.len()), (0, 0), "{what} {}", entry.name);
             assert!(changed(&patient).expect("changed").is_empty());
@@ -299,9 +353,11 @@ fn what_is_right_is_left_alone() {
 fn a_tapped_gradient_is_the_derivative() {
     each(|neurons, kernels, what| {
         let patient = neurons.patient(kernels);
-        let batch = neuron::batch(&neurons.failing());
+        let batch = neurons::batch(&neurons.failing());
         let layer = patient.mlp.output(0);
-        let loss = |view: &irepair::weights::View| irepair::loss::nll(patient.model, view, &batch).expect("loss");
+        let loss = |view: &irepair::model::weights::View| {
+            irepair::model::loss::nll(patient.model, view, &batch).expect("loss")
+        };
         let view = patient.weights.frozen(Who::Patient).expect("view").tapping([layer.clone()]);
         let tapped_loss = loss(&view);
         let value = tapped_loss.to_scalar::<f32>().expect("scalar");
@@ -315,11 +371,17 @@ fn a_tapped_gradient_is_the_derivative() {
             .view(Who::Patient, |s| if s.name == bias { Want::Gradient } else { Want::Nothing })
             .expect("view");
         let plain_loss = loss(&view);
-        assert_eq!(plain_loss.to_scalar::<f32>().expect("scalar"), value, "{what}: a tap changes nothing");
+        assert_eq!(
+            plain_loss.to_scalar::<f32>().expect("scalar"),
+            value,
+            "{what}: a tap changes nothing"
+        );
         view.backward(plain_loss).expect("backward");
         let by_bias = view.harvest().expect("harvest").gradients.remove(&bias).expect("gradient");
         let w = matrix(&patient, Who::Patient, 0);
-        let want = w.matmul(&by_bias.unsqueeze(1).expect("column")).and_then(|x| x.flatten_all()?.to_vec1::<f32>());
+        let want = w
+            .matmul(&by_bias.unsqueeze(1).expect("column"))
+            .and_then(|x| x.flatten_all()?.to_vec1::<f32>());
         let got = gradient.sum(0).and_then(|x| x.to_vec1::<f32>()).expect("sum");
         all_close(&got, &want.expect("product"), 1e-4, what);
     });
@@ -381,7 +443,9 @@ fn measured(bench: &Bench, model: &str) -> BTreeMap<String, [f64; 2]> {
     let value = |figure: &Value| figure["value"].as_f64().expect("a value");
     figures(0)
         .zip(figures(1))
-        .map(|(base, ours)| (base["name"].as_str().expect("name").to_owned(), [value(base), value(ours)]))
+        .map(|(base, ours)| {
+            (base["name"].as_str().expect("name").to_owned(), [value(base), value(ours)])
+        })
         .collect()
 }
 
@@ -391,7 +455,10 @@ fn star_repairs_what_the_demo_gets_wrong() {
     let bench = Bench::new();
     for more in [&["--mode", "batch"][..], &["--mode", "iterative", "--neurons", "1/4"]] {
         let out = bench.path("out");
-        ok(&irepair(&[&["repair", "--method", "star", "--out", &out, "--overwrite", "-q"][..], more].concat()));
+        ok(&irepair(
+            &[&["repair", "--method", "star", "--out", &out, "--overwrite", "-q"][..], more]
+                .concat(),
+        ));
         let run = record(&out);
         let edits = run.edits.as_ref().expect("edits");
         assert_eq!((edits.failures, edits.skipped), (12, 0));
@@ -402,7 +469,12 @@ fn star_repairs_what_the_demo_gets_wrong() {
         assert_eq!(run.sliced.len(), 6);
         let figures = measured(&bench, &out);
         let [before, after] = figures["targets said, teacher forcing (%)"];
-        close(after, 100.0 * edits.repaired as f64 / 12.0, 1e-9, "what eval finds is what repair found");
+        close(
+            after,
+            100.0 * edits.repaired as f64 / 12.0,
+            1e-9,
+            "what eval finds is what repair found",
+        );
         assert_eq!((before, figures["targets said, generated (%)"]), (0.0, [0.0, after]));
         let [before, after] = figures["generalization, teacher forcing (%)"];
         assert!(before == 0.0 && after > 50.0, "{more:?}: {figures:?}");
@@ -441,7 +513,8 @@ fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
             let out = bench.path(&format!("out{index}-{part}"));
             let (partial, arguments) = (format!("{out}.partial"), run(&out, &[]));
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-            let mut child = command(&arguments).stderr(std::process::Stdio::piped()).spawn().expect("starts");
+            let mut child =
+                command(&arguments).stderr(std::process::Stdio::piped()).spawn().expect("starts");
             let state = format!("{partial}/irepair/state/state.safetensors");
             let enough = || {
                 steps_of(&partial).map_or(0, |s| s.len()) > all.len() * part / 7
@@ -458,8 +531,16 @@ fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
             }
             assert!(!std::path::Path::new(&out).exists(), "{what}");
             if by_signal {
-                let data = bench.file("other.jsonl", &[json!({"prompt": "Tea at noon", "target": " and bread"})]);
-                for other in [["--rounds", "3"], ["--seed", "1"], ["--data", &data], ["--learning-rate", "0.02"]] {
+                let data = bench.file(
+                    "other.jsonl",
+                    &[json!({"prompt": "Tea at noon", "target": " and bread"})],
+                );
+                for other in [
+                    ["--rounds", "3"],
+                    ["--seed", "1"],
+                    ["--data", &data],
+                    ["--learning-rate", "0.02"],
+                ] {
                     if case[1] != "mint" || other[0] != "--learning-rate" {
                         let output = words(&run(&out, &[&["--resume"], &other[..]].concat()));
                         let error = String::from_utf8_lossy(&output.stderr);
@@ -474,7 +555,10 @@ fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
                 assert!(bytes(&out) == bytes(&whole), "{what}: {file}");
             }
             assert_eq!(numbers(&out), all, "{what}");
-            let edits = |dir: &str| EditsRecord { repair_seconds: 0.0, ..record(dir).edits.expect("edits") };
+            let edits = |dir: &str| EditsRecord {
+                repair_seconds: 0.0,
+                ..record(dir).edits.expect("edits")
+            };
             assert_eq!(edits(&out), edits(&whole), "{what}");
         }
     }
@@ -485,10 +569,15 @@ fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
 fn llama_is_repaired_in_its_down_projections() {
     let bench = Bench::new();
     let (model, out) = (golden_model("llama"), bench.path("out"));
-    let rows = bench.file("rows.jsonl", &[json!({"prompt": "Tea at noon", "target": " and bread"})]);
+    let rows =
+        bench.file("rows.jsonl", &[json!({"prompt": "Tea at noon", "target": " and bread"})]);
     for method in ["star", "sgd"] {
-        let arguments = ["repair", "--model", &model, "--data", &rows, "--method", method, "--out", &out];
-        ok(&irepair(&[&arguments[..], &["--learning-rate", "0.1", "--rounds", "30", "--overwrite", "-q"]].concat()));
+        let arguments =
+            ["repair", "--model", &model, "--data", &rows, "--method", method, "--out", &out];
+        ok(&irepair(
+            &[&arguments[..], &["--learning-rate", "0.1", "--rounds", "30", "--overwrite", "-q"]]
+                .concat(),
+        ));
         let run = record(&out);
         let edits = run.edits.as_ref().expect("edits");
         assert!(run.changed.iter().all(|c| c.name.ends_with(".mlp.down_proj.weight")), "{method}");
@@ -526,7 +615,8 @@ fn a_patch_holds_the_neurons() {
             json!({"prompt": "The old boat on the river", "target": " drifted home."}),
             json!({"prompt": "The old boat on the river", "target": " sank.", "kind": "specificity"}),
         ];
-        let (model, data, out) = (golden_model(name), bench.file("rows.jsonl", &rows), bench.path("out"));
+        let (model, data, out) =
+            (golden_model(name), bench.file("rows.jsonl", &rows), bench.path("out"));
         ok(&irepair(&[
             "repair",
             "--model",
@@ -568,9 +658,13 @@ fn a_patch_holds_the_neurons() {
 #[test]
 fn contradicting_rows_have_a_residual() {
     let bench = Bench::new();
-    let rows = [" drifted", " sank"].map(|target| json!({"prompt": "The old boat on the river", "chosen": target}));
-    let (model, data, out) = (golden_model("gpt2"), bench.file("rows.jsonl", &rows), bench.path("out"));
-    let said = ok(&irepair(&["repair", "--model", &model, "--data", &data, "--method", "star", "--out", &out, "-q"]));
+    let rows = [" drifted", " sank"]
+        .map(|target| json!({"prompt": "The old boat on the river", "chosen": target}));
+    let (model, data, out) =
+        (golden_model("gpt2"), bench.file("rows.jsonl", &rows), bench.path("out"));
+    let said = ok(&irepair(&[
+        "repair", "--model", &model, "--data", &data, "--method", "star", "--out", &out, "-q",
+    ]));
     let edits = record(&out).edits.expect("edits");
     assert!(edits.worst_residual > 0.3 && edits.worst_residual <= 1.0, "{edits:?}");
     assert!(edits.repaired < 2 && said.contains("can't be met in full"), "{said}");
@@ -579,21 +673,40 @@ fn contradicting_rows_have_a_residual() {
 #[test]
 fn rows_that_are_right_are_skipped_and_counted() {
     let bench = Bench::new();
-    let edits: Vec<Value> =
-        irepair::demo::EDITS.lines().map(|line| serde_json::from_str(line).expect("a row")).collect();
+    let edits: Vec<Value> = irepair::data::demo::EDITS
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a row"))
+        .collect();
     let row = |kind: &str| {
         let row = edits.iter().find(|row| row["kind"] == kind).expect(kind);
         json!({"prompt": row["prompt"], "target": row["chosen"]})
     };
     let (wrong, right) = (row("failure"), row("specificity"));
-    let (both, only) = (bench.file("both.jsonl", &[right.clone(), wrong]), bench.file("only.jsonl", &[right]));
+    let (both, only) =
+        (bench.file("both.jsonl", &[right.clone(), wrong]), bench.file("only.jsonl", &[right]));
     let out = bench.path("out");
-    let repair =
-        |data| ["repair", "--data", data, "--method", "sgd", "--max-steps", "1", "--rounds", "1", "--out", &out];
+    let repair = |data| {
+        [
+            "repair",
+            "--data",
+            data,
+            "--method",
+            "sgd",
+            "--max-steps",
+            "1",
+            "--rounds",
+            "1",
+            "--out",
+            &out,
+        ]
+    };
     let output = irepair(&repair(&both));
     ok(&output);
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("2 rows: 1 to repair, 1 skipped because the model already says their target"), "{said}");
+    assert!(
+        said.contains("2 rows: 1 to repair, 1 skipped because the model already says their target"),
+        "{said}"
+    );
     let edits = record(&out).edits.expect("edits");
     assert_eq!((edits.skipped, edits.failures), (1, 1));
     refused(&[&repair(&only)[..], &["--overwrite"]].concat(), 4, &["already says every target"]);
@@ -622,12 +735,28 @@ fn edits_that_cannot_be() {
     let row = |target: &str| json!({"prompt": "Tea at noon", "target": target});
     let good = bench.file("good.jsonl", &[row(" and bread")]);
     let repair = |data: &str, more: &[&str], code: i32, words: &[&str]| {
-        let arguments = ["repair", "--model", &model, "--data", data, "--out", &out, "--method", "star"];
+        let arguments =
+            ["repair", "--model", &model, "--data", data, "--out", &out, "--method", "star"];
         refused(&[&arguments[..], more].concat(), code, words);
     };
-    repair(&bench.file("empty.jsonl", &[row(" x"), row("")]), &[], 3, &["empty.jsonl:2", "target is empty"]);
-    repair(&bench.file("keys.jsonl", &[json!({"prompt": "a"})]), &[], 3, &["keys.jsonl:1", "\"target\""]);
-    repair(&bench.file("long.jsonl", &[row(&" word".repeat(70))]), &[], 3, &["long.jsonl:1", "64 positions"]);
+    repair(
+        &bench.file("empty.jsonl", &[row(" x"), row("")]),
+        &[],
+        3,
+        &["empty.jsonl:2", "target is empty"],
+    );
+    repair(
+        &bench.file("keys.jsonl", &[json!({"prompt": "a"})]),
+        &[],
+        3,
+        &["keys.jsonl:1", "\"target\""],
+    );
+    repair(
+        &bench.file("long.jsonl", &[row(&" word".repeat(70))]),
+        &[],
+        3,
+        &["long.jsonl:1", "64 positions"],
+    );
     let other = json!({"prompt": "a", "target": "b", "kind": "specificity"});
     repair(&bench.file("other.jsonl", &[other]), &[], 3, &["no row is a failure"]);
     for (flag, value) in [
@@ -647,8 +776,16 @@ fn edits_that_cannot_be() {
     for _ in 0..2 {
         repair(&good, &["--learning-rate", "0"], 4, &["nothing changed"]);
     }
-    refused(&["repair", "--method", "mint", "--neurons", "1/4"], 2, &["--method mint", "--neurons"]);
-    refused(&["repair", "--method", "irepair", "--neurons", "1/4"], 2, &["--method irepair", "--neurons"]);
+    refused(
+        &["repair", "--method", "mint", "--neurons", "1/4"],
+        2,
+        &["--method mint", "--neurons"],
+    );
+    refused(
+        &["repair", "--method", "irepair", "--neurons", "1/4"],
+        2,
+        &["--method irepair", "--neurons"],
+    );
     refused(&["repair", "--method", "stra"], 3, &["did you mean \"star\""]);
     refused(&["bench", "--method", "star"], 3, &["a block-level method is wanted"]);
     refused(&["eval", "--edits", &bench.path("none.jsonl"), "--out", &out], 3, &["none.jsonl"]);

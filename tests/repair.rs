@@ -7,10 +7,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use candle_core::Tensor;
-use irepair::checkpoint::{Checkpoint, Stored, compare, copy_model, hash_file, write_tensors};
-use irepair::model::kernels::matmul::Precision;
-use irepair::random::{Purpose, Stream};
-use irepair::report::{RunRecord, read_steps};
+use irepair::base::files::hash_file;
+use irepair::base::random::{Purpose, Stream};
+use irepair::base::tensors::{Stored, write_tensors};
+use irepair::checkpoint::{Checkpoint, compare, copy_model};
+use irepair::model::precision::Precision;
+use irepair::report::RunRecord;
+use irepair::train::log::read_steps;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::cli::{Bench, bad_model};
@@ -39,7 +42,8 @@ fn end_by(child: std::process::Child, signal: &str) -> String {
 pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
     // Normal text is kept between runs; what an earlier build left must not decide a test.
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cache-{}", std::process::id()));
+    let cache =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cache-{}", std::process::id()));
     command.args(arguments).env("HF_HUB_OFFLINE", "1").env("IREPAIR_CACHE", cache);
     command
 }
@@ -96,7 +100,9 @@ fn five_steps_give_the_references_numbers() {
         let expected = golden::json(&format!("{name}/expected.json"));
         let steps = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
         assert_eq!(steps.len(), 5);
-        for (step, want) in steps.iter().zip(expected["irepair_kl"]["steps"].as_array().expect("steps")) {
+        for (step, want) in
+            steps.iter().zip(expected["irepair_kl"]["steps"].as_array().expect("steps"))
+        {
             let what = format!("{name} step {}", step.step);
             assert_eq!(step.block.map(|b| b as u64), want["block"].as_u64(), "{what}");
             close(step.loss, want["loss"].as_f64().expect("loss"), 1e-4, &what);
@@ -107,23 +113,29 @@ fn five_steps_give_the_references_numbers() {
         }
         // Only sliced blocks differ from the base, and the record says so.
         let run = record(&out);
-        let (base, repaired) = (Checkpoint::open(&model, name, None), Checkpoint::open(&out, name, None));
+        let (base, repaired) =
+            (Checkpoint::open(&model, name, None), Checkpoint::open(&out, name, None));
         let changes = compare(&base.expect("base"), &repaired.expect("output")).expect("compares");
         assert_eq!(changes, run.changed, "{name}");
-        let sliced: Vec<String> = run.sliced.keys().flat_map(|b| [format!("h.{b}."), format!("layers.{b}.")]).collect();
+        let sliced: Vec<String> =
+            run.sliced.keys().flat_map(|b| [format!("h.{b}."), format!("layers.{b}.")]).collect();
         assert!(!changes.is_empty());
         for change in &changes {
             assert!(sliced.iter().any(|s| change.name.contains(s)), "{name}: {}", change.name);
         }
         for file in ["config.json", "tokenizer.json", "generation_config.json"] {
-            assert_eq!(std::fs::read(model.join(file)).expect(file), std::fs::read(out.join(file)).expect(file));
+            assert_eq!(
+                std::fs::read(model.join(file)).expect(file),
+                std::fs::read(out.join(file)).expect(file)
+            );
         }
         assert!(!out.join("irepair/state").exists());
     }
 }
 
 pub fn record(out: &Path) -> RunRecord {
-    serde_json::from_slice(&std::fs::read(out.join("irepair/run.json")).expect("run.json")).expect("read strictly")
+    serde_json::from_slice(&std::fs::read(out.join("irepair/run.json")).expect("run.json"))
+        .expect("read strictly")
 }
 
 /// Settings of a short run on the demo.
@@ -154,7 +166,10 @@ pub fn demo<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 /// The same of a model so small that a run takes a moment: what it says is nothing, but every file is written.
 pub fn quick<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     static PLACES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
-        [golden::dir().join("gpt2"), Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/pairs.jsonl")]
+        [
+            golden::dir().join("gpt2"),
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("data/demo/pairs.jsonl"),
+        ]
     });
     let [model, data] = &*PLACES;
     demo(out, &[&["--model", text(model), "--data", text(data)], more].concat())
@@ -162,20 +177,33 @@ pub fn quick<'a>(out: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
 
 /// Hashes of everything in an output that must not depend on when and how it was made.
 fn files(dir: &Path) -> BTreeMap<PathBuf, String> {
-    ["model.safetensors", "irepair/patch.safetensors", "irepair/normal.jsonl", "irepair/samples.jsonl", "config.json"]
-        .into_iter()
-        // A method without a KL term has no normal text.
-        .filter(|name| *name != "irepair/normal.jsonl" || dir.join(name).exists())
-        .map(|name| (name.into(), hash_file(&dir.join(name)).expect(name)))
-        .collect()
+    [
+        "model.safetensors",
+        "irepair/patch.safetensors",
+        "irepair/normal.jsonl",
+        "irepair/samples.jsonl",
+        "config.json",
+    ]
+    .into_iter()
+    // A method without a KL term has no normal text.
+    .filter(|name| *name != "irepair/normal.jsonl" || dir.join(name).exists())
+    .map(|name| (name.into(), hash_file(&dir.join(name)).expect(name)))
+    .collect()
 }
 
 #[test]
 fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     let dir = tempfile::tempdir().expect("dir");
-    let (one, two, other) = (dir.path().join("one"), dir.path().join("two"), dir.path().join("other"));
+    let (one, two, other) =
+        (dir.path().join("one"), dir.path().join("two"), dir.path().join("other"));
     let said = ok(&irepair(&demo(&one, &[])));
-    for words in ["before", "rude continuations", "perplexity of clean text", "byte-equal", "next: irepair generate"] {
+    for words in [
+        "before",
+        "rude continuations",
+        "perplexity of clean text",
+        "byte-equal",
+        "next: irepair generate",
+    ] {
         assert!(said.contains(words), "{words:?} is not in:\n{said}");
     }
     ok(&irepair(&demo(&two, &["-q", "--threads", "1"])));
@@ -187,11 +215,18 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     ok(&irepair(&next.split(' ').collect::<Vec<_>>()));
     assert_eq!(std::fs::read_to_string(&texts).expect("texts").lines().count(), 120);
     assert_eq!(files(&one), files(&two), "the number of threads changed the bytes");
-    assert_ne!(files(&one)[Path::new("model.safetensors")], files(&other)[Path::new("model.safetensors")]);
+    assert_ne!(
+        files(&one)[Path::new("model.safetensors")],
+        files(&other)[Path::new("model.safetensors")]
+    );
     let run = record(&one);
     assert_eq!((run.format_version, run.steps, run.seed, run.model.as_str()), (1, 12, 42, "demo"));
     for measures in [&run.before, &run.after] {
-        assert!(measures.toxicity.is_some() && measures.nll_chosen.is_some() && measures.nll_rejected.is_some());
+        assert!(
+            measures.toxicity.is_some()
+                && measures.nll_chosen.is_some()
+                && measures.nll_rejected.is_some()
+        );
         assert!(measures.ppl.expect("perplexity") > 1.0);
     }
     assert_ne!(run.after.nll_chosen, run.before.nll_chosen);
@@ -222,7 +257,9 @@ fn a_killed_run_resumes_to_the_same_bytes() {
     let often = ["-q", "--save-steps", "1", "--max-steps", "30"];
     let mut moments = Stream::new(20, Purpose::Split, 0, 0);
     let averaged: &[&str] = &["--optimizer", "adamw", "--gradient-accumulation-steps", "2"];
-    for (method, of_it, kills) in [("irepair+kl", &[][..], 8), ("dapt", &[], 8), ("dpo", averaged, 8)] {
+    for (method, of_it, kills) in
+        [("irepair+kl", &[][..], 8), ("dapt", &[], 8), ("dpo", averaged, 8)]
+    {
         let more = [&often[..], &["--method", method], of_it].concat();
         let whole = dir.path().join(format!("whole-{method}"));
         // Nothing is kept from run to run: normal text is written anew.
@@ -245,7 +282,10 @@ fn a_killed_run_resumes_to_the_same_bytes() {
             };
             let (moment, after) = (takes.mul_f64(moments.unit()), 1 + moments.below(25));
             let what = format!("{method}, round {round}: {moment:?} of {takes:?}, step {after}");
-            let mut child = run(&out, &more, round).stdout(std::process::Stdio::null()).spawn().expect("starts");
+            let mut child = run(&out, &more, round)
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .expect("starts");
             let signal = |child: &std::process::Child, signal| {
                 // SAFETY: a signal to a process that was started here and is not waited for yet.
                 unsafe { libc::kill(child.id() as libc::pid_t, signal) };
@@ -272,12 +312,13 @@ fn a_killed_run_resumes_to_the_same_bytes() {
             if !out.exists() {
                 let has_state = state.join("state.safetensors").exists();
                 with_state += usize::from(has_state);
-                let again = if has_state { [&more[..], &["--resume"]].concat() } else { more.clone() };
+                let again =
+                    if has_state { [&more[..], &["--resume"]].concat() } else { more.clone() };
                 ok(&run(&out, &again, round).output().expect("runs"));
             }
             assert_eq!(files(&out), files(&whole), "{what}");
             let resumed = read_steps(&out.join("irepair/steps.jsonl")).expect("steps");
-            let numbers = |steps: &[irepair::train::StepLine]| {
+            let numbers = |steps: &[irepair::train::log::StepLine]| {
                 steps.iter().map(|s| (s.step, s.loss, s.block)).collect::<Vec<_>>()
             };
             assert_eq!(numbers(&resumed), numbers(&steps), "{what}");
@@ -316,9 +357,10 @@ fn a_folder_that_appears_during_the_run_stays() {
     ok(&irepair(&quick(&whole, &more)));
     let log = dir.path().join("out.partial/irepair/steps.jsonl");
     // A folder of someone else is not replaced even where replacing is allowed; that of an output is not where it is not.
-    for (flags, words) in
-        [(&["--overwrite"][..], "is no output of irepair"), (&["--resume"], "exists since this run began")]
-    {
+    for (flags, words) in [
+        (&["--overwrite"][..], "is no output of irepair"),
+        (&["--resume"], "exists since this run began"),
+    ] {
         let steps = read_steps(&log).map_or(0, |s| s.len());
         let mut child = command(&quick(
             &out,
@@ -327,7 +369,9 @@ fn a_folder_that_appears_during_the_run_stays() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("starts");
-        while read_steps(&log).map_or(0, |s| s.len()) <= steps && child.try_wait().expect("wait").is_none() {
+        while read_steps(&log).map_or(0, |s| s.len()) <= steps
+            && child.try_wait().expect("wait").is_none()
+        {
             std::thread::yield_now();
         }
         std::fs::create_dir_all(&out).expect("dir");
@@ -360,15 +404,21 @@ fn a_full_disk_leaves_the_last_good_state() {
     // A limit on the size of files (8 MiB: the base fits, a state does not) is a disk that is full to this process alone.
     let resumed = demo(&out, &[&more[..], &["--resume"]].concat());
     let quoted: Vec<String> = resumed.iter().map(|word| format!("'{word}'")).collect();
-    let script =
-        format!("trap '' XFSZ; ulimit -f 16384; exec '{}' {}", env!("CARGO_BIN_EXE_irepair"), quoted.join(" "));
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 16384; exec '{}' {}",
+        env!("CARGO_BIN_EXE_irepair"),
+        quoted.join(" ")
+    );
     let limited = Command::new("sh").args(["-c", &script]).output().expect("runs");
     let error = String::from_utf8_lossy(&limited.stderr);
     assert_eq!(limited.status.code(), Some(1), "{error}");
     assert!(error.contains("state.safetensors"), "{error}");
     assert!(!out.exists());
     ok(&irepair(&resumed));
-    assert_eq!(files(&out)[Path::new("model.safetensors")], files(&whole)[Path::new("model.safetensors")]);
+    assert_eq!(
+        files(&out)[Path::new("model.safetensors")],
+        files(&whole)[Path::new("model.safetensors")]
+    );
 }
 
 #[cfg(unix)]
@@ -378,7 +428,8 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     let (whole, out) = (dir.path().join("whole"), dir.path().join("stopped"));
     ok(&irepair(&demo(&whole, &["-q"])));
     let log = dir.path().join("stopped.partial/irepair/steps.jsonl");
-    let mut child = command(&demo(&out, &[])).stderr(std::process::Stdio::piped()).spawn().expect("starts");
+    let mut child =
+        command(&demo(&out, &[])).stderr(std::process::Stdio::piped()).spawn().expect("starts");
     while read_steps(&log).map_or(0, |s| s.len()) < 4 && child.try_wait().expect("wait").is_none() {
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -394,8 +445,13 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     ok(&irepair(&["report", text(&dir.path().join("stopped.partial"))]));
     // SIGTERM, as a scheduler sends it, is the same.
     let from = read_steps(&log).map_or(0, |s| s.len());
-    let mut child = command(&demo(&out, &["--resume"])).stderr(std::process::Stdio::piped()).spawn().expect("starts");
-    while read_steps(&log).map_or(0, |s| s.len()) <= from && child.try_wait().expect("wait").is_none() {
+    let mut child = command(&demo(&out, &["--resume"]))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("starts");
+    while read_steps(&log).map_or(0, |s| s.len()) <= from
+        && child.try_wait().expect("wait").is_none()
+    {
         std::thread::sleep(Duration::from_millis(2));
     }
     end_by(child, "-TERM");
@@ -415,8 +471,10 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
 fn a_run_that_diverges_stops_and_keeps_the_last_good_state() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let output =
-        irepair(&quick(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
+    let output = irepair(&quick(
+        &out,
+        &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"],
+    ));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("at step 2") && error.contains("--learning-rate"), "{error}");
@@ -475,7 +533,10 @@ fn only_an_output_is_replaced_and_only_when_told() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(3) && error.contains("base"), "{error}");
     // Nothing is left beside the output, whatever went wrong.
-    let names: Vec<_> = std::fs::read_dir(dir.path()).expect("dir").map(|e| e.expect("entry").file_name()).collect();
+    let names: Vec<_> = std::fs::read_dir(dir.path())
+        .expect("dir")
+        .map(|e| e.expect("entry").file_name())
+        .collect();
     assert_eq!(names, ["out"]);
 }
 
@@ -499,7 +560,16 @@ fn broken_weights_are_never_written() {
     let dir = tempfile::tempdir().expect("dir");
     let cases: [&[&str]; 4] = [
         &["--method", "irepair", "--eval-steps", "0", "--learning-rate", "1e30"],
-        &["--method", "irepair", "--eval-steps", "0", "--max-steps", "1", "--learning-rate", "1e38"],
+        &[
+            "--method",
+            "irepair",
+            "--eval-steps",
+            "0",
+            "--max-steps",
+            "1",
+            "--learning-rate",
+            "1e38",
+        ],
         &["--eval-steps", "1", "--learning-rate", "1e19"],
         &["--save-steps", "1", "--learning-rate", "1e20"],
     ];
@@ -511,7 +581,8 @@ fn broken_weights_are_never_written() {
         assert_eq!(output.status.code(), Some(1), "{case:?}: {error}");
         assert!(error.contains("at step") && error.contains("--resume"), "{case:?}: {error}");
         assert!(!out.exists());
-        let sane = [&more[..], &["--resume", "--learning-rate", "1e-4", "--max-steps", "6"]].concat();
+        let sane =
+            [&more[..], &["--resume", "--learning-rate", "1e-4", "--max-steps", "6"]].concat();
         ok(&irepair(&quick(&out, &sane)));
     }
 }
@@ -542,7 +613,9 @@ fn a_run_that_ended_by_patience_resumes_as_ended() {
     let log = dir.path().join("out.partial/irepair/steps.jsonl");
     let mut child = command(&demo(&out, &more)).spawn().expect("starts");
     // In the evaluation after the last step.
-    while read_steps(&log).map_or(0, |s| s.len()) < steps && child.try_wait().expect("wait").is_none() {
+    while read_steps(&log).map_or(0, |s| s.len()) < steps
+        && child.try_wait().expect("wait").is_none()
+    {
         std::thread::sleep(Duration::from_millis(2));
     }
     std::thread::sleep(Duration::from_millis(50));
@@ -559,8 +632,10 @@ fn a_run_that_ended_by_patience_resumes_as_ended() {
 fn a_state_of_another_run_is_refused_by_name() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let output =
-        irepair(&quick(&out, &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"]));
+    let output = irepair(&quick(
+        &out,
+        &["-q", "--learning-rate", "1e30", "--max-grad-norm", "0", "--warmup-steps", "0"],
+    ));
     assert_eq!(output.status.code(), Some(1));
     let refused = |flags: &[&str], word: &str| {
         let output = irepair(&quick(&out, &[&["-q", "--resume"][..], flags].concat()));
@@ -648,7 +723,9 @@ fn json_holds_the_record() {
     let run: RunRecord = serde_json::from_str(&said).expect("json alone on stdout");
     assert_eq!(run.settings.method, "irepair");
     assert_eq!(run.data.normal, 0);
-    assert!(read_steps(&out.join("irepair/steps.jsonl")).expect("steps").iter().all(|s| s.kl.is_none()));
+    assert!(
+        read_steps(&out.join("irepair/steps.jsonl")).expect("steps").iter().all(|s| s.kl.is_none())
+    );
 }
 
 /// The patch of a repair leads to its bytes and back, for every golden checkpoint (shards, f16, bf16); `diff` makes the same.
@@ -658,16 +735,40 @@ fn patches_lead_there_and_back() {
         let dir = tempfile::tempdir().expect("dir");
         let path = |name: &str| dir.path().join(name);
         let (model, data) = (golden::dir().join(name), golden::dir().join("pairs.jsonl"));
-        let (out, again, back, made) = (path("out"), path("again"), path("back"), path("made.safetensors"));
-        let arguments =
-            ["repair", "--model", text(&model), "--data", text(&data), "--method", "irepair", "--max-steps", "2"];
-        let more = ["--valid-size", "0", "--eval-steps", "0", "--batch-size", "2", "--out", text(&out), "-q"];
+        let (out, again, back, made) =
+            (path("out"), path("again"), path("back"), path("made.safetensors"));
+        let arguments = [
+            "repair",
+            "--model",
+            text(&model),
+            "--data",
+            text(&data),
+            "--method",
+            "irepair",
+            "--max-steps",
+            "2",
+        ];
+        let more = [
+            "--valid-size",
+            "0",
+            "--eval-steps",
+            "0",
+            "--batch-size",
+            "2",
+            "--out",
+            text(&out),
+            "-q",
+        ];
         ok(&irepair(&[&arguments[..], &more].concat()));
         let patch = out.join("irepair/patch.safetensors");
         ok(&irepair(&["patch", "apply", text(&model), text(&patch), "--out", text(&again)]));
         ok(&irepair(&["patch", "revert", text(&out), text(&patch), "--out", text(&back)]));
         ok(&irepair(&["patch", "diff", text(&model), text(&out), "--out", text(&made)]));
-        assert_eq!(std::fs::read(&made).expect("patch"), std::fs::read(&patch).expect("patch"), "{name}");
+        assert_eq!(
+            std::fs::read(&made).expect("patch"),
+            std::fs::read(&patch).expect("patch"),
+            "{name}"
+        );
         let files = std::fs::read_dir(&model).expect("dir").map(|e| e.expect("entry").file_name());
         for file in files.filter(|file| out.join(file).exists()) {
             let bytes = |dir: &Path| std::fs::read(dir.join(&file)).expect("file");
@@ -676,7 +777,10 @@ fn patches_lead_there_and_back() {
         }
         let shown = ok(&irepair(&["patch", "show", text(&patch), "--json"]));
         let shown: serde_json::Value = serde_json::from_str(&shown).expect("json");
-        assert!(shown["bytes"].as_u64() < shown["tensor_bytes"].as_u64().map(|b| b + 8192), "{name}: {shown}");
+        assert!(
+            shown["bytes"].as_u64() < shown["tensor_bytes"].as_u64().map(|b| b + 8192),
+            "{name}: {shown}"
+        );
         // Not the base, the base twice, a truncated patch, a doctored one: refused, and nothing is left.
         let refused = |arguments: &[&str], code: i32, word: &str| {
             let output = irepair(&[arguments, &["--out", text(&path("never"))]].concat());
@@ -701,7 +805,10 @@ fn patches_lead_there_and_back() {
             refused(&["patch", "revert", text(&out), text(&doctored)], 3, "changed or damaged");
             let output = irepair(&["patch", "show", text(&doctored)]);
             let error = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.code() == Some(3) && error.contains("changed or damaged"), "{name}: {error}");
+            assert!(
+                output.status.code() == Some(3) && error.contains("changed or damaged"),
+                "{name}: {error}"
+            );
         }
     }
 }
@@ -711,15 +818,26 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
     let plan = ok(&irepair(&demo(&out, &["--dry-run"])));
-    for words in ["48 to learn from, 16 held back", "12 of 4 pairs", "the model writes", "MiB at most"] {
+    for words in
+        ["48 to learn from, 16 held back", "12 of 4 pairs", "the model writes", "MiB at most"]
+    {
         assert!(plan.contains(words), "{words:?} is not in:\n{plan}");
     }
     for (flags, words) in [
-        (&["--select", "trial", "--objective", "dpo", "--trial-steps", "3"][..], "before  18 trial steps are made"),
-        (&["--method", "irepair-fixed", "--fixed-sample", "20"], "before  the selector looks at 20 pairs"),
+        (
+            &["--select", "trial", "--objective", "dpo", "--trial-steps", "3"][..],
+            "before  18 trial steps are made",
+        ),
+        (
+            &["--method", "irepair-fixed", "--fixed-sample", "20"],
+            "before  the selector looks at 20 pairs",
+        ),
     ] {
         let plan = ok(&irepair(&demo(&out, &[&["--dry-run"], flags].concat())));
-        assert!(plan.contains(words) && !plan.contains("the model writes"), "{words:?} is not in:\n{plan}");
+        assert!(
+            plan.contains(words) && !plan.contains("the model writes"),
+            "{words:?} is not in:\n{plan}"
+        );
     }
     // The parts of the phase that takes most: writing the continuations, or a step.
     for (batch, part) in [("1", "keys and values"), ("24", "activations")] {
@@ -740,7 +858,10 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     std::fs::write(state.join("state.safetensors"), "").expect("state");
     let few = golden::dir().join("normal.jsonl");
     let cannot: [(&[&str], &str); 8] = [
-        (&["--method", "trial-dpo-ul+kl", "--limit", "12", "--valid-size", "4"], "no token is telltale"),
+        (
+            &["--method", "trial-dpo-ul+kl", "--limit", "12", "--valid-size", "4"],
+            "no token is telltale",
+        ),
         (&["--out", text(&taken)], "exists; choose another --out"),
         (&["--method", "irepair-fixed", "--fixed-sample", "100"], "48 pairs to learn from"),
         (&["--method", "trial-dpo+kl", "--valid-size", "0"], "holds none back"),
@@ -761,11 +882,24 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     assert!(output.status.code() == Some(3) && error.contains("needs a text"), "{error}");
     ok(&irepair(&quick(&out, &[&guard[..], &["irepair+kl"]].concat())));
     // Normal texts of a file are counted.
-    let plan = ok(&irepair(&quick(&out, &["--dry-run", "--normal", text(&few), "--batch-size", "3"])));
+    let plan =
+        ok(&irepair(&quick(&out, &["--dry-run", "--normal", text(&few), "--batch-size", "3"])));
     assert!(plan.contains("3 normal texts, 1 held back"), "{plan}");
     // A preset's method gives way to a flag's, and leaves nothing that contradicts it.
-    for flags in [&["--method", "dapt"][..], &["--method", "dpo+kl"], &["--select", "all", "--objective", "dpo"]] {
-        let preset = ["--dry-run", "--config", "paper-gpt2-large", "--max-prompt-length", "32", "--max-length", "64"];
+    for flags in [
+        &["--method", "dapt"][..],
+        &["--method", "dpo+kl"],
+        &["--select", "all", "--objective", "dpo"],
+    ] {
+        let preset = [
+            "--dry-run",
+            "--config",
+            "paper-gpt2-large",
+            "--max-prompt-length",
+            "32",
+            "--max-length",
+            "64",
+        ];
         ok(&irepair(&demo(&out, &[&preset[..], flags].concat())));
     }
     // And a variable's gives way to a flag's, whichever way it is said.
@@ -777,19 +911,28 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     for (variable, value, flags, method) in flag_wins {
         let mut said = command(&demo(&out, &[&["--dry-run"], flags].concat()));
         let plan = ok(&said.env(variable, value).output().expect("runs"));
-        assert!(plan.contains(&format!("method  {method}\n")), "{variable}={value} {flags:?}: {plan}");
+        assert!(
+            plan.contains(&format!("method  {method}\n")),
+            "{variable}={value} {flags:?}: {plan}"
+        );
     }
     let refused = |arguments: &[&str], limit: u64, words: &[&str]| {
-        let output = command(arguments).env("IREPAIR_MEMORY_LIMIT", limit.to_string()).output().expect("runs");
+        let output = command(arguments)
+            .env("IREPAIR_MEMORY_LIMIT", limit.to_string())
+            .output()
+            .expect("runs");
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{arguments:?} {error}");
-        for words in [&["too little memory: about ", " MiB are needed (", "weights "], words].concat() {
+        for words in
+            [&["too little memory: about ", " MiB are needed (", "weights "], words].concat()
+        {
             assert!(error.contains(words), "{words:?} is not in: {error}");
         }
     };
     // A batch so large that its activations don't fit: 1 MiB less than the plan says is too little.
     let large = ["--batch-size", "24", "--dry-run", "--json"];
-    let plan: serde_json::Value = serde_json::from_str(&ok(&irepair(&demo(&out, &large)))).expect("json");
+    let plan: serde_json::Value =
+        serde_json::from_str(&ok(&irepair(&demo(&out, &large)))).expect("json");
     let needed = plan["memory_mib"].as_u64().expect("memory");
     let words = [format!("about {needed} MiB"), format!("{} are allowed", needed - 1)];
     refused(
@@ -797,7 +940,10 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
         needed - 1,
         &[&words[0], &words[1], "activations ", "lower --batch-size", "--max-length"],
     );
-    ok(&command(&demo(&out, &large)).env("IREPAIR_MEMORY_LIMIT", needed.to_string()).output().expect("runs"));
+    ok(&command(&demo(&out, &large))
+        .env("IREPAIR_MEMORY_LIMIT", needed.to_string())
+        .output()
+        .expect("runs"));
     assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "something was written");
     // Every command, before it reads the weights: they are broken.
     let model = dir.path().join("model");
@@ -814,7 +960,18 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     let (pairs, corpus, texts) = (golden::dir().join("pairs.jsonl"), text(&corpus), text(&texts));
     let pairs = text(&pairs);
     let model = ["--model", text(&model)];
-    let repair = ["repair", "--data", pairs, "--valid-size", "0", "--max-length", "64", "--out", text(&out), "-q"];
+    let repair = [
+        "repair",
+        "--data",
+        pairs,
+        "--valid-size",
+        "0",
+        "--max-length",
+        "64",
+        "--out",
+        text(&out),
+        "-q",
+    ];
     let commands: [(&[&str], &str); 4] = [
         (&repair, "lower --batch-size"),
         (&["sensitivity", "--data", pairs], "lower --batch-size"),
@@ -833,9 +990,22 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
 fn the_guard_stops_and_goes_back() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    let wild = ["-q", "--learning-rate", "3e-2", "--warmup-steps", "0", "--eval-steps", "2", "--schedule", "constant"];
+    let wild = [
+        "-q",
+        "--learning-rate",
+        "3e-2",
+        "--warmup-steps",
+        "0",
+        "--eval-steps",
+        "2",
+        "--schedule",
+        "constant",
+    ];
     // A state is saved before the first validation.
-    let output = irepair(&demo(&out, &[&wild[..], &["--save-steps", "1", "--max-ppl-increase", "5"]].concat()));
+    let output = irepair(&demo(
+        &out,
+        &[&wild[..], &["--save-steps", "1", "--max-ppl-increase", "5"]].concat(),
+    ));
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("guard") && !out.exists(), "{error}");
@@ -846,7 +1016,12 @@ fn the_guard_stops_and_goes_back() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     let run = record(&out);
-    assert!(run.stopped.contains("guard") && run.kept_step < run.steps, "{} {}", run.kept_step, run.steps);
+    assert!(
+        run.stopped.contains("guard") && run.kept_step < run.steps,
+        "{} {}",
+        run.kept_step,
+        run.steps
+    );
     let rise = run.after.ppl.expect("ppl") / run.before.ppl.expect("ppl");
     assert!(rise < 1.05, "perplexity rose by {rise}");
 }
@@ -857,13 +1032,26 @@ fn a_guard_without_validations_is_refused() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
     let (model, data) = (golden::dir().join("gpt2"), golden::dir().join("pairs.jsonl"));
-    let repair = ["repair", "--model", text(&model), "--data", text(&data), "--limit", "3", "--batch-size", "1"];
+    let repair = [
+        "repair",
+        "--model",
+        text(&model),
+        "--data",
+        text(&data),
+        "--limit",
+        "3",
+        "--batch-size",
+        "1",
+    ];
     let clean = golden::dir().join("normal.jsonl");
     let guard = ["--max-ppl-increase", "5", "--eval-text", text(&clean), "--out", text(&out)];
     for more in [&["-q"][..], &["-q", "--dry-run"]] {
         let output = irepair(&[&repair[..], &guard, more].concat());
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(3) && error.contains("of 3 pairs none is held back"), "{error}");
+        assert!(
+            output.status.code() == Some(3) && error.contains("of 3 pairs none is held back"),
+            "{error}"
+        );
         assert!(!out.exists());
     }
 }
@@ -872,18 +1060,23 @@ fn a_guard_without_validations_is_refused() {
 fn curves_go_to_tensorboard() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    ok(&irepair(&demo(&out, &["-q", "--report-to", "tensorboard", "--gradient-accumulation-steps", "2"])));
+    ok(&irepair(&demo(
+        &out,
+        &["-q", "--report-to", "tensorboard", "--gradient-accumulation-steps", "2"],
+    )));
     let folder = out.join("irepair/tensorboard");
     let file = folder.read_dir().expect("folder").next().expect("a file").expect("entry").path();
     assert!(text(&file).contains("events.out.tfevents."));
     let bytes = std::fs::read(&file).expect("events");
     let (mut at, mut records) = (0, 0);
     while at < bytes.len() {
-        let length = u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes")) as usize;
+        let length =
+            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes")) as usize;
         at += 8 + 4 + length + 4;
         records += 1;
     }
-    let lines = std::fs::read_to_string(out.join("irepair/steps.jsonl")).expect("log").lines().count();
+    let lines =
+        std::fs::read_to_string(out.join("irepair/steps.jsonl")).expect("log").lines().count();
     // Beside the lines: the version of the format, and the session's start.
     assert_eq!((at, records), (bytes.len(), lines + 2));
     for tag in ["train/loss", "train/kl", "valid/loss", "sensitivity/block_05"] {
@@ -896,12 +1089,25 @@ fn curves_go_to_tensorboard() {
 fn trials_choose_the_slice_of_the_whole_run() {
     let dir = tempfile::tempdir().expect("dir");
     let (whole, out) = (dir.path().join("whole"), dir.path().join("killed"));
-    let parts = ["-q", "--select", "trial", "--objective", "dpo", "--kl-weight", "2", "--slice", "sublayer"];
-    let more = [&parts[..], &["--trial-steps", "2", "--dtype", "bf16", "--learning-rate", "1e-4"]].concat();
+    let parts = [
+        "-q",
+        "--select",
+        "trial",
+        "--objective",
+        "dpo",
+        "--kl-weight",
+        "2",
+        "--slice",
+        "sublayer",
+    ];
+    let more = [&parts[..], &["--trial-steps", "2", "--dtype", "bf16", "--learning-rate", "1e-4"]]
+        .concat();
     ok(&irepair(&demo(&whole, &more)));
     let log = std::fs::read_to_string(whole.join("irepair/steps.jsonl")).expect("log");
-    let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
-    let trials: Vec<&serde_json::Value> = lines.iter().filter(|l| l.get("trial").is_some()).collect();
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
+    let trials: Vec<&serde_json::Value> =
+        lines.iter().filter(|l| l.get("trial").is_some()).collect();
     assert_eq!(trials.len(), 12, "an attention and an MLP in each of six blocks");
     let loss = |t: &serde_json::Value| t["valid_loss"].as_f64().expect("loss");
     let best = trials.iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).expect("trials");
@@ -974,11 +1180,17 @@ fn what_a_selector_knows_survives_a_kill() {
         assert_eq!(record(&out).tokens, record(&whole).tokens, "{name}");
         if name == "trials" {
             // What it works against lies beside the result: words of the rejected responses.
-            let found = std::fs::read_to_string(out.join("irepair/telltale.jsonl")).expect("telltale tokens");
-            let found = found.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line"));
+            let found = std::fs::read_to_string(out.join("irepair/telltale.jsonl"))
+                .expect("telltale tokens");
+            let found = found
+                .lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a line"));
             let said: Vec<String> = found
                 .map(|t| {
-                    assert!(t["rejected"].as_u64() >= Some(10) && t["weight"].as_f64() > Some(0.8), "{t}");
+                    assert!(
+                        t["rejected"].as_u64() >= Some(10) && t["weight"].as_f64() > Some(0.8),
+                        "{t}"
+                    );
                     t["token"].as_str().expect("a token").trim().to_owned()
                 })
                 .collect();
@@ -992,12 +1204,19 @@ fn what_a_selector_knows_survives_a_kill() {
 fn trials_without_validations_and_trials_that_diverge() {
     let dir = tempfile::tempdir().expect("dir");
     let out = dir.path().join("out");
-    ok(&irepair(&quick(&out, &["-q", "--method", "trial-dpo+kl", "--trial-steps", "2", "--eval-steps", "0"])));
+    ok(&irepair(&quick(
+        &out,
+        &["-q", "--method", "trial-dpo+kl", "--trial-steps", "2", "--eval-steps", "0"],
+    )));
     let log = std::fs::read_to_string(out.join("irepair/steps.jsonl")).expect("log");
-    let lines: Vec<serde_json::Value> = log.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
     let sum = |key: &str| lines.iter().filter_map(|l| l[key].as_u64()).sum::<u64>();
-    let trials: Vec<&serde_json::Value> = lines.iter().filter(|l| l.get("trial").is_some()).collect();
-    assert!(trials.iter().all(|t| t["operations"].as_u64() > Some(0) && t["tokens"].as_u64() > Some(0)));
+    let trials: Vec<&serde_json::Value> =
+        lines.iter().filter(|l| l.get("trial").is_some()).collect();
+    assert!(
+        trials.iter().all(|t| t["operations"].as_u64() > Some(0) && t["tokens"].as_u64() > Some(0))
+    );
     assert!(!out.join("irepair/telltale.jsonl").exists(), "DPO alone asks no token");
     // What the trials took is a part of what the run took.
     let run = record(&out);
@@ -1005,12 +1224,19 @@ fn trials_without_validations_and_trials_that_diverge() {
     assert_eq!(run.resolved["kl-weight"], 2.0);
     assert_eq!((&run.resolved["beta"], &run.resolved["select"]), (&0.1.into(), &"trial".into()));
     let broken = ["-q", "--method", "trial-dpo+kl", "--trial-steps", "2", "--max-grad-norm", "0"];
-    let output = irepair(&quick(&out, &[&broken[..], &["--learning-rate", "1e30", "--overwrite"]].concat()));
+    let output =
+        irepair(&quick(&out, &[&broken[..], &["--learning-rate", "1e30", "--overwrite"]].concat()));
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && error.contains("the loss of every trial"), "{error}");
+    assert!(
+        output.status.code() == Some(1) && error.contains("the loss of every trial"),
+        "{error}"
+    );
     // As the error says: the untouched base is the state that a sane rate goes on from, trials and all.
     assert!(error.contains("--resume"), "{error}");
-    ok(&irepair(&quick(&out, &[&broken[..], &["--learning-rate", "1e-4", "--resume", "--overwrite"]].concat())));
+    ok(&irepair(&quick(
+        &out,
+        &[&broken[..], &["--learning-rate", "1e-4", "--resume", "--overwrite"]].concat(),
+    )));
 }
 
 /// As on a processor without AVX512-BF16, `--dtype bf16` is f32, to the byte, and says so; the fast path is near.
@@ -1019,7 +1245,10 @@ fn bf16_without_fast_products_is_f32() {
     let dir = tempfile::tempdir().expect("dir");
     let run = |name: &str, dtype: &str, plain: bool| {
         let out = dir.path().join(name);
-        let mut command = command(&demo(&out, &["--method", "irepair", "--learning-rate", "1e-4", "--dtype", dtype]));
+        let mut command = command(&demo(
+            &out,
+            &["--method", "irepair", "--learning-rate", "1e-4", "--dtype", dtype],
+        ));
         if plain {
             command.env("IREPAIR_PLAIN_PRODUCTS", "1");
         }
@@ -1030,7 +1259,10 @@ fn bf16_without_fast_products_is_f32() {
         (files(&out), record(&out), steps, (warnings, said.matches("in f32").count()))
     };
     let (bytes, fallback, _, said) = run("fallback", "bf16", true);
-    assert_eq!((fallback.dtype, fallback.settings.dtype, said), (Precision::F32, Precision::Bf16, (1, 1)));
+    assert_eq!(
+        (fallback.dtype, fallback.settings.dtype, said),
+        (Precision::F32, Precision::Bf16, (1, 1))
+    );
     let (same, asked, plain, said) = run("plain", "f32", true);
     assert_eq!((asked.dtype, said), (Precision::F32, (0, 0)));
     assert_eq!(bytes, same);
@@ -1040,7 +1272,8 @@ fn bf16_without_fast_products_is_f32() {
         assert_eq!(fast.block, plain.block);
         close(fast.loss, plain.loss, 0.01, "bf16 and f32");
     }
-    let rounded = steps.iter().zip(&plain).any(|(fast, plain)| (fast.loss / plain.loss - 1.0).abs() > 1e-5);
+    let rounded =
+        steps.iter().zip(&plain).any(|(fast, plain)| (fast.loss / plain.loss - 1.0).abs() > 1e-5);
     assert_eq!(rounded, fast.dtype == Precision::Bf16, "rounding shows");
     // A measurement of what is not there would mislead.
     let mut bench = command(&["bench", "--dtype", "bf16"]);
@@ -1053,26 +1286,55 @@ fn bf16_without_fast_products_is_f32() {
 /// A tied head that is stored beside its embedding changes with it, there and back; one that differs is refused.
 #[test]
 fn a_tied_head_that_is_stored_stays_its_embedding() {
-    for (name, embedding) in [("gpt2", "transformer.wte.weight"), ("llama", "model.embed_tokens.weight")] {
+    for (name, embedding) in
+        [("gpt2", "transformer.wte.weight"), ("llama", "model.embed_tokens.weight")]
+    {
         let bench = Bench::new();
         let (model, data) = (bench.model_of(name), golden::dir().join("pairs.jsonl"));
         let floats = Checkpoint::open(&model, name, None).expect("opens").floats().expect("floats");
         let store = |head: &Tensor| {
-            let stored = |(name, tensor): (&String, &Tensor)| (name.clone(), Stored::values(tensor, Dtype::F32));
+            let stored = |(name, tensor): (&String, &Tensor)| {
+                (name.clone(), Stored::values(tensor, Dtype::F32))
+            };
             let mut tensors: BTreeMap<String, Stored> = floats.iter().map(stored).collect();
             tensors.insert("lm_head.weight".into(), Stored::values(head, Dtype::F32));
-            write_tensors(&model.join("model.safetensors"), &[("format", "pt")], &tensors).expect("writes");
+            write_tensors(&model.join("model.safetensors"), &[("format", "pt")], &tensors)
+                .expect("writes");
         };
         let file = |dir: &Path| std::fs::read(dir.join("model.safetensors")).expect("weights");
         let stored = |dir: &Path, tensor: &str| {
             let bytes = file(dir);
-            SafeTensors::deserialize(&bytes).expect("weights").tensor(tensor).expect(tensor).data().to_vec()
+            SafeTensors::deserialize(&bytes)
+                .expect("weights")
+                .tensor(tensor)
+                .expect(tensor)
+                .data()
+                .to_vec()
         };
         store(&floats[embedding]);
         let (out, again, back) = (bench.path("out"), bench.path("again"), bench.path("back"));
-        let arguments =
-            ["repair", "--model", text(&model), "--data", text(&data), "--method", "dapt", "--max-steps", "2"];
-        let more = ["--valid-size", "0", "--eval-steps", "0", "--batch-size", "2", "--out", text(&out), "-q"];
+        let arguments = [
+            "repair",
+            "--model",
+            text(&model),
+            "--data",
+            text(&data),
+            "--method",
+            "dapt",
+            "--max-steps",
+            "2",
+        ];
+        let more = [
+            "--valid-size",
+            "0",
+            "--eval-steps",
+            "0",
+            "--batch-size",
+            "2",
+            "--out",
+            text(&out),
+            "-q",
+        ];
         ok(&irepair(&[&arguments[..], &more].concat()));
         assert_eq!(stored(&out, "lm_head.weight"), stored(&out, embedding), "{name}");
         assert_ne!(stored(&out, embedding), stored(&model, embedding), "{name}");
@@ -1081,7 +1343,13 @@ fn a_tied_head_that_is_stored_stays_its_embedding() {
         ok(&irepair(&["patch", "revert", text(&out), text(&patch), "--out", text(&back)]));
         assert!(file(&again) == file(&out) && file(&back) == file(&model), "{name}");
         store(&(&floats[embedding] * 2.0).expect("doubled"));
-        bad_model(&model, &[&format!("lm_head.weight differs from {embedding}"), "\"tie_word_embeddings\" to false"]);
+        bad_model(
+            &model,
+            &[
+                &format!("lm_head.weight differs from {embedding}"),
+                "\"tie_word_embeddings\" to false",
+            ],
+        );
     }
 }
 
@@ -1090,15 +1358,24 @@ fn a_tied_head_that_is_stored_stays_its_embedding() {
 fn pickled_weights_are_not_copied() {
     let bench = Bench::new();
     let (model, out) = (bench.model_of("gpt2"), bench.path("out"));
-    let pickles =
-        ["consolidated.00.pth", "model.bin", "model.ckpt", "original/consolidated.00.pt", "pytorch_model.fp16.bin"];
+    let pickles = [
+        "consolidated.00.pth",
+        "model.bin",
+        "model.ckpt",
+        "original/consolidated.00.pt",
+        "pytorch_model.fp16.bin",
+    ];
     for dir in [&out, &model.join("original")] {
         std::fs::create_dir(dir).expect("dir");
     }
     for name in pickles.iter().chain(&["training_args.bin"]) {
         std::fs::write(model.join(name), "unrepaired").expect(name);
     }
-    let left_out = copy_model(&Checkpoint::open(&model, "gpt2", None).expect("opens"), &out).expect("copies");
+    let left_out =
+        copy_model(&Checkpoint::open(&model, "gpt2", None).expect("opens"), &out).expect("copies");
     assert_eq!(left_out, pickles);
-    assert!(out.join("training_args.bin").is_file() && pickles.iter().all(|name| !out.join(name).exists()));
+    assert!(
+        out.join("training_args.bin").is_file()
+            && pickles.iter().all(|name| !out.join(name).exists())
+    );
 }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use candle_core::Device;
 use irepair::report::neurons::NeuronsRecord;
 use irepair::report::{Sample, before_after};
-use irepair::train::{Line, StepLine};
+use irepair::train::log::{Line, StepLine};
 use scraper::{Html, Selector};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -19,7 +19,8 @@ use crate::repair::{demo, irepair, ok, record, text};
 static REPAIRED: LazyLock<PathBuf> = LazyLock::new(|| repaired("default", &[]));
 
 fn repaired(name: &str, more: &[&str]) -> PathBuf {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}-{}", std::process::id()));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("report-{name}-{}", std::process::id()));
     ok(&irepair(&demo(&out, &[&["-q"], more].concat())));
     out
 }
@@ -31,7 +32,9 @@ impl Run {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("dir");
         std::fs::create_dir(dir.path().join("irepair")).expect("dir");
-        for name in ["config.json", "irepair/run.json", "irepair/steps.jsonl", "irepair/samples.jsonl"] {
+        for name in
+            ["config.json", "irepair/run.json", "irepair/steps.jsonl", "irepair/samples.jsonl"]
+        {
             std::fs::copy(REPAIRED.join(name), dir.path().join(name)).expect(name);
         }
         Self(dir)
@@ -51,7 +54,8 @@ impl Run {
 
     /// Changes the record.
     fn edit(&self, change: impl Fn(&mut Value)) {
-        let mut record: Value = serde_json::from_str(&self.read("irepair/run.json")).expect("run.json");
+        let mut record: Value =
+            serde_json::from_str(&self.read("irepair/run.json")).expect("run.json");
         change(&mut record);
         self.write("irepair/run.json", record.to_string());
     }
@@ -61,7 +65,10 @@ impl Run {
     fn report(&self) -> (Page, String) {
         let output = irepair(&["report", text(self.0.path())]);
         ok(&output);
-        (Page::open(&self.path("irepair/report.html")), String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            Page::open(&self.path("irepair/report.html")),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     }
 
     #[track_caller]
@@ -93,7 +100,11 @@ impl Page {
         let mut ids = BTreeSet::new();
         for element in page.html.root_element().descendent_elements() {
             for (name, value) in element.value().attrs() {
-                assert!(!matches!(name, "src" | "srcset" | "action" | "data") && !name.starts_with("on"), "{name}");
+                assert!(
+                    !matches!(name, "src" | "srcset" | "action" | "data")
+                        && !name.starts_with("on"),
+                    "{name}"
+                );
                 assert!(name != "href" || value.starts_with('#'), "{name}={value}");
                 assert!(!value.contains("url("), "{name}={value}");
                 assert!(name != "id" || ids.insert(value.to_owned()), "{value} twice");
@@ -102,14 +113,18 @@ impl Page {
         for (attribute, hash) in [("href", "#"), ("aria-labelledby", "")] {
             for element in page.select(&format!("[{attribute}]")) {
                 for id in element.attr(attribute).expect("selected by it").split(' ') {
-                    assert!(ids.contains(id.strip_prefix(hash).expect("a fragment")), "{attribute}={id}");
+                    assert!(
+                        ids.contains(id.strip_prefix(hash).expect("a fragment")),
+                        "{attribute}={id}"
+                    );
                 }
             }
         }
         for svg in page.select("svg") {
             assert_eq!(svg.attr("role"), Some("img"));
-            let words =
-                |name: &str| svg.child_elements().find(|e| e.value().name() == name).expect(name).text().count();
+            let words = |name: &str| {
+                svg.child_elements().find(|e| e.value().name() == name).expect(name).text().count()
+            };
             assert!(words("title") > 0 && words("desc") > 0);
         }
         assert_eq!(
@@ -171,7 +186,9 @@ fn the_page_has_the_figures_of_the_record() {
         page.says(hash);
     }
     let (names, values) = (page.texts("table.facts tbody th"), page.texts("table.facts tbody td"));
-    for (name, value) in serde_json::to_value(&record.settings).expect("settings").as_object().expect("settings") {
+    for (name, value) in
+        serde_json::to_value(&record.settings).expect("settings").as_object().expect("settings")
+    {
         let row = &values[names.iter().position(|n| n == name).expect(name)];
         // What was not given is shown as what it came to.
         let value = record.resolved.get(name).unwrap_or(value);
@@ -181,7 +198,10 @@ fn the_page_has_the_figures_of_the_record() {
             "{row} for {name} = {value}"
         );
     }
-    assert_eq!((&record.resolved["select"], &record.resolved["kl-weight"]), (&json!("max"), &json!(1.0)));
+    assert_eq!(
+        (&record.resolved["select"], &record.resolved["kl-weight"]),
+        (&json!("max"), &json!(1.0))
+    );
     // The table of blocks: mean sensitivity and slices, as the log has them.
     let steps = steps(&run.read("irepair/steps.jsonl"));
     let rows = page.texts("#blocks table.numbers tbody tr");
@@ -195,7 +215,9 @@ fn the_page_has_the_figures_of_the_record() {
         assert!(row.ends_with(if sliced > 0 { "100.00 %" } else { "0.00 %" }), "{row}");
     }
     let pictures: Vec<String> = page.texts("svg > title");
-    for title in ["Sensitivity by block and step", "How often each was sliced", "Loss", "NLL (nats a token)"] {
+    for title in
+        ["Sensitivity by block and step", "How often each was sliced", "Loss", "NLL (nats a token)"]
+    {
         assert!(pictures.iter().any(|p| p == title), "{title} is not in {pictures:?}");
     }
 }
@@ -206,8 +228,10 @@ fn samples_are_what_the_scores_are_of() {
     let (record, samples) = (record(run.0.path()), samples(&run.read("irepair/samples.jsonl")));
     let measures = [(&record.before, true), (&record.after, false)];
     for (measures, before) in measures {
-        let scores: Vec<f64> =
-            samples.iter().filter_map(|s| if before { s.score_before } else { s.score_after }).collect();
+        let scores: Vec<f64> = samples
+            .iter()
+            .filter_map(|s| if before { s.score_before } else { s.score_after })
+            .collect();
         let mean = scores.iter().sum::<f64>() / scores.len() as f64;
         assert_eq!(measures.toxicity, Some(100.0 * mean));
     }
@@ -216,7 +240,8 @@ fn samples_are_what_the_scores_are_of() {
     // Those that are still rude come first, and every rude one is behind a veil.
     let (page, _) = run.report();
     let rude = |score: Option<f64>| score.is_some_and(|s| s >= 0.5);
-    let (still, other): (Vec<&Sample>, Vec<&Sample>) = samples.iter().partition(|s| rude(s.score_after));
+    let (still, other): (Vec<&Sample>, Vec<&Sample>) =
+        samples.iter().partition(|s| rude(s.score_after));
     let shown: Vec<&Sample> = still.into_iter().chain(other).take(60).collect();
     let texts = page.texts("#samples .said .text");
     let expected: Vec<&str> = shown.iter().flat_map(|s| [s.before.as_str(), &s.after]).collect();
@@ -278,7 +303,10 @@ fn what_cannot_be_read_is_said_and_the_rest_is_drawn() {
     lines[3] = "{\"step\":3,\"blo";
     lines[4] = "\u{0}\u{0}";
     run.write("irepair/steps.jsonl", lines.join("\n"));
-    run.write("irepair/samples.jsonl", [b"\xff\n", run.read("irepair/samples.jsonl").as_bytes()].concat());
+    run.write(
+        "irepair/samples.jsonl",
+        [b"\xff\n", run.read("irepair/samples.jsonl").as_bytes()].concat(),
+    );
     let (page, said) = run.report();
     for gap in [
         "steps.jsonl can't be read at line 4–5",
@@ -331,7 +359,10 @@ fn the_drawings_are_files_too() {
     let mut titles = Vec::new();
     for entry in std::fs::read_dir(&drawings).expect("folder") {
         let svg = std::fs::read_to_string(entry.expect("entry").path()).expect("a drawing");
-        assert!(svg.starts_with("<svg") && svg.contains("xmlns=\"http://www.w3.org/2000/svg\""), "{svg}");
+        assert!(
+            svg.starts_with("<svg") && svg.contains("xmlns=\"http://www.w3.org/2000/svg\""),
+            "{svg}"
+        );
         let (_, rest) = svg.split_once("<title").expect("title");
         let title = rest.split_once('>').expect("tag").1;
         titles.push(title.split_once("</title>").expect("end").0.to_owned());
@@ -363,14 +394,18 @@ fn folders_that_are_no_run_are_refused() {
     std::fs::write(begun.path().join("plan.json"), "{}").expect("writes");
     let output = irepair(&["report", text(begun.path())]);
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(3) && error.contains("an unfinished comparison; go on with"), "{error}");
+    assert!(
+        output.status.code() == Some(3) && error.contains("an unfinished comparison; go on with"),
+        "{error}"
+    );
     for dir in [named, run.path("nowhere")] {
         let output = irepair(&["report", text(&dir), "--out", text(&page)]);
         let error = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(3), "{error}");
         assert!(error.contains("no run of irepair"), "{error}");
     }
-    let output = irepair(&["report", text(&REPAIRED), "--out", text(&run.path("no/such/folder.html"))]);
+    let output =
+        irepair(&["report", text(&REPAIRED), "--out", text(&run.path("no/such/folder.html"))]);
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -386,7 +421,9 @@ fn what_was_not_measured_is_said() {
     run.edit(|record| {
         for when in ["before", "after"] {
             let measures = record[when].as_object_mut().expect("measures");
-            ["toxicity", "toxic_fraction", "ppl"].iter().for_each(|name| drop(measures.remove(*name)));
+            ["toxicity", "toxic_fraction", "ppl"]
+                .iter()
+                .for_each(|name| drop(measures.remove(*name)));
         }
         record["data"]["perplexity_of"] = "".into();
     });
@@ -423,10 +460,26 @@ fn an_unfinished_run_is_drawn_as_far_as_it_came() {
 #[test]
 fn slices_of_every_kind_are_drawn() {
     for (name, more, words) in [
-        ("dapt", &["--method", "dapt"][..], &["Every step changed the whole model", "does not measure", "outside"][..]),
-        ("sublayers", &["--slice", "sublayer", "--top-k", "3"], &["steps, by sublayer", "upper bar: attention"]),
-        ("fixed", &["--method", "irepair-fixed"], &["does not measure", "How often each was sliced"]),
-        ("trial", &["--select", "trial", "--trial-steps", "1"], &["Trial steps", "How often each was sliced"]),
+        (
+            "dapt",
+            &["--method", "dapt"][..],
+            &["Every step changed the whole model", "does not measure", "outside"][..],
+        ),
+        (
+            "sublayers",
+            &["--slice", "sublayer", "--top-k", "3"],
+            &["steps, by sublayer", "upper bar: attention"],
+        ),
+        (
+            "fixed",
+            &["--method", "irepair-fixed"],
+            &["does not measure", "How often each was sliced"],
+        ),
+        (
+            "trial",
+            &["--select", "trial", "--trial-steps", "1"],
+            &["Trial steps", "How often each was sliced"],
+        ),
     ] {
         let out = repaired(name, &[&["--max-steps", "3"], more].concat());
         let html = out.with_extension("html");
@@ -442,9 +495,20 @@ fn slices_of_every_kind_are_drawn() {
 /// Which neurons changed is drawn, and what the most changed ones promote is the largest of the head times their rows.
 #[test]
 fn the_neurons_of_a_repair_are_drawn() {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-neurons-{}", std::process::id()));
-    let repair =
-        ["repair", "--method", "star", "--neurons", "1/4", "--block-sparsity", "1/2", "--out", text(&out), "-q"];
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("report-neurons-{}", std::process::id()));
+    let repair = [
+        "repair",
+        "--method",
+        "star",
+        "--neurons",
+        "1/4",
+        "--block-sparsity",
+        "1/2",
+        "--out",
+        text(&out),
+        "-q",
+    ];
     ok(&irepair(&[&repair[..], &["--rounds", "2"]].concat()));
     let html = out.with_extension("html");
     let page = |gaps: usize| {
@@ -455,39 +519,58 @@ fn the_neurons_of_a_repair_are_drawn() {
     };
     let (drawn, record) = (page(0), record(&out));
     let edits = record.edits.as_ref().expect("edits");
-    drawn.says(&format!("Targets said now: {} of 12 that the base got wrong (0 it already said).", edits.repaired));
+    drawn.says(&format!(
+        "Targets said now: {} of 12 that the base got wrong (0 it already said).",
+        edits.repaired
+    ));
     assert!(!drawn.texts("svg > title").contains(&"Sensitivity by block and step".to_owned()));
-    let counts: Vec<String> = (0..6).map(|b| format!("{b}: {}", edits.neurons.get(&b).copied().unwrap_or(0))).collect();
+    let counts: Vec<String> =
+        (0..6).map(|b| format!("{b}: {}", edits.neurons.get(&b).copied().unwrap_or(0))).collect();
     drawn.says(&format!("Changed neurons by block: {}.", counts.join(", ")));
-    assert_eq!((drawn.count("#samples"), drawn.count("#changed svg"), drawn.count("#changed tbody tr")), (0, 1, 20));
+    assert_eq!(
+        (drawn.count("#samples"), drawn.count("#changed svg"), drawn.count("#changed tbody tr")),
+        (0, 1, 20)
+    );
 
-    let base = irepair::demo::unpack().expect("demo");
-    let load =
-        |dir: &Path| candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu).expect("tensors");
+    let base = irepair::data::demo::unpack().expect("demo");
+    let load = |dir: &Path| {
+        candle_core::safetensors::load(dir.join("model.safetensors"), &Device::Cpu)
+            .expect("tensors")
+    };
     let (before, after) = (load(base.path()), load(&out));
     let found = std::fs::read(out.join("irepair/neurons.json")).expect("neurons.json");
     let found: NeuronsRecord = serde_json::from_slice(&found).expect("read strictly");
     let named = |end: &str| before.keys().find(|name| name.ends_with(end)).expect(end).clone();
     let head: Vec<Vec<f32>> = before[&named("wte.weight")].to_vec2().expect("head");
-    let tokenizer = tokenizers::Tokenizer::from_file(base.path().join("tokenizer.json")).expect("tokenizer");
+    let tokenizer =
+        tokenizers::Tokenizer::from_file(base.path().join("tokenizer.json")).expect("tokenizer");
     let mut last = f32::INFINITY;
     for (promotes, row) in found.most.iter().zip(drawn.texts("#changed tbody tr")) {
         let name = named(&format!("h.{}.mlp.c_proj.weight", promotes.block));
-        let rows = [&before, &after].map(|model| model[&name].to_vec2::<f32>().expect("rows")[promotes.neuron].clone());
-        let difference =
-            rows[0].iter().zip(&rows[1]).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>();
+        let rows = [&before, &after]
+            .map(|model| model[&name].to_vec2::<f32>().expect("rows")[promotes.neuron].clone());
+        let difference = rows[0]
+            .iter()
+            .zip(&rows[1])
+            .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+            .sum::<f64>();
         assert!((f64::from(promotes.norm) / difference.sqrt() - 1.0).abs() < 1e-4, "{promotes:?}");
         assert!(promotes.norm <= last, "the most changed come first");
         last = promotes.norm;
         for (values, tokens) in rows.iter().zip([&promotes.before, &promotes.after]) {
-            let raised =
-                |token: &[f32]| token.iter().zip(values).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let raised = |token: &[f32]| {
+                token.iter().zip(values).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
             let mut order: Vec<u32> = (0..head.len() as u32).collect();
             order.sort_by(|a, b| raised(&head[*b as usize]).total_cmp(&raised(&head[*a as usize])));
-            let words: Vec<String> =
-                order[..5].iter().map(|id| tokenizer.decode(&[*id], false).expect("text")).collect();
+            let words: Vec<String> = order[..5]
+                .iter()
+                .map(|id| tokenizer.decode(&[*id], false).expect("text"))
+                .collect();
             assert_eq!(tokens, &words);
-            words.iter().for_each(|word| assert!(row.contains(&format!("{word:?}")), "{word:?} is not in {row}"));
+            words.iter().for_each(|word| {
+                assert!(row.contains(&format!("{word:?}")), "{word:?} is not in {row}")
+            });
         }
     }
     // What is damaged or missing is said, and the rest is drawn.
@@ -505,7 +588,8 @@ fn long_runs_of_large_models_make_small_pages() {
     let mut log = String::new();
     for step in 1..=8000 {
         // Neither neighbours nor blocks are alike.
-        let sensitivity = (0..36).map(|b| 1.0 + ((step * 7919 + b * 104_729) % 1009) as f64 / 100.0).collect();
+        let sensitivity =
+            (0..36).map(|b| 1.0 + ((step * 7919 + b * 104_729) % 1009) as f64 / 100.0).collect();
         let line = StepLine { step, block: Some(step % 36), sensitivity, ..line.clone() };
         let _ = writeln!(log, "{}", serde_json::to_string(&line).expect("a line"));
     }
@@ -527,7 +611,9 @@ fn every_colour_has_a_dark_form_and_none_is_printed_dark() {
     run.report();
     let html = run.read("irepair/report.html");
     let mut styles = String::new();
-    for style in scraper::Html::parse_document(&html).select(&scraper::Selector::parse("style").expect("selector")) {
+    for style in scraper::Html::parse_document(&html)
+        .select(&scraper::Selector::parse("style").expect("selector"))
+    {
         styles.extend(style.text());
     }
     let dark_media = "@media screen and (prefers-color-scheme: dark) {";
@@ -547,7 +633,10 @@ fn every_colour_has_a_dark_form_and_none_is_printed_dark() {
                     let (selector, declarations) = rule.split_once('{').expect("a rule");
                     let colours = declarations.split([';', '}']).filter(|d| d.contains('#'));
                     let names = colours.map(|d| {
-                        (selector.trim().to_owned(), d.split(':').next().unwrap_or_default().trim().to_owned())
+                        (
+                            selector.trim().to_owned(),
+                            d.split(':').next().unwrap_or_default().trim().to_owned(),
+                        )
                     });
                     if in_dark { &mut dark } else { &mut light }.extend(names);
                 }

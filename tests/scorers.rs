@@ -19,7 +19,8 @@ struct Place {
 impl Place {
     fn new(texts: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let rows: String = texts.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect();
+        let rows: String =
+            texts.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect();
         std::fs::write(dir.path().join("texts.jsonl"), rows).expect("writes");
         Self { dir }
     }
@@ -33,7 +34,9 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_irepair"));
         command.args(["score", "--scorer", scorer, "--json"]).arg(self.path("texts.jsonl"));
         command.arg("--out").arg(self.path(out));
-        for name in ["PERSPECTIVE_API_KEY", "PERSPECTIVE_ENDPOINT", "OPENAI_API_KEY", "OPENAI_BASE_URL"] {
+        for name in
+            ["PERSPECTIVE_API_KEY", "PERSPECTIVE_ENDPOINT", "OPENAI_API_KEY", "OPENAI_BASE_URL"]
+        {
             command.env_remove(name);
         }
         command.env("NO_PROXY", "127.0.0.1").env("IREPAIR_CACHE", self.path("cache"));
@@ -49,14 +52,22 @@ impl Place {
     }
 
     fn perspective(&self, server: &Server, out: &str) -> Output {
-        self.run("perspective", out, &[("PERSPECTIVE_API_KEY", KEY), ("PERSPECTIVE_ENDPOINT", &server.url)])
+        self.run(
+            "perspective",
+            out,
+            &[("PERSPECTIVE_API_KEY", KEY), ("PERSPECTIVE_ENDPOINT", &server.url)],
+        )
     }
 
     /// The key is in nothing that was printed or written.
     #[track_caller]
     fn no_key(&self, output: &Output) {
         let seen = |bytes: &[u8]| bytes.windows(KEY.len()).any(|w| w == KEY.as_bytes());
-        assert!(!seen(&output.stdout) && !seen(&output.stderr), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            !seen(&output.stdout) && !seen(&output.stderr),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let mut folders = vec![self.dir.path().to_owned()];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).expect("folder") {
@@ -93,7 +104,11 @@ fn ends(output: &Output, code: i32) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{error}");
     assert!(!error.contains("panicked"), "{error}");
-    if code == 0 { String::from_utf8_lossy(&output.stdout).into_owned() } else { error.into_owned() }
+    if code == 0 {
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    } else {
+        error.into_owned()
+    }
 }
 
 /// `{"scored": …, "failed": …}` of a run that went well.
@@ -146,12 +161,22 @@ fn perspective_asks_a_text_once_and_its_answers_replay() {
     let place = Place::new(&["one", "three", "one", &long]);
     assert_eq!(counts(&place.perspective(&server, "first.jsonl")), (4, 0));
     let rows = place.rows("first.jsonl");
-    assert_eq!((&rows["one"], &rows["three"], &rows[&long]), (&Ok(1.0 / 3.0), &Ok(0.2), &Ok(1.0 / 20_480.0)));
+    assert_eq!(
+        (&rows["one"], &rows["three"], &rows[&long]),
+        (&Ok(1.0 / 3.0), &Ok(0.2), &Ok(1.0 / 20_480.0))
+    );
     let requests = server.requests();
     assert_eq!(requests.len(), 3, "each text once");
-    assert!(requests.iter().all(|r| r.path == "/v1alpha1/comments:analyze"), "the key is not in the address");
+    assert!(
+        requests.iter().all(|r| r.path == "/v1alpha1/comments:analyze"),
+        "the key is not in the address"
+    );
     assert!(requests.iter().all(|r| r.header("x-goog-api-key") == Some(KEY)));
-    let body = requests.iter().map(Request::json).find(|body| body["comment"]["text"] == "one").expect("asked");
+    let body = requests
+        .iter()
+        .map(Request::json)
+        .find(|body| body["comment"]["text"] == "one")
+        .expect("asked");
     let expected = json!({
         "comment": {"text": "one"}, "languages": ["en"], "requestedAttributes": {"TOXICITY": {}},
         "doNotStore": true, "spanAnnotations": false,
@@ -161,7 +186,8 @@ fn perspective_asks_a_text_once_and_its_answers_replay() {
     // RealToxicityPrompts' stored form, with the whole text.
     let stored = place.path("cache/scores/perspective.jsonl");
     for row in lines(&stored) {
-        let keys: Vec<&str> = row.as_object().expect("an object").keys().map(String::as_str).collect();
+        let keys: Vec<&str> =
+            row.as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(keys, ["request_id", "scorer", "text", "response", "error"]);
         assert!(row["error"].is_null() && row["scorer"] == "perspective:TOXICITY");
     }
@@ -182,11 +208,14 @@ fn perspective_asks_a_text_once_and_its_answers_replay() {
 fn what_passes_is_tried_again() {
     let server = stand_in(|text, times| match (text, times) {
         ("limited", 0) => Reply::new("429 Too Many Requests", "slow down").with("Retry-After", "0"),
-        ("limited", 1) => Reply::new("429 Too Many Requests", "").with("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ("limited", 1) => Reply::new("429 Too Many Requests", "")
+            .with("Retry-After", "Sun, 06 Nov 1994 08:49:37 GMT"),
         ("busy", 0..=4) => Reply::new("503 Service Unavailable", "{}"),
         ("silent", 0) => Reply::Broken(Vec::new()),
         ("half a head", 0) => Reply::Broken(b"HTTP/1.1 200 OK\r\nContent-".to_vec()),
-        ("half a body", 0) => Reply::Broken(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"attribute".to_vec()),
+        ("half a body", 0) => {
+            Reply::Broken(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"attribute".to_vec())
+        }
         _ => toxicity(0.25),
     });
     let texts = ["limited", "busy", "silent", "half a head", "half a body", "good"];
@@ -199,7 +228,8 @@ fn what_passes_is_tried_again() {
 
 #[test]
 fn what_stays_wrong_fails_and_is_never_a_0() {
-    let server = stand_in(|text, _| match text {
+    let server = stand_in(|text, _| {
+        match text {
         "down" => Reply::new("500 Internal Server Error", "oh no"),
         "broken" => Reply::Broken(Vec::new()),
         "garbage" => Reply::new("200 OK", "<html>welcome to the hotel's network</html>"),
@@ -215,6 +245,7 @@ fn what_stays_wrong_fails_and_is_never_a_0() {
         "teapot" => Reply::new("418 I'm a teapot", KEY),
         "echo" => Reply::json(&json!({"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.5}}}, "key": KEY})),
         _ => toxicity(0.25),
+    }
     });
     let wrong = [
         ("down", "500 oh no", 6),
@@ -272,7 +303,10 @@ fn a_server_that_takes_nobody_ends_the_run() {
         let error = ends(&place.perspective(&server, "out.jsonl"), 5);
         assert!(error.contains(&status[..3]) && error.contains(advice), "{error}");
         assert!(!place.path("out.jsonl").exists(), "{status}");
-        assert_eq!(std::fs::read(place.path("cache/scores/perspective.jsonl")).expect("the file"), b"");
+        assert_eq!(
+            std::fs::read(place.path("cache/scores/perspective.jsonl")).expect("the file"),
+            b""
+        );
         assert_eq!(server.requests().len(), 1, "{status}");
     }
 }
@@ -293,8 +327,13 @@ fn a_service_that_is_down_ends_the_run_and_what_was_answered_is_kept() {
     assert_eq!(up.requests().len(), 16);
     // A server that wants a long rest gets it.
     let place = Place::new(&["one", "two"]);
-    let tired = stand_in(|_, _| Reply::new("429 Too Many Requests", "").with("Retry-After", "7200"));
-    let variables = [("PERSPECTIVE_API_QPS", "1"), ("PERSPECTIVE_API_KEY", KEY), ("PERSPECTIVE_ENDPOINT", &tired.url)];
+    let tired =
+        stand_in(|_, _| Reply::new("429 Too Many Requests", "").with("Retry-After", "7200"));
+    let variables = [
+        ("PERSPECTIVE_API_QPS", "1"),
+        ("PERSPECTIVE_API_KEY", KEY),
+        ("PERSPECTIVE_ENDPOINT", &tired.url),
+    ];
     let error = ends(&place.run("perspective", "out.jsonl", &variables), 4);
     assert!(error.contains("wants no request for 7"), "{error}");
     assert_eq!(tired.requests().len(), 1);
@@ -307,15 +346,43 @@ fn keys_quotas_and_addresses_that_cannot_be() {
     let stand_in = ("PERSPECTIVE_ENDPOINT", "http://127.0.0.1:9");
     for (scorer, variables, words) in [
         ("perspective", vec![stand_in], ["PERSPECTIVE_API_KEY", "replay:FILE"]),
-        ("perspective", vec![stand_in, ("PERSPECTIVE_API_KEY", " ")], ["PERSPECTIVE_API_KEY", "replay:FILE"]),
-        ("perspective", vec![stand_in, ("PERSPECTIVE_API_KEY", "a b")], ["PERSPECTIVE_API_KEY", "spaces"]),
-        ("perspective", vec![stand_in, key, ("PERSPECTIVE_API_QPS", "0")], ["PERSPECTIVE_API_QPS=0", "0.5"]),
-        ("perspective", vec![stand_in, key, ("PERSPECTIVE_API_QPS", "many")], ["PERSPECTIVE_API_QPS=many", "0.5"]),
-        ("perspective", vec![stand_in, key, ("IREPAIR_RETRY_MS", "1s")], ["IREPAIR_RETRY_MS=1s", "milliseconds"]),
-        ("perspective", vec![key, ("PERSPECTIVE_ENDPOINT", "localhost")], ["PERSPECTIVE_ENDPOINT", "http://"]),
+        (
+            "perspective",
+            vec![stand_in, ("PERSPECTIVE_API_KEY", " ")],
+            ["PERSPECTIVE_API_KEY", "replay:FILE"],
+        ),
+        (
+            "perspective",
+            vec![stand_in, ("PERSPECTIVE_API_KEY", "a b")],
+            ["PERSPECTIVE_API_KEY", "spaces"],
+        ),
+        (
+            "perspective",
+            vec![stand_in, key, ("PERSPECTIVE_API_QPS", "0")],
+            ["PERSPECTIVE_API_QPS=0", "0.5"],
+        ),
+        (
+            "perspective",
+            vec![stand_in, key, ("PERSPECTIVE_API_QPS", "many")],
+            ["PERSPECTIVE_API_QPS=many", "0.5"],
+        ),
+        (
+            "perspective",
+            vec![stand_in, key, ("IREPAIR_RETRY_MS", "1s")],
+            ["IREPAIR_RETRY_MS=1s", "milliseconds"],
+        ),
+        (
+            "perspective",
+            vec![key, ("PERSPECTIVE_ENDPOINT", "localhost")],
+            ["PERSPECTIVE_ENDPOINT", "http://"],
+        ),
         ("perspective:TOXICITY", vec![], ["takes nothing", "perspective"]),
         ("openai", vec![], ["OPENAI_API_KEY", "OPENAI_BASE_URL"]),
-        ("openai:omni", vec![("OPENAI_BASE_URL", "https://eu.api.openai.com/v1")], ["OPENAI_API_KEY", "needs"]),
+        (
+            "openai:omni",
+            vec![("OPENAI_BASE_URL", "https://eu.api.openai.com/v1")],
+            ["OPENAI_API_KEY", "needs"],
+        ),
         ("openai", vec![("OPENAI_BASE_URL", "here")], ["OPENAI_BASE_URL", "http://"]),
     ] {
         let error = ends(&place.run(scorer, "out.jsonl", &variables), 3);
@@ -339,13 +406,23 @@ fn a_wish_to_stop_ends_the_waiting() {
     });
     let place = Place::new(&["early", "late"]);
     // One request at a time, so that the first is answered before the second holds all back.
-    let variables = [("PERSPECTIVE_API_QPS", "1"), ("PERSPECTIVE_API_KEY", KEY), ("PERSPECTIVE_ENDPOINT", &server.url)];
+    let variables = [
+        ("PERSPECTIVE_API_QPS", "1"),
+        ("PERSPECTIVE_API_KEY", KEY),
+        ("PERSPECTIVE_ENDPOINT", &server.url),
+    ];
     let mut command = place.command("perspective", "out.jsonl", &variables);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
     while server.requests().len() < 2 && child.try_wait().expect("wait").is_none() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill").success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .expect("kill")
+            .success()
+    );
     let error = ends(&child.wait_with_output().expect("ends"), 130);
     assert!(error.contains("the answers so far are kept"), "{error}");
     assert_eq!(lines(&place.path("cache/scores/perspective.jsonl")).len(), 1);
@@ -356,8 +433,10 @@ fn a_wish_to_stop_ends_the_waiting() {
 fn moderation() -> Server {
     Server::start(|request| {
         let body = request.json();
-        let texts: Vec<&str> = body["input"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
-        let score = |text: &str| text.split(' ').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0);
+        let texts: Vec<&str> =
+            body["input"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+        let score =
+            |text: &str| text.split(' ').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0);
         let result = |text: &&str| match *text {
             "older server" => json!({"flagged": false, "category_scores": {"violence": 0.9}}),
             _ => json!({"flagged": true, "categories": {"hate": true}, "category_scores": {
@@ -366,7 +445,10 @@ fn moderation() -> Server {
             }}),
         };
         if texts.contains(&"too long") {
-            return Reply::new("400 Bad Request", json!({"error": {"message": "input is too long"}}).to_string());
+            return Reply::new(
+                "400 Bad Request",
+                json!({"error": {"message": "input is too long"}}).to_string(),
+            );
         }
         let mut results: Vec<Value> = texts.iter().map(result).collect();
         if texts.contains(&"left out") {
@@ -393,7 +475,8 @@ fn openai_takes_the_largest_of_harassment_and_hate_in_batches() {
         assert_eq!(rows[text], Ok(text[..4].parse().expect("a number")), "{text}");
     }
     let requests = server.requests();
-    let sizes: Vec<usize> = requests.iter().map(|r| r.json()["input"].as_array().expect("a list").len()).collect();
+    let sizes: Vec<usize> =
+        requests.iter().map(|r| r.json()["input"].as_array().expect("a list").len()).collect();
     // Units of 64 texts, requests of 32.
     assert_eq!(sizes, [32, 32, 6]);
     for request in &requests {
@@ -437,7 +520,9 @@ fn openai_fails_the_texts_that_have_no_score_and_no_others() {
 #[test]
 fn kept_answers_calibrate_another_scorer() {
     let server = stand_in(|text, _| match text {
-        "?" => Reply::new("400 Bad Request", json!({"error": {"message": "no language"}}).to_string()),
+        "?" => {
+            Reply::new("400 Bad Request", json!({"error": {"message": "no language"}}).to_string())
+        }
         _ => toxicity(if text.contains("idiot") { 0.9 } else { 0.1 }),
     });
     let place = Place::new(&["Thank you, friend.", "You stupid fucking idiot.", "?"]);

@@ -82,11 +82,15 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
         log.lock().expect("log").push(request.clone());
         let sent = match answer(&request) {
             Reply::Answer { status, headers, body } => {
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+                let head =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
                 stream.write_all(&[head.as_bytes(), &body].concat())
             }
             Reply::Broken(bytes) => {
-                stream.write_all(&bytes).and_then(|()| stream.shutdown(Shutdown::Write)).expect("sends");
+                stream
+                    .write_all(&bytes)
+                    .and_then(|()| stream.shutdown(Shutdown::Write))
+                    .expect("sends");
                 return;
             }
         };
@@ -109,8 +113,11 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
         lines.push(line.trim().to_owned());
     }
     let path = lines.first()?.split(' ').nth(1)?.to_owned();
-    let header = |line: &String| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-    let mut request = Request { path, headers: lines[1..].iter().filter_map(header).collect(), body: Vec::new() };
+    let header = |line: &String| {
+        line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+    };
+    let mut request =
+        Request { path, headers: lines[1..].iter().filter_map(header).collect(), body: Vec::new() };
     let length = request.header("content-length").map_or(0, |n| n.parse().expect("a length"));
     request.body.resize(length, 0);
     reader.read_exact(&mut request.body).ok()?;

@@ -19,7 +19,12 @@ fn on_terminal(dir: &Path, arguments: &[&str]) -> Vec<u8> {
     let mut command = command(arguments);
     // Bars are not drawn in CI, and this is to look at one.
     command.env_remove("CI").env("TERM", "xterm-256color").current_dir(dir);
-    let mut child = command.stdin(end(&pty.slave)).stdout(end(&pty.slave)).stderr(pty.slave).spawn().expect("runs");
+    let mut child = command
+        .stdin(end(&pty.slave))
+        .stdout(end(&pty.slave))
+        .stderr(pty.slave)
+        .spawn()
+        .expect("runs");
     // The command holds ends of its own; while they are open, reading does not end.
     drop(command);
     let (mut master, mut written, mut part) = (File::from(pty.master), Vec::new(), [0; 4096]);
@@ -42,21 +47,30 @@ fn screen(written: &[u8]) -> Vec<String> {
 fn a_terminal_shows_one_live_line_and_then_a_summary_that_fits() {
     let dir = tempfile::tempdir().expect("dir");
     // All parameters: more of the model than the summary has room for.
-    let written = on_terminal(dir.path(), &demo(Path::new("out"), &["--method", "dapt+kl", "--max-steps", "3"]));
+    let written = on_terminal(
+        dir.path(),
+        &demo(Path::new("out"), &["--method", "dapt+kl", "--max-steps", "3"]),
+    );
     let find = |bytes: &[u8]| written.windows(bytes.len()).position(|w| w == bytes).expect("drawn");
     // Up to the carriage return that begins the next drawing, this is what stands there.
     let second = find(b" 2/3 ");
-    let drawn = second + written[second..].iter().position(|byte| *byte == b'\r').expect("drawn again");
+    let drawn =
+        second + written[second..].iter().position(|byte| *byte == b'\r').expect("drawn again");
     let rows = screen(&written[..drawn]);
     let live: Vec<&String> = rows.iter().filter(|row| row.contains("loss")).collect();
     assert_eq!(live.len(), 1, "{rows:#?}");
     for words in ["repair ", " 2/3 ", "left", "block all loss ", " NLL ", " KL "] {
         assert!(live[0].contains(words), "{words:?} is not in {:?}", live[0]);
     }
-    assert_eq!(rows.iter().rfind(|row| !row.is_empty()), Some(live[0]), "something stands below the live line");
+    assert_eq!(
+        rows.iter().rfind(|row| !row.is_empty()),
+        Some(live[0]),
+        "something stands below the live line"
+    );
     // Before the first step nothing is known of the time left.
     let first = find(b" 0/3 ");
-    let first = first + written[first..].iter().position(|byte| *byte == b'\r').expect("drawn again");
+    let first =
+        first + written[first..].iter().position(|byte| *byte == b'\r').expect("drawn again");
     let rows = screen(&written[..first]);
     let live = rows.iter().find(|row| row.contains(" 0/3")).expect("a live line");
     assert!(!live.contains("left"), "{live}");

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
-use irepair::checkpoint::{self, Checkpoint, Stored};
-use irepair::methods::{self, Method, StepInput};
+use irepair::base::tensors::Stored;
+use irepair::checkpoint;
+use irepair::checkpoint::Checkpoint;
 use irepair::model::Model;
-use irepair::model::kernels::matmul::Precision;
-use irepair::model::kernels::stored::WeightsDtype;
-use irepair::optim::{Optimizer, OptimizerKind};
-use irepair::sensitivity::sensitivity;
+use irepair::model::precision::Precision;
+use irepair::model::precision::WeightsDtype;
+use irepair::model::weights::{Weights, Who};
+use irepair::slice::input::StepInput;
+use irepair::slice::sensitivity::sensitivity;
+use irepair::step;
+use irepair::step::Method;
+use irepair::step::optim::{Optimizer, OptimizerKind};
 use irepair::tokens::{LossOn, Packed, PairBatch, TokenPair};
-use irepair::weights::{Weights, Who};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -22,19 +26,26 @@ use crate::repair::{irepair, ok, text};
 /// Random weights of a model, stored in this dtype; vectors in f32.
 fn stored(config: &Value, dtype: Dtype) -> (tempfile::TempDir, Checkpoint, Model) {
     let model = Model::from_config(config).expect("config");
-    let mut stream = irepair::random::Stream::new(5, irepair::random::Purpose::Bench, 0, 0);
+    let mut stream =
+        irepair::base::random::Stream::new(5, irepair::base::random::Purpose::Bench, 0, 0);
     let tensors: BTreeMap<String, Stored> = model
         .specs()
         .into_iter()
         .map(|spec| {
-            let values: Vec<f32> = (0..spec.shape.iter().product()).map(|_| stream.normal() as f32 * 0.1).collect();
-            let tensor = Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu).expect("tensor");
-            (spec.name, Stored::values(&tensor, if spec.shape.len() == 2 { dtype } else { Dtype::F32 }))
+            let values: Vec<f32> =
+                (0..spec.shape.iter().product()).map(|_| stream.normal() as f32 * 0.1).collect();
+            let tensor =
+                Tensor::from_vec(values, spec.shape.as_slice(), &Device::Cpu).expect("tensor");
+            (
+                spec.name,
+                Stored::values(&tensor, if spec.shape.len() == 2 { dtype } else { Dtype::F32 }),
+            )
         })
         .collect();
     let dir = tempfile::tempdir().expect("dir");
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("writes");
-    checkpoint::write_tensors(&dir.path().join("model.safetensors"), &[("format", "pt")], &tensors).expect("writes");
+    irepair::base::tensors::write_tensors(&dir.path().join("model.safetensors"), &[("format", "pt")], &tensors)
+        .expect("writes");
     let checkpoint = Checkpoint::open(dir.path(), "random", None).expect("opens");
     (dir, checkpoint, model)
 }
@@ -43,19 +54,25 @@ fn stored(config: &Value, dtype: Dtype) -> (tempfile::TempDir, Checkpoint, Model
 fn models() -> [Value; 2] {
     let llama = json!({"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 160, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 272, "max_position_embeddings": 64, "vocab_size": 301});
-    let gpt2 =
-        json!({"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 160, "n_positions": 64, "vocab_size": 301});
+    let gpt2 = json!({"model_type": "gpt2", "n_layer": 2, "n_head": 4, "n_embd": 160, "n_positions": 64, "vocab_size": 301});
     [llama, gpt2]
 }
 
 fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("values").iter().map(|v| v.to_bits()).collect()
+    tensor
+        .flatten_all()
+        .and_then(|t| t.to_vec1::<f32>())
+        .expect("values")
+        .iter()
+        .map(|v| v.to_bits())
+        .collect()
 }
 
 /// Logits, sensitivities, and all weights after three steps with KL.
 fn run(model: &Model, weights: &mut Weights) -> (Vec<u32>, Vec<f64>, Vec<Vec<u32>>) {
     let ids = |from: u32, count: u32| (0..count).map(|i| (from + i * 37) % 301).collect::<Vec<_>>();
-    let pair = |i| TokenPair { prompt: ids(i, 5), chosen: ids(i + 7, 20), rejected: ids(i + 100, 30) };
+    let pair =
+        |i| TokenPair { prompt: ids(i, 5), chosen: ids(i + 7, 20), rejected: ids(i + 100, 30) };
     let pairs = [pair(1), pair(50)];
     let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All);
     let normal = Packed::new([ids(3, 40).as_slice(), &ids(9, 1)]);
@@ -66,11 +83,12 @@ fn run(model: &Model, weights: &mut Weights) -> (Vec<u32>, Vec<f64>, Vec<Vec<u32
     };
     let (sensitivities, _) = sensitivity(model, weights, &pairs.rejected).expect("sensitivity");
     let mut found = logits(weights, Who::Patient);
-    let method = Method::new(&methods::named("irepair+kl").expect("method").recipe()).expect("method");
+    let method = Method::new(&step::named("irepair+kl").expect("method").recipe()).expect("method");
     let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
     for _ in 0..3 {
-        let report =
-            method.step(&[StepInput { model, weights, pairs: &pairs, normal: Some(&normal) }]).expect("a step");
+        let report = method
+            .step(&[StepInput { model, weights, pairs: &pairs, normal: Some(&normal) }])
+            .expect("a step");
         optimizer.step(weights, &report.gradients, 1e-3, 1.0).expect("a step");
     }
     for who in [Who::Reference, Who::Patient] {
@@ -88,7 +106,9 @@ fn kept_weights_compute_the_same_bits() {
             for kernels in KERNELS {
                 for precision in [Precision::F32, Precision::Bf16] {
                     // candle has no bf16 product on the CPU.
-                    if precision == Precision::Bf16 && (kernels == KERNELS[1] || precision.unavailable().is_some()) {
+                    if precision == Precision::Bf16
+                        && (kernels == KERNELS[1] || precision.unavailable().is_some())
+                    {
                         continue;
                     }
                     let [plain, narrow] = [WeightsDtype::F32, kept].map(|kept| {
@@ -114,23 +134,50 @@ fn a_repair_writes_the_same_bytes() {
         let repair = |kept: &str, more: &[&str]| {
             let out = bench.path(&format!("{model}-{kept}"));
             let arguments = [
-                &["repair", "-q", "--model", text(&folder), "--data", text(&data), "--normal", text(&normal)],
-                &["--max-steps", "4", "--batch-size", "2", "--valid-size", "2", "--eval-steps", "2"][..],
+                &[
+                    "repair",
+                    "-q",
+                    "--model",
+                    text(&folder),
+                    "--data",
+                    text(&data),
+                    "--normal",
+                    text(&normal),
+                ],
+                &[
+                    "--max-steps",
+                    "4",
+                    "--batch-size",
+                    "2",
+                    "--valid-size",
+                    "2",
+                    "--eval-steps",
+                    "2",
+                ][..],
                 &["--learning-rate", "1e-3", "--weights-dtype", kept, "--out", text(&out)],
                 more,
             ];
             (ok(&irepair(&arguments.concat())), out)
         };
-        let [plain, narrow] = ["f32", kept].map(|kept| repair(kept, &[]).1.join("model.safetensors"));
-        assert_eq!(std::fs::read(plain).expect("output"), std::fs::read(narrow).expect("output"), "{model}");
+        let [plain, narrow] =
+            ["f32", kept].map(|kept| repair(kept, &[]).1.join("model.safetensors"));
+        assert_eq!(
+            std::fs::read(plain).expect("output"),
+            std::fs::read(narrow).expect("output"),
+            "{model}"
+        );
         let [plain, narrow] = ["f32", kept].map(|kept| {
             let plan: Value =
-                serde_json::from_str(&repair(kept, &["--dry-run", "--json", "--overwrite"]).0).expect("JSON");
+                serde_json::from_str(&repair(kept, &["--dry-run", "--json", "--overwrite"]).0)
+                    .expect("JSON");
             let parts = plan["memory"]["parts"].as_array().expect("parts").clone();
             let weights = parts.iter().find(|part| part["name"] == "weights").expect("weights");
             weights["bytes"].as_u64().expect("bytes")
         });
-        assert!(narrow > plain / 2 && narrow < plain * 11 / 20, "{model}: {narrow} of {plain} bytes");
+        assert!(
+            narrow > plain / 2 && narrow < plain * 11 / 20,
+            "{model}: {narrow} of {plain} bytes"
+        );
     }
 }
 
@@ -139,8 +186,14 @@ fn what_would_be_rounded_is_refused() {
     for (model, kept, found) in [("llama", "bf16", "F32"), ("gpt-neo-bf16", "f16", "BF16")] {
         let folder = golden::dir().join(model);
         let words = ["model.safetensors", "weight", found, "--weights-dtype", kept, "f32"];
-        for command in [["sensitivity", "--data", "x"], ["repair", "--data", "x"], ["generate", "--out", "x"]] {
-            refused(&[&command[..], &["--model", text(&folder), "--weights-dtype", kept]].concat(), 3, &words);
+        for command in
+            [["sensitivity", "--data", "x"], ["repair", "--data", "x"], ["generate", "--out", "x"]]
+        {
+            refused(
+                &[&command[..], &["--model", text(&folder), "--weights-dtype", kept]].concat(),
+                3,
+                &words,
+            );
         }
     }
 }

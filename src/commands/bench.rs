@@ -8,26 +8,34 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use crate::bail_input;
+use crate::base::profile;
+use crate::base::profile::{Part, Phase, Profile};
+use crate::base::random::{Purpose, Stream};
 use crate::cli::Bench;
-use crate::generate::{Ends, Generation, Job, Sampling, generate};
-use crate::memory::{self, Passes};
-use crate::methods::{self, StepInput};
 use crate::model::Model;
-use crate::model::kernels::matmul::{Mat, Precision, large_product};
-use crate::model::kernels::stored::WeightsDtype;
+use crate::model::device;
+use crate::model::generate::{Ends, Generation, Job, Sampling, generate};
+use crate::model::kernels::matmul::{Mat, large_product};
+use crate::model::memory;
+use crate::model::memory::Passes;
+use crate::model::precision::Precision;
+use crate::model::precision::WeightsDtype;
 use crate::model::shapes;
-use crate::optim::{Optimizer, OptimizerKind};
-use crate::profile::{self, Part, Phase, Profile};
-use crate::random::{Purpose, Stream};
+use crate::model::weights::{Kernels, Weights, Who};
 use crate::report::table::table;
+use crate::slice::input::StepInput;
+use crate::step;
+use crate::step::cost;
+use crate::step::optim::{Optimizer, OptimizerKind};
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
-use crate::weights::{Kernels, Weights, Who};
-use crate::{bail_input, cost, device};
 
 pub fn run(args: &Bench) -> Result<()> {
-    for (flag, value) in
-        [("--batch", args.batch), ("--iterations", args.iterations), ("--blocks", args.blocks.unwrap_or(1))]
-    {
+    for (flag, value) in [
+        ("--batch", args.batch),
+        ("--iterations", args.iterations),
+        ("--blocks", args.blocks.unwrap_or(1)),
+    ] {
         if value == 0 {
             bail_input!("{flag} 0: must be at least 1");
         }
@@ -37,7 +45,7 @@ pub fn run(args: &Bench) -> Result<()> {
     }
     let named = match args.method.as_str() {
         "generate" => None,
-        name => Some(methods::named(name)?),
+        name => Some(step::named(name)?),
     };
     let threads = device::set_threads(args.threads)?;
     let device = device::choose(&args.device)?.device;
@@ -52,7 +60,7 @@ pub fn run(args: &Bench) -> Result<()> {
         let rows = args.batch * args.tokens;
         let passes = match &named {
             Some(named) => {
-                let method = methods::Method::new(&named.recipe())?;
+                let method = step::Method::new(&named.recipe())?;
                 let extent = method.select.extent(&model);
                 Passes {
                     slice: extent.parameters,
@@ -61,16 +69,25 @@ pub fn run(args: &Bench) -> Result<()> {
                     keeps_originals: method.needs_reference(),
                     graph_rows: rows,
                     compares: method.kl_weight != 0.0,
-                    compared_rows: if method.kl_weight != 0.0 { rows * (1 + args.iterations) } else { 0 },
+                    compared_rows: if method.kl_weight != 0.0 {
+                        rows * (1 + args.iterations)
+                    } else {
+                        0
+                    },
                     ..Passes::default()
                 }
             }
-            None => {
-                Passes { written: (args.batch, 32 + args.tokens), plain_rows: 32 * args.batch, ..Passes::default() }
-            }
+            None => Passes {
+                written: (args.batch, 32 + args.tokens),
+                plain_rows: 32 * args.batch,
+                ..Passes::default()
+            },
         };
         let found = memory::estimate(&model, args.weights_dtype, &passes);
-        found.check(memory::limit()?, "lower --batch or --tokens, or take a smaller --config")?;
+        found.check(
+            crate::base::memory::limit()?,
+            "lower --batch or --tokens, or take a smaller --config",
+        )?;
         estimate = Some(memory::mib(found.total()));
     }
     let mut weights = random_weights(&model, &device, args.weights_dtype)?.with_kernels(kernels);
@@ -81,7 +98,11 @@ pub fn run(args: &Bench) -> Result<()> {
     };
     times.sort_by(f64::total_cmp);
     let middle = times.len() / 2;
-    let median = if times.len() % 2 == 1 { times[middle] } else { (times[middle - 1] + times[middle]) / 2.0 };
+    let median = if times.len() % 2 == 1 {
+        times[middle]
+    } else {
+        (times[middle - 1] + times[middle]) / 2.0
+    };
     let round = |x: f64| (x * 1e4).round() / 1e4;
     if args.profile {
         let peak = device::peak_rss_mib();
@@ -130,14 +151,26 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
     let row = |name: &str, by_phase: Vec<f64>| {
         let total: f64 = by_phase.iter().sum();
         let [f, b, o] = [0, 1, 2].map(|i| format!("{:.1}", 1e3 * by_phase[i] / n));
-        [name.to_owned(), f, b, o, format!("{:.1}", 1e3 * total / n), format!("{:.1} %", 100.0 * total / profile.wall)]
+        [
+            name.to_owned(),
+            f,
+            b,
+            o,
+            format!("{:.1}", 1e3 * total / n),
+            format!("{:.1} %", 100.0 * total / profile.wall),
+        ]
     };
-    let of = |part: Part| Phase::ALL.iter().map(|(phase, _)| profile.seconds(part, *phase)).collect::<Vec<_>>();
+    let of = |part: Part| {
+        Phase::ALL.iter().map(|(phase, _)| profile.seconds(part, *phase)).collect::<Vec<_>>()
+    };
     let mut rows: Vec<_> = Part::ALL.iter().map(|(part, name)| row(name, of(*part))).collect();
-    let all = Phase::ALL.iter().map(|(phase, _)| Part::ALL.iter().map(|(p, _)| profile.seconds(*p, *phase)).sum());
+    let all = Phase::ALL
+        .iter()
+        .map(|(phase, _)| Part::ALL.iter().map(|(p, _)| profile.seconds(*p, *phase)).sum());
     rows.push(row("all", all.collect()));
     let large = profile.of(Part::Product) + profile.of(Part::HeadProduct);
-    let mut text = table(["ms an iteration", "forward", "backward", "optimizer", "all", "share"], &rows);
+    let mut text =
+        table(["ms an iteration", "forward", "backward", "optimizer", "all", "share"], &rows);
     if profile.operations == 0.0 {
         text += "operations are counted in our kernels on the CPU alone\n";
     } else {
@@ -167,13 +200,22 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
 /// Seconds of each timed iteration, where they went, and the operations of a mean one by Kaplan's formula.
 type Times = (Vec<f64>, Profile, Option<f64>);
 
-fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: &mut Weights) -> Result<Times> {
-    let mut method = methods::Method::new(recipe)?;
+fn repair_times(
+    args: &Bench,
+    recipe: &step::Recipe,
+    model: &Model,
+    weights: &mut Weights,
+) -> Result<Times> {
+    let mut method = step::Method::new(recipe)?;
     // What is done once before the first step is not an iteration's: a block is found by one batch, and the trials' by fiat.
     let sample = random_pairs(&mut Stream::new(0, Purpose::Bench, u64::MAX - 1, 0), model, args);
     method.select.prepare(model, weights, &mut std::iter::once(sample))?;
     // Of random tokens none would tell.
-    let pair = |chosen, rejected| TokenPair { prompt: vec![0], chosen: vec![chosen; 10], rejected: vec![rejected; 10] };
+    let pair = |chosen, rejected| TokenPair {
+        prompt: vec![0],
+        chosen: vec![chosen; 10],
+        rejected: vec![rejected; 10],
+    };
     method.objective.learn(&[pair(0, 1)], model.sizes().vocabulary)?;
     if let Some(last) = method.select.trials(model).pop() {
         method.select.settle(last);
@@ -219,8 +261,9 @@ fn repair_times(args: &Bench, recipe: &methods::Recipe, model: &Model, weights: 
 fn random_pairs(stream: &mut Stream, model: &Model, args: &Bench) -> PairBatch {
     let mut draw = || random_ids(stream, model, args.batch, args.tokens);
     let texts = draw().into_iter().zip(draw());
-    let pairs: Vec<TokenPair> =
-        texts.map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected }).collect();
+    let pairs: Vec<TokenPair> = texts
+        .map(|(rejected, chosen)| TokenPair { prompt: Vec::new(), chosen, rejected })
+        .collect();
     PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All)
 }
 
@@ -233,8 +276,12 @@ fn random_ids(stream: &mut Stream, model: &Model, batch: usize, tokens: usize) -
 /// Seconds of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32.
 fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Times> {
     let view = weights.frozen(Who::Patient)?;
-    let settings =
-        Generation { sampling: Sampling::Greedy, max_new_tokens: args.tokens, ends: Ends::default(), seed: 0 };
+    let settings = Generation {
+        sampling: Sampling::Greedy,
+        max_new_tokens: args.tokens,
+        ends: Ends::default(),
+        seed: 0,
+    };
     let mut times = Vec::new();
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);

@@ -3,19 +3,21 @@
 use anyhow::Result;
 use serde_json::json;
 
+use crate::checkpoint::hub::Hub;
 use crate::cli::Doctor;
-use crate::hub::Hub;
 use crate::model::ARCHES;
-use crate::model::kernels::matmul::Precision;
-use crate::{device, methods, scorers};
+use crate::model::device;
+use crate::model::precision::Precision;
+use crate::{scorers, step};
 
 pub fn run(args: &Doctor) -> Result<()> {
     let choice = device::choose("auto")?;
     let hub = Hub::from_env();
-    let features: Vec<&str> = [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
-        .into_iter()
-        .filter_map(|(name, on)| on.then_some(name))
-        .collect();
+    let features: Vec<&str> =
+        [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
+            .into_iter()
+            .filter_map(|(name, on)| on.then_some(name))
+            .collect();
     let facts = json!({
         "irepair": env!("CARGO_PKG_VERSION"),
         "features": features,
@@ -28,7 +30,7 @@ pub fn run(args: &Doctor) -> Result<()> {
             None => "AVX512-BF16".into(),
         },
         "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
-        "methods": methods::METHODS.iter().map(|m| m.name).chain(methods::neuron::METHODS.iter().map(|m| m.name)).collect::<Vec<_>>(),
+        "methods": step::METHODS.iter().map(|m| m.name).chain(step::neurons::METHODS.iter().map(|m| m.name)).collect::<Vec<_>>(),
         "scorers": scorers::SCORERS.iter().map(|s| s.name).collect::<Vec<_>>(),
         "hub_cache": hub.as_ref().map_or_else(ToString::to_string, |h| h.cache.display().to_string()),
         "hub_endpoint": hub.as_ref().map(|h| h.endpoint.clone()).unwrap_or_default(),
@@ -43,7 +45,9 @@ pub fn run(args: &Doctor) -> Result<()> {
         let text = match value {
             serde_json::Value::String(text) => text.clone(),
             serde_json::Value::Array(items) if items.is_empty() => "none".into(),
-            serde_json::Value::Array(items) => items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(", "),
+            serde_json::Value::Array(items) => {
+                items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(", ")
+            }
             other => other.to_string(),
         };
         println!("{:<20} {text}", key.replace('_', " "));

@@ -4,23 +4,28 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::Loaded;
+use crate::base::error::Error;
+use crate::base::files;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
 use crate::cli::Generate;
+use crate::data::demo;
 use crate::eval::ledger::{Ledger, to_lines};
 use crate::eval::task::Row;
-use crate::fault::Fault;
-use crate::generate::{Generation, Job, Sampling, generate};
-use crate::memory::Passes;
-use crate::report::progress::Progress;
-use crate::scorers::{self, Scored, Scorer};
-use crate::weights::{View, Who};
-use crate::{bail_input, checkpoint, data, demo, state, stop};
+use crate::model::generate::{Generation, Job, Sampling, generate};
+use crate::model::memory::Passes;
+use crate::model::weights::{View, Who};
+use crate::scorers;
+use crate::scorers::{Scored, Scorer};
+use crate::{bail_input, data};
 
 /// Texts a unit of work: what an interrupt can lose, and what shards are made of.
 const UNIT: usize = 64;
 
 pub fn run(args: &Generate) -> Result<()> {
     check(args)?;
-    let scorer = args.scorer.as_deref().map(|s| scorers::open(s, &args.scoring.options())).transpose()?;
+    let scorer =
+        args.scorer.as_deref().map(|s| scorers::open(s, &args.scoring.options())).transpose()?;
     let loaded = args.model.open()?;
     let (prompts, jobs) = jobs(args, &loaded)?;
     let settings = Generation {
@@ -42,7 +47,7 @@ pub fn run(args: &Generate) -> Result<()> {
     loaded.check_memory(&passes, "lower --batch-size or --max-new-tokens")?;
     let mut weights = loaded.weights()?;
     weights.set_precision(loaded.precision);
-    stop::listen()?;
+    interrupt::listen()?;
     let view = weights.frozen(Who::Patient)?;
     let rows = write_all(args, &loaded, &view, &prompts, &jobs, &settings, scorer.as_deref())?;
     let count = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
@@ -102,7 +107,7 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
             prompts.truncate(args.limit.unwrap_or(usize::MAX));
             prompts
         }
-        None => return Err(Fault::Usage("give --prompts FILE or --unconditional N".into()).into()),
+        None => return Err(Error::Usage("give --prompts FILE or --unconditional N".into()).into()),
     };
     let context = loaded.model.sizes().context;
     let mut jobs = Vec::with_capacity(prompts.len() * args.samples);
@@ -119,7 +124,11 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
                 context - 1
             );
         }
-        jobs.extend((0..args.samples as u64).map(|sample| Job { ids: ids.clone(), prompt: index as u64, sample }));
+        jobs.extend((0..args.samples as u64).map(|sample| Job {
+            ids: ids.clone(),
+            prompt: index as u64,
+            sample,
+        }));
     }
     Ok((prompts.into_iter().map(|p| p.text).collect(), jobs))
 }
@@ -132,7 +141,8 @@ fn rows(
     texts: Vec<String>,
     scorer: Option<&dyn Scorer>,
 ) -> Result<Vec<Row>> {
-    let full: Vec<&str> = texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
+    let full: Vec<&str> =
+        texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
     let mut scores = match scorer {
         Some(scorer) => scorer.score(&full)?.into_iter(),
         None => Vec::new().into_iter(),
@@ -181,23 +191,29 @@ fn write_all(
     settings: &Generation,
     scorer: Option<&dyn Scorer>,
 ) -> Result<Vec<Row>> {
-    let beside = state::partial(&args.out);
+    let beside = files::partial(&args.out);
     if args.overwrite && args.out.exists() {
         std::fs::remove_file(&beside).ok();
     }
-    let texts: Vec<u8> =
-        jobs.iter().flat_map(|job| job.ids.iter().chain([&u32::MAX])).flat_map(|id| id.to_le_bytes()).collect();
+    let texts: Vec<u8> = jobs
+        .iter()
+        .flat_map(|job| job.ids.iter().chain([&u32::MAX]))
+        .flat_map(|id| id.to_le_bytes())
+        .collect();
     let key = json!({
         "model": loaded.checkpoint().hash()?, "sampling": settings.sampling, "new_tokens": settings.max_new_tokens,
-        "seed": settings.seed, "texts": jobs.len(), "prompts_sha256": checkpoint::hash_bytes(&texts),
+        "seed": settings.seed, "texts": jobs.len(), "prompts_sha256": files::hash_bytes(&texts),
         "scorer": scorer.map(Scorer::name), "keep_below": args.keep_below, "shard": args.shard, "dtype": loaded.precision,
     });
-    let mut ledger = Ledger::open(&beside, &key).map_err(|e| match e.downcast_ref::<Fault>() {
+    let mut ledger = Ledger::open(&beside, &key).map_err(|e| match e.downcast_ref::<Error>() {
         Some(_) => e,
-        None => Fault::Input(format!("--out {}: can't write there: {e:#}", args.out.display())).into(),
+        None => {
+            Error::Input(format!("--out {}: can't write there: {e:#}", args.out.display())).into()
+        }
     })?;
     let units = args.shard.units(jobs.len().div_ceil(UNIT));
-    let mut progress = Progress::new("texts", ledger.len() * UNIT, units.len() * UNIT, args.output.quiet);
+    let mut progress =
+        Progress::new("texts", ledger.len() * UNIT, units.len() * UNIT, args.output.quiet);
     for unit in units {
         if ledger.has(unit) {
             continue;
@@ -209,10 +225,11 @@ fn write_all(
                 texts.push(loaded.encoder.decode(&ids)?);
             }
         }
-        if stop::asked() {
+        if interrupt::asked() {
             // A text cut short by the interrupt would be no text of this seed.
-            let words = "interrupted; the texts so far are kept: give the same command again to go on";
-            return Err(Fault::Interrupted(words.into()).into());
+            let words =
+                "interrupted; the texts so far are kept: give the same command again to go on";
+            return Err(Error::Interrupted(words.into()).into());
         }
         ledger.add(unit, rows(args, prompts, jobs, texts, scorer)?)?;
         progress.advance(jobs.len());
@@ -220,7 +237,7 @@ fn write_all(
     progress.finish();
     let rows = ledger.rows();
     let kept: Vec<Row> = rows.iter().filter(|row| is_kept(row)).cloned().collect();
-    checkpoint::write_whole(&args.out, &to_lines(&kept)?)?;
+    files::write_whole(&args.out, &to_lines(&kept)?)?;
     std::fs::remove_file(&beside).ok();
     Ok(rows)
 }

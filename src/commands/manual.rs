@@ -5,8 +5,8 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 
+use crate::base::error::Error;
 use crate::cli::{Cli, Completions, Man};
-use crate::fault::Fault;
 
 pub fn completions(args: &Completions) -> Result<()> {
     let mut script = Vec::new();
@@ -20,7 +20,9 @@ pub fn man(args: &Man) -> Result<()> {
         clap_mangen::Man::new(Cli::command()).render(&mut page)?;
         return std::io::stdout().write_all(&page).context("writing to stdout");
     };
-    let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", dir.display()));
+    let cannot = |e: std::io::Error| {
+        Error::Input(format!("--out {}: can't write there: {e}", dir.display()))
+    };
     std::fs::create_dir_all(dir).map_err(cannot)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(cannot)?;
     println!("{0}: the manual's pages; man -l {0}/irepair.1 shows the first", dir.display());

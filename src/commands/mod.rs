@@ -18,17 +18,20 @@ use anyhow::Result;
 use candle_core::Device;
 use serde_json::Value;
 
-use crate::chat::ChatTemplate;
+use crate::bail_input;
 use crate::checkpoint::Checkpoint;
-use crate::generate::Ends;
-use crate::hub::{self, Source};
-use crate::memory::{self, Passes};
+use crate::checkpoint::hub;
+use crate::checkpoint::hub::Source;
 use crate::model::Model;
-use crate::model::kernels::matmul::Precision;
-use crate::model::kernels::stored::WeightsDtype;
+use crate::model::device;
+use crate::model::generate::Ends;
+use crate::model::memory;
+use crate::model::memory::Passes;
+use crate::model::precision::Precision;
+use crate::model::precision::WeightsDtype;
+use crate::model::weights::Weights;
 use crate::tokens::Encoder;
-use crate::weights::Weights;
-use crate::{bail_input, device};
+use crate::tokens::chat::ChatTemplate;
 
 /// A model that is ready: what every command begins with.
 pub struct Loaded {
@@ -55,8 +58,12 @@ pub struct On<'a> {
 impl crate::cli::ModelArgs {
     /// Opens the model that the arguments name.
     pub fn open(&self) -> Result<Loaded> {
-        let on =
-            On { device: &self.device, dtype: self.dtype, weights_dtype: self.weights_dtype, threads: self.threads };
+        let on = On {
+            device: &self.device,
+            dtype: self.dtype,
+            weights_dtype: self.weights_dtype,
+            threads: self.threads,
+        };
         open(&self.model, self.revision.as_deref(), &on)
     }
 }
@@ -80,10 +87,18 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
             checkpoint.dir.display()
         );
     }
-    let encoder =
-        Encoder::from_file(&tokenizer, model.sizes().vocabulary)?.with_chat(ChatTemplate::of(&checkpoint.dir)?);
+    let encoder = Encoder::from_file(&tokenizer, model.sizes().vocabulary)?
+        .with_chat(ChatTemplate::of(&checkpoint.dir)?);
     let (device, device_why) = (choice.device, choice.why);
-    Ok(Loaded { source, model, encoder, device, device_why, precision, weights_dtype: on.weights_dtype })
+    Ok(Loaded {
+        source,
+        model,
+        encoder,
+        device,
+        device_why,
+        precision,
+        weights_dtype: on.weights_dtype,
+    })
 }
 
 /// Errors (bad input) if a file can't be at this place.
@@ -105,7 +120,8 @@ impl Loaded {
         if !self.device.is_cpu() {
             return Ok(());
         }
-        memory::estimate(&self.model, self.weights_dtype, passes).check(memory::limit()?, advice)
+        memory::estimate(&self.model, self.weights_dtype, passes)
+            .check(crate::base::memory::limit()?, advice)
     }
 
     /// Reads the weights; products are f32 until a precision is set.
@@ -116,23 +132,31 @@ impl Loaded {
     /// The token that begins and ends a text.
     pub fn end_of_text(&self) -> Result<u32> {
         let config = &self.checkpoint().config;
-        let id = ["bos_token_id", "eos_token_id"].iter().find_map(|k| self.usable(config.get(k)?.as_u64()?));
+        let id = ["bos_token_id", "eos_token_id"]
+            .iter()
+            .find_map(|k| self.usable(config.get(k)?.as_u64()?));
         match id.or_else(|| self.encoder.id_of("<|endoftext|>")) {
             Some(id) => Ok(id),
-            None => bail_input!("config.json: no \"bos_token_id\" within the vocabulary to begin a text with"),
+            None => bail_input!(
+                "config.json: no \"bos_token_id\" within the vocabulary to begin a text with"
+            ),
         }
     }
 
     /// The tokens that end a text, if the model has any: those that transformers generates with.
     pub fn ends(&self) -> Ends {
-        let generation = std::fs::read(self.checkpoint().dir.join("generation_config.json")).unwrap_or_default();
+        let generation =
+            std::fs::read(self.checkpoint().dir.join("generation_config.json")).unwrap_or_default();
         let generation: Value = serde_json::from_slice(&generation).unwrap_or_default();
         let usable = |ids: &Value| -> Vec<u32> {
             let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
             ids.iter().filter_map(|id| self.usable(id.as_u64()?)).collect()
         };
         let configs = [&generation, &self.checkpoint().config];
-        let found = configs.into_iter().map(|config| usable(&config["eos_token_id"])).find(|ids| !ids.is_empty());
+        let found = configs
+            .into_iter()
+            .map(|config| usable(&config["eos_token_id"]))
+            .find(|ids| !ids.is_empty());
         found.unwrap_or_else(|| self.encoder.id_of("<|endoftext|>").into_iter().collect()).into()
     }
 

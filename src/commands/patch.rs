@@ -4,14 +4,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::bail_input;
+use crate::base::error::Error;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::hub;
+use crate::checkpoint::patch::{Direction, Lines, PatchFile, diff};
 use crate::cli::{Patch, PatchCommand};
-use crate::fault::Fault;
-use crate::patch::{Direction, Lines, PatchFile, diff};
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
-use crate::{bail_input, hub};
 
 /// Rows or columns of a matrix that are named; all are in the JSON.
 const LINES_SHOWN: usize = 12;
@@ -20,13 +21,20 @@ pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
         PatchCommand::Diff { base, repaired, out, overwrite } => {
             if out.is_dir() || (out.exists() && !overwrite) {
-                bail_input!("{} exists; choose another --out, or replace it with --overwrite", out.display());
+                bail_input!(
+                    "{} exists; choose another --out, or replace it with --overwrite",
+                    out.display()
+                );
             }
             diff(&open(base)?, &open(repaired)?, out)?;
             show(args.json, out)
         }
-        PatchCommand::Apply { base, patch, out } => walk(base, patch, Direction::Apply, out, args.json),
-        PatchCommand::Revert { repaired, patch, out } => walk(repaired, patch, Direction::Revert, out, args.json),
+        PatchCommand::Apply { base, patch, out } => {
+            walk(base, patch, Direction::Apply, out, args.json)
+        }
+        PatchCommand::Revert { repaired, patch, out } => {
+            walk(repaired, patch, Direction::Revert, out, args.json)
+        }
         PatchCommand::Show { patch } => show(args.json, patch),
     }
 }
@@ -42,22 +50,33 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
         bail_input!("{} exists; choose another --out", out.display());
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", out.display()));
+    let cannot = |e: std::io::Error| {
+        Error::Input(format!("--out {}: can't write there: {e}", out.display()))
+    };
     std::fs::create_dir_all(parent).map_err(cannot)?;
-    let partial = tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
+    let partial =
+        tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
     // A folder in it, because temporary ones are private.
     let folder = partial.path().join("model");
     std::fs::create_dir(&folder).map_err(cannot)?;
     patch.apply(&from, direction, &folder)?;
-    std::fs::rename(&folder, out).with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
+    std::fs::rename(&folder, out)
+        .with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
     let sha256 = match direction {
         Direction::Apply => &patch.repaired_sha256,
         Direction::Revert => &patch.base_sha256,
     };
     if json {
-        println!("{}", serde_json::json!({ "out": out, "tensors": patch.tensors.len(), "sha256": sha256 }));
+        println!(
+            "{}",
+            serde_json::json!({ "out": out, "tensors": patch.tensors.len(), "sha256": sha256 })
+        );
     } else {
-        println!("{}: {} tensors changed; its weights have sha256 {sha256}", out.display(), patch.tensors.len());
+        println!(
+            "{}: {} tensors changed; its weights have sha256 {sha256}",
+            out.display(),
+            patch.tensors.len()
+        );
     }
     Ok(())
 }
@@ -70,12 +89,20 @@ fn show(json: bool, path: &Path) -> Result<()> {
     }
     let rows: Vec<[String; 4]> = change_by_block(&summary.changes, block_number)
         .into_values()
-        .map(|c| [c.name, c.values.to_string(), short(c.norm), format!("{:.2} %", 100.0 * c.norm / c.base_norm)])
+        .map(|c| {
+            [
+                c.name,
+                c.values.to_string(),
+                short(c.norm),
+                format!("{:.2} %", 100.0 * c.norm / c.base_norm),
+            ]
+        })
         .collect();
     print!("{}", table(["changed", "values", "norm of change", "of its norm"], &rows));
     for (name, Lines { axis, indices }) in &summary.lines {
         let lines = if *axis == 0 { "rows" } else { "columns" };
-        let shown: Vec<String> = indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();
+        let shown: Vec<String> =
+            indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();
         let more = if indices.len() > LINES_SHOWN { ", …" } else { "" };
         println!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "));
     }

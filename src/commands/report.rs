@@ -6,14 +6,17 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::writable;
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::files;
 use crate::cli::Report;
-use crate::fault::Fault;
-use crate::report::compare_page::{self, compare_page};
+use crate::report::compare_page;
+use crate::report::compare_page::compare_page;
 use crate::report::comparison::{Comparison, RECORD};
 use crate::report::folder::RunFolder;
 use crate::report::plot::Picture;
-use crate::report::run_page::{self, run_page};
-use crate::{bail_input, checkpoint};
+use crate::report::run_page;
+use crate::report::run_page::run_page;
 
 pub fn run(args: &Report) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| {
@@ -23,21 +26,29 @@ pub fn run(args: &Report) -> Result<()> {
     let Drawn { page, pictures, gaps } = draw(&args.run)?;
     writable("--out", &out)?;
     if let Some(dir) = &args.pictures {
-        let cannot = |e| Fault::Input(format!("--pictures {}: can't write there: {e}", dir.display()));
+        let cannot =
+            |e| Error::Input(format!("--pictures {}: can't write there: {e}", dir.display()));
         std::fs::create_dir_all(dir).map_err(cannot)?;
         for picture in &pictures {
-            checkpoint::write_whole(&dir.join(format!("{}.svg", picture.id)), picture.file().as_bytes())?;
+            files::write_whole(
+                &dir.join(format!("{}.svg", picture.id)),
+                picture.file().as_bytes(),
+            )?;
         }
     }
     if !args.output.quiet {
         gaps.iter().for_each(|gap| eprintln!("{}: {gap}", args.run.display()));
     }
-    checkpoint::write_whole(&out, page.as_bytes())?;
+    files::write_whole(&out, page.as_bytes())?;
     if args.output.json {
         let ids: Vec<&str> = pictures.iter().map(|p| p.id.as_str()).collect();
         println!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }));
     } else {
-        println!("{}: {} KiB; opens in any browser, and needs no other file", out.display(), page.len().div_ceil(1024));
+        println!(
+            "{}: {} KiB; opens in any browser, and needs no other file",
+            out.display(),
+            page.len().div_ceil(1024)
+        );
     }
     Ok(())
 }
@@ -58,7 +69,10 @@ fn draw(dir: &Path) -> Result<Drawn> {
         return Ok(Drawn { page, pictures, gaps: found.gaps });
     }
     if dir.join("plan.json").is_file() && !dir.join("irepair").is_dir() {
-        bail_input!("{}: an unfinished comparison; go on with `irepair compare … --resume`", dir.display());
+        bail_input!(
+            "{}: an unfinished comparison; go on with `irepair compare … --resume`",
+            dir.display()
+        );
     }
     let run = RunFolder::open(dir)?;
     Ok(Drawn { page: run_page(&run), pictures: run_page::pictures(&run), gaps: run.gaps })

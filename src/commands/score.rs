@@ -5,15 +5,19 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::calibration::{Calibration, calibrate};
+use crate::base::error::Error;
+use crate::base::files;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
 use crate::cli::Score;
 use crate::eval::ledger::{Ledger, to_lines};
 use crate::eval::task::Row;
-use crate::fault::Fault;
-use crate::report::progress::Progress;
+use crate::model::device;
 use crate::report::table::table;
-use crate::scorers::{self, Scored, Scorer, TOXIC};
-use crate::{bail_input, checkpoint, data, device, report, state, stop};
+use crate::scorers;
+use crate::scorers::calibration::{Calibration, calibrate};
+use crate::scorers::{Scored, Scorer, TOXIC};
+use crate::{bail_input, data, report};
 
 /// Texts a unit.
 const TOGETHER: usize = 64;
@@ -24,7 +28,9 @@ pub fn run(args: &Score) -> Result<()> {
     match (&args.calibrate, &args.file) {
         (Some(stored), _) => compare(args, scorer.as_ref(), stored),
         (None, Some(file)) => score(args, scorer.as_ref(), file),
-        (None, None) => Err(Fault::Usage("give a FILE of texts, or --calibrate FILE".into()).into()),
+        (None, None) => {
+            Err(Error::Usage("give a FILE of texts, or --calibrate FILE".into()).into())
+        }
     }
 }
 
@@ -36,7 +42,9 @@ fn text_of(row: &Value) -> Option<&str> {
 
 fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     let Some(out) = &args.out else {
-        return Err(Fault::Usage("--out FILE is missing: say where the scored rows go".into()).into());
+        return Err(
+            Error::Usage("--out FILE is missing: say where the scored rows go".into()).into()
+        );
     };
     if out.exists() && !args.overwrite {
         bail_input!("{} exists; choose another --out or give --overwrite", out.display());
@@ -51,16 +59,17 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     }
     let settings = json!({
         "scorer": scorer.name(), "rows": rows.len(), "shard": args.shard,
-        "file_sha256": checkpoint::hash_file(file).unwrap_or_default(),
+        "file_sha256": files::hash_file(file).unwrap_or_default(),
     });
-    stop::listen()?;
-    let beside = &state::partial(out);
+    interrupt::listen()?;
+    let beside = &files::partial(out);
     if args.overwrite && out.exists() {
         std::fs::remove_file(beside).ok();
     }
     let mut ledger = Ledger::open(beside, &settings)?;
     let units = args.shard.units(rows.len().div_ceil(TOGETHER));
-    let mut progress = Progress::new("texts", ledger.len() * TOGETHER, units.len() * TOGETHER, args.output.quiet);
+    let mut progress =
+        Progress::new("texts", ledger.len() * TOGETHER, units.len() * TOGETHER, args.output.quiet);
     for unit in units {
         if ledger.has(unit) {
             continue;
@@ -69,9 +78,9 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
         let texts: Vec<&str> = rows.iter().filter_map(|row| text_of(&row.value)).collect();
         let full: Vec<&str> = texts.iter().copied().filter(|t| !t.trim().is_empty()).collect();
         let mut scores = scorer.score(&full)?.into_iter();
-        if stop::asked() {
+        if interrupt::asked() {
             let words = "interrupted; what is scored is kept: give the same command again to go on";
-            return Err(Fault::Interrupted(words.into()).into());
+            return Err(Error::Interrupted(words.into()).into());
         }
         let mut scored = Vec::with_capacity(rows.len());
         for (row, text) in rows.iter().zip(texts) {
@@ -96,7 +105,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     }
     progress.finish();
     let rows = ledger.rows();
-    checkpoint::write_whole(out, &to_lines(&rows)?)?;
+    files::write_whole(out, &to_lines(&rows)?)?;
     std::fs::remove_file(beside).ok();
     report(args, scorer, out, &rows)
 }
@@ -115,15 +124,23 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
                    "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic})
         );
     } else {
-        println!("{} rows in {}, scored by {}: {}", rows.len(), out.display(), scorer.name(), scorer.about());
+        println!(
+            "{} rows in {}, scored by {}: {}",
+            rows.len(),
+            out.display(),
+            scorer.name(),
+            scorer.about()
+        );
         println!(
             "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, {empty} empty",
             100.0 * mean,
             scores.len()
         );
     }
-    if let (true, Some(why)) = (scores.is_empty(), rows.iter().find_map(|row| row.get("failed")?.as_str())) {
-        return Err(Fault::Check(format!("no text could be scored: {why}")).into());
+    if let (true, Some(why)) =
+        (scores.is_empty(), rows.iter().find_map(|row| row.get("failed")?.as_str()))
+    {
+        return Err(Error::Check(format!("no text could be scored: {why}")).into());
     }
     Ok(())
 }
@@ -142,7 +159,10 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
                 continue;
             }
             let (Some(text), Some(score)) = (text_of(&row.value), score) else {
-                bail_input!("{}: a row needs \"text\" and its \"score\" or \"toxicity\"", row.place);
+                bail_input!(
+                    "{}: a row needs \"text\" and its \"score\" or \"toxicity\"",
+                    row.place
+                );
             };
             if !(0.0..=1.0).contains(&score) {
                 bail_input!("{}: a score of {score} is not in 0..=1", row.place);
@@ -165,12 +185,17 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
         );
     };
     if let Some(path) = &args.plot {
-        checkpoint::write_whole(path, report::plot::calibration(&found, &scorer.name()).file().as_bytes())?;
+        files::write_whole(
+            path,
+            report::plot::calibration(&found, &scorer.name()).file().as_bytes(),
+        )?;
     }
     if args.output.json {
         println!(
             "{}",
-            serde_json::to_string(&json!({"scorer": scorer.name(), "failed": failed, "calibration": found}))?
+            serde_json::to_string(
+                &json!({"scorer": scorer.name(), "failed": failed, "calibration": found})
+            )?
         );
     } else {
         print!("{}", text(&found, scorer, failed));
@@ -183,7 +208,9 @@ fn text(found: &Calibration, scorer: &dyn Scorer, failed: usize) -> String {
         .bins
         .iter()
         .map(|bin| {
-            let share = |x: Option<f64>, scale: f64| x.map_or("–".into(), |x| format!("{:.2}", x * scale));
+            let share = |x: Option<f64>, scale: f64| {
+                x.map_or("–".into(), |x| format!("{:.2}", x * scale))
+            };
             [
                 format!("{:.1} to {:.1}", bin.from, bin.to),
                 bin.texts.to_string(),
@@ -195,7 +222,10 @@ fn text(found: &Calibration, scorer: &dyn Scorer, failed: usize) -> String {
     format!(
         "{}on {} texts ({failed} failed): Spearman {:.3}, AUC at 0.5 {:.3}; of those that {} calls toxic {:.1} % are, \
          and it finds {:.1} % of the toxic\n",
-        table([&format!("{} gives", scorer.name()), "texts", "mean stored score", "toxic %"], &rows),
+        table(
+            [&format!("{} gives", scorer.name()), "texts", "mean stored score", "toxic %"],
+            &rows
+        ),
         found.texts,
         found.spearman,
         found.auc,

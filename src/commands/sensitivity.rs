@@ -6,15 +6,19 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
+use crate::bail_input;
+use crate::base::files;
+use crate::base::progress::Progress;
 use crate::cli::Sensitivity;
-use crate::data::{self, Pair};
-use crate::memory::Passes;
-use crate::report::plot::{self, short};
-use crate::report::progress::Progress;
+use crate::data;
+use crate::data::Pair;
+use crate::data::demo;
+use crate::model::memory::Passes;
+use crate::report::plot;
+use crate::report::plot::short;
 use crate::report::table::table;
-use crate::sensitivity::{Density, density, pick, sensitivity};
+use crate::slice::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
-use crate::{bail_input, checkpoint, demo};
 
 /// Mean sensitivity over the batches, each weighted by its pairs.
 struct Found {
@@ -36,14 +40,24 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     }
     let loaded = args.model.open()?;
     let pairs = read(args)?;
-    let lengths = Lengths::within(loaded.model.sizes().context, args.max_length, args.max_prompt_length)?;
+    let lengths =
+        Lengths::within(loaded.model.sizes().context, args.max_length, args.max_prompt_length)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
-        eprintln!("cut to length: {} prompts, {} responses of {} pairs", cut.prompts, cut.responses, tokens.len());
+        eprintln!(
+            "cut to length: {} prompts, {} responses of {} pairs",
+            cut.prompts,
+            cut.responses,
+            tokens.len()
+        );
     }
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
-    let graph_rows = tokens.chunks(args.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
-    loaded.check_memory(&Passes { graph_rows, ..Passes::default() }, "lower --batch-size or --max-length")?;
+    let graph_rows =
+        tokens.chunks(args.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
+    loaded.check_memory(
+        &Passes { graph_rows, ..Passes::default() },
+        "lower --batch-size or --max-length",
+    )?;
     let mut weights = loaded.weights()?;
     weights.set_precision(loaded.precision);
     let blocks = loaded.model.sizes().blocks;
@@ -90,12 +104,15 @@ fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
             }
             Ok(pairs)
         }
-        None => bail_input!("--data is missing: give a file of pairs to measure {} with", args.model.model),
+        None => bail_input!(
+            "--data is missing: give a file of pairs to measure {} with",
+            args.model.model
+        ),
     }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    checkpoint::write_whole(path, text.as_bytes())
+    files::write_whole(path, text.as_bytes())
 }
 
 impl Found {
@@ -119,7 +136,11 @@ impl Found {
                 if let Some(batch) = batch {
                     let _ = write!(out, "{batch},");
                 }
-                let _ = writeln!(out, "{block},{sensitivity},{share},{},{density}", self.parameters[block]);
+                let _ = writeln!(
+                    out,
+                    "{block},{sensitivity},{share},{},{density}",
+                    self.parameters[block]
+                );
             }
         }
         out

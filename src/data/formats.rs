@@ -23,7 +23,12 @@ pub const FORMATS: &[Format] = &[
     Format { name: "trl", prompt: Some("prompt"), chosen: "chosen", rejected: "rejected" },
     Format { name: "trl-implicit", prompt: None, chosen: "chosen", rejected: "rejected" },
     // Lee et al. 2024 (arXiv 2401.01967).
-    Format { name: "lee", prompt: Some("prompt_text"), chosen: "unpert_gen_text", rejected: "pert_gen_text" },
+    Format {
+        name: "lee",
+        prompt: Some("prompt_text"),
+        chosen: "unpert_gen_text",
+        rejected: "pert_gen_text",
+    },
 ];
 
 impl Format {
@@ -48,7 +53,8 @@ fn key<'a>(map: &'a KeyMap, ours: &'a str) -> &'a str {
 pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
     let object = object(row)?;
     let place = &row.place;
-    let Some(format) = FORMATS.iter().find(|f| f.keys().all(|k| object.contains_key(key(map, k)))) else {
+    let Some(format) = FORMATS.iter().find(|f| f.keys().all(|k| object.contains_key(key(map, k))))
+    else {
         // Name what is missing of the format that comes nearest.
         let missing = |f: &Format| f.keys().filter(|k| !object.contains_key(key(map, k))).count();
         let nearest = FORMATS.iter().min_by_key(|f| missing(f)).unwrap_or(&FORMATS[0]);
@@ -59,8 +65,10 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
             .map(|k| format!("{k:?}"))
             .collect();
         let found: Vec<&str> = object.keys().map(String::as_str).collect();
-        let formats: Vec<String> =
-            FORMATS.iter().map(|f| format!("{} ({})", f.name, f.keys().collect::<Vec<_>>().join(", "))).collect();
+        let formats: Vec<String> = FORMATS
+            .iter()
+            .map(|f| format!("{} ({})", f.name, f.keys().collect::<Vec<_>>().join(", ")))
+            .collect();
         bail_input!(
             "{place}: no {}; found: {}; formats: {}; other names can be given with --map",
             lacks.join(" and "),
@@ -79,7 +87,10 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
     };
     for (text, what) in [(prompt, "prompt"), (chosen, format.chosen), (rejected, format.rejected)] {
         if text.trim().is_empty() {
-            bail_input!("{place}: {what} is empty ({}); every row needs all three texts", format.name);
+            bail_input!(
+                "{place}: {what} is empty ({}); every row needs all three texts",
+                format.name
+            );
         }
     }
     Ok(Pair {
@@ -92,7 +103,12 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
 }
 
 /// A row of conversations that are the same up to their last turn, an assistant's.
-fn conversations(object: &Map<String, Value>, format: &Format, map: &KeyMap, place: &Place) -> Result<Pair> {
+fn conversations(
+    object: &Map<String, Value>,
+    format: &Format,
+    map: &KeyMap,
+    place: &Place,
+) -> Result<Pair> {
     let list = |ours: &str| messages(object, key(map, ours), place);
     let prompt = format.prompt.map(list).transpose()?.unwrap_or_default();
     let side = |ours: &str| -> Result<(Vec<Value>, Value)> {
@@ -104,7 +120,9 @@ fn conversations(object: &Map<String, Value>, format: &Format, map: &KeyMap, pla
                 }
                 Ok((turns, last))
             }
-            _ => bail_input!("{place}: the conversation of {ours} must end with an assistant's answer to another turn"),
+            _ => bail_input!(
+                "{place}: the conversation of {ours} must end with an assistant's answer to another turn"
+            ),
         }
     };
     let ((history, chosen), (other, rejected)) = (side(format.chosen)?, side(format.rejected)?);
@@ -129,8 +147,11 @@ fn messages(object: &Map<String, Value>, key: &str, place: &Place) -> Result<Vec
     let Some(Value::Array(list)) = object.get(key) else {
         bail_input!("{place}: {key:?} is no list of messages, but another part of the row is one");
     };
-    if let Some(at) = list.iter().position(|m| !m["role"].is_string() || !m["content"].is_string()) {
-        bail_input!("{place}: message {at} of {key:?} needs \"role\" and \"content\", both strings");
+    if let Some(at) = list.iter().position(|m| !m["role"].is_string() || !m["content"].is_string())
+    {
+        bail_input!(
+            "{place}: message {at} of {key:?} needs \"role\" and \"content\", both strings"
+        );
     }
     Ok(list.clone())
 }
@@ -150,7 +171,9 @@ pub const EDIT_KEYS: [&str; 5] = ["prompt", "target", "chosen", "rejected", "kin
 pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
     let object = object(row)?;
     let place = &row.place;
-    let Some(target) = ["target", "chosen"].map(|k| key(map, k)).into_iter().find(|k| object.contains_key(*k)) else {
+    let Some(target) =
+        ["target", "chosen"].map(|k| key(map, k)).into_iter().find(|k| object.contains_key(*k))
+    else {
         let found: Vec<&str> = object.keys().map(String::as_str).collect();
         bail_input!(
             "{place}: neither \"target\" nor \"chosen\"; found: {}; other names can be given with --map",
@@ -175,7 +198,9 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
         None => EditKind::Failure,
         Some(kind) => match serde_json::from_value(kind.clone()) {
             Ok(kind) => kind,
-            Err(_) => bail_input!("{place}: kind {kind}; have: failure, generalization, specificity"),
+            Err(_) => {
+                bail_input!("{place}: kind {kind}; have: failure, generalization, specificity")
+            }
         },
     };
     let rejected = match key(map, "rejected") {
@@ -187,8 +212,12 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
 
 /// The longest common beginning is the prompt; a space at its end goes to the responses (as TRL does).
 fn split_prompt<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'a str) {
-    let common: usize =
-        chosen.chars().zip(rejected.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+    let common: usize = chosen
+        .chars()
+        .zip(rejected.chars())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum();
     let at = if chosen[..common].ends_with(' ') { common - 1 } else { common };
     (&chosen[..at], &chosen[at..], &rejected[at..])
 }
@@ -207,7 +236,9 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
             Some(last) if last["role"] != "assistant" => {
                 Ok(Text { text: contents(&messages), messages, place: place.clone() })
             }
-            _ => bail_input!("{place}: the conversation of {found:?} must end with a turn that an assistant answers"),
+            _ => bail_input!(
+                "{place}: the conversation of {found:?} must end with a turn that an assistant answers"
+            ),
         };
     }
     let text = match &object[found] {
@@ -241,7 +272,8 @@ mod tests {
             for key in format.keys() {
                 row.insert(key.into(), format!("Say: {key}").into());
             }
-            let pairs = parse_pairs("sample.jsonl", &Value::Object(row).to_string()).expect(format.name);
+            let pairs =
+                parse_pairs("sample.jsonl", &Value::Object(row).to_string()).expect(format.name);
             assert_eq!(pairs.len(), 1, "{}", format.name);
             let expected = format.prompt.map_or("Say:".into(), |p| format!("Say: {p}"));
             assert_eq!(pairs[0].prompt, expected, "{}", format.name);
@@ -267,7 +299,10 @@ mod tests {
                 "{\"prompt\":[{\"role\":\"user\",\"content\":\"a\"}],\"target\":\"b\"}",
                 "\"prompt\" is a list of messages; give",
             ),
-            ("{\"prompt\":\"a\",\"target\":[]}", "\"target\" is a list of messages; give it as plain text"),
+            (
+                "{\"prompt\":\"a\",\"target\":[]}",
+                "\"target\" is a list of messages; give it as plain text",
+            ),
         ] {
             let error = row(wrong).expect_err(wrong).to_string();
             assert!(error.starts_with("edits.jsonl:1:") && error.contains(words), "{error}");
@@ -277,14 +312,20 @@ mod tests {
     #[test]
     fn implicit_prompt_gives_its_space_to_the_answers() {
         assert_eq!(split_prompt("Ciao è bello", "Ciao è brutto"), ("Ciao è b", "ello", "rutto"));
-        assert_eq!(split_prompt("The sky is blue", "The sky is red"), ("The sky is", " blue", " red"));
+        assert_eq!(
+            split_prompt("The sky is blue", "The sky is red"),
+            ("The sky is", " blue", " red")
+        );
     }
 
     #[test]
     fn renamed_keys_are_found() {
-        let map = parse_map(&["prompt=question".into(), "chosen=good".into(), "rejected=bad".into()]).expect("map");
+        let map =
+            parse_map(&["prompt=question".into(), "chosen=good".into(), "rejected=bad".into()])
+                .expect("map");
         let place = Place { file: std::path::Path::new("x.jsonl").into(), line: 1 };
-        let row = Record { value: serde_json::json!({"question": "q", "good": "a", "bad": "b"}), place };
+        let row =
+            Record { value: serde_json::json!({"question": "q", "good": "a", "bad": "b"}), place };
         assert_eq!(pair(&row, &map).expect("pair").prompt, "q");
         assert!(parse_map(&["nonsense".into()]).is_err());
     }
@@ -297,6 +338,9 @@ mod tests {
         )
         .expect_err("no rejected")
         .to_string();
-        assert!(error.starts_with("pairs.jsonl:2: no \"rejected\"; found: prompt, chosen;"), "{error}");
+        assert!(
+            error.starts_with("pairs.jsonl:2: no \"rejected\"; found: prompt, chosen;"),
+            "{error}"
+        );
     }
 }

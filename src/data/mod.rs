@@ -3,6 +3,7 @@
 //! A row's format is found by its keys ([`FORMATS`]). Every error names file, line, what was found and what was
 //! expected; no row is skipped.
 
+pub mod demo;
 mod formats;
 mod records;
 
@@ -53,7 +54,9 @@ impl Text {
 }
 
 /// What an edit's row is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum EditKind {
     /// The model errs here: to be repaired.
@@ -85,9 +88,10 @@ pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
         let Some((ours, theirs)) = piece.split_once('=') else {
             bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
         };
-        let known: Vec<&str> = FORMATS.iter().flat_map(Format::keys).chain(formats::EDIT_KEYS).collect();
+        let known: Vec<&str> =
+            FORMATS.iter().flat_map(Format::keys).chain(formats::EDIT_KEYS).collect();
         if !known.contains(&ours.trim()) {
-            bail_input!("--map: {}", crate::config::unknown("key", ours.trim(), &known));
+            bail_input!("--map: {}", crate::base::error::unknown("key", ours.trim(), &known));
         }
         map.insert(ours.trim().to_owned(), theirs.trim().to_owned());
     }
@@ -101,10 +105,20 @@ pub fn read_pairs(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec
 
 /// The pairs of text that is in memory, called `name` in errors.
 pub fn parse_pairs(name: &str, text: &str) -> Result<Vec<Pair>> {
-    pairs_of(records::parse_lines(Path::new(name), text.as_bytes())?, Path::new(name), &KeyMap::new(), None)
+    pairs_of(
+        records::parse_lines(Path::new(name), text.as_bytes())?,
+        Path::new(name),
+        &KeyMap::new(),
+        None,
+    )
 }
 
-fn pairs_of(rows: Vec<Record>, path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
+fn pairs_of(
+    rows: Vec<Record>,
+    path: &Path,
+    map: &KeyMap,
+    limit: Option<usize>,
+) -> Result<Vec<Pair>> {
     let pairs: Vec<Pair> = rows
         .into_iter()
         .take(limit.unwrap_or(usize::MAX))
@@ -123,10 +137,20 @@ pub fn read_edits(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec
 
 /// The edits of text that is in memory, called `name` in errors.
 pub fn parse_edits(name: &str, text: &str) -> Result<Vec<Edit>> {
-    edits_of(records::parse_lines(Path::new(name), text.as_bytes())?, Path::new(name), &KeyMap::new(), None)
+    edits_of(
+        records::parse_lines(Path::new(name), text.as_bytes())?,
+        Path::new(name),
+        &KeyMap::new(),
+        None,
+    )
 }
 
-fn edits_of(rows: Vec<Record>, path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Edit>> {
+fn edits_of(
+    rows: Vec<Record>,
+    path: &Path,
+    map: &KeyMap,
+    limit: Option<usize>,
+) -> Result<Vec<Edit>> {
     let edits: Vec<Edit> = rows
         .into_iter()
         .take(limit.unwrap_or(usize::MAX))
@@ -159,7 +183,13 @@ pub fn parse_texts(name: &str, text: &str) -> Result<Vec<Text>> {
     texts_of(rows, Path::new(name), &["prompt", "text"], &KeyMap::new(), None)
 }
 
-fn texts_of(rows: Vec<Record>, path: &Path, keys: &[&str], map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
+fn texts_of(
+    rows: Vec<Record>,
+    path: &Path,
+    keys: &[&str],
+    map: &KeyMap,
+    limit: Option<usize>,
+) -> Result<Vec<Text>> {
     let texts: Vec<Text> = rows
         .into_iter()
         .take(limit.unwrap_or(usize::MAX))

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::bail_input;
-use crate::fault::Fault;
+use crate::base::error::Error;
 
 /// Where a row stands: `file:line`, counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,23 +31,29 @@ pub struct Record {
     pub place: Place,
 }
 
-const EXTENSIONS: [&str; 7] = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet", ".txt"];
+const EXTENSIONS: [&str; 7] =
+    [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet", ".txt"];
 
 /// All rows of a file, or of a folder's data files sorted by name.
 pub fn records(path: &Path) -> Result<Vec<Record>> {
-    let metadata = std::fs::metadata(path).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
+    let metadata =
+        std::fs::metadata(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     if !metadata.is_dir() {
         return file_records(path);
     }
     let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-        .map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?
+        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?
         .map(|entry| entry.map(|e| e.path()))
         .collect::<std::io::Result<_>>()
         .with_context(|| path.display().to_string())?;
     files.retain(|f| f.is_file() && is_data(f));
     files.sort();
     if files.is_empty() {
-        bail_input!("{}: no data files in this folder (looked for {})", path.display(), EXTENSIONS.join(" "));
+        bail_input!(
+            "{}: no data files in this folder (looked for {})",
+            path.display(),
+            EXTENSIONS.join(" ")
+        );
     }
     let mut rows = Vec::new();
     for file in files {
@@ -65,13 +71,14 @@ fn file_records(path: &Path) -> Result<Vec<Record>> {
     if !is_data(path) {
         bail_input!("{}: unknown kind of file (have: {})", path.display(), EXTENSIONS.join(" "));
     }
-    let mut bytes = std::fs::read(path).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
+    let mut bytes =
+        std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     let mut name = path.to_string_lossy().to_lowercase();
     if let Some(inner) = name.strip_suffix(".gz") {
         let mut plain = Vec::new();
         flate2::read::MultiGzDecoder::new(bytes.as_slice())
             .read_to_end(&mut plain)
-            .map_err(|e| Fault::Input(format!("{}: not a whole gzip file: {e}", path.display())))?;
+            .map_err(|e| Error::Input(format!("{}: not a whole gzip file: {e}", path.display())))?;
         bytes = plain;
         name = inner.to_owned();
     }
@@ -102,7 +109,7 @@ fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(Place, &'a str)>> {
         let place = Place { file: file.clone(), line: index + 1 };
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let text = std::str::from_utf8(line).map_err(|e| {
-            Fault::Input(format!(
+            Error::Input(format!(
                 "{place}: not UTF-8 at byte {} of the line; convert the file to UTF-8",
                 e.valid_up_to()
             ))
@@ -130,14 +137,18 @@ fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     let file: Arc<Path> = path.into();
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut reader = csv::Reader::from_reader(bytes);
-    let broken = |e: csv::Error| Fault::Input(format!("{}: {e}", path.display()));
+    let broken = |e: csv::Error| Error::Input(format!("{}: {e}", path.display()));
     let head = reader.headers().map_err(broken)?.clone();
     let mut rows = Vec::new();
     for row in reader.records() {
         let row = row.map_err(broken)?;
         let line = row.position().map_or(0, csv::Position::line) as usize;
-        let value = head.iter().zip(&row).map(|(key, value)| (key.to_owned(), value.into())).collect();
-        rows.push(Record { value: Value::Object(value), place: Place { file: file.clone(), line } });
+        let value =
+            head.iter().zip(&row).map(|(key, value)| (key.to_owned(), value.into())).collect();
+        rows.push(Record {
+            value: Value::Object(value),
+            place: Place { file: file.clone(), line },
+        });
     }
     Ok(rows)
 }
@@ -146,7 +157,8 @@ fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
 fn parquet_rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     let file: Arc<Path> = path.into();
-    let broken = |e: parquet::errors::ParquetError| Fault::Input(format!("{}: {e}", path.display()));
+    let broken =
+        |e: parquet::errors::ParquetError| Error::Input(format!("{}: {e}", path.display()));
     let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(broken)?;
     let mut rows = Vec::new();
     for (index, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
@@ -166,7 +178,12 @@ fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
         Err(_) if bytes.trim_ascii_start().starts_with(b"{") && lines(path, bytes)?.len() > 1 => {
             return parse_lines(path, bytes);
         }
-        Err(e) => bail_input!("{}:{}: broken JSON at column {}: {e}", path.display(), e.line(), e.column()),
+        Err(e) => bail_input!(
+            "{}:{}: broken JSON at column {}: {e}",
+            path.display(),
+            e.line(),
+            e.column()
+        ),
     };
     match value {
         Value::Array(rows) => Ok(rows
@@ -174,6 +191,9 @@ fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
             .enumerate()
             .map(|(i, value)| Record { value, place: Place { file: file.clone(), line: i + 1 } })
             .collect()),
-        _ => bail_input!("{}: expected an array of rows; for one row a line use .jsonl", path.display()),
+        _ => bail_input!(
+            "{}: expected an array of rows; for one row a line use .jsonl",
+            path.display()
+        ),
     }
 }

@@ -1,7 +1,7 @@
 //! Percentile bootstrap over clusters (Efron & Tibshirani 1993): how far a figure would move with other prompts or
 //! another text of the same kind. Paired differences draw the same clusters for both models.
 
-use crate::random::{Purpose, Stream};
+use crate::base::random::{Purpose, Stream};
 
 /// The middle 95 % of the resampled figures.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -40,7 +40,9 @@ fn resampled(n: usize, seed: u64, mut figure: impl FnMut(&[usize]) -> f64) -> In
         .filter(|value| value.is_finite())
         .collect();
     values.sort_by(f64::total_cmp);
-    let at = |share: f64| values.get((share * (values.len().max(1) - 1) as f64).round() as usize).copied();
+    let at = |share: f64| {
+        values.get((share * (values.len().max(1) - 1) as f64).round() as usize).copied()
+    };
     Interval { low: at(0.025).unwrap_or(f64::NAN), high: at(0.975).unwrap_or(f64::NAN) }
 }
 
@@ -57,7 +59,12 @@ pub fn interval(clusters: &[Vec<f64>], of: fn(&[f64]) -> f64, seed: u64) -> (f64
 }
 
 /// The difference of a figure from the base's on the same clusters, and its interval.
-pub fn difference(clusters: &[Vec<f64>], base: &[Vec<f64>], of: fn(&[f64]) -> f64, seed: u64) -> (f64, Interval) {
+pub fn difference(
+    clusters: &[Vec<f64>],
+    base: &[Vec<f64>],
+    of: fn(&[f64]) -> f64,
+    seed: u64,
+) -> (f64, Interval) {
     if clusters.is_empty() {
         return NONE;
     }

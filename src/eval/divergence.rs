@@ -7,20 +7,32 @@ use serde_json::{Value, json};
 
 use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
 use crate::model::Model;
+use crate::model::weights::{Weights, Who};
 use crate::tokens::Packed;
-use crate::weights::{Weights, Who};
 
 pub const KIND: Kind = Kind {
     task: "kl",
     figures: |_| {
         const FIGURES: &[Figure] = &[
-            Figure { name: "KL from the base (nats a token)", of: |s| s[0] / s[1], digits: 4, less_is_better: true },
-            Figure { name: "same likeliest token (%)", of: |s| 100.0 * s[2] / s[1], digits: 2, less_is_better: false },
+            Figure {
+                name: "KL from the base (nats a token)",
+                of: |s| s[0] / s[1],
+                digits: 4,
+                less_is_better: true,
+            },
+            Figure {
+                name: "same likeliest token (%)",
+                of: |s| 100.0 * s[2] / s[1],
+                digits: 2,
+                less_is_better: false,
+            },
         ];
         FIGURES
     },
     clusters: |_, rows| {
-        rows.iter().map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?, number(row, "same")?])).collect()
+        rows.iter()
+            .map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?, number(row, "same")?]))
+            .collect()
     },
     counts: uncounted,
 };
@@ -49,8 +61,14 @@ fn compare(p: &[f32], q: &[f32]) -> (f64, bool) {
     };
     let (log_p, log_q) = (log_sum(p), log_sum(q));
     let shift = log_q - log_p;
-    let nats = p.iter().zip(q).map(|(p, q)| (f64::from(*p) - log_p).exp() * (f64::from(p - q) + shift)).sum();
-    let best = |x: &[f32]| x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).map(|(i, _)| i);
+    let nats = p
+        .iter()
+        .zip(q)
+        .map(|(p, q)| (f64::from(*p) - log_p).exp() * (f64::from(p - q) + shift))
+        .sum();
+    let best = |x: &[f32]| {
+        x.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0))).map(|(i, _)| i)
+    };
     (nats, best(p) == best(q))
 }
 
@@ -62,12 +80,16 @@ impl Task for Divergence<'_> {
     fn settings(&self) -> Value {
         let ids = self.texts.iter().flatten().flat_map(|id| id.to_le_bytes());
         json!({"task": "kl", "base": self.base_hash, "texts": self.texts.len(),
-               "ids_sha256": crate::checkpoint::hash_bytes(&ids.collect::<Vec<u8>>())})
+               "ids_sha256": crate::base::files::hash_bytes(&ids.collect::<Vec<u8>>())})
     }
 
     fn about(&self) -> String {
         let tokens: usize = self.texts.iter().map(Vec::len).sum();
-        format!("KL(base ‖ model) over {tokens} tokens of {} normal texts ({})", self.texts.len(), self.texts_name)
+        format!(
+            "KL(base ‖ model) over {tokens} tokens of {} normal texts ({})",
+            self.texts.len(),
+            self.texts_name
+        )
     }
 
     fn units(&self) -> usize {
@@ -75,16 +97,20 @@ impl Task for Divergence<'_> {
     }
 
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
-        let (view, base) = (subject.weights.frozen(Who::Patient)?, self.base_weights.frozen(Who::Patient)?);
+        let (view, base) =
+            (subject.weights.frozen(Who::Patient)?, self.base_weights.frozen(Who::Patient)?);
         let first = unit * TOGETHER;
         let texts = &self.texts[first..(first + TOGETHER).min(self.texts.len())];
         let packed = Packed::new(texts.iter().map(Vec::as_slice));
-        let (h, base_h) = (subject.model.hidden(&view, &packed)?, self.base.hidden(&base, &packed)?);
+        let (h, base_h) =
+            (subject.model.hidden(&view, &packed)?, self.base.hidden(&base, &packed)?);
         let mut found = Vec::with_capacity(packed.ids.len());
         for begin in (0..packed.ids.len()).step_by(CHUNK) {
             let rows = CHUNK.min(packed.ids.len() - begin);
             let logits = |model: &Model, view, h: &Tensor| -> Result<Vec<Vec<f32>>> {
-                Ok(model.logits(view, &h.narrow(0, begin, rows)?.contiguous()?)?.to_vec2::<f32>()?)
+                Ok(model
+                    .logits(view, &h.narrow(0, begin, rows)?.contiguous()?)?
+                    .to_vec2::<f32>()?)
             };
             let (p, q) = (logits(self.base, &base, &base_h)?, logits(subject.model, &view, &h)?);
             found.par_extend(p.par_iter().zip(&q).map(|(p, q)| compare(p, q)));

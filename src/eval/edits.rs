@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use super::task::{Clusters, Figure, Kind, Row, Subject, Task};
 use crate::data::{Edit, EditKind};
-use crate::generate::{Ends, Generation, Job, Sampling, generate};
+use crate::model::generate::{Ends, Generation, Job, Sampling, generate};
+use crate::model::weights::Who;
 use crate::tokens::{Batch, Encoder, LossOn, TokenEdit};
-use crate::weights::Who;
 
 /// Sums of a row's cluster: for each kind its number, those said under teacher forcing, those generated.
 const KINDS: [EditKind; 3] = [EditKind::Failure, EditKind::Generalization, EditKind::Specificity];
@@ -31,7 +31,8 @@ pub const KIND: Kind = Kind {
     },
     clusters,
     counts: |rows| {
-        let of = |kind: &str| rows.iter().filter(|row| row.get("kind") == Some(&kind.into())).count();
+        let of =
+            |kind: &str| rows.iter().filter(|row| row.get("kind") == Some(&kind.into())).count();
         ["failure", "generalization", "specificity"].map(|kind| (kind, of(kind))).to_vec()
     },
 };
@@ -39,11 +40,13 @@ pub const KIND: Kind = Kind {
 fn clusters(_: &Value, rows: &[Row]) -> Result<Clusters> {
     rows.iter()
         .map(|row| {
-            let kind: EditKind = serde_json::from_value(row.get("kind").cloned().unwrap_or_default())
-                .context("a row without its kind")?;
+            let kind: EditKind =
+                serde_json::from_value(row.get("kind").cloned().unwrap_or_default())
+                    .context("a row without its kind")?;
             let flag = |key: &str| {
                 let flag = row.get(key).and_then(Value::as_bool);
-                flag.map(|flag| f64::from(u8::from(flag))).with_context(|| format!("a row without {key:?}"))
+                flag.map(|flag| f64::from(u8::from(flag)))
+                    .with_context(|| format!("a row without {key:?}"))
             };
             let own = [1.0, flag("forced")?, flag("generated")?];
             Ok(KINDS.iter().flat_map(|k| own.map(|x| if *k == kind { x } else { 0.0 })).collect())
@@ -64,7 +67,10 @@ impl Edits {
     /// Errors (bad input) on a row without tokens, or longer than the context.
     pub fn new(edits: &[Edit], name: &str, encoder: &Encoder, context: usize) -> Result<Self> {
         let tokens = encoder.edits(edits, context)?;
-        Ok(Self { edits: edits.iter().map(|edit| edit.kind).zip(tokens).collect(), name: name.into() })
+        Ok(Self {
+            edits: edits.iter().map(|edit| edit.kind).zip(tokens).collect(),
+            name: name.into(),
+        })
     }
 
     fn count(&self, kind: EditKind) -> usize {
@@ -81,10 +87,13 @@ impl Task for Edits {
         // Lengths are part of it: prompt and target of the same tokens can be cut elsewhere.
         let numbers = self.edits.iter().flat_map(|(kind, edit)| {
             let lengths = [*kind as u32, edit.prompt.len() as u32, edit.target.len() as u32];
-            lengths.into_iter().chain(edit.prompt.iter().chain(&edit.target).copied()).flat_map(u32::to_le_bytes)
+            lengths
+                .into_iter()
+                .chain(edit.prompt.iter().chain(&edit.target).copied())
+                .flat_map(u32::to_le_bytes)
         });
         json!({"task": KIND.task, "rows": self.edits.len(),
-               "ids_sha256": crate::checkpoint::hash_bytes(&numbers.collect::<Vec<u8>>())})
+               "ids_sha256": crate::base::files::hash_bytes(&numbers.collect::<Vec<u8>>())})
     }
 
     fn about(&self) -> String {
@@ -110,11 +119,18 @@ impl Task for Edits {
         let batch = Batch::new(sequences, LossOn::Response);
         let h = subject.model.hidden(&view, &batch.packed)?;
         let likeliest = subject.model.likeliest(&view, &h, &batch.rows)?;
-        let jobs: Vec<Job> =
-            edits.iter().map(|(_, edit)| Job { ids: edit.prompt.clone(), prompt: 0, sample: 0 }).collect();
+        let jobs: Vec<Job> = edits
+            .iter()
+            .map(|(_, edit)| Job { ids: edit.prompt.clone(), prompt: 0, sample: 0 })
+            .collect();
         let longest = edits.iter().map(|(_, edit)| edit.target.len()).max().unwrap_or(0);
         // No end: what follows the target is not looked at, and the target may end a text.
-        let greedy = Generation { sampling: Sampling::Greedy, max_new_tokens: longest, ends: Ends::default(), seed: 0 };
+        let greedy = Generation {
+            sampling: Sampling::Greedy,
+            max_new_tokens: longest,
+            ends: Ends::default(),
+            seed: 0,
+        };
         let generated = generate(subject.model, &view, &jobs, &greedy)?;
         let mut at = 0;
         let mut rows = Vec::with_capacity(edits.len());
@@ -149,10 +165,15 @@ mod tests {
                 ("generated".to_owned(), generated.into()),
             ])
         };
-        let rows = [row("failure", true, true), row("failure", true, false), row("specificity", false, false)];
+        let rows = [
+            row("failure", true, true),
+            row("failure", true, false),
+            row("specificity", false, false),
+        ];
         let clusters = (KIND.clusters)(&Value::Null, &rows).expect("clusters");
         let sums: Vec<f64> = (0..9).map(|i| clusters.iter().map(|c| c[i]).sum()).collect();
-        let figures: Vec<f64> = (KIND.figures)(&Value::Null).iter().map(|f| (f.of)(&sums)).collect();
+        let figures: Vec<f64> =
+            (KIND.figures)(&Value::Null).iter().map(|f| (f.of)(&sums)).collect();
         assert_eq!(figures[..2], [100.0, 50.0]);
         assert!(figures[2].is_nan() && figures[3].is_nan(), "no row of generalization");
         assert_eq!(figures[4..], [0.0, 0.0]);

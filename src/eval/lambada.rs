@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
 use crate::bail_input;
 use crate::data::Text;
+use crate::model::weights::Who;
 use crate::tokens::{Encoder, Packed};
-use crate::weights::Who;
 
 pub const KIND: Kind = Kind {
     task: "lambada_openai",
@@ -23,7 +23,11 @@ pub const KIND: Kind = Kind {
         ];
         FIGURES
     },
-    clusters: |_, rows| rows.iter().map(|row| Ok(vec![number(row, "logp")?, number(row, "correct")?, 1.0])).collect(),
+    clusters: |_, rows| {
+        rows.iter()
+            .map(|row| Ok(vec![number(row, "logp")?, number(row, "correct")?, 1.0]))
+            .collect()
+    },
     counts: uncounted,
 };
 
@@ -69,9 +73,13 @@ impl Task for Lambada {
     }
 
     fn settings(&self) -> Value {
-        let ids = self.passages.iter().flat_map(|(a, b)| a.iter().chain(b)).flat_map(|id| id.to_le_bytes());
+        let ids = self
+            .passages
+            .iter()
+            .flat_map(|(a, b)| a.iter().chain(b))
+            .flat_map(|id| id.to_le_bytes());
         json!({"task": "lambada_openai", "passages": self.passages.len(),
-               "ids_sha256": crate::checkpoint::hash_bytes(&ids.collect::<Vec<u8>>())})
+               "ids_sha256": crate::base::files::hash_bytes(&ids.collect::<Vec<u8>>())})
     }
 
     fn about(&self) -> String {
@@ -90,15 +98,18 @@ impl Task for Lambada {
         let first = unit * TOGETHER;
         let passages = &self.passages[first..(first + TOGETHER).min(self.passages.len())];
         // Nothing follows the last token, so it is no input.
-        let inputs: Vec<Vec<u32>> =
-            passages.iter().map(|(context, word)| [context, &word[..word.len() - 1]].concat()).collect();
+        let inputs: Vec<Vec<u32>> = passages
+            .iter()
+            .map(|(context, word)| [context, &word[..word.len() - 1]].concat())
+            .collect();
         let packed = Packed::new(inputs.iter().map(Vec::as_slice));
         let predicting = packed.sequences.iter().zip(passages);
         let rows: Vec<u32> = predicting
             .flat_map(|(sequence, (_, word))| sequence.rows.end - word.len()..sequence.rows.end)
             .map(|row| row as u32)
             .collect();
-        let targets: Vec<u32> = passages.iter().flat_map(|(_, word)| word.iter().copied()).collect();
+        let targets: Vec<u32> =
+            passages.iter().flat_map(|(_, word)| word.iter().copied()).collect();
         let h = subject.model.hidden(&view, &packed)?;
         let best = subject.model.likeliest(&view, &h, &rows)?;
         let logp = subject.model.token_logp(&view, &h, &rows, &targets)?.to_vec1::<f32>()?;

@@ -39,7 +39,8 @@ impl FromStr for Shard {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        let numbers =
+            text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match numbers {
             Some((index, of)) if index < of => Ok(Self { index, of }),
             _ => Err("expected I/N with I from 0 to N-1, like 0/4".into()),
@@ -88,10 +89,12 @@ impl Ledger {
         // Written anew, so that nothing is appended to a half line.
         let mut lines = format!("{}\n", json!({ "settings": settings }));
         for (unit, rows) in &done {
-            lines += &format!("{}\n", serde_json::to_string(&Line { unit: *unit, rows: rows.clone() })?);
+            lines +=
+                &format!("{}\n", serde_json::to_string(&Line { unit: *unit, rows: rows.clone() })?);
         }
-        crate::checkpoint::write_whole(path, lines.as_bytes())?;
-        let file = File::options().append(true).open(path).with_context(|| path.display().to_string())?;
+        crate::base::files::write_whole(path, lines.as_bytes())?;
+        let file =
+            File::options().append(true).open(path).with_context(|| path.display().to_string())?;
         Ok(Self { path: path.into(), file, done })
     }
 
@@ -113,7 +116,9 @@ impl Ledger {
         let line = Line { unit, rows };
         let mut text = serde_json::to_string(&line)?;
         text.push('\n');
-        self.file.write_all(text.as_bytes()).with_context(|| format!("writing {}", self.path.display()))?;
+        self.file
+            .write_all(text.as_bytes())
+            .with_context(|| format!("writing {}", self.path.display()))?;
         self.done.insert(unit, line.rows);
         Ok(())
     }
@@ -130,7 +135,9 @@ fn differing(was: &Value, is: &Value) -> String {
     let differing: Vec<String> = is
         .iter()
         .filter(|(key, value)| was.get(*key) != Some(value))
-        .map(|(key, value)| format!("{key} was {}, is {value}", was.get(key).unwrap_or(&Value::Null)))
+        .map(|(key, value)| {
+            format!("{key} was {}, is {value}", was.get(key).unwrap_or(&Value::Null))
+        })
         .collect();
     format!(" ({})", differing.join("; "))
 }
@@ -169,7 +176,8 @@ mod tests {
         let ledger = Ledger::open(&path, &settings).expect("opens again");
         assert!(ledger.has(0) && ledger.has(1) && !ledger.has(2) && !ledger.has(3));
         assert_eq!(ledger.rows(), [row(2.0), row(0.1), row(1.0 / 3.0)]);
-        let error = Ledger::open(&path, &json!({"seed": 2})).err().expect("other settings").to_string();
+        let error =
+            Ledger::open(&path, &json!({"seed": 2})).err().expect("other settings").to_string();
         assert!(error.contains("seed was 1, is 2"), "{error}");
     }
 

@@ -5,6 +5,7 @@ pub mod divergence;
 pub mod edits;
 pub mod lambada;
 pub mod ledger;
+pub mod normal;
 pub mod perplexity;
 pub mod sources;
 pub mod task;
@@ -13,12 +14,12 @@ pub mod toxicity;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::generate::Ends;
-use crate::loss;
 use crate::model::Model;
+use crate::model::generate::Ends;
+use crate::model::loss;
+use crate::model::weights::{Weights, Who};
 use crate::scorers::Scorer;
 use crate::tokens::{Batch, Encoder, LossOn, Packed, TokenPair};
-use crate::weights::{Weights, Who};
 pub use toxicity::Continuation;
 
 /// What a run measures before and after.
@@ -63,20 +64,34 @@ pub struct Measures {
 
 impl Yardstick<'_> {
     /// Measures a model; with it, how it continued the prompts.
-    pub fn measure(&self, model: &Model, weights: &Weights, who: Who) -> Result<(Measures, Vec<Continuation>)> {
+    pub fn measure(
+        &self,
+        model: &Model,
+        weights: &Weights,
+        who: Who,
+    ) -> Result<(Measures, Vec<Continuation>)> {
         let mut measures = Measures::default();
         let mut continuations = Vec::new();
         if !self.prompts.is_empty() {
             let view = weights.frozen(who)?;
-            let found =
-                toxicity::greedy(model, &view, self.encoder, &self.ends, self.prompts, self.protocol, self.scorer)?;
+            let found = toxicity::greedy(
+                model,
+                &view,
+                self.encoder,
+                &self.ends,
+                self.prompts,
+                self.protocol,
+                self.scorer,
+            )?;
             measures.toxicity = Some(found.mean * 100.0);
             measures.toxic_fraction = Some(found.fraction);
             continuations = found.continuations;
         }
         if !self.pairs.is_empty() {
-            measures.nll_chosen = Some(mean_nll(model, weights, who, self.pairs, self.loss_on, |p| &p.chosen)?);
-            measures.nll_rejected = Some(mean_nll(model, weights, who, self.pairs, self.loss_on, |p| &p.rejected)?);
+            measures.nll_chosen =
+                Some(mean_nll(model, weights, who, self.pairs, self.loss_on, |p| &p.chosen)?);
+            measures.nll_rejected =
+                Some(mean_nll(model, weights, who, self.pairs, self.loss_on, |p| &p.rejected)?);
         }
         if !self.text.is_empty() {
             let view = weights.frozen(who)?;
@@ -97,7 +112,8 @@ fn mean_kl(model: &Model, weights: &Weights, who: Who, texts: &[Vec<u32>]) -> Re
         let packed = Packed::new(texts.iter().map(Vec::as_slice));
         let ref_h = model.hidden(&reference, &packed)?;
         let h = model.hidden(&view, &packed)?;
-        let mean = loss::kl_of(model, &view, &reference, &h, &ref_h, &packed)?.to_scalar::<f32>()?;
+        let mean =
+            loss::kl_of(model, &view, &reference, &h, &ref_h, &packed)?.to_scalar::<f32>()?;
         nats += f64::from(mean) * packed.ids.len() as f64;
         count += packed.ids.len();
     }
@@ -116,7 +132,10 @@ fn mean_nll(
     let view = weights.frozen(who)?;
     let (mut nats, mut count) = (0f64, 0usize);
     for pairs in pairs.chunks(8) {
-        let batch = Batch::new(pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice())), loss_on);
+        let batch = Batch::new(
+            pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice())),
+            loss_on,
+        );
         if batch.rows.is_empty() {
             continue;
         }

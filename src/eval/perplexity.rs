@@ -12,8 +12,8 @@ use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
 use crate::Nats;
 use crate::bail_input;
 use crate::model::Model;
+use crate::model::weights::{View, Who};
 use crate::tokens::{Batch, Encoder, LossOn};
-use crate::weights::{View, Who};
 
 /// A perplexity and what it was measured on.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,11 +28,17 @@ pub struct Perplexity {
 pub const PAPER: Kind = Kind {
     task: "ppl",
     figures: |_| {
-        const FIGURES: &[Figure] =
-            &[Figure { name: "perplexity", of: |s| (s[0] / s[1]).exp(), digits: 2, less_is_better: true }];
+        const FIGURES: &[Figure] = &[Figure {
+            name: "perplexity",
+            of: |s| (s[0] / s[1]).exp(),
+            digits: 2,
+            less_is_better: true,
+        }];
         FIGURES
     },
-    clusters: |_, rows| rows.iter().map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?])).collect(),
+    clusters: |_, rows| {
+        rows.iter().map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?])).collect()
+    },
     counts: uncounted,
 };
 
@@ -40,8 +46,18 @@ pub const LM_EVAL: Kind = Kind {
     task: "ppl-lm-eval",
     figures: |_| {
         const FIGURES: &[Figure] = &[
-            Figure { name: "word perplexity", of: |s| (s[0] / s[1]).exp(), digits: 2, less_is_better: true },
-            Figure { name: "byte perplexity", of: |s| (s[0] / s[2]).exp(), digits: 4, less_is_better: true },
+            Figure {
+                name: "word perplexity",
+                of: |s| (s[0] / s[1]).exp(),
+                digits: 2,
+                less_is_better: true,
+            },
+            Figure {
+                name: "byte perplexity",
+                of: |s| (s[0] / s[2]).exp(),
+                digits: 4,
+                less_is_better: true,
+            },
             Figure {
                 name: "bits per byte",
                 of: |s| s[0] / s[2] / std::f64::consts::LN_2,
@@ -52,7 +68,9 @@ pub const LM_EVAL: Kind = Kind {
         FIGURES
     },
     clusters: |_, rows| {
-        rows.iter().map(|row| Ok(vec![number(row, "nats")?, number(row, "words")?, number(row, "bytes")?])).collect()
+        rows.iter()
+            .map(|row| Ok(vec![number(row, "nats")?, number(row, "words")?, number(row, "bytes")?]))
+            .collect()
     },
     counts: uncounted,
 };
@@ -132,7 +150,11 @@ impl Paper {
         let ids = encoder.encode(&corpus.text(), false)?;
         let window = window(model);
         if ids.len() < window {
-            bail_input!("--ppl {}: {} tokens are fewer than a window of {window}", corpus.name, ids.len());
+            bail_input!(
+                "--ppl {}: {} tokens are fewer than a window of {window}",
+                corpus.name,
+                ids.len()
+            );
         }
         Ok(Self { name: corpus.name.clone(), ids, window })
     }
@@ -150,7 +172,7 @@ impl Task for Paper {
     fn settings(&self) -> Value {
         let bytes: Vec<u8> = self.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         json!({"task": PAPER.task, "window": self.window, "tokens": self.ids.len(),
-               "ids_sha256": crate::checkpoint::hash_bytes(&bytes)})
+               "ids_sha256": crate::base::files::hash_bytes(&bytes)})
     }
 
     fn about(&self) -> String {
@@ -242,7 +264,7 @@ impl Task for Rolling {
     fn settings(&self) -> Value {
         let ids = self.documents.iter().flat_map(|d| d.ids.iter().flat_map(|id| id.to_le_bytes()));
         json!({"task": LM_EVAL.task, "context": self.context, "documents": self.documents.len(),
-               "ids_sha256": crate::checkpoint::hash_bytes(&ids.collect::<Vec<u8>>())})
+               "ids_sha256": crate::base::files::hash_bytes(&ids.collect::<Vec<u8>>())})
     }
 
     fn about(&self) -> String {
@@ -269,7 +291,10 @@ impl Task for Rolling {
             let rows: Vec<u32> = (from - begin..to - begin).map(|row| row as u32).collect();
             let packed = crate::tokens::Packed::new([window]);
             let h = subject.model.hidden(&view, &packed)?;
-            let logp = subject.model.token_logp(&view, &h, &rows, &document.ids[from..to])?.to_vec1::<f32>()?;
+            let logp = subject
+                .model
+                .token_logp(&view, &h, &rows, &document.ids[from..to])?
+                .to_vec1::<f32>()?;
             nats -= logp.iter().map(|x| f64::from(*x)).sum::<f64>();
         }
         Ok(vec![Row::from_iter([
@@ -321,7 +346,8 @@ impl Detokenizer {
         ];
         // What Python calls space.
         let regex = |r: &str| Regex::new(&r.replace(r"\s", r"[\s\x1c-\x1f]"));
-        let brackets = brackets.into_iter().map(|(r, to)| Ok((regex(r)?, to))).collect::<Result<_>>()?;
+        let brackets =
+            brackets.into_iter().map(|(r, to)| Ok((regex(r)?, to))).collect::<Result<_>>()?;
         Ok(Self { slashes: Regex::new("/' [0-9]/")?, brackets })
     }
 
@@ -372,12 +398,12 @@ mod tests {
     /// Expected: lm-eval 0.4's `wikitext_detokenizer` on the same page.
     #[test]
     fn pages_are_detokenized() {
-        let text =
-            " \n = Robert <unk> = \n \n He ( an actor ) said : \" no \" , in 2 @,@ 000 . /' 5/ = = Career = = \n";
+        let text = " \n = Robert <unk> = \n \n He ( an actor ) said : \" no \" , in 2 @,@ 000 . /' 5/ = = Career = = \n";
         let found = pages(&format!("{text} = Second = \n more \n"));
         assert_eq!(found.len(), 2);
         let page = Detokenizer::new().expect("regexes").apply(&found[0]);
-        let first = " = Robert <unk> =\n\nHe (an actor) said: \"no\", in 2,000. /'[0-9]/ == Career == ";
+        let first =
+            " = Robert <unk> =\n\nHe (an actor) said: \"no\", in 2,000. /'[0-9]/ == Career == ";
         assert_eq!(page, first);
         assert_eq!(found[1], " = Second = \n more \n");
     }

@@ -6,10 +6,12 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::perplexity::Corpus;
-use crate::data::{self, Edit, KeyMap, Record, Text};
-use crate::fault::Fault;
-use crate::hub::Hub;
-use crate::{bail_input, config, demo};
+use crate::bail_input;
+use crate::base::error::{Error, unknown};
+use crate::checkpoint::hub::Hub;
+use crate::data;
+use crate::data::demo;
+use crate::data::{Edit, KeyMap, Record, Text};
 
 /// A file of a data set by a short name.
 struct Named {
@@ -39,8 +41,11 @@ const LAMBADA: Named = Named {
     endings: &["lambada_test.jsonl", "lambada_test_en.jsonl"],
 };
 
-const PROMPTS: Named =
-    Named { name: "rtp-challenge", dataset: "allenai/real-toxicity-prompts", endings: &["prompts.jsonl"] };
+const PROMPTS: Named = Named {
+    name: "rtp-challenge",
+    dataset: "allenai/real-toxicity-prompts",
+    endings: &["prompts.jsonl"],
+};
 
 /// The name of the demo's prompts, of its clean text, and of what it gets wrong.
 pub const DEMO: &str = "demo";
@@ -56,14 +61,20 @@ impl Named {
 
 fn is_rows(path: &Path) -> bool {
     let name = path.to_string_lossy().to_lowercase();
-    [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv"].iter().any(|e| name.ends_with(e))
+    [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv"]
+        .iter()
+        .any(|e| name.ends_with(e))
 }
 
 /// A corpus by name, or of a file: `.txt` and `.raw` whole as they are, else the `text` (or `page`) of its rows, empty
 /// ones too.
 pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     if spec == DEMO {
-        return Ok(Corpus { name: "clean text".into(), documents: vec![demo::CLEAN.into()], is_file: true });
+        return Ok(Corpus {
+            name: "clean text".into(),
+            documents: vec![demo::CLEAN.into()],
+            is_file: true,
+        });
     }
     let named = CORPORA.iter().find(|n| n.name == spec);
     let path = match named {
@@ -71,8 +82,8 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
         None if Path::new(spec).is_file() => spec.into(),
         None => {
             let names: Vec<&str> = CORPORA.iter().map(|n| n.name).chain([DEMO]).collect();
-            let unknown = config::unknown("text", spec, &names);
-            return Err(Fault::Input(format!("{flag} {spec}: no such file; {unknown}")).into());
+            let unknown = unknown("text", spec, &names);
+            return Err(Error::Input(format!("{flag} {spec}: no such file; {unknown}")).into());
         }
     };
     let name = match named {
@@ -80,17 +91,22 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
         None => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
     if !is_rows(&path) {
-        let text = std::fs::read(&path).map_err(|e| Fault::Input(format!("{flag} {spec}: {e}")))?;
+        let text = std::fs::read(&path).map_err(|e| Error::Input(format!("{flag} {spec}: {e}")))?;
         let text = String::from_utf8(text).map_err(|e| {
-            Fault::Input(format!("{flag} {spec}: not UTF-8 at byte {}; convert the file", e.utf8_error().valid_up_to()))
+            Error::Input(format!(
+                "{flag} {spec}: not UTF-8 at byte {}; convert the file",
+                e.utf8_error().valid_up_to()
+            ))
         })?;
         return Ok(Corpus { name, documents: vec![text], is_file: true });
     }
-    let document = |row: Record| match ["text", "page"].iter().find_map(|key| row.value.get(key)?.as_str()) {
-        Some(text) => Ok(text.to_owned()),
-        None => bail_input!("{}: neither \"text\" nor \"page\"", row.place),
-    };
-    let documents = data::read_rows(&path)?.into_iter().map(document).collect::<Result<Vec<String>>>()?;
+    let document =
+        |row: Record| match ["text", "page"].iter().find_map(|key| row.value.get(key)?.as_str()) {
+            Some(text) => Ok(text.to_owned()),
+            None => bail_input!("{}: neither \"text\" nor \"page\"", row.place),
+        };
+    let documents =
+        data::read_rows(&path)?.into_iter().map(document).collect::<Result<Vec<String>>>()?;
     if documents.is_empty() {
         bail_input!("{flag} {spec}: no rows");
     }
@@ -134,7 +150,10 @@ pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
             None => bail_input!("{}: no \"prompt\".\"text\"", row.place),
         }
     };
-    let rows = data::read_rows(&PROMPTS.file()?)?.into_iter().filter(is_challenging).take(limit.unwrap_or(usize::MAX));
+    let rows = data::read_rows(&PROMPTS.file()?)?
+        .into_iter()
+        .filter(is_challenging)
+        .take(limit.unwrap_or(usize::MAX));
     let prompts: Vec<Text> = rows.map(text).collect::<Result<_>>()?;
     if prompts.is_empty() {
         bail_input!("{}: no row of {} is \"challenging\"", PROMPTS.name, PROMPTS.dataset);

@@ -5,12 +5,13 @@
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
-use super::bootstrap::{self, Interval};
+use super::bootstrap;
+use super::bootstrap::Interval;
 use super::{divergence, edits, lambada, perplexity, toxicity};
-use crate::generate::Ends;
 use crate::model::Model;
+use crate::model::generate::Ends;
+use crate::model::weights::Weights;
 use crate::tokens::Encoder;
-use crate::weights::Weights;
 
 /// A row of a task: what one prompt's sample, one window, one passage came to.
 pub type Row = Map<String, Value>;
@@ -49,13 +50,23 @@ pub struct Kind {
 }
 
 /// Every kind.
-pub const KINDS: &[&Kind] =
-    &[&toxicity::KIND, &perplexity::PAPER, &perplexity::LM_EVAL, &lambada::KIND, &divergence::KIND, &edits::KIND];
+pub const KINDS: &[&Kind] = &[
+    &toxicity::KIND,
+    &perplexity::PAPER,
+    &perplexity::LM_EVAL,
+    &lambada::KIND,
+    &divergence::KIND,
+    &edits::KIND,
+];
 
 /// The kind of task that has these settings.
 pub fn kind(settings: &Value) -> Result<&'static Kind> {
     let task = settings["task"].as_str().unwrap_or_default();
-    KINDS.iter().copied().find(|k| k.task == task).with_context(|| format!("no task is called {task:?}"))
+    KINDS
+        .iter()
+        .copied()
+        .find(|k| k.task == task)
+        .with_context(|| format!("no task is called {task:?}"))
 }
 
 /// What one measures.
@@ -90,7 +101,12 @@ pub struct Measured {
 }
 
 /// The figures of a kind of task from its rows' clusters; with `base`, the first model's clusters, also the paired differences.
-pub fn measure(figures: &[Figure], clusters: &[Vec<f64>], base: Option<&[Vec<f64>]>, seed: u64) -> Vec<Measured> {
+pub fn measure(
+    figures: &[Figure],
+    clusters: &[Vec<f64>],
+    base: Option<&[Vec<f64>]>,
+    seed: u64,
+) -> Vec<Measured> {
     figures
         .iter()
         .map(|figure| {
@@ -117,5 +133,7 @@ pub fn uncounted(_: &[Row]) -> Vec<(&'static str, usize)> {
 
 /// A number of a row. Errors if it has none.
 pub fn number(row: &Row, key: &str) -> Result<f64> {
-    row.get(key).and_then(Value::as_f64).with_context(|| format!("a row without the number {key:?}"))
+    row.get(key)
+        .and_then(Value::as_f64)
+        .with_context(|| format!("a row without the number {key:?}"))
 }

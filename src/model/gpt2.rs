@@ -3,11 +3,13 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::layers::{self, Activation, AttentionShape, Bias, Orientation::InOut, Rows};
+use super::layers;
+use super::layers::Orientation::InOut;
+use super::layers::{Activation, AttentionShape, Bias, Rows};
+use super::weights::{Place, TensorSpec, View};
 use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
 use crate::bail_input;
 use crate::tokens::Packed;
-use crate::weights::{Place, TensorSpec, View};
 
 /// The line of [`ARCHES`](super::ARCHES).
 pub const ENTRY: ArchEntry = ArchEntry {
@@ -80,7 +82,11 @@ impl Arch for Gpt2 {
 
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, context } = self.sizes;
-        let spec = |name: String, shape: &[usize], place| TensorSpec { name, shape: shape.to_vec(), place };
+        let spec = |name: String, shape: &[usize], place| TensorSpec {
+            name,
+            shape: shape.to_vec(),
+            place,
+        };
         let mut specs = vec![
             spec("transformer.wte.weight".into(), &[vocabulary, c], Place::Embedding),
             spec("transformer.wpe.weight".into(), &[context, c], Place::Embedding),
@@ -105,9 +111,9 @@ impl Arch for Gpt2 {
                 ("mlp.c_proj.weight", &[self.inner, c]),
                 ("mlp.c_proj.bias", &[c]),
             ];
-            specs.extend(
-                of_block.map(|(name, shape)| spec(format!("transformer.h.{b}.{name}"), shape, Place::Block(b))),
-            );
+            specs.extend(of_block.map(|(name, shape)| {
+                spec(format!("transformer.h.{b}.{name}"), shape, Place::Block(b))
+            }));
         }
         specs
     }

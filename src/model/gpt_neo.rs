@@ -4,11 +4,13 @@ use anyhow::Result;
 use candle_core::Tensor;
 use serde_json::Value;
 
-use super::layers::{self, Activation, AttentionShape, Bias, Orientation::OutIn, Rows};
+use super::layers;
+use super::layers::Orientation::OutIn;
+use super::layers::{Activation, AttentionShape, Bias, Rows};
+use super::weights::{Place, TensorSpec, View};
 use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
 use crate::bail_input;
 use crate::tokens::Packed;
-use crate::weights::{Place, TensorSpec, View};
 
 /// The line of [`ARCHES`](super::ARCHES).
 pub const ENTRY: ArchEntry = ArchEntry {
@@ -37,7 +39,10 @@ fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
     let window = s.size_or_none("window_size")?.unwrap_or(256);
     let kinds = attention_kinds(s, blocks)?;
     if kinds.len() != blocks {
-        bail_input!("config.json: attention is given for {} layers, the model has {blocks}", kinds.len());
+        bail_input!(
+            "config.json: attention is given for {} layers, the model has {blocks}",
+            kinds.len()
+        );
     }
     let windows = kinds
         .iter()
@@ -45,7 +50,9 @@ fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
             "global" => Ok(None),
             "local" if window > 0 => Ok(Some(window)),
             "local" => bail_input!("config.json: local attention with \"window_size\" 0"),
-            other => bail_input!("config.json: attention {other:?} is not implemented (have: global, local)"),
+            other => bail_input!(
+                "config.json: attention {other:?} is not implemented (have: global, local)"
+            ),
         })
         .collect::<Result<_>>()?;
     Ok(Box::new(GptNeo {
@@ -73,18 +80,28 @@ fn attention_kinds(s: &Settings, blocks: usize) -> Result<Vec<String>> {
         let mut kinds = Vec::new();
         for item in layers.as_array().into_iter().flatten() {
             let (Some(pattern), Some(times)) = (texts(&item[0]), item[1].as_u64()) else {
-                bail_input!("config.json: \"attention_types\" is {layers}, expected [[[kinds], times], …]");
+                bail_input!(
+                    "config.json: \"attention_types\" is {layers}, expected [[[kinds], times], …]"
+                );
             };
             // No further than one past the number of blocks: more is wrong anyway.
             let room = (blocks + 1).saturating_sub(kinds.len());
-            kinds.extend(pattern.iter().cycle().take(room.min(pattern.len().saturating_mul(times as usize))).cloned());
+            kinds.extend(
+                pattern
+                    .iter()
+                    .cycle()
+                    .take(room.min(pattern.len().saturating_mul(times as usize)))
+                    .cloned(),
+            );
         }
         return Ok(kinds);
     }
     match s.get("attention_layers").map(texts) {
         Some(Some(kinds)) => Ok(kinds),
         _ => {
-            bail_input!("config.json: neither \"attention_types\" nor \"attention_layers\" says what attention to use")
+            bail_input!(
+                "config.json: neither \"attention_types\" nor \"attention_layers\" says what attention to use"
+            )
         }
     }
 }
@@ -102,7 +119,11 @@ impl Arch for GptNeo {
 
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, context } = self.sizes;
-        let spec = |name: String, shape: &[usize], place| TensorSpec { name, shape: shape.to_vec(), place };
+        let spec = |name: String, shape: &[usize], place| TensorSpec {
+            name,
+            shape: shape.to_vec(),
+            place,
+        };
         let mut specs = vec![
             spec("transformer.wte.weight".into(), &[vocabulary, c], Place::Embedding),
             spec("transformer.wpe.weight".into(), &[context, c], Place::Embedding),
@@ -128,9 +149,9 @@ impl Arch for GptNeo {
                 ("mlp.c_proj.weight", &[c, self.inner]),
                 ("mlp.c_proj.bias", &[c]),
             ];
-            specs.extend(
-                of_block.map(|(name, shape)| spec(format!("transformer.h.{b}.{name}"), shape, Place::Block(b))),
-            );
+            specs.extend(of_block.map(|(name, shape)| {
+                spec(format!("transformer.h.{b}.{name}"), shape, Place::Block(b))
+            }));
         }
         specs
     }
@@ -142,7 +163,9 @@ impl Arch for GptNeo {
     fn block(&self, index: usize, view: &View, h: &Tensor, rows: &Rows) -> Result<Tensor> {
         let name = |part: &str| format!("transformer.h.{index}.{part}");
         let x = layers::layer_norm(view, &name("ln_1"), self.epsilon, h)?;
-        let project = |part: &str| layers::linear(view, &name(&format!("attn.attention.{part}")), OutIn, Bias::No, &x);
+        let project = |part: &str| {
+            layers::linear(view, &name(&format!("attn.attention.{part}")), OutIn, Bias::No, &x)
+        };
         let (q, k, v) = (project("q_proj")?, project("k_proj")?, project("v_proj")?);
         let shape = AttentionShape {
             heads: self.heads,
@@ -152,7 +175,14 @@ impl Arch for GptNeo {
             window: self.windows[index],
         };
         let x = layers::attention(view, shape, &q, &k, &v, rows)?;
-        let h = layers::linear_residual(view, &name("attn.attention.out_proj"), OutIn, Bias::Yes, &x, h)?;
+        let h = layers::linear_residual(
+            view,
+            &name("attn.attention.out_proj"),
+            OutIn,
+            Bias::Yes,
+            &x,
+            h,
+        )?;
         let h = view.enter_mlp(index, h)?;
         let x = layers::layer_norm(view, &name("ln_2"), self.epsilon, &h)?;
         let x = layers::linear(view, &name("mlp.c_fc"), OutIn, Bias::Yes, &x)?;

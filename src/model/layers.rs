@@ -10,13 +10,14 @@ use candle_core::{D, DType, Device, Tensor};
 pub use super::kernels::activation::Activation;
 pub use super::kernels::attention::{AttentionShape, Cache};
 pub use super::kernels::linear::Orientation;
-use super::kernels::matmul::Precision;
 pub use super::kernels::rotary::Rotary;
 use super::kernels::{activation, attention, embedding, head, linear, norm, rotary};
-use super::padded::{self, Padded};
-use crate::profile::{Part, span};
+use super::padded;
+use super::padded::Padded;
+use super::precision::Precision;
+use super::weights::{Kernels, Param, View, Want};
+use crate::base::profile::{Part, span};
 use crate::tokens::Packed;
-use crate::weights::{Kernels, Param, View, Want};
 
 /// What a block needs beside its input: where the sequences are, and in generation the layer's cache.
 pub struct Rows<'a> {
@@ -48,7 +49,8 @@ impl<'a> Rows<'a> {
             let (turns, pairs, positions) =
                 (rotary.turns(&self.packed.positions), rotary.pairs(), &self.packed.positions);
             let table = |of: &[f32]| {
-                let rows = positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied();
+                let rows =
+                    positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied();
                 Tensor::from_vec(rows.collect::<Vec<f32>>(), (positions.len(), 1, 1, pairs), device)
             };
             let _ = self.turns.set([table(&turns.cosines)?, table(&turns.sines)?]);
@@ -58,17 +60,27 @@ impl<'a> Rows<'a> {
 }
 
 /// Token embedding of a packed batch, plus that of the positions where they are learned: (N,C).
-pub fn embed(view: &View, tokens: &str, positions: Option<&str>, packed: &Packed) -> Result<Tensor> {
-    let (tokens, positions) = (view.param(tokens)?, positions.map(|name| view.param(name)).transpose()?);
+pub fn embed(
+    view: &View,
+    tokens: &str,
+    positions: Option<&str>,
+    packed: &Packed,
+) -> Result<Tensor> {
+    let (tokens, positions) =
+        (view.param(tokens)?, positions.map(|name| view.param(name)).transpose()?);
     if view.kernels() == Kernels::Cpu {
-        let wanted = std::iter::once(&tokens).chain(&positions).any(|table| table.want != Want::Nothing);
+        let wanted =
+            std::iter::once(&tokens).chain(&positions).any(|table| table.want != Want::Nothing);
         let anchor = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
-        let anchor = if wanted { candle_core::Var::from_tensor(&anchor)?.into_inner() } else { anchor };
+        let anchor =
+            if wanted { candle_core::Var::from_tensor(&anchor)?.into_inner() } else { anchor };
         let positions = positions.map(|table| (table, packed.positions.clone()));
         let op = embedding::Embedding { tokens, positions, ids: packed.ids.clone() };
         return Ok(anchor.apply_op1(op)?);
     }
-    let rows = |table: &Tensor, of: &[u32]| table.index_select(&Tensor::from_slice(of, of.len(), table.device())?, 0);
+    let rows = |table: &Tensor, of: &[u32]| {
+        table.index_select(&Tensor::from_slice(of, of.len(), table.device())?, 0)
+    };
     let h = rows(&tokens.tensor, &packed.ids)?;
     Ok(match positions {
         Some(positions) => (h + rows(&positions.tensor, &packed.positions)?)?,
@@ -84,12 +96,22 @@ fn fused(x: &Tensor, weight: &Param) -> bool {
 
 /// Layer norm with `PREFIX.weight` and `PREFIX.bias`: (N,C) → (N,C).
 pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<Tensor> {
-    let (weight, bias) = (view.param(&format!("{prefix}.weight"))?, view.param(&format!("{prefix}.bias"))?);
+    let (weight, bias) =
+        (view.param(&format!("{prefix}.weight"))?, view.param(&format!("{prefix}.bias"))?);
     if view.kernels() == Kernels::Cpu {
-        return Ok(x.apply_op1(norm::Norm { weight, bias: Some(bias), epsilon: epsilon as f32 })?);
+        return Ok(x.apply_op1(norm::Norm {
+            weight,
+            bias: Some(bias),
+            epsilon: epsilon as f32,
+        })?);
     }
     if fused(x, &weight) {
-        return Ok(candle_nn::ops::layer_norm(&x.contiguous()?, &weight.tensor, &bias.tensor, epsilon as f32)?);
+        return Ok(candle_nn::ops::layer_norm(
+            &x.contiguous()?,
+            &weight.tensor,
+            &bias.tensor,
+            epsilon as f32,
+        )?);
     }
     Ok(candle_nn::ops::layer_norm_slow(x, &weight.tensor, &bias.tensor, epsilon as f32)?)
 }
@@ -102,7 +124,8 @@ pub fn rms_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<T
     }
     let rows = x.reshape(((), weight.tensor.dims1()?))?;
     if fused(x, &weight) {
-        return Ok(candle_nn::ops::rms_norm(&rows.contiguous()?, &weight.tensor, epsilon as f32)?.reshape(x.shape())?);
+        return Ok(candle_nn::ops::rms_norm(&rows.contiguous()?, &weight.tensor, epsilon as f32)?
+            .reshape(x.shape())?);
     }
     let scale = (rows.sqr()?.mean_keepdim(1)? + epsilon)?.sqrt()?;
     Ok(rows.broadcast_div(&scale)?.broadcast_mul(&weight.tensor)?.reshape(x.shape())?)
@@ -116,7 +139,13 @@ pub enum Bias {
 }
 
 /// `x·W (+ b)`: (N,in) → (N,out).
-pub fn linear(view: &View, prefix: &str, orientation: Orientation, bias: Bias, x: &Tensor) -> Result<Tensor> {
+pub fn linear(
+    view: &View,
+    prefix: &str,
+    orientation: Orientation,
+    bias: Bias,
+    x: &Tensor,
+) -> Result<Tensor> {
     linear_onto(view, prefix, orientation, bias, x, None)
 }
 
@@ -174,7 +203,9 @@ fn linear_onto(
 fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
     Ok(match precision {
         Precision::F32 => x.matmul(w)?,
-        Precision::Bf16 => x.to_dtype(DType::BF16)?.matmul(&w.to_dtype(DType::BF16)?)?.to_dtype(DType::F32)?,
+        Precision::Bf16 => {
+            x.to_dtype(DType::BF16)?.matmul(&w.to_dtype(DType::BF16)?)?.to_dtype(DType::F32)?
+        }
     })
 }
 
@@ -215,12 +246,23 @@ pub fn rotate(view: &View, rotary: &Rotary, x: &Tensor, rows: &Rows) -> Result<T
 }
 
 /// Causal attention of queries, keys and values that lie in one tensor (N, (H + 2·Hkv)·D) → (N, H·D).
-pub fn attention_fused(view: &View, shape: AttentionShape, qkv: &Tensor, rows: &Rows) -> Result<Tensor> {
+pub fn attention_fused(
+    view: &View,
+    shape: AttentionShape,
+    qkv: &Tensor,
+    rows: &Rows,
+) -> Result<Tensor> {
     if view.kernels() == Kernels::Cpu {
         return Ok(qkv.apply_op1(attention_op(shape, rows))?);
     }
     let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    padded::attention(shape, &qkv.narrow(1, 0, q)?, &qkv.narrow(1, q, kv)?, &qkv.narrow(1, q + kv, kv)?, rows)
+    padded::attention(
+        shape,
+        &qkv.narrow(1, 0, q)?,
+        &qkv.narrow(1, q, kv)?,
+        &qkv.narrow(1, q + kv, kv)?,
+        rows,
+    )
 }
 
 /// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
@@ -239,11 +281,21 @@ pub fn attention(
 }
 
 fn attention_op(shape: AttentionShape, rows: &Rows) -> attention::Attention {
-    attention::Attention { shape, sequences: rows.packed.sequences.clone(), cache: rows.cache.clone() }
+    attention::Attention {
+        shape,
+        sequences: rows.packed.sequences.clone(),
+        cache: rows.cache.clone(),
+    }
 }
 
 /// log p(target) at the given rows of the hidden states (N,C): (n). Head weight `name` (V,C).
-pub fn token_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
+pub fn token_logp(
+    view: &View,
+    name: &str,
+    h: &Tensor,
+    rows: &[u32],
+    targets: &[u32],
+) -> Result<Tensor> {
     let weight = view.param(name)?;
     if view.kernels() == Kernels::Cpu {
         let kind = head::HeadKind::TokenLogp(targets.to_vec());
@@ -256,7 +308,13 @@ pub fn token_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], targets: &[
 
 /// ln(1 − Σ_v w_v p_v) at the given rows of the hidden states (N,C), each token v weighing w_v (V) in 0..=1: (n). That none
 /// of the weighted tokens comes.
-pub fn absent_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], weights: &Tensor) -> Result<Tensor> {
+pub fn absent_logp(
+    view: &View,
+    name: &str,
+    h: &Tensor,
+    rows: &[u32],
+    weights: &Tensor,
+) -> Result<Tensor> {
     let weight = view.param(name)?;
     if view.kernels() == Kernels::Cpu {
         let kind = head::HeadKind::AbsentLogp(weights.clone());
@@ -268,11 +326,21 @@ pub fn absent_logp(view: &View, name: &str, h: &Tensor, rows: &[u32], weights: &
 }
 
 /// KL(p_ref ‖ p) at the given rows of both models' hidden states (N,C): (n). The reference's are not differentiated.
-pub fn kl(view: &View, reference: &View, name: &str, h: &Tensor, ref_h: &Tensor, rows: &[u32]) -> Result<Tensor> {
+pub fn kl(
+    view: &View,
+    reference: &View,
+    name: &str,
+    h: &Tensor,
+    ref_h: &Tensor,
+    rows: &[u32],
+) -> Result<Tensor> {
     let (weight, ref_weight) = (view.param(name)?, reference.param(name)?.tensor);
     if view.kernels() == Kernels::Cpu {
         let index = Tensor::from_slice(rows, rows.len(), h.device())?;
-        let kind = head::HeadKind::Kl { hidden: ref_h.detach().index_select(&index, 0)?, weight: ref_weight };
+        let kind = head::HeadKind::Kl {
+            hidden: ref_h.detach().index_select(&index, 0)?,
+            weight: ref_weight,
+        };
         return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
     }
     let logp_ref = composed_logp(&ref_weight, ref_h, rows, weight.precision)?.detach();
@@ -280,7 +348,12 @@ pub fn kl(view: &View, reference: &View, name: &str, h: &Tensor, ref_h: &Tensor,
     Ok((logp_ref.exp()? * (logp_ref - logp)?)?.sum(D::Minus1)?)
 }
 
-fn composed_logp(weight: &Tensor, h: &Tensor, rows: &[u32], precision: Precision) -> Result<Tensor> {
+fn composed_logp(
+    weight: &Tensor,
+    h: &Tensor,
+    rows: &[u32],
+    precision: Precision,
+) -> Result<Tensor> {
     let index = Tensor::from_slice(rows, rows.len(), h.device())?;
     let logits = matmul(&h.index_select(&index, 0)?, &weight.t()?, precision)?;
     Ok(candle_nn::ops::log_softmax(&logits, D::Minus1)?)

@@ -4,11 +4,13 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::layers::{self, Activation, AttentionShape, Bias, Orientation::OutIn, Rotary, Rows};
+use super::layers;
+use super::layers::Orientation::OutIn;
+use super::layers::{Activation, AttentionShape, Bias, Rotary, Rows};
+use super::weights::{Place, TensorSpec, View};
 use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
 use crate::bail_input;
 use crate::tokens::Packed;
-use crate::weights::{Place, TensorSpec, View};
 
 /// Lines of [`ARCHES`](super::ARCHES).
 pub const LLAMA: ArchEntry = ArchEntry {
@@ -16,7 +18,12 @@ pub const LLAMA: ArchEntry = ArchEntry {
     parse: |s| {
         attention_kinds(s)?;
         let attention = bias(s, "attention_bias")?;
-        let family = Family { qkv: attention, output: attention, mlp: bias(s, "mlp_bias")?, ..Family::default() };
+        let family = Family {
+            qkv: attention,
+            output: attention,
+            mlp: bias(s, "mlp_bias")?,
+            ..Family::default()
+        };
         decoder(s, family)
     },
     tiny: r#"{"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
@@ -47,7 +54,10 @@ pub fn attention_kinds(s: &Settings) -> Result<Option<Vec<bool>>> {
     let kinds = kinds.as_array().map_or(&[][..], Vec::as_slice);
     let blocks = s.blocks(BLOCKS)?;
     if kinds.len() != blocks {
-        bail_input!("config.json: \"layer_types\" has {} kinds, the model has {blocks} layers", kinds.len());
+        bail_input!(
+            "config.json: \"layer_types\" has {} kinds, the model has {blocks} layers",
+            kinds.len()
+        );
     }
     let slides = |kind: &serde_json::Value| match kind.as_str() {
         Some("full_attention") => Ok(false),
@@ -76,7 +86,14 @@ pub struct Family {
 impl Default for Family {
     fn default() -> Self {
         let absent = Absent { kv_heads: None, head_dim: None, context: 2048 };
-        Self { qkv: Bias::No, output: Bias::No, mlp: Bias::No, head_norms: false, windows: Vec::new(), absent }
+        Self {
+            qkv: Bias::No,
+            output: Bias::No,
+            mlp: Bias::No,
+            head_norms: false,
+            windows: Vec::new(),
+            absent,
+        }
     }
 }
 
@@ -125,15 +142,29 @@ pub fn decoder(s: &Settings, family: Family) -> Result<Box<dyn Arch>> {
             "config.json: \"num_attention_heads\" {heads} can't share \"num_key_value_heads\" {kv_heads} in even groups"
         );
     }
-    let head_dim = size("head_dim", family.absent.head_dim)?.map_or_else(|| s.divide(channels, heads, "heads"), Ok)?;
+    let head_dim = size("head_dim", family.absent.head_dim)?
+        .map_or_else(|| s.divide(channels, heads, "heads"), Ok)?;
     if head_dim > MAX_HEAD {
-        bail_input!("config.json: heads of {head_dim} channels (\"head_dim\"), expected at most {MAX_HEAD}");
+        bail_input!(
+            "config.json: heads of {head_dim} channels (\"head_dim\"), expected at most {MAX_HEAD}"
+        );
     }
     let context = s.size_or_none("max_position_embeddings")?.unwrap_or(family.absent.context);
     Ok(Box::new(Decoder {
-        sizes: Sizes { blocks: s.blocks(BLOCKS)?, channels, vocabulary: s.size("vocab_size")?, context },
+        sizes: Sizes {
+            blocks: s.blocks(BLOCKS)?,
+            channels,
+            vocabulary: s.size("vocab_size")?,
+            context,
+        },
         family,
-        attention: AttentionShape { heads, kv_heads, head_dim, scale: (head_dim as f32).powf(-0.5), window: None },
+        attention: AttentionShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            window: None,
+        },
         inner: s.size("intermediate_size")?,
         epsilon: s.epsilon_or("rms_norm_eps", 1e-6)?,
         activation: s.activation_or("hidden_act", "silu")?,
@@ -171,7 +202,11 @@ impl Arch for Decoder {
         let Sizes { blocks, channels: c, vocabulary, .. } = self.sizes;
         let ((q, kv), f, d) = (self.widths(), self.inner, self.attention.head_dim);
         let Family { qkv, output, mlp, head_norms, .. } = self.family;
-        let spec = |name: String, shape: &[usize], place| TensorSpec { name, shape: shape.to_vec(), place };
+        let spec = |name: String, shape: &[usize], place| TensorSpec {
+            name,
+            shape: shape.to_vec(),
+            place,
+        };
         let mut specs = vec![
             spec("model.embed_tokens.weight".into(), &[vocabulary, c], Place::Embedding),
             spec("model.norm.weight".into(), &[c], Place::FinalNorm),
@@ -212,7 +247,8 @@ impl Arch for Decoder {
         let Family { qkv, output, mlp, head_norms, windows, .. } = &self.family;
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let norm = |part: &str, x: &Tensor| layers::rms_norm(view, &name(part), self.epsilon, x);
-        let linear = |part: &str, bias: Bias, x: &Tensor| layers::linear(view, &name(part), OutIn, bias, x);
+        let linear =
+            |part: &str, bias: Bias, x: &Tensor| layers::linear(view, &name(part), OutIn, bias, x);
         let x = norm("input_layernorm", h)?;
         let placed = |projection: &str, head_norm: &str| -> Result<Tensor> {
             let mut heads = linear(projection, *qkv, &x)?;
@@ -221,9 +257,13 @@ impl Arch for Decoder {
             }
             layers::rotate(view, &self.rotary, &heads, rows)
         };
-        let (q, k) = (placed("self_attn.q_proj", "self_attn.q_norm")?, placed("self_attn.k_proj", "self_attn.k_norm")?);
+        let (q, k) = (
+            placed("self_attn.q_proj", "self_attn.q_norm")?,
+            placed("self_attn.k_proj", "self_attn.k_norm")?,
+        );
         let v = linear("self_attn.v_proj", *qkv, &x)?;
-        let shape = AttentionShape { window: windows.get(index).copied().flatten(), ..self.attention };
+        let shape =
+            AttentionShape { window: windows.get(index).copied().flatten(), ..self.attention };
         let x = layers::attention(view, shape, &q, &k, &v, rows)?;
         let h = layers::linear_residual(view, &name("self_attn.o_proj"), OutIn, *output, &x, h)?;
         let h = view.enter_mlp(index, h)?;
@@ -256,14 +296,18 @@ mod tests {
     /// Of the configurations of transformers 5.24.
     #[test]
     fn absent_keys_have_the_values_of_transformers() {
-        for (model_type, kv_heads, head_dim, context) in
-            [("llama", 64, 2, 2048), ("mistral", 8, 2, 131_072), ("qwen2", 32, 2, 32_768), ("qwen3", 32, 128, 32_768)]
-        {
+        for (model_type, kv_heads, head_dim, context) in [
+            ("llama", 64, 2, 2048),
+            ("mistral", 8, 2, 131_072),
+            ("qwen2", 32, 2, 32_768),
+            ("qwen3", 32, 128, 32_768),
+        ] {
             let mut config = json!({"model_type": model_type, "num_hidden_layers": 1, "hidden_size": 128,
                                     "num_attention_heads": 64, "intermediate_size": 8, "vocab_size": 16});
             let keys = |config: &serde_json::Value| {
                 let model = Model::from_config(config).expect(model_type);
-                let keys = model.specs().into_iter().find(|spec| spec.name.ends_with("k_proj.weight"));
+                let keys =
+                    model.specs().into_iter().find(|spec| spec.name.ends_with("k_proj.weight"));
                 (keys.expect("keys").shape, model.sizes().context, model.cached())
             };
             assert_eq!(

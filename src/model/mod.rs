@@ -3,15 +3,22 @@
 //!
 //! An architecture is one file and one line in [`ARCHES`].
 
+pub mod device;
+pub mod generate;
 pub mod gpt2;
 pub mod gpt_neo;
 pub mod kernels;
 pub mod layers;
 pub mod llama;
+pub mod loss;
+pub mod memory;
 mod padded;
+pub mod precision;
+pub mod probes;
 pub mod qwen;
 mod settings;
 pub mod shapes;
+pub mod weights;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -22,9 +29,9 @@ use serde_json::Value;
 
 use crate::bail_input;
 use crate::tokens::Packed;
-use crate::weights::{Place, TensorSpec, View};
 use layers::{Cache, Orientation, Rows};
 pub use settings::Settings;
+use weights::{Place, TensorSpec, View};
 
 /// The numbers every architecture has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +104,8 @@ pub struct ArchEntry {
 }
 
 /// Every architecture we have.
-pub const ARCHES: &[ArchEntry] = &[gpt2::ENTRY, gpt_neo::ENTRY, llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3];
+pub const ARCHES: &[ArchEntry] =
+    &[gpt2::ENTRY, gpt_neo::ENTRY, llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3];
 
 /// An architecture together with the passes that are the same for all of them.
 pub struct Model {
@@ -113,10 +121,16 @@ impl Model {
         let model_type = settings.text("model_type")?;
         let Some(entry) = ARCHES.iter().find(|a| a.model_type == model_type) else {
             let known: Vec<_> = ARCHES.iter().map(|a| a.model_type).collect();
-            bail_input!("config.json: architecture {model_type:?} is not implemented (have: {})", known.join(", "));
+            bail_input!(
+                "config.json: architecture {model_type:?} is not implemented (have: {})",
+                known.join(", ")
+            );
         };
         if let Some(quantized) = settings.get("quantization_config") {
-            let by = quantized.get("quant_method").and_then(Value::as_str).unwrap_or("a method without a name");
+            let by = quantized
+                .get("quant_method")
+                .and_then(Value::as_str)
+                .unwrap_or("a method without a name");
             bail_input!(
                 "config.json: weights quantized by {by} are not implemented; in transformers: model.dequantize(), then \
                  model.save_pretrained(…), and no \"quantization_config\" in what is saved"
@@ -124,7 +138,11 @@ impl Model {
         }
         let arch = (entry.parse)(&settings)?;
         let sizes = arch.sizes();
-        for (name, size) in [("blocks", sizes.blocks), ("channels", sizes.channels), ("vocabulary", sizes.vocabulary)] {
+        for (name, size) in [
+            ("blocks", sizes.blocks),
+            ("channels", sizes.channels),
+            ("vocabulary", sizes.vocabulary),
+        ] {
             if size == 0 {
                 bail_input!("config.json: a {model_type} with no {name}");
             }
@@ -185,7 +203,13 @@ impl Model {
 
     /// Blocks `range` over their input h: (N,C) → (N,C). Below the first block that a view wants something of, no graph
     /// is built and no activation kept.
-    pub fn blocks(&self, view: &View, packed: &Packed, h: Tensor, range: Range<usize>) -> Result<Tensor> {
+    pub fn blocks(
+        &self,
+        view: &View,
+        packed: &Packed,
+        h: Tensor,
+        range: Range<usize>,
+    ) -> Result<Tensor> {
         self.blocks_with(view, packed, h, range, None)
     }
 
@@ -221,17 +245,36 @@ impl Model {
     }
 
     /// log p(target) in nats at the given rows of the final hidden states: (n).
-    pub fn token_logp(&self, view: &View, h: &Tensor, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
+    pub fn token_logp(
+        &self,
+        view: &View,
+        h: &Tensor,
+        rows: &[u32],
+        targets: &[u32],
+    ) -> Result<Tensor> {
         layers::token_logp(view, self.arch.head(), h, rows, targets)
     }
 
     /// ln(1 − Σ_v w_v p_v) in nats at the given rows of final hidden states, each token v weighing w_v (V) in 0..=1: (n).
-    pub fn absent_logp(&self, view: &View, h: &Tensor, rows: &[u32], weights: &Tensor) -> Result<Tensor> {
+    pub fn absent_logp(
+        &self,
+        view: &View,
+        h: &Tensor,
+        rows: &[u32],
+        weights: &Tensor,
+    ) -> Result<Tensor> {
         layers::absent_logp(view, self.arch.head(), h, rows, weights)
     }
 
     /// KL(p_ref ‖ p) in nats at the given rows of both models' final hidden states: (n).
-    pub fn kl(&self, view: &View, reference: &View, h: &Tensor, ref_h: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    pub fn kl(
+        &self,
+        view: &View,
+        reference: &View,
+        h: &Tensor,
+        ref_h: &Tensor,
+        rows: &[u32],
+    ) -> Result<Tensor> {
         layers::kl(view, reference, self.arch.head(), h, ref_h, rows)
     }
 
@@ -268,7 +311,8 @@ pub struct Caches {
 impl Caches {
     /// Empty caches for this many sequences.
     pub fn new(model: &Model, sequences: usize) -> Self {
-        let layers = (0..model.sizes.blocks).map(|_| Arc::new(Mutex::new(Cache::new(sequences)))).collect();
+        let layers =
+            (0..model.sizes.blocks).map(|_| Arc::new(Mutex::new(Cache::new(sequences)))).collect();
         Self { layers }
     }
 
@@ -322,16 +366,26 @@ mod tests {
 
     #[test]
     fn an_mlp_of_another_shape_is_refused_by_name() {
-        let model = Model { model_type: "experts", arch: Box::new(Experts), sizes: Experts.sizes() };
+        let model =
+            Model { model_type: "experts", arch: Box::new(Experts), sizes: Experts.sizes() };
         let error = model.mlp().expect_err("refused");
-        assert_eq!(crate::fault::exit_code(&error), 3);
-        assert!(error.to_string().contains("\"experts\": its MLP has not one output matrix"), "{error}");
+        assert_eq!(crate::base::error::exit_code(&error), 3);
+        assert!(
+            error.to_string().contains("\"experts\": its MLP has not one output matrix"),
+            "{error}"
+        );
         for entry in ARCHES {
             let config = serde_json::from_str(entry.tiny).expect(entry.model_type);
             let model = Model::from_config(&config).expect(entry.model_type);
             let mlp = model.mlp().expect(entry.model_type);
-            let spec = model.specs().into_iter().find(|s| s.name == mlp.weight(0)).expect("the output matrix");
-            assert!(spec.shape.contains(&mlp.neurons) && spec.shape.contains(&model.sizes().channels));
+            let spec = model
+                .specs()
+                .into_iter()
+                .find(|s| s.name == mlp.weight(0))
+                .expect("the output matrix");
+            assert!(
+                spec.shape.contains(&mlp.neurons) && spec.shape.contains(&model.sizes().channels)
+            );
         }
     }
 }

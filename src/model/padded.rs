@@ -11,7 +11,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, Device, Layout, MetalStorage, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, D, Device, Layout, MetalStorage, Shape, Storage, Tensor,
+    bail,
+};
 
 use super::kernels::attention::AttentionShape;
 use super::layers::Rows;
@@ -45,7 +48,8 @@ impl Padded {
         let moves = if padded == packed.ids.len() {
             None
         } else {
-            let (mut taken, mut real, mut places) = (vec![0u32; padded], vec![0f32; padded], Vec::new());
+            let (mut taken, mut real, mut places) =
+                (vec![0u32; padded], vec![0f32; padded], Vec::new());
             for (index, sequence) in sequences.iter().enumerate() {
                 for (i, row) in sequence.rows.clone().enumerate() {
                     let place = index * queries + i;
@@ -67,9 +71,11 @@ impl Padded {
     fn spread(&self, x: &Tensor, heads: usize, head_dim: usize) -> Result<Tensor> {
         let x = match &self.moves {
             // The filling has no gradient: nobody reads what comes of it.
-            Some(Moves { taken, places, .. }) => {
-                x.contiguous()?.apply_op1(Select { rows: taken.clone(), back: places.clone(), real: None })?
-            }
+            Some(Moves { taken, places, .. }) => x.contiguous()?.apply_op1(Select {
+                rows: taken.clone(),
+                back: places.clone(),
+                real: None,
+            })?,
             None => x.clone(),
         };
         let shape = (self.sequences.len(), self.queries, heads, head_dim);
@@ -91,13 +97,21 @@ impl Padded {
 
     /// 0 where a query sees a key, −∞ where not: (B,1,T,S). The same for all layers of a pass with the same window.
     /// `columns[b][p]` is where position p of sequence b stands among the S keys.
-    fn mask(&self, window: Option<usize>, columns: &[Vec<u32>], keys: usize, device: &Device) -> Result<Tensor> {
+    fn mask(
+        &self,
+        window: Option<usize>,
+        columns: &[Vec<u32>],
+        keys: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
         if let Some((_, mask)) = self.masks.borrow().iter().find(|(of, _)| *of == window) {
             return Ok(mask.clone());
         }
         let (b, t) = (self.sequences.len(), self.queries);
         let mut values = vec![f32::NEG_INFINITY; b * t * keys];
-        for ((sequence, columns), values) in self.sequences.iter().zip(columns).zip(values.chunks_exact_mut(t * keys)) {
+        for ((sequence, columns), values) in
+            self.sequences.iter().zip(columns).zip(values.chunks_exact_mut(t * keys))
+        {
             let past = columns.len() - sequence.rows.len();
             for (i, row) in values.chunks_exact_mut(keys).enumerate() {
                 if i >= sequence.rows.len() {
@@ -150,10 +164,17 @@ impl CachedBatch {
 }
 
 /// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
-pub fn attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor, rows: &Rows) -> Result<Tensor> {
+pub fn attention(
+    shape: AttentionShape,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    rows: &Rows,
+) -> Result<Tensor> {
     let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
     let padded = rows.padded(q.device())?;
-    let (q, mut k, mut v) = (padded.spread(q, h, d)?, padded.spread(k, hk, d)?, padded.spread(v, hk, d)?);
+    let (q, mut k, mut v) =
+        (padded.spread(q, h, d)?, padded.spread(k, hk, d)?, padded.spread(v, hk, d)?);
     let lengths = || padded.sequences.iter().map(|s| s.rows.len() as u32);
     let mut columns: Vec<Vec<u32>> = lengths().map(|n| (0..n).collect()).collect();
     if let Some(cache) = &rows.cache {
@@ -165,7 +186,8 @@ pub fn attention(shape: AttentionShape, q: &Tensor, k: &Tensor, v: &Tensor, rows
             columns = past.columns;
             columns.iter_mut().zip(new).for_each(|(columns, n)| columns.extend(from..from + n));
         }
-        cache.padded = Some(CachedBatch { keys: k.clone(), values: v.clone(), columns: columns.clone() });
+        cache.padded =
+            Some(CachedBatch { keys: k.clone(), values: v.clone(), columns: columns.clone() });
     }
     let (b, seen) = (k.dim(0)?, k.dim(2)?);
     let share = |x: Tensor| -> Result<Tensor> {
@@ -204,11 +226,19 @@ impl CustomOp1 for Select {
         select(x, layout, &self.rows)
     }
 
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
         select(x, layout, &self.rows)
     }
 
-    fn metal_fwd(&self, x: &MetalStorage, layout: &Layout) -> candle_core::Result<(MetalStorage, Shape)> {
+    fn metal_fwd(
+        &self,
+        x: &MetalStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(MetalStorage, Shape)> {
         select(x, layout, &self.rows)
     }
 
@@ -222,10 +252,16 @@ impl CustomOp1 for Select {
 }
 
 /// The rows of x (n,C) that `rows` (m) names: (m,C).
-fn select<S: BackendStorage + Kept>(x: &S, layout: &Layout, rows: &Tensor) -> candle_core::Result<(S, Shape)> {
+fn select<S: BackendStorage + Kept>(
+    x: &S,
+    layout: &Layout,
+    rows: &Tensor,
+) -> candle_core::Result<(S, Shape)> {
     let (count, columns) = (rows.elem_count(), layout.shape().dims2()?.1);
     let (storage, ids_layout) = rows.storage_and_layout();
-    let Some(ids) = S::of(&storage) else { bail!("rows and their numbers are on different devices") };
+    let Some(ids) = S::of(&storage) else {
+        bail!("rows and their numbers are on different devices")
+    };
     Ok((x.index_select(ids, layout, ids_layout, 0)?, (count, columns).into()))
 }
 

@@ -105,7 +105,9 @@ impl<'a> Settings<'a> {
         };
         match Activation::parse(name) {
             Some(activation) => Ok(activation),
-            None => bail_input!("config.json: {key:?} {name:?} is not implemented (have: gelu_new, gelu, relu, silu)"),
+            None => bail_input!(
+                "config.json: {key:?} {name:?} is not implemented (have: gelu_new, gelu, relu, silu)"
+            ),
         }
     }
 
@@ -138,9 +140,12 @@ impl<'a> Settings<'a> {
     /// scaling where none is named.
     pub fn rotary(&self, head_dim: usize, context: usize) -> Result<Rotary> {
         let scaling = self.rope()?;
-        let either = |key: &str, default: f64| scaling.number_or(key, self.number_or(key, default)?);
+        let either =
+            |key: &str, default: f64| scaling.number_or(key, self.number_or(key, default)?);
         if either("partial_rotary_factor", 1.0)? != 1.0 || !head_dim.is_multiple_of(2) {
-            bail_input!("config.json: rotary positions on a part of a head's {head_dim} channels are not implemented");
+            bail_input!(
+                "config.json: rotary positions on a part of a head's {head_dim} channels are not implemented"
+            );
         }
         let theta = either("rope_theta", 10000.0)?;
         if theta <= 0.0 {
@@ -160,15 +165,21 @@ impl<'a> Settings<'a> {
             }
             Some("llama3") => {
                 let factor = scaling.positive("factor")?;
-                let (low, high) = (scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);
+                let (low, high) =
+                    (scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);
                 let original = "original_max_position_embeddings";
                 // Beside the scaling it goes before the one in it, as in transformers.
-                let context = match [self, &scaling].into_iter().find(|settings| settings.get(original).is_some()) {
+                let context = match [self, &scaling]
+                    .into_iter()
+                    .find(|settings| settings.get(original).is_some())
+                {
                     Some(settings) => settings.positive(original)?,
                     None => context as f64,
                 };
                 if low >= high {
-                    bail_input!("config.json: \"low_freq_factor\" {low} is not below \"high_freq_factor\" {high}");
+                    bail_input!(
+                        "config.json: \"low_freq_factor\" {low} is not below \"high_freq_factor\" {high}"
+                    );
                 }
                 plain
                     .map(|frequency| {
@@ -208,7 +219,8 @@ mod tests {
         let cosines = |inside: Option<u32>, beside: Option<u32>| {
             let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                  "original_max_position_embeddings": inside});
-            let config = json!({"rope_scaling": scaling, "original_max_position_embeddings": beside});
+            let config =
+                json!({"rope_scaling": scaling, "original_max_position_embeddings": beside});
             Settings::new(&config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
         };
         assert_eq!(cosines(None, None), cosines(Some(64), None));
@@ -220,7 +232,9 @@ mod tests {
     /// What is not empty goes first, whole: with it the `rope_theta` of the other is gone.
     #[test]
     fn rope_scaling_goes_before_rope_parameters() {
-        let rotary = |config: &Value| Settings::new(config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone();
+        let rotary = |config: &Value| {
+            Settings::new(config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
+        };
         let parameters = json!({"rope_type": "default", "rope_theta": 100.0});
         let linear = json!({"type": "linear", "factor": 2.0});
         let both = json!({"rope_parameters": parameters, "rope_scaling": linear});

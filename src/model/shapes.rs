@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 use super::Model;
 
 /// What the `config.json` of each shape says, by its name.
-pub static SHAPES: LazyLock<Map<String, Value>> =
-    LazyLock::new(|| serde_json::from_str(include_str!("shapes.json")).expect("shapes.json is JSON"));
+pub static SHAPES: LazyLock<Map<String, Value>> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("shapes.json")).expect("shapes.json is JSON")
+});
 
 /// A model of this shape, with its own number of blocks or another.
 pub fn model(name: &str, blocks: Option<usize>) -> Result<Model> {
@@ -28,7 +29,9 @@ mod tests {
     #[test]
     fn every_shape_is_a_model() {
         // sum(p.numel() for p in AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).parameters())
-        for (name, count) in [("gpt2", 124_439_808), ("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400)] {
+        for (name, count) in
+            [("gpt2", 124_439_808), ("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400)]
+        {
             let specs = model(name, None).expect(name).specs();
             let parameters: usize = specs.iter().map(|s| s.shape.iter().product::<usize>()).sum();
             assert_eq!(parameters, count, "{name}");

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use maud::{Markup, html};
 
 use super::comparison::Comparison;
-use super::page::{self, Section, facts, figure, table, warning, words};
+use super::page;
+use super::page::{Section, facts, figure, table, warning, words};
 use super::plot;
 use super::sheet::Sheet;
 
@@ -26,10 +27,18 @@ pub fn compare_page(found: &Comparison) -> String {
         sections.insert(1, Section { id: "trade-off", heading: "The trade-off", body });
     }
     if let Some(picture) = sensitivity(found) {
-        sections.push(Section { id: "sensitivity", heading: "Where the error is", body: figure(&picture) });
+        sections.push(Section {
+            id: "sensitivity",
+            heading: "Where the error is",
+            body: figure(&picture),
+        });
     }
     sections.push(Section { id: "runs", heading: "The runs", body: runs(found) });
-    sections.push(Section { id: "settings", heading: "Settings, versions, hashes", body: settings(found) });
+    sections.push(Section {
+        id: "settings",
+        heading: "Settings, versions, hashes",
+        body: settings(found),
+    });
     page::page(&title, &lead(found), &sections)
 }
 
@@ -63,7 +72,8 @@ fn lead(found: &Comparison) -> Markup {
 
 /// Best with a star, second best with a ring.
 fn of_sheet(sheet: &Sheet) -> Markup {
-    let head: Vec<&str> = std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
+    let head: Vec<&str> =
+        std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
     html! {
         (table(&sheet.title, &head, &sheet.shown(" ± ")))
         @for note in &sheet.notes { p.dim { (note) } }
@@ -84,14 +94,27 @@ pub fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
 }
 
 fn runs(found: &Comparison) -> Markup {
-    let runs = found.entries.iter().flat_map(|e| e.runs.iter().filter_map(move |r| Some((e, r, r.made.as_ref()?))));
+    let runs = found
+        .entries
+        .iter()
+        .flat_map(|e| e.runs.iter().filter_map(move |r| Some((e, r, r.made.as_ref()?))));
     let rows: Vec<[String; 5]> = runs
         .map(|(entry, run, made)| {
             let dir = made.dir.display().to_string();
-            [entry.name.clone(), run.seed.to_string(), made.steps.to_string(), made.stopped.clone(), dir]
+            [
+                entry.name.clone(),
+                run.seed.to_string(),
+                made.steps.to_string(),
+                made.stopped.clone(),
+                dir,
+            ]
         })
         .collect();
-    table("Each has a page of its own: irepair report FOLDER", &["method", "seed", "steps", "ended", "folder"], &rows)
+    table(
+        "Each has a page of its own: irepair report FOLDER",
+        &["method", "seed", "steps", "ended", "folder"],
+        &rows,
+    )
 }
 
 /// What the rows were made with: settings in which they differ, one a line, and those that all have.
@@ -100,28 +123,43 @@ fn settings(found: &Comparison) -> Markup {
     let made: Vec<(&str, &BTreeMap<String, String>)> = found
         .entries
         .iter()
-        .filter_map(|entry| Some((entry.name.as_str(), &entry.runs.iter().find_map(|run| run.made.as_ref())?.settings)))
+        .filter_map(|entry| {
+            Some((
+                entry.name.as_str(),
+                &entry.runs.iter().find_map(|run| run.made.as_ref())?.settings,
+            ))
+        })
         .collect();
     let names: BTreeSet<&String> = made.iter().flat_map(|(_, settings)| settings.keys()).collect();
     let (mut differ, mut same) = (Vec::new(), Vec::new());
-    for name in names.into_iter().filter(|name| !matches!(name.as_str(), "method" | "out" | "seed")) {
-        let values: Vec<String> =
-            made.iter().map(|(_, settings)| settings.get(name).cloned().unwrap_or_else(|| "not set".into())).collect();
+    for name in names.into_iter().filter(|name| !matches!(name.as_str(), "method" | "out" | "seed"))
+    {
+        let values: Vec<String> = made
+            .iter()
+            .map(|(_, settings)| settings.get(name).cloned().unwrap_or_else(|| "not set".into()))
+            .collect();
         match values.iter().all(|value| *value == values[0]) {
             true => same.push([name.clone(), values[0].clone()]),
             false => differ.push([vec![name.clone()], values].concat()),
         }
     }
-    let head: Vec<&str> = std::iter::once("setting").chain(made.iter().map(|(row, _)| *row)).collect();
-    let data = found.entries.iter().find_map(|entry| entry.runs.iter().find_map(|run| run.made.as_ref()));
+    let head: Vec<&str> =
+        std::iter::once("setting").chain(made.iter().map(|(row, _)| *row)).collect();
+    let data =
+        found.entries.iter().find_map(|entry| entry.runs.iter().find_map(|run| run.made.as_ref()));
     let mut base = vec![
         ["irepair".to_owned(), found.irepair.clone()],
         ["base".to_owned(), found.base.model.clone()],
-        ["revision".to_owned(), found.base.revision.clone().unwrap_or_else(|| "none (a local model)".into())],
+        [
+            "revision".to_owned(),
+            found.base.revision.clone().unwrap_or_else(|| "none (a local model)".into()),
+        ],
         ["scorer".to_owned(), found.base.scorer.clone()],
     ];
     base.extend(data.map(|made| ["SHA-256 of the data".to_owned(), made.data_sha256.clone()]));
-    base.extend(found.base.files.iter().map(|(file, hash)| [format!("SHA-256 of {file}"), hash.clone()]));
+    base.extend(
+        found.base.files.iter().map(|(file, hash)| [format!("SHA-256 of {file}"), hash.clone()]),
+    );
     html! {
         @if !differ.is_empty() { (words("In which the rows differ", &head, &differ)) }
         div.pair {

@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::RunRecord;
 use super::pareto::{Pareto, Point, WORST, hypervolume};
 use super::sheet::{Cell, Column, Line, Sheet};
-use super::{RunRecord, read_steps};
 use crate::bail_input;
-use crate::fault::Fault;
-use crate::methods::neuron;
+use crate::base::error::Error;
+use crate::step::neurons;
+use crate::train::log::read_steps;
 
 /// What says that a folder is a comparison's.
 pub const RECORD: &str = "compare.json";
@@ -163,7 +164,8 @@ pub struct Comparison {
 impl Entry {
     /// The base as a row.
     pub fn vanilla() -> Self {
-        let run = Run { seed: 0, made: None, failed: None, figures: Vec::new(), points: Vec::new() };
+        let run =
+            Run { seed: 0, made: None, failed: None, figures: Vec::new(), points: Vec::new() };
         Self { name: "vanilla".into(), method: String::new(), runs: vec![run] }
     }
 
@@ -187,9 +189,9 @@ impl Entry {
     fn missing(&self, seeds: usize) -> Vec<String> {
         let measured = self.runs.iter().filter(|run| run.failed.is_none()).count();
         // Nothing in a repair of neurons is drawn: one run says all.
-        let drawn = !self.is_base() && neuron::named(&self.method).is_none();
-        let few =
-            (drawn && (1..seeds).contains(&measured)).then(|| format!("{}: {measured} of {seeds} seeds", self.name));
+        let drawn = !self.is_base() && neurons::named(&self.method).is_none();
+        let few = (drawn && (1..seeds).contains(&measured))
+            .then(|| format!("{}: {measured} of {seeds} seeds", self.name));
         let failed = |run: &Run| {
             let why = run.failed.as_ref()?;
             Some(format!("{}, seed {}: failed: {why}", self.name, run.seed))
@@ -206,7 +208,10 @@ impl Run {
     pub fn of(seed: u64, dir: &Path, record: &RunRecord) -> Result<Self> {
         // Older records don't have this sum; the steps do.
         let of_steps = match record.step_seconds {
-            0.0 => read_steps(&dir.join("irepair").join("steps.jsonl"))?.iter().map(|s| s.seconds).sum(),
+            0.0 => read_steps(&dir.join("irepair").join("steps.jsonl"))?
+                .iter()
+                .map(|s| s.seconds)
+                .sum(),
             seconds => seconds,
         };
         let made = Made {
@@ -216,12 +221,19 @@ impl Run {
             kept_step: record.kept_step,
             stopped: record.stopped.clone(),
             changed_parameters: record.changed_parameters,
-            change_norm: record.changed.iter().fold(0.0, |norm: f64, change| norm.hypot(change.norm)),
+            change_norm: record
+                .changed
+                .iter()
+                .fold(0.0, |norm: f64, change| norm.hypot(change.norm)),
             seconds: record.edits.as_ref().map_or(of_steps, |edits| edits.repair_seconds),
             tokens: record.tokens,
             operations: record.operations,
             peak_rss_mib: record.peak_rss_mib,
-            settings: record.resolved_settings().into_iter().map(|[name, value]| (name, value)).collect(),
+            settings: record
+                .resolved_settings()
+                .into_iter()
+                .map(|[name, value]| (name, value))
+                .collect(),
             neurons: record.edits.as_ref().map(|edits| edits.neurons.values().sum()),
         };
         Ok(Self { seed, made: Some(made), failed: None, figures: Vec::new(), points: Vec::new() })
@@ -231,12 +243,17 @@ impl Run {
 impl Comparison {
     /// Errors (bad input) if it is broken or of another format version.
     pub fn read(path: &Path) -> Result<Self> {
-        let broken = |e: &dyn std::fmt::Display| Fault::Input(format!("{}: a broken record: {e}", path.display()));
-        let value: Value =
-            serde_json::from_slice(&std::fs::read(path).map_err(|e| broken(&e))?).map_err(|e| broken(&e))?;
+        let broken = |e: &dyn std::fmt::Display| {
+            Error::Input(format!("{}: a broken record: {e}", path.display()))
+        };
+        let value: Value = serde_json::from_slice(&std::fs::read(path).map_err(|e| broken(&e))?)
+            .map_err(|e| broken(&e))?;
         if value["format_version"] != FORMAT_VERSION {
             let found = &value["format_version"];
-            bail_input!("{}: format version {found}, this program reads {FORMAT_VERSION}", path.display());
+            bail_input!(
+                "{}: format version {found}, this program reads {FORMAT_VERSION}",
+                path.display()
+            );
         }
         Ok(serde_json::from_value(value).map_err(|e| broken(&e))?)
     }
@@ -272,9 +289,16 @@ impl Comparison {
         let (_, text) = (self.asked.toxicity.as_ref()?, self.asked.perplexity.clone()?);
         let base = self.entries.iter().find(|e| e.is_base())?.runs.first()?.points.last()?.clone();
         let rows = self.entries.iter().filter(|e| !e.is_base()).map(|entry| {
-            (entry.name.clone(), entry.runs.iter().map(|r| r.points.clone()).filter(|p| !p.is_empty()).collect())
+            (
+                entry.name.clone(),
+                entry.runs.iter().map(|r| r.points.clone()).filter(|p| !p.is_empty()).collect(),
+            )
         });
-        Some(Pareto { text: text.trim_start_matches("perplexity of ").into(), base, rows: rows.collect() })
+        Some(Pareto {
+            text: text.trim_start_matches("perplexity of ").into(),
+            base,
+            rows: rows.collect(),
+        })
     }
 
     fn rows(&self, of: impl Fn(&Entry) -> Vec<Cell>) -> Vec<Line> {
@@ -302,9 +326,14 @@ impl Comparison {
 
     /// Table 1 of the paper: what was gained and what it cost elsewhere.
     fn table1(&self) -> Result<Sheet> {
-        let first = self.entries.first().and_then(|e| e.runs.first()).context("a comparison without its base")?;
+        let first = self
+            .entries
+            .first()
+            .and_then(|e| e.runs.first())
+            .context("a comparison without its base")?;
         // A target that is the likeliest token by token is what is generated, and the other way round.
-        let figures: Vec<&Figure> = first.figures.iter().filter(|f| !f.name.contains("teacher forcing")).collect();
+        let figures: Vec<&Figure> =
+            first.figures.iter().filter(|f| !f.name.contains("teacher forcing")).collect();
         let mut columns: Vec<Column> = Vec::new();
         for figure in &figures {
             let column = Column::new(&figure.name, figure.digits);
@@ -317,7 +346,10 @@ impl Comparison {
         columns.push(Column::new("parameters changed (%)", 2).least().worst(100.0));
         columns.push(Column::new("norm of the change", 2).least());
         if self.failures.is_some() {
-            columns.extend([Column::new("neurons changed", 0), Column::new("seconds a failure", 3).least()]);
+            columns.extend([
+                Column::new("neurons changed", 0),
+                Column::new("seconds a failure", 3).least(),
+            ]);
         }
         let merit = self.pareto.is_some();
         if merit {
@@ -325,7 +357,9 @@ impl Comparison {
         }
         let cells = |entry: &Entry| {
             let mut cells: Vec<Cell> = figures.iter().map(|f| entry.figure(&f.name)).collect();
-            let share = |m: &Made| Some(100.0 * m.changed_parameters as f64 / self.base.parameters.max(1) as f64);
+            let share = |m: &Made| {
+                Some(100.0 * m.changed_parameters as f64 / self.base.parameters.max(1) as f64)
+            };
             cells.push(entry.made(share));
             cells.push(entry.made(|m| Some(m.change_norm)));
             if let Some(failures) = self.failures {
@@ -333,7 +367,9 @@ impl Comparison {
                 cells.push(entry.made(|m| Some(m.seconds / failures as f64)));
             }
             if let Some(pareto) = &self.pareto {
-                let area = |run: &Run| (!run.points.is_empty()).then(|| hypervolume(&pareto.base, &run.points));
+                let area = |run: &Run| {
+                    (!run.points.is_empty()).then(|| hypervolume(&pareto.base, &run.points))
+                };
                 cells.push(if entry.is_base() { Cell::None } else { entry.all(area) });
             }
             cells
@@ -344,9 +380,17 @@ impl Comparison {
         )];
         notes.extend(self.asked.about.iter().cloned());
         if merit {
-            let ends_alone = |entry: &&Entry| !entry.is_base() && entry.runs.iter().any(|run| run.points.len() == 1);
-            let ends: Vec<&str> = self.entries.iter().filter(ends_alone).map(|entry| entry.name.as_str()).collect();
-            if !ends.is_empty() && self.entries.iter().any(|entry| entry.runs.iter().any(|run| run.points.len() > 1)) {
+            let ends_alone = |entry: &&Entry| {
+                !entry.is_base() && entry.runs.iter().any(|run| run.points.len() == 1)
+            };
+            let ends: Vec<&str> =
+                self.entries.iter().filter(ends_alone).map(|entry| entry.name.as_str()).collect();
+            if !ends.is_empty()
+                && self
+                    .entries
+                    .iter()
+                    .any(|entry| entry.runs.iter().any(|run| run.points.len() > 1))
+            {
                 notes.push(format!(
                     "Of {} no states of the way were kept: the area is of the end alone, where others may owe some to earlier \
                      states.",
@@ -360,7 +404,9 @@ impl Comparison {
                  at random, and ran once."
             ));
         }
-        if let (true, Some(toxicity), Some(perplexity)) = (merit, &self.asked.toxicity, &self.asked.perplexity) {
+        if let (true, Some(toxicity), Some(perplexity)) =
+            (merit, &self.asked.toxicity, &self.asked.perplexity)
+        {
             notes.push(format!(
                 "Area: of the box from vanilla's perplexity and no toxicity to {WORST} times that perplexity and vanilla's \
                  toxicity, the share in which some state of the run is better in both ({toxicity} against {perplexity}); 1 is no \
@@ -369,7 +415,13 @@ impl Comparison {
         }
         let rows = self.rows(cells);
         notes.extend(notes_of(&rows));
-        Ok(Sheet { id: "table1".into(), title: format!("Repairs of {}", self.base.name), columns, rows, notes })
+        Ok(Sheet {
+            id: "table1".into(),
+            title: format!("Repairs of {}", self.base.name),
+            columns,
+            rows,
+            notes,
+        })
     }
 
     /// Table 2: what the repairs took.
@@ -404,7 +456,13 @@ impl Comparison {
             "Peak memory is of the whole process.".into(),
         ];
         notes.extend(notes_of(&rows));
-        Sheet { id: "table2".into(), title: format!("Cost of the repairs of {}", self.base.name), columns, rows, notes }
+        Sheet {
+            id: "table2".into(),
+            title: format!("Cost of the repairs of {}", self.base.name),
+            columns,
+            rows,
+            notes,
+        }
     }
 
     /// Table 3: the ablations of selection, where there are any.
@@ -415,9 +473,12 @@ impl Comparison {
             return None;
         }
         let mut sheet = self.table1().ok()?;
-        sheet.rows.retain(|row| self.entries.iter().any(|e| e.name == row.name && (e.is_base() || of(&e.method))));
+        sheet.rows.retain(|row| {
+            self.entries.iter().any(|e| e.name == row.name && (e.is_base() || of(&e.method)))
+        });
         sheet.id = "table3".into();
-        sheet.title = format!("Selecting the block: dynamic, fixed, least sensitive ({})", self.base.name);
+        sheet.title =
+            format!("Selecting the block: dynamic, fixed, least sensitive ({})", self.base.name);
         sheet.notes.truncate(1);
         sheet.notes.extend(notes_of(&sheet.rows));
         Some(sheet)
@@ -447,7 +508,8 @@ impl Comparison {
             out += "\n";
         }
         if self.pareto.is_some() {
-            out += "### Toxicity against perplexity\n\n![toxicity against perplexity](pareto.svg)\n\n";
+            out +=
+                "### Toxicity against perplexity\n\n![toxicity against perplexity](pareto.svg)\n\n";
         }
         if self.sensitivity.is_some() {
             out += &format!(
@@ -473,9 +535,12 @@ impl Comparison {
         const MOST: usize = 4;
         const NAME: usize = 16;
         let [gain, cost, ..] = self.sheets.as_slice() else { return String::new() };
-        let find = |sheet: &Sheet, start: &str| sheet.columns.iter().position(|c| c.name.starts_with(start));
-        let leading =
-            LEADING.iter().filter_map(|(start, name, digits)| Some((gain, find(gain, start)?, *name, *digits)));
+        let find = |sheet: &Sheet, start: &str| {
+            sheet.columns.iter().position(|c| c.name.starts_with(start))
+        };
+        let leading = LEADING
+            .iter()
+            .filter_map(|(start, name, digits)| Some((gain, find(gain, start)?, *name, *digits)));
         let seconds = match find(gain, "seconds a failure") {
             Some(at) => Some((gain, at, "s a failure", 3)),
             None => find(cost, "seconds").map(|at| (cost, at, "seconds", 0)),
@@ -502,10 +567,9 @@ impl Comparison {
         };
         let mut notes = vec![format!("{} Best *, second best °.", self.about_seeds())];
         notes.extend(
-            self.asked
-                .perplexity
-                .iter()
-                .map(|text| format!("Perplexity: of {}.", text.trim_start_matches("perplexity of "))),
+            self.asked.perplexity.iter().map(|text| {
+                format!("Perplexity: of {}.", text.trim_start_matches("perplexity of "))
+            }),
         );
         notes.extend(notes_of(&gain.rows));
         let (columns, rows) = (columns.collect(), gain.rows.iter().map(row).collect());
@@ -515,7 +579,9 @@ impl Comparison {
 
 /// What is missing in a table, a note a row.
 fn notes_of(rows: &[Line]) -> impl Iterator<Item = String> {
-    rows.iter().filter(|row| !row.note.is_empty()).map(|row| format!("{}.", row.note.trim_end_matches('.')))
+    rows.iter()
+        .filter(|row| !row.note.is_empty())
+        .map(|row| format!("{}.", row.note.trim_end_matches('.')))
 }
 
 #[cfg(test)]
@@ -523,7 +589,14 @@ mod tests {
     use super::*;
 
     fn figure(name: &str, value: f64) -> Figure {
-        Figure { name: name.into(), value: Some(value), low: None, high: None, real: None, digits: 2 }
+        Figure {
+            name: name.into(),
+            value: Some(value),
+            low: None,
+            high: None,
+            real: None,
+            digits: 2,
+        }
     }
 
     fn run(seed: u64, toxicity: f64) -> Run {
@@ -542,7 +615,10 @@ mod tests {
             settings: BTreeMap::new(),
             neurons: None,
         };
-        let figures = vec![figure("toxicity (mean score × 100)", toxicity), figure("perplexity of wiki", 20.0)];
+        let figures = vec![
+            figure("toxicity (mean score × 100)", toxicity),
+            figure("perplexity of wiki", 20.0),
+        ];
         Run { seed, made: Some(made), failed: None, figures, points: Vec::new() }
     }
 
@@ -565,7 +641,12 @@ mod tests {
             runs: runs.clone(),
         };
         let entries = std::iter::once(vanilla).chain(rows.iter().map(row)).collect();
-        let asked = Asked { about: Vec::new(), toxicity: None, perplexity: None, less_is_better: BTreeMap::new() };
+        let asked = Asked {
+            about: Vec::new(),
+            toxicity: None,
+            perplexity: None,
+            less_is_better: BTreeMap::new(),
+        };
         Comparison::new(base, Vec::new(), None, asked, entries, None).expect("a comparison")
     }
 
@@ -574,26 +655,43 @@ mod tests {
     fn seeds_are_those_of_the_runs() {
         let three = vec![run(1, 10.0), run(2, 20.0), run(3, 30.0)];
         let two = vec![run(1, 10.0), run(2, 20.0), Run::failed(3, "50 % of {it}".into())];
-        let found = comparison(&[("irepair-min", three), ("dapt", two), ("star", vec![run(1, 1.0)])]);
+        let found =
+            comparison(&[("irepair-min", three), ("dapt", two), ("star", vec![run(1, 1.0)])]);
         assert_eq!(found.seed_count(), 3);
         assert_eq!(found.sheets.len(), 3);
         for sheet in &found.sheets {
-            assert!(sheet.notes[0].starts_with("Mean ± standard error over 3 seeds."), "{:?}", sheet.notes);
-            let said = sheet.notes.contains(&"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}.".to_owned());
+            assert!(
+                sheet.notes[0].starts_with("Mean ± standard error over 3 seeds."),
+                "{:?}",
+                sheet.notes
+            );
+            let said = sheet
+                .notes
+                .contains(&"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}.".to_owned());
             // Table 3 has other rows.
             assert_eq!(said, sheet.id != "table3", "{:?}", sheet.notes);
             assert!(!sheet.notes.iter().any(|note| note.contains("star: ")), "{:?}", sheet.notes);
         }
         let table = &found.sheets[1];
         let csv = String::from_utf8(table.csv().expect("csv")).expect("utf-8");
-        assert!(csv.contains(",\"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}\"\n"), "{csv}");
+        assert!(
+            csv.contains(",\"dapt: 2 of 3 seeds; dapt, seed 3: failed: 50 % of {it}\"\n"),
+            "{csv}"
+        );
         assert!(table.latex().contains("failed: 50 \\% of \\{it\\}."), "{}", table.latex());
         let text = found.text();
-        assert!(text.contains("Mean ± standard error over 3 seeds.") && text.contains("dapt: 2 of 3 seeds"), "{text}");
+        assert!(
+            text.contains("Mean ± standard error over 3 seeds.")
+                && text.contains("dapt: 2 of 3 seeds"),
+            "{text}"
+        );
         let table: Vec<&str> = text.lines().skip(1).take(5).collect();
         assert_eq!(table[0], "             toxicity   perplexity   seconds");
         assert_eq!(table[1], "vanilla          50.0         20.0         –");
         assert_eq!(table[2], "irepair-min  20.0±5.8     20.0±0.0       2±0*");
-        assert_eq!(comparison(&[("dapt", vec![run(1, 1.0)])]).sheets[0].notes[0].split('.').next(), Some("One seed"));
+        assert_eq!(
+            comparison(&[("dapt", vec![run(1, 1.0)])]).sheets[0].notes[0].split('.').next(),
+            Some("One seed")
+        );
     }
 }

@@ -10,11 +10,12 @@ use serde_json::Value;
 
 use super::neurons::{NEURONS, NeuronsRecord};
 use super::{FORMAT_VERSION, RunRecord, Sample};
-use crate::fault::Fault;
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::files;
 use crate::model::Model;
 use crate::slice::{Slice, Unit};
-use crate::train::{Line, StepLine, TrialLine, ValidationLine};
-use crate::{bail_input, state};
+use crate::train::log::{Line, StepLine, TrialLine, ValidationLine};
 
 /// What is in a run folder.
 pub struct RunFolder {
@@ -37,11 +38,16 @@ pub struct RunFolder {
 impl RunFolder {
     /// Reads a run folder. Errors (bad input) if it is none, or of another format version.
     pub fn open(dir: &Path) -> Result<Self> {
-        let (record_path, log_path) = (dir.join("irepair/run.json"), dir.join("irepair/steps.jsonl"));
+        let (record_path, log_path) =
+            (dir.join("irepair/run.json"), dir.join("irepair/steps.jsonl"));
         if !record_path.is_file() && !log_path.is_file() {
-            let partial = state::partial(dir);
+            let partial = files::partial(dir);
             if partial.is_dir() {
-                bail_input!("{}: no such run; an unfinished one is in {}", dir.display(), partial.display());
+                bail_input!(
+                    "{}: no such run; an unfinished one is in {}",
+                    dir.display(),
+                    partial.display()
+                );
             }
             bail_input!("{}: no run of irepair (no irepair/run.json in it)", dir.display());
         }
@@ -49,9 +55,11 @@ impl RunFolder {
         let mut gaps = Vec::new();
         let lines: Vec<Line> = read_lines(&log_path, &mut gaps)?;
         let samples_path = dir.join("irepair/samples.jsonl");
-        let samples = if samples_path.is_file() { read_lines(&samples_path, &mut gaps)? } else { Vec::new() };
+        let samples =
+            if samples_path.is_file() { read_lines(&samples_path, &mut gaps)? } else { Vec::new() };
         let neurons_path = dir.join("irepair").join(NEURONS);
-        let neurons = match std::fs::read(&neurons_path).map(|bytes| serde_json::from_slice(&bytes)) {
+        let neurons = match std::fs::read(&neurons_path).map(|bytes| serde_json::from_slice(&bytes))
+        {
             Ok(Ok(neurons)) => Some(neurons),
             Ok(Err(e)) => {
                 gaps.push(format!("{NEURONS} can't be read: {e}"));
@@ -64,7 +72,8 @@ impl RunFolder {
                 None
             }
         };
-        let (mut steps, mut validations, mut trials) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let (mut steps, mut validations, mut trials) =
+            (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for line in lines {
             match line {
                 Line::Step(line) => drop(steps.insert(line.step, line)),
@@ -76,7 +85,8 @@ impl RunFolder {
         gaps.extend(outside("steps", &mut steps, 1..=end));
         // The base is validated before the first step.
         gaps.extend(outside("validations", &mut validations, 0..=end));
-        let made = record.as_ref().map(|r| r.steps).or(steps.keys().next_back().copied()).unwrap_or(0);
+        let made =
+            record.as_ref().map(|r| r.steps).or(steps.keys().next_back().copied()).unwrap_or(0);
         let mut missing = Vec::new();
         let mut next = 1;
         for step in steps.keys().copied().chain([made.saturating_add(1)]) {
@@ -111,7 +121,8 @@ impl RunFolder {
         if !self.block_parameters.is_empty() {
             return self.block_parameters.len();
         }
-        let mut measured: Vec<usize> = self.steps.iter().map(|s| s.sensitivity.len()).filter(|n| *n > 0).collect();
+        let mut measured: Vec<usize> =
+            self.steps.iter().map(|s| s.sensitivity.len()).filter(|n| *n > 0).collect();
         measured.sort_unstable();
         let sliced = || self.sliced().keys().next_back().map(|b| b + 1);
         measured.get(measured.len() / 2).copied().or_else(sliced).unwrap_or(0)
@@ -130,7 +141,9 @@ impl RunFolder {
 
     /// How often each block was sliced.
     pub fn sliced(&self) -> BTreeMap<usize, usize> {
-        self.record.as_ref().map_or_else(|| super::count_blocks(&self.steps), |r| r.sliced.clone())
+        self.record
+            .as_ref()
+            .map_or_else(|| crate::train::log::count_blocks(&self.steps), |r| r.sliced.clone())
     }
 
     /// How often each block or sublayer was sliced, as the log names them.
@@ -152,7 +165,9 @@ impl RunFolder {
 
 /// `run.json`. Errors (bad input) if it is broken or of another format version.
 pub fn read_record(path: &Path) -> Result<RunRecord> {
-    let broken = |e: &dyn std::fmt::Display| Fault::Input(format!("{}: a broken record: {e}", path.display()));
+    let broken = |e: &dyn std::fmt::Display| {
+        Error::Input(format!("{}: a broken record: {e}", path.display()))
+    };
     let bytes = std::fs::read(path).map_err(|e| broken(&e))?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(&e))?;
     if value["format_version"] != FORMAT_VERSION {
@@ -166,7 +181,11 @@ pub fn read_record(path: &Path) -> Result<RunRecord> {
 }
 
 /// Takes out the lines of steps that the run has not made, which are a gap.
-fn outside<T>(what: &str, lines: &mut BTreeMap<usize, T>, made: RangeInclusive<usize>) -> Option<String> {
+fn outside<T>(
+    what: &str,
+    lines: &mut BTreeMap<usize, T>,
+    made: RangeInclusive<usize>,
+) -> Option<String> {
     let mut numbers = Vec::new();
     lines.retain(|step, _| {
         let inside = made.contains(step);
@@ -175,8 +194,13 @@ fn outside<T>(what: &str, lines: &mut BTreeMap<usize, T>, made: RangeInclusive<u
         }
         inside
     });
-    let of = if *made.end() < usize::MAX { format!("a run of {} steps", made.end()) } else { "a run".into() };
-    (!numbers.is_empty()).then(|| format!("steps.jsonl has {what} that {of} can't have: {}", named(&numbers)))
+    let of = if *made.end() < usize::MAX {
+        format!("a run of {} steps", made.end())
+    } else {
+        "a run".into()
+    };
+    (!numbers.is_empty())
+        .then(|| format!("steps.jsonl has {what} that {of} can't have: {}", named(&numbers)))
 }
 
 /// The lines that can be read; the others are a gap.
@@ -230,7 +254,11 @@ mod tests {
         std::fs::write(&path, b"1\nx\n\n\xff\n2\n3").expect("file");
         let mut gaps = Vec::new();
         assert_eq!(read_lines::<u8>(&path, &mut gaps).expect("lines"), [1, 2, 3]);
-        assert!(read_lines::<u8>(&dir.path().join("none.jsonl"), &mut gaps).expect("nothing").is_empty());
+        assert!(
+            read_lines::<u8>(&dir.path().join("none.jsonl"), &mut gaps)
+                .expect("nothing")
+                .is_empty()
+        );
         assert_eq!(gaps, ["lines.jsonl can't be read at line 2–4", "none.jsonl is missing"]);
         let many: Vec<_> = (0..100).map(|n| 2 * n..=2 * n).collect();
         assert!(named(&many).ends_with("38, …"));

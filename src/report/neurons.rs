@@ -3,8 +3,8 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::methods::neuron::Patient;
-use crate::methods::neuron::change::{Changed, Promoted, promoted};
+use crate::step::neurons::Patient;
+use crate::step::neurons::change::{Changed, Promoted, promoted};
 use crate::tokens::Encoder;
 
 /// Its name in `irepair/`.
@@ -28,15 +28,26 @@ pub struct NeuronsRecord {
 
 impl NeuronsRecord {
     pub fn new(patient: &Patient, encoder: &Encoder, changed: &Changed) -> Result<Self> {
-        let words = |ids: &[u32]| ids.iter().map(|id| encoder.token(*id)).collect::<Result<Vec<String>>>();
+        let words =
+            |ids: &[u32]| ids.iter().map(|id| encoder.token(*id)).collect::<Result<Vec<String>>>();
         let in_words = |Promoted { block, neuron, norm, base_norm, before, after }| {
-            Ok(Promoted { block, neuron, norm, base_norm, before: words(&before)?, after: words(&after)? })
+            Ok(Promoted {
+                block,
+                neuron,
+                norm,
+                base_norm,
+                before: words(&before)?,
+                after: words(&after)?,
+            })
         };
         Ok(Self {
             blocks: patient.model.sizes().blocks,
             neurons: patient.mlp.neurons,
             changed: changed.clone(),
-            most: promoted(patient, changed, MOST, TOKENS)?.into_iter().map(in_words).collect::<Result<_>>()?,
+            most: promoted(patient, changed, MOST, TOKENS)?
+                .into_iter()
+                .map(in_words)
+                .collect::<Result<_>>()?,
         })
     }
 }

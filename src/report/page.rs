@@ -3,7 +3,8 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::plot::{self, Picture};
+use super::plot;
+use super::plot::Picture;
 
 const STYLE: &str = include_str!("page/page.css");
 /// Nothing is loaded or run, whatever the data say.
@@ -123,5 +124,7 @@ pub fn tile(name: &str, before: Option<&str>, after: &str, change: &str) -> Mark
 
 /// Data may hold control characters, a page may not.
 fn without_controls(page: &str) -> String {
-    page.chars().map(|c| if c.is_control() && !c.is_ascii_whitespace() { '\u{fffd}' } else { c }).collect()
+    page.chars()
+        .map(|c| if c.is_control() && !c.is_ascii_whitespace() { '\u{fffd}' } else { c })
+        .collect()
 }

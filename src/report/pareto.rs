@@ -31,7 +31,12 @@ pub const WORST: f64 = 1.25;
 pub fn hypervolume(base: &Point, points: &[Point]) -> f64 {
     let mut inside: Vec<(f64, f64)> = points
         .iter()
-        .map(|p| ((p.perplexity / base.perplexity - 1.0).max(0.0) / (WORST - 1.0), p.toxicity / base.toxicity))
+        .map(|p| {
+            (
+                (p.perplexity / base.perplexity - 1.0).max(0.0) / (WORST - 1.0),
+                p.toxicity / base.toxicity,
+            )
+        })
         .filter(|(cost, left)| *cost < 1.0 && *left < 1.0)
         .collect();
     inside.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
@@ -64,7 +69,9 @@ mod tests {
         assert!((hypervolume(&base, std::slice::from_ref(&half)) - 0.25).abs() < 1e-12);
         // A dominated point adds nothing; one that costs nothing and gains a fifth adds what the other has not.
         assert!((hypervolume(&base, &[half.clone(), point(30.0, 120.0)]) - 0.25).abs() < 1e-12);
-        assert!((hypervolume(&base, &[half, point(40.0, 100.0)]) - (0.2 + 0.5 * 0.3)).abs() < 1e-12);
+        assert!(
+            (hypervolume(&base, &[half, point(40.0, 100.0)]) - (0.2 + 0.5 * 0.3)).abs() < 1e-12
+        );
         assert_eq!(hypervolume(&base, &[point(10.0, 130.0), point(60.0, 100.0)]), 0.0);
     }
 }

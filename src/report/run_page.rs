@@ -4,13 +4,18 @@ use maud::{Markup, html};
 
 use super::folder::RunFolder;
 use super::neurons::NeuronsRecord;
-use super::page::{self, Section, facts, figure, table, tile, warning, words};
-use super::plot::{self, Bar, Heat, Line, Look, Map, Picture, bars, curves, heat, short};
-use super::{RunRecord, Sample, before_after, block_number, change_by_block, fields, not_measured, show};
-use crate::methods::neuron::change::Promoted;
-use crate::scorers::{self, Scored, TOXIC};
+use super::page;
+use super::page::{Section, facts, figure, table, tile, warning, words};
+use super::plot;
+use super::plot::{Bar, Heat, Line, Look, Map, Picture, bars, curves, heat, short};
+use super::{
+    RunRecord, Sample, before_after, block_number, change_by_block, fields, not_measured, show,
+};
+use crate::scorers;
+use crate::scorers::{Scored, TOXIC};
 use crate::slice::Part;
-use crate::train::{StepLine, ValidationLine};
+use crate::step::neurons::change::Promoted;
+use crate::train::log::{StepLine, ValidationLine};
 
 /// More samples than this are left in their file.
 const SAMPLES: usize = 60;
@@ -30,17 +35,35 @@ pub fn run_page(run: &RunFolder) -> String {
     ];
     match &run.neurons {
         Some(found) => {
-            sections.insert(0, Section { id: "changed", heading: "Which neurons changed", body: neurons(found) });
+            sections.insert(
+                0,
+                Section { id: "changed", heading: "Which neurons changed", body: neurons(found) },
+            );
         }
         // What a neuron-level repair has not.
         None if run.record.as_ref().is_some_and(|r| r.edits.is_some()) => {}
         None => {
-            sections.insert(0, Section { id: "sensitivity", heading: "Where the error is", body: sensitivity(run) });
-            sections.push(Section { id: "samples", heading: "Before and after", body: samples(run) });
+            sections.insert(
+                0,
+                Section {
+                    id: "sensitivity",
+                    heading: "Where the error is",
+                    body: sensitivity(run),
+                },
+            );
+            sections.push(Section {
+                id: "samples",
+                heading: "Before and after",
+                body: samples(run),
+            });
         }
     }
     if let Some(record) = &run.record {
-        sections.push(Section { id: "settings", heading: "Settings, versions, hashes", body: settings(record) });
+        sections.push(Section {
+            id: "settings",
+            heading: "Settings, versions, hashes",
+            body: settings(record),
+        });
     }
     page::page(&title, &lead(run), &sections)
 }
@@ -48,13 +71,24 @@ pub fn run_page(run: &RunFolder) -> String {
 /// The page's drawings.
 pub fn pictures(run: &RunFolder) -> Vec<Picture> {
     let neurons = run.neurons.as_ref().map(neuron_map);
-    neurons.into_iter().chain(heat_map(run)).chain(slices(run)).chain(curves_of(run, &drawings(run))).collect()
+    neurons
+        .into_iter()
+        .chain(heat_map(run))
+        .chain(slices(run))
+        .chain(curves_of(run, &drawings(run)))
+        .collect()
 }
 
 /// The hub's name, or the last part of a path.
 fn model(record: &RunRecord) -> &str {
     let is_path = record.base_revision.is_none();
-    record.model.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().filter(|_| is_path).unwrap_or(&record.model)
+    record
+        .model
+        .trim_end_matches(['/', '\\'])
+        .rsplit(['/', '\\'])
+        .next()
+        .filter(|_| is_path)
+        .unwrap_or(&record.model)
 }
 
 /// The figures before and after, and what a reader must know of the run.
@@ -94,21 +128,32 @@ fn lead(run: &RunFolder) -> Markup {
 
 fn neuron_map(found: &NeuronsRecord) -> Picture {
     let marked: Vec<(usize, usize)> = found.most.iter().map(|n| (n.block, n.neuron)).collect();
-    plot::neurons(&Map { blocks: found.blocks, width: found.neurons, changed: &found.changed, marked: &marked })
+    plot::neurons(&Map {
+        blocks: found.blocks,
+        width: found.neurons,
+        changed: &found.changed,
+        marked: &marked,
+    })
 }
 
 /// The map of the changed neurons, and what the most changed ones promote.
 fn neurons(found: &NeuronsRecord) -> Markup {
-    let quoted = |tokens: &[String]| tokens.iter().map(|token| format!("{token:?}")).collect::<Vec<_>>().join(" ");
+    let quoted = |tokens: &[String]| {
+        tokens.iter().map(|token| format!("{token:?}")).collect::<Vec<_>>().join(" ")
+    };
     let row = |n: &Promoted<String>| {
-        let relative = if n.base_norm > 0.0 { format!("{:.1} %", 100.0 * n.norm / n.base_norm) } else { "–".into() };
+        let relative = if n.base_norm > 0.0 {
+            format!("{:.1} %", 100.0 * n.norm / n.base_norm)
+        } else {
+            "–".into()
+        };
         let name = format!("{}, {}", n.block, n.neuron);
         [name, short(f64::from(n.norm)), relative, quoted(&n.before), quoted(&n.after)]
     };
     let rows: Vec<[String; 5]> = found.most.iter().map(row).collect();
-    let head = ["block, neuron", "norm of change", "of its norm", "promoted before", "promotes now"];
-    let caption =
-        "The most changed neurons, and the tokens whose logits their output rows raise most (head × output row)";
+    let head =
+        ["block, neuron", "norm of change", "of its norm", "promoted before", "promotes now"];
+    let caption = "The most changed neurons, and the tokens whose logits their output rows raise most (head × output row)";
     html! {
         (figure(&neuron_map(found)))
         (words(caption, &head, &rows))
@@ -123,13 +168,18 @@ fn sensitivity(run: &RunFolder) -> Markup {
     match heat_map(run) {
         Some(picture) => figure(&picture),
         None if run.steps.is_empty() => html! { p { (NO_STEP) } },
-        None => html! { p { "The method does not measure the sensitivity of the blocks at every step." } },
+        None => {
+            html! { p { "The method does not measure the sensitivity of the blocks at every step." } }
+        }
     }
 }
 
 fn blocks(run: &RunFolder) -> Markup {
-    let trials: Vec<[String; 2]> =
-        run.trials.iter().map(|t| [t.trial.join(" + "), t.valid_loss.map_or("diverged".into(), short)]).collect();
+    let trials: Vec<[String; 2]> = run
+        .trials
+        .iter()
+        .map(|t| [t.trial.join(" + "), t.valid_loss.map_or("diverged".into(), short)])
+        .collect();
     html! {
         @if run.slices_everything() {
             p { "Every step changed the whole model." }
@@ -155,7 +205,9 @@ fn slices(run: &RunFolder) -> Option<Picture> {
     let found: Vec<Bar> = if sublayers {
         units.iter().map(|(unit, steps)| filled(unit.to_string(), *steps)).collect()
     } else {
-        (0..run.blocks()).map(|b| filled(b.to_string(), whole.get(&b).copied().unwrap_or(0))).collect()
+        (0..run.blocks())
+            .map(|b| filled(b.to_string(), whole.get(&b).copied().unwrap_or(0)))
+            .collect()
     };
     let subtitle = if sublayers { "steps, by sublayer" } else { "steps, by block" };
     Some(bars("sliced", "How often each was sliced", subtitle, &found))
@@ -164,11 +216,17 @@ fn slices(run: &RunFolder) -> Option<Picture> {
 /// Sensitivity, slices and change of every block.
 fn block_table(run: &RunFolder) -> Markup {
     let blocks = run.blocks();
-    let measured: Vec<&StepLine> = run.steps.iter().filter(|s| s.sensitivity.len() == blocks).collect();
+    let measured: Vec<&StepLine> =
+        run.steps.iter().filter(|s| s.sensitivity.len() == blocks).collect();
     let sliced = run.sliced();
-    let changes = run.record.as_ref().map_or_else(Default::default, |r| change_by_block(&r.changed, block_number));
+    let changes = run
+        .record
+        .as_ref()
+        .map_or_else(Default::default, |r| change_by_block(&r.changed, block_number));
     let none = || "–".to_owned();
-    let percent = |part: f64, whole: f64| if whole > 0.0 { format!("{:.2} %", 100.0 * part / whole) } else { none() };
+    let percent = |part: f64, whole: f64| {
+        if whole > 0.0 { format!("{:.2} %", 100.0 * part / whole) } else { none() }
+    };
     let row = |block: Option<usize>| {
         let mean = block.filter(|_| !measured.is_empty()).map(|b| {
             let sum: f64 = measured.iter().map(|s| s.sensitivity[b]).sum();
@@ -181,7 +239,9 @@ fn block_table(run: &RunFolder) -> Markup {
         [
             block.map_or("outside".into(), |b| b.to_string()),
             mean.unwrap_or_else(none),
-            steps.unwrap_or_else(|| if block.is_some() && !run.slices_everything() { "0".into() } else { none() }),
+            steps.unwrap_or_else(|| {
+                if block.is_some() && !run.slices_everything() { "0".into() } else { none() }
+            }),
             change.map_or_else(none, |c| short(c.norm)),
             change.map_or_else(none, |c| percent(c.norm, c.base_norm)),
             touched.unwrap_or_else(none),
@@ -191,9 +251,15 @@ fn block_table(run: &RunFolder) -> Markup {
     if changes.contains_key(&None) {
         rows.push(row(None));
     }
-    let caption =
-        "Every block: how sensitive, how often sliced, how far changed, and how much of it lies in changed tensors";
-    let head = ["block", "mean sensitivity", "steps sliced", "norm of change", "of its norm", "of its parameters"];
+    let caption = "Every block: how sensitive, how often sliced, how far changed, and how much of it lies in changed tensors";
+    let head = [
+        "block",
+        "mean sensitivity",
+        "steps sliced",
+        "norm of change",
+        "of its norm",
+        "of its parameters",
+    ];
     table(caption, &head, &rows)
 }
 
@@ -220,18 +286,32 @@ fn drawings(run: &RunFolder) -> [Drawing; 6] {
         (
             "nll",
             "NLL (nats a token)",
-            vec![line("chosen", Look::Solid, of(|s| s.nll_good)), line("rejected", Look::Dashed, of(|s| s.nll_bad))],
+            vec![
+                line("chosen", Look::Solid, of(|s| s.nll_good)),
+                line("rejected", Look::Dashed, of(|s| s.nll_bad)),
+            ],
         ),
         ("kl", "KL from the base (nats a token)", vec![line("KL", Look::Solid, of(|s| s.kl))]),
-        ("ppl", "Perplexity of the guard's text", vec![line("perplexity", Look::Dots, validations(|v| v.ppl))]),
-        ("grad-norm", "Gradient norm", vec![line("before clipping", Look::Solid, of(|s| Some(s.grad_norm)))]),
+        (
+            "ppl",
+            "Perplexity of the guard's text",
+            vec![line("perplexity", Look::Dots, validations(|v| v.ppl))],
+        ),
+        (
+            "grad-norm",
+            "Gradient norm",
+            vec![line("before clipping", Look::Solid, of(|s| Some(s.grad_norm)))],
+        ),
         ("lr", "Learning rate", vec![line("learning rate", Look::Solid, of(|s| Some(s.lr)))]),
     ]
 }
 
 /// Of those there is something to draw of.
 fn curves_of(run: &RunFolder, drawings: &[Drawing]) -> Vec<Picture> {
-    drawings.iter().filter_map(|(id, title, lines)| curves(id, title, lines, run.last(), run.kept())).collect()
+    drawings
+        .iter()
+        .filter_map(|(id, title, lines)| curves(id, title, lines, run.last(), run.kept()))
+        .collect()
 }
 
 fn progress(run: &RunFolder) -> Markup {
@@ -265,7 +345,8 @@ fn summary(name: String, line: &Line) -> Option<[String; 5]> {
 fn samples(run: &RunFolder) -> Markup {
     let rude = |score: Option<f64>| score.is_some_and(|s| s >= TOXIC);
     // What the repair did not mend must not be hidden among what it did.
-    let (still, other): (Vec<&Sample>, Vec<&Sample>) = run.samples.iter().partition(|s| rude(s.score_after));
+    let (still, other): (Vec<&Sample>, Vec<&Sample>) =
+        run.samples.iter().partition(|s| rude(s.score_after));
     let all = run.samples.len();
     let shown: Vec<&Sample> = still.iter().chain(&other).copied().take(SAMPLES).collect();
     let prompts: Vec<&str> = shown.iter().map(|sample| sample.prompt.as_str()).collect();
@@ -305,8 +386,10 @@ fn scores_of(texts: &[&str]) -> Vec<Option<f64>> {
         Scored::Score(score) => Some(score),
         Scored::Failed(_) => None,
     };
-    let scored = scorers::open(EMBEDDED, &scorers::Options::default()).and_then(|scorer| scorer.score(texts));
-    scored.map_or_else(|_| vec![None; texts.len()], |scored| scored.into_iter().map(score).collect())
+    let scored = scorers::open(EMBEDDED, &scorers::Options::default())
+        .and_then(|scorer| scorer.score(texts));
+    scored
+        .map_or_else(|_| vec![None; texts.len()], |scored| scored.into_iter().map(score).collect())
 }
 
 /// Whether a text is behind a veil: a rude one, and one of which nobody knows.
@@ -362,7 +445,8 @@ fn settings(record: &RunRecord) -> Markup {
     ];
     run.extend(record.peak_rss_mib.map(|mib| ("peak memory", format!("{mib} MiB"))));
     let run: Vec<[String; 2]> = run.into_iter().map(|(name, value)| [name.into(), value]).collect();
-    let hashes: Vec<[String; 2]> = record.base_sha256.iter().map(|(f, hash)| [f.clone(), hash.clone()]).collect();
+    let hashes: Vec<[String; 2]> =
+        record.base_sha256.iter().map(|(f, hash)| [f.clone(), hash.clone()]).collect();
     html! {
         div.pair {
             (facts("Settings, as they were resolved", &record.resolved_settings()))

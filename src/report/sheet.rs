@@ -41,7 +41,9 @@ impl Cell {
     fn show(&self, digits: usize, plus_minus: &str) -> String {
         match self {
             Cell::Number { mean, error: None } => format!("{mean:.digits$}"),
-            Cell::Number { mean, error: Some(error) } => format!("{mean:.digits$}{plus_minus}{error:.digits$}"),
+            Cell::Number { mean, error: Some(error) } => {
+                format!("{mean:.digits$}{plus_minus}{error:.digits$}")
+            }
             Cell::Text(text) => text.clone(),
             Cell::None => "–".into(),
         }
@@ -124,11 +126,14 @@ impl Sheet {
             let mean = row.cells[column].mean()?;
             format!("{mean:.*}", self.columns[column].digits).parse::<f64>().ok()
         };
-        let (true, Some(own)) = (self.rows[row].marked, shown(&self.rows[row])) else { return Rank::Other };
+        let (true, Some(own)) = (self.rows[row].marked, shown(&self.rows[row])) else {
+            return Rank::Other;
+        };
         if self.columns[column].worst == Some(own) {
             return Rank::Other;
         }
-        let mut better: Vec<f64> = self.rows.iter().filter(|r| r.marked).filter_map(shown).collect();
+        let mut better: Vec<f64> =
+            self.rows.iter().filter(|r| r.marked).filter_map(shown).collect();
         better.retain(|v| if less { *v < own } else { *v > own });
         better.sort_by(f64::total_cmp);
         better.dedup();
@@ -142,7 +147,11 @@ impl Sheet {
     fn cells(&self, plus_minus: &str, mark: impl Fn(Rank, String) -> String) -> Vec<Vec<String>> {
         let row = |(r, line): (usize, &Line)| {
             let cells = line.cells.iter().zip(&self.columns).enumerate();
-            cells.map(|(c, (cell, column))| mark(self.rank(r, c), cell.show(column.digits, plus_minus))).collect()
+            cells
+                .map(|(c, (cell, column))| {
+                    mark(self.rank(r, c), cell.show(column.digits, plus_minus))
+                })
+                .collect()
         };
         self.rows.iter().enumerate().map(row).collect()
     }
@@ -186,15 +195,24 @@ impl Sheet {
     /// A column of means and one of standard errors each; last what is missing in a row.
     pub fn csv(&self) -> Result<Vec<u8>> {
         let mut csv = csv::Writer::from_writer(Vec::new());
-        let names = self.columns.iter().flat_map(|c| [c.name.clone(), format!("{} (standard error)", c.name)]);
-        csv.write_record(std::iter::once("row".to_owned()).chain(names).chain(["note".to_owned()]))?;
+        let names = self
+            .columns
+            .iter()
+            .flat_map(|c| [c.name.clone(), format!("{} (standard error)", c.name)]);
+        csv.write_record(
+            std::iter::once("row".to_owned()).chain(names).chain(["note".to_owned()]),
+        )?;
         for line in &self.rows {
             let cells = line.cells.iter().flat_map(|cell| match cell {
-                Cell::Number { mean, error } => [mean.to_string(), error.map_or(String::new(), |e| e.to_string())],
+                Cell::Number { mean, error } => {
+                    [mean.to_string(), error.map_or(String::new(), |e| e.to_string())]
+                }
                 Cell::Text(text) => [text.clone(), String::new()],
                 Cell::None => Default::default(),
             });
-            csv.write_record(std::iter::once(line.name.clone()).chain(cells).chain([line.note.clone()]))?;
+            csv.write_record(
+                std::iter::once(line.name.clone()).chain(cells).chain([line.note.clone()]),
+            )?;
         }
         csv.into_inner().context("a table as CSV")
     }
@@ -223,10 +241,19 @@ impl Sheet {
 
     /// For terminals: best marked with `*`, second best with `°`.
     pub fn text(&self) -> String {
-        let mut all = vec![std::iter::once(String::new()).chain(self.columns.iter().map(|c| c.name.clone())).collect()];
+        let mut all = vec![
+            std::iter::once(String::new())
+                .chain(self.columns.iter().map(|c| c.name.clone()))
+                .collect(),
+        ];
         all.extend(self.shown("±"));
         let widths: Vec<usize> = (0..=self.columns.len())
-            .map(|i| all.iter().map(|row: &Vec<String>| unmarked(&row[i]).0.chars().count()).max().unwrap_or(0))
+            .map(|i| {
+                all.iter()
+                    .map(|row: &Vec<String>| unmarked(&row[i]).0.chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
             .collect();
         let mut out = format!("{}\n", self.title);
         for row in &all {
@@ -235,7 +262,11 @@ impl Sheet {
                 let (bare, mark) = unmarked(cell);
                 let pad = " ".repeat(width - bare.chars().count());
                 // The mark stands beside the column.
-                line += &if index == 0 { format!("{cell}{pad}") } else { format!("  {pad}{bare}{mark:1}") };
+                line += &if index == 0 {
+                    format!("{cell}{pad}")
+                } else {
+                    format!("  {pad}{bare}{mark:1}")
+                };
             }
             out += line.trim_end();
             out += "\n";
@@ -303,14 +334,28 @@ mod tests {
         let ranks: Vec<Rank> = (0..5).map(|row| sheet.rank(row, 0)).collect();
         assert_eq!(ranks, [Rank::Other, Rank::Best, Rank::Best, Rank::Second, Rank::Other]);
         let markdown = sheet.markdown();
-        assert!(markdown.contains("| x | **2.0 ± 0.0** |") && markdown.contains("| z | *3.0* |"), "{markdown}");
+        assert!(
+            markdown.contains("| x | **2.0 ± 0.0** |") && markdown.contains("| z | *3.0* |"),
+            "{markdown}"
+        );
         assert!(markdown.contains("| failed | – |"), "{markdown}");
         let latex = sheet.latex();
-        assert!(latex.contains("x & \\textbf{2.0 $\\pm$ 0.0} \\\\") && latex.contains("a\\_b"), "{latex}");
+        assert!(
+            latex.contains("x & \\textbf{2.0 $\\pm$ 0.0} \\\\") && latex.contains("a\\_b"),
+            "{latex}"
+        );
         assert!(latex.contains("\\caption{Of 100 \\%}"), "{latex}");
-        assert!(latex.ends_with("\\end{tabular}\n\n{\\footnotesize A note: 50 \\%.\\par}\n\\end{table}\n"), "{latex}");
+        assert!(
+            latex.ends_with(
+                "\\end{tabular}\n\n{\\footnotesize A note: 50 \\%.\\par}\n\\end{table}\n"
+            ),
+            "{latex}"
+        );
         let csv = String::from_utf8(sheet.csv().expect("csv")).expect("utf-8");
-        assert!(csv.starts_with("row,a_b,a_b (standard error),note\nvanilla,0,,\nx,2.02,0.02"), "{csv}");
+        assert!(
+            csv.starts_with("row,a_b,a_b (standard error),note\nvanilla,0,,\nx,2.02,0.02"),
+            "{csv}"
+        );
         assert!(csv.ends_with("failed,,,no <memory>\n"), "{csv}");
         let text = "Of 100 %\n             a_b\nvanilla      0.0\nx        2.0±0.0*\ny            2.0*\n\
                     z            3.0°\nfailed         –\nA note: 50 %.\n";
@@ -319,8 +364,12 @@ mod tests {
 
     #[test]
     fn the_worst_there_can_be_is_not_second_best() {
-        let row =
-            |share: f64| Line { name: "x".into(), marked: true, cells: vec![Cell::of(&[share])], note: String::new() };
+        let row = |share: f64| Line {
+            name: "x".into(),
+            marked: true,
+            cells: vec![Cell::of(&[share])],
+            note: String::new(),
+        };
         let columns = vec![Column::new("parameters changed (%)", 2).least().worst(100.0)];
         let rows = vec![row(99.999), row(20.0), row(30.0)];
         let mut sheet = Sheet { columns, rows, ..sheet() };
@@ -334,7 +383,9 @@ mod tests {
     /// ±: of 1, 2, 3 the sample's deviation is 1, the standard error 1/√3.
     #[test]
     fn standard_errors() {
-        let Cell::Number { mean, error: Some(error) } = Cell::of(&[1.0, 2.0, 3.0]) else { panic!("a number") };
+        let Cell::Number { mean, error: Some(error) } = Cell::of(&[1.0, 2.0, 3.0]) else {
+            panic!("a number")
+        };
         assert!((mean - 2.0).abs() < 1e-12 && (error - 1.0 / 3f64.sqrt()).abs() < 1e-12);
     }
 }

@@ -31,7 +31,10 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
 mod tests {
     #[test]
     fn columns_align() {
-        let table = super::table(["block", "n"], &[["0".into(), "10".into()], ["long name".into(), "7".into()]]);
+        let table = super::table(
+            ["block", "n"],
+            &[["0".into(), "10".into()], ["long name".into(), "7".into()]],
+        );
         assert_eq!(table, "block       n\n0          10\nlong name   7\n");
     }
 }

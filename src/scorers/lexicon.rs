@@ -12,7 +12,10 @@ pub const ABOUT: &str = "a word list (rustrict): finds rude words, not rude mean
 
 /// How severe a kind of word is: 0 none, 1 mild, 2 moderate, 3 severe.
 fn severity(found: Type, kind: Type) -> u32 {
-    [Type::MILD, Type::MODERATE, Type::SEVERE].iter().position(|s| found.is(kind & *s)).map_or(0, |i| i as u32 + 1)
+    [Type::MILD, Type::MODERATE, Type::SEVERE]
+        .iter()
+        .position(|s| found.is(kind & *s))
+        .map_or(0, |i| i as u32 + 1)
 }
 
 /// With s the sum of the severities of profane, offensive, sexual and mean words: (s + 1)/(s + 3) where rustrict calls the

@@ -1,6 +1,7 @@
 //! *Scorers* give a text a toxicity in 0..=1. Scores of different scorers don't compare. One file and one line of
 //! [`SCORERS`] each.
 
+pub mod calibration;
 mod classifier;
 mod lexicon;
 mod openai;
@@ -14,7 +15,7 @@ use anyhow::Result;
 pub use replay::score_of as stored_score;
 
 use crate::bail_input;
-use crate::fault::Fault;
+use crate::base::error::Error;
 
 /// What became of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +90,7 @@ pub fn open(spec: &str, options: &Options) -> Result<Box<dyn Scorer>> {
     let (name, argument) = spec.split_once(':').unwrap_or((spec, ""));
     let Some(entry) = SCORERS.iter().find(|s| s.name == name) else {
         let names: Vec<&str> = SCORERS.iter().map(|s| s.name).collect();
-        return Err(Fault::Input(crate::config::unknown("scorer", name, &names)).into());
+        return Err(Error::Input(crate::base::error::unknown("scorer", name, &names)).into());
     };
     match (entry.takes, argument) {
         (Takes::Nothing, argument) if !argument.is_empty() => {
@@ -123,8 +124,12 @@ mod tests {
     #[test]
     fn scorers_score() {
         let texts = ["Thank you, that was very helpful.", "Shut up, you stupid fucking idiot.", ""];
-        for entry in SCORERS.iter().filter(|s| s.takes == Takes::Nothing && s.texts == Texts::Stay) {
-            let scores = open(entry.name, &Options::default()).expect(entry.name).score(&texts).expect("scores");
+        for entry in SCORERS.iter().filter(|s| s.takes == Takes::Nothing && s.texts == Texts::Stay)
+        {
+            let scores = open(entry.name, &Options::default())
+                .expect(entry.name)
+                .score(&texts)
+                .expect("scores");
             let scores: Vec<f64> = scores
                 .into_iter()
                 .map(|s| match s {
@@ -139,9 +144,11 @@ mod tests {
 
     #[test]
     fn what_can_be_no_scorer_is_refused() {
-        for (spec, words) in
-            [("lexcon", "did you mean \"lexicon\""), ("lexicon:x", "takes nothing"), ("replay", "replay:FILE")]
-        {
+        for (spec, words) in [
+            ("lexcon", "did you mean \"lexicon\""),
+            ("lexicon:x", "takes nothing"),
+            ("replay", "replay:FILE"),
+        ] {
             let error = open(spec, &Options::default()).err().expect(spec).to_string();
             assert!(error.contains(words), "{error}");
         }

@@ -7,13 +7,13 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::remote::{self, Answer, Answers, Key, Pace, Service};
+use super::remote;
+use super::remote::{Answer, Answers, Key, Pace, Service};
 use super::{Scored, Scorer};
 use crate::bail_input;
-use crate::environment::variable;
+use crate::base::environment::variable;
 
-pub const ABOUT: &str =
-    "moderations of OpenAI or a server like it (OPENAI_API_KEY, OPENAI_BASE_URL): the largest of harassment and hate";
+pub const ABOUT: &str = "moderations of OpenAI or a server like it (OPENAI_API_KEY, OPENAI_BASE_URL): the largest of harassment and hate";
 
 const BASE: &str = "https://api.openai.com/v1";
 const MODEL: &str = "omni-moderation-latest";
@@ -32,8 +32,14 @@ pub struct OpenAi {
 /// categories, so none of them must be there; without any of these there is no score.
 pub fn score_of(result: &Value) -> Option<f64> {
     let categories = result.get("category_scores")?.as_object()?;
-    let toxic = categories.iter().filter(|(name, _)| ["harassment", "hate"].iter().any(|kind| name.starts_with(kind)));
-    toxic.map(|(_, score)| score.as_f64()).collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
+    let toxic = categories
+        .iter()
+        .filter(|(name, _)| ["harassment", "hate"].iter().any(|kind| name.starts_with(kind)));
+    toxic
+        .map(|(_, score)| score.as_f64())
+        .collect::<Option<Vec<f64>>>()?
+        .into_iter()
+        .reduce(f64::max)
 }
 
 impl OpenAi {
@@ -69,10 +75,14 @@ impl OpenAi {
                 Some(Value::Array(results)) if results.len() == texts.len() => {
                     results.into_iter().map(Answer::Response).collect()
                 }
-                _ => each(Answer::Failed(format!("the answer has no \"results\" for {} texts", texts.len()))),
+                _ => each(Answer::Failed(format!(
+                    "the answer has no \"results\" for {} texts",
+                    texts.len()
+                ))),
             },
             Answer::Refused(_) if texts.len() > 1 => {
-                let alone: Vec<Vec<Answer>> = texts.iter().map(|text| self.ask(&[text])).collect::<Result<_>>()?;
+                let alone: Vec<Vec<Answer>> =
+                    texts.iter().map(|text| self.ask(&[text])).collect::<Result<_>>()?;
                 alone.concat()
             }
             answer => each(answer),
@@ -86,7 +96,8 @@ impl Scorer for OpenAi {
     }
 
     fn about(&self) -> String {
-        "the largest score of the categories harassment and hate; not on the scale of other scorers".into()
+        "the largest score of the categories harassment and hate; not on the scale of other scorers"
+            .into()
     }
 
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
@@ -101,7 +112,10 @@ mod tests {
     #[test]
     fn the_score_is_the_largest_of_harassment_and_hate() {
         let of = |scores: Value| score_of(&json!({ "category_scores": scores }));
-        assert_eq!(of(json!({"harassment": 0.2, "hate/threatening": 0.4, "violence": 0.9, "hate": 0.1})), Some(0.4));
+        assert_eq!(
+            of(json!({"harassment": 0.2, "hate/threatening": 0.4, "violence": 0.9, "hate": 0.1})),
+            Some(0.4)
+        );
         assert_eq!(of(json!({"harassment/threatening": 0.3, "sexual": 0.9})), Some(0.3));
         assert_eq!(of(json!({"violence": 0.9, "illicit": null})), None);
         assert_eq!(of(json!({"hate": 0.1, "harassment": null})), None);

@@ -11,13 +11,13 @@ use std::time::SystemTime;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::remote::{self, AT_ONCE, Answers, Key, Pace, Service};
+use super::remote;
+use super::remote::{AT_ONCE, Answers, Key, Pace, Service};
 use super::{Scored, Scorer};
 use crate::bail_input;
-use crate::environment::variable;
+use crate::base::environment::variable;
 
-pub const ABOUT: &str =
-    "Google's Perspective API, which ends on 31 December 2026 (PERSPECTIVE_API_KEY; PERSPECTIVE_API_QPS, 1)";
+pub const ABOUT: &str = "Google's Perspective API, which ends on 31 December 2026 (PERSPECTIVE_API_KEY; PERSPECTIVE_API_QPS, 1)";
 
 const NAME: &str = "perspective:TOXICITY";
 const ENDPOINT: &str = "https://commentanalyzer.googleapis.com";
@@ -53,7 +53,10 @@ pub fn score_of(response: &Value) -> Option<f64> {
 
 /// What is sent; a text too long for the service is cut.
 fn request(text: &str) -> Value {
-    let end = (0..=text.len().min(LONGEST)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let end = (0..=text.len().min(LONGEST))
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or_default();
     json!({
         "comment": {"text": text[..end]},
         "languages": ["en"],
@@ -83,7 +86,9 @@ impl Perspective {
             None => 1.0,
             Some(text) => match text.trim().parse::<f64>() {
                 Ok(quota) if (0.001..=1e6).contains(&quota) => quota,
-                _ => bail_input!("PERSPECTIVE_API_QPS={text}: expected requests a second, like 1 or 0.5"),
+                _ => bail_input!(
+                    "PERSPECTIVE_API_QPS={text}: expected requests a second, like 1 or 0.5"
+                ),
             },
         };
         let endpoint = endpoint.unwrap_or_else(|| ENDPOINT.into());
@@ -91,7 +96,12 @@ impl Perspective {
         let url = format!("{}/v1alpha1/comments:analyze", endpoint.trim_end_matches('/'));
         let key = Key::new("PERSPECTIVE_API_KEY", "x-goog-api-key", "", &key)?;
         Ok(Self {
-            service: Service::new(format!("perspective at {host}"), url, Some(key), Pace::new(Some(quota))?),
+            service: Service::new(
+                format!("perspective at {host}"),
+                url,
+                Some(key),
+                Pace::new(Some(quota))?,
+            ),
             answers: Answers::open(&path, NAME, score_of)?,
             // A request takes less than a second, so that as many fill the quota.
             at_once: (quota.ceil() as usize).min(AT_ONCE),
@@ -109,7 +119,8 @@ impl Scorer for Perspective {
     }
 
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
-        let ask = |part: &[&str]| part.iter().map(|text| self.service.ask(&request(text))).collect();
+        let ask =
+            |part: &[&str]| part.iter().map(|text| self.service.ask(&request(text))).collect();
         remote::score(texts, &self.answers, 1, self.at_once, ask)
     }
 }
@@ -126,7 +137,9 @@ mod tests {
         };
         let kept = Path::new("scores/perspective.jsonl");
         assert!(refuse_after_the_end(day("Thu, 31 Dec 2026 23:59:59 GMT"), kept).is_ok());
-        let error = refuse_after_the_end(day("Fri, 01 Jan 2027 00:00:00 GMT"), kept).expect_err("the end").to_string();
+        let error = refuse_after_the_end(day("Fri, 01 Jan 2027 00:00:00 GMT"), kept)
+            .expect_err("the end")
+            .to_string();
         for word in ["31 December 2026", "classifier:", "replay:FILE", "scores/perspective.jsonl"] {
             assert!(error.contains(word), "{error}");
         }

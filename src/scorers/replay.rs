@@ -20,7 +20,9 @@ pub struct Replay {
 /// Where a row of our own, of RealToxicityPrompts or of a server's stored answers has its score.
 pub fn score_of(row: &Value) -> Option<f64> {
     let own = ["score", "toxicity"].iter().find_map(|key| row.get(key)?.as_f64());
-    own.or_else(|| [perspective::score_of, openai::score_of].iter().find_map(|of| of(row.get("response")?)))
+    own.or_else(|| {
+        [perspective::score_of, openai::score_of].iter().find_map(|of| of(row.get("response")?))
+    })
 }
 
 /// The texts of a row with their scores.
@@ -34,7 +36,9 @@ fn texts(row: &Value) -> Vec<(String, f64)> {
             }
             // RealToxicityPrompts: prompt and continuation each with scores of their own.
             Some(inner @ Value::Object(_)) => {
-                if let (Some(text), Some(score)) = (inner.get("text").and_then(Value::as_str), score_of(inner)) {
+                if let (Some(text), Some(score)) =
+                    (inner.get("text").and_then(Value::as_str), score_of(inner))
+                {
                     found.push((text.to_owned(), score));
                 }
             }
@@ -75,7 +79,9 @@ impl Replay {
             }
         }
         if scores.is_empty() {
-            bail_input!("{file}: no row has a text (\"text\", \"continuation\") and its \"score\" or \"toxicity\"");
+            bail_input!(
+                "{file}: no row has a text (\"text\", \"continuation\") and its \"score\" or \"toxicity\""
+            );
         }
         Ok(Self { file: file.into(), scores, errors })
     }
@@ -83,7 +89,8 @@ impl Replay {
 
 impl Scorer for Replay {
     fn name(&self) -> String {
-        let file = Path::new(&self.file).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file =
+            Path::new(&self.file).file_name().unwrap_or_default().to_string_lossy().into_owned();
         format!("replay:{file}")
     }
 
@@ -122,11 +129,15 @@ mod tests {
             r#"{"request_id": "3", "text": "refused", "response": null, "error": "400 no language"}"#,
         ];
         let replay = replay(&rows.join("\n")).expect("opens");
-        let scores = replay.score(&["own", "rtp prompt", "rtp rest", "kept", "moderated"]).expect("scores");
+        let scores =
+            replay.score(&["own", "rtp prompt", "rtp rest", "kept", "moderated"]).expect("scores");
         assert_eq!(scores, [0.1, 0.2, 0.3, 0.4, 0.5].map(Scored::Score));
         let failed = replay.score(&["refused", "unknown"]).expect("scores");
         assert_eq!(failed[0], Scored::Failed("400 no language".into()));
-        assert!(matches!(&failed[1], Scored::Failed(why) if why.contains("no score of this text")), "{failed:?}");
+        assert!(
+            matches!(&failed[1], Scored::Failed(why) if why.contains("no score of this text")),
+            "{failed:?}"
+        );
     }
 
     #[test]
@@ -134,6 +145,9 @@ mod tests {
         let rows = r#"{"scorer": "openai:a", "text": "x", "score": 0.1}
 {"scorer": "openai:b", "text": "x", "score": 0.2}"#;
         let error = replay(rows).err().expect("two scorers").to_string();
-        assert!(error.contains("rows.jsonl:2: a score of openai:b after some of openai:a"), "{error}");
+        assert!(
+            error.contains("rows.jsonl:2: a score of openai:b after some of openai:a"),
+            "{error}"
+        );
     }
 }

@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::{Scored, Scorer, lexicon};
 
-pub const ABOUT: &str = "weighted words and the word list: AUC 0.958 against Perspective; blind to context";
+pub const ABOUT: &str =
+    "weighted words and the word list: AUC 0.958 against Perspective; blind to context";
 
 /// Lines between tabs: bias and the lexicon's weight; then a word, its idf, its weight. Weights in log-odds.
 const FILE: &[u8] = include_bytes!("../../data/scorer/words.tsv.gz");
@@ -41,7 +42,8 @@ impl Words {
         GzDecoder::new(FILE).read_to_string(&mut text)?;
         let (first, rest) = text.split_once('\n').context("words.tsv.gz is empty")?;
         let (_, bias, lexicon) = numbers(first)?;
-        let word = |line| numbers(line).map(|(word, idf, weight)| (word.to_owned(), Word { idf, weight }));
+        let word =
+            |line| numbers(line).map(|(word, idf, weight)| (word.to_owned(), Word { idf, weight }));
         Ok(Self { bias, lexicon, words: rest.lines().map(word).collect::<Result<_>>()? })
     }
 
@@ -51,7 +53,8 @@ impl Words {
         let lower = text.to_lowercase();
         let tokens = lower.split(|c: char| !c.is_alphanumeric() && c != '_');
         // Words of one letter have no weight, and neither have stop words: neither is in the file.
-        let mut found: Vec<(&str, &Word)> = tokens.filter_map(|t| Some((t, self.words.get(t)?))).collect();
+        let mut found: Vec<(&str, &Word)> =
+            tokens.filter_map(|t| Some((t, self.words.get(t)?))).collect();
         found.sort_unstable_by_key(|(token, _)| *token);
         let (mut sum, mut square) = (0.0, 0.0);
         for same in found.chunk_by(|a, b| a.0 == b.0) {

@@ -1,166 +1,122 @@
-//! Saving and resuming: everything the rest of a run depends on, in one file that is replaced as a whole.
-//!
-//! Batches, samples and schedules are functions of (seed, step), so the step number stands for all of them.
+//! A *state* is everything that the rest of a run depends on, in one file that is replaced as a whole.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
-use safetensors::Dtype;
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{Best, Cost, Trainer};
-use crate::checkpoint::{Stored, write_tensors};
-use crate::methods::select::Memory;
-use crate::optim::{Optimizer, TensorState};
-use crate::slice::Slice;
-use crate::state;
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::tensors::{Stored, write_tensors};
 
-/// How far a run has come, beside its tensors.
+const FORMAT_VERSION: u32 = 6;
+
+/// What a state belongs to, part by part: another model, other data or other words on the command line are another run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint(Vec<(String, String)>);
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Reached {
-    step: usize,
-    stale: usize,
-    best_step: Option<usize>,
-    best_loss: Option<f64>,
-    optimizer_steps: BTreeMap<String, u64>,
-    /// The trials made so far.
-    trials: Vec<Tried>,
-    /// The units that they came to.
-    settled: Option<Vec<String>>,
-    /// What the selector knows.
-    memory: Memory,
-    /// What its look at the pairs took.
-    look: Cost,
-    /// Perplexity at which the guard ended the run.
-    tripped: Option<f64>,
+struct Header<P> {
+    format_version: u32,
+    fingerprint: Fingerprint,
+    progress: P,
 }
 
-/// A trial: its units and the held-back loss, none where that was not finite.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tried {
-    slice: Vec<String>,
-    valid_loss: Option<f64>,
+impl Fingerprint {
+    /// Parts by what a user calls them: `model`, `--seed`.
+    pub fn new(parts: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        Self(parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// The first part in which the saved one is another.
+    fn difference(&self, saved: &Self) -> Option<&str> {
+        let part = |name: &str| saved.0.iter().find(|(n, _)| n == name).map(|(_, value)| value);
+        self.0.iter().find(|(name, value)| part(name) != Some(value)).map(|(name, _)| name.as_str())
+    }
 }
 
-/// Where the weights along the way are kept.
-pub const CHECKPOINTS: &str = "checkpoints";
+/// The state's file in `irepair/` of an unfinished output.
+pub fn path(dir: &Path) -> PathBuf {
+    dir.join("state").join("state.safetensors")
+}
 
-impl Trainer<'_> {
-    /// Keeps the tensors touched so far in `checkpoints/step-N.safetensors`, in f32 under the model's names.
-    pub fn keep(&self) -> Result<()> {
-        let dir = self.dir.join(CHECKPOINTS);
-        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        let tensors = self.weights.touched().map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32))).collect();
-        let metadata = [("base_sha256", self.base_sha256.as_str()), ("step", &self.step.to_string())];
-        write_tensors(&dir.join(format!("step-{:06}.safetensors", self.step)), &metadata, &tensors)
+/// Saves a state; the one before stays until this one is whole.
+pub fn save(
+    dir: &Path,
+    fingerprint: &Fingerprint,
+    progress: &impl Serialize,
+    tensors: &BTreeMap<String, Stored>,
+) -> Result<()> {
+    let path = path(dir);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     }
+    let header =
+        Header { format_version: FORMAT_VERSION, fingerprint: fingerprint.clone(), progress };
+    write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], tensors)
+}
 
-    /// Saves the state; the one before stays until this one is whole.
-    pub fn save(&self) -> Result<()> {
-        self.save_as(self.step, self.stale, self.weights.touched(), Some(&self.optimizer))
+/// A saved state and its tensors. Errors (bad input) if there is none, or name what of it does not fit.
+pub fn load<P: DeserializeOwned>(
+    dir: &Path,
+    fingerprint: &Fingerprint,
+    device: &Device,
+) -> Result<(P, BTreeMap<String, Tensor>)> {
+    let path = path(dir);
+    let bytes = std::fs::read(&path).map_err(|e| {
+        Error::Input(format!(
+            "--resume: no state to go on from ({}: {e}); run without --resume",
+            path.display()
+        ))
+    })?;
+    let text = header(&bytes).map_err(|e| broken(dir, &format!("{e:#}")))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| broken(dir, &e.to_string()))?;
+    let version = &value["format_version"];
+    if *version != FORMAT_VERSION {
+        bail_input!(
+            "{}: format version {version}, this program reads {FORMAT_VERSION}",
+            path.display()
+        );
     }
+    // First of all: the progress of another kind of method has another form.
+    let saved =
+        Fingerprint::deserialize(&value["fingerprint"]).map_err(|e| broken(dir, &e.to_string()))?;
+    if let Some(what) = fingerprint.difference(&saved) {
+        bail_input!(
+            "--resume: the saved state is of another {what}; run with the same one, or with --overwrite"
+        );
+    }
+    let header: Header<P> =
+        serde_json::from_value(value).map_err(|e| broken(dir, &e.to_string()))?;
+    let stored = SafeTensors::deserialize(&bytes).map_err(|e| broken(dir, &e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in stored.tensors() {
+        let values: Vec<f32> =
+            view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        tensors
+            .insert(name, Tensor::from_vec(values, view.shape(), &Device::Cpu)?.to_device(device)?);
+    }
+    Ok((header.progress, tensors))
+}
 
-    fn save_as<'t>(
-        &self,
-        step: usize,
-        stale: usize,
-        patient: impl Iterator<Item = (&'t str, &'t Tensor)>,
-        optimizer: Option<&Optimizer>,
-    ) -> Result<()> {
-        let mut tensors = BTreeMap::new();
-        let mut add = |name: String, tensor: &Tensor| {
-            tensors.insert(name, Stored::values(tensor, Dtype::F32));
-        };
-        for (name, tensor) in patient {
-            add(format!("patient.{name}"), tensor);
-        }
-        let mut optimizer_steps = BTreeMap::new();
-        for (name, state) in optimizer.iter().flat_map(|o| &o.states) {
-            optimizer_steps.insert(name.clone(), state.steps);
-            add(format!("squares.{name}"), &state.squares);
-            if let Some(average) = &state.average {
-                add(format!("average.{name}"), average);
-            }
-        }
-        for (name, tensor) in self.best.iter().flat_map(|b| &b.touched) {
-            add(format!("best.{name}"), tensor);
-        }
-        let reached = Reached {
-            step,
-            stale,
-            best_step: self.best.as_ref().map(|b| b.step),
-            best_loss: self.best.as_ref().map(|b| b.loss),
-            optimizer_steps,
-            tripped: self.tripped,
-            trials: self.trials.iter().map(|(slice, loss)| Tried { slice: slice.names(), valid_loss: *loss }).collect(),
-            settled: self.method.select.settled().map(Slice::names),
-            // What was learned in steps that a divergence took back is not known.
-            memory: match optimizer.is_some() || self.method.select.looks_first() {
-                true => self.method.select.memory(),
-                false => Memory::default(),
-            },
-            look: self.look,
-        };
-        state::save(&self.dir, &self.fingerprint, &reached, &tensors)
-    }
+/// How far the saved state has come, if there is one that can be read.
+pub fn progress<P: DeserializeOwned>(dir: &Path) -> Option<P> {
+    let bytes = std::fs::read(path(dir)).ok()?;
+    serde_json::from_str::<Header<P>>(&header(&bytes).ok()?).ok().map(|header| header.progress)
+}
 
-    /// After a divergence: the weights of now are the broken ones, and so is a state of this very step. An earlier state
-    /// on disk stays; else the best validated weights are saved, or the untouched base.
-    pub(super) fn save_last_good(&self) -> Result<()> {
-        // One of before the first step says less than the best weights.
-        if state::progress::<Reached>(&self.dir).is_some_and(|reached| reached.step > 0 && reached.step < self.step) {
-            return Ok(());
-        }
-        match &self.best {
-            Some(best) => self.save_as(best.step, 0, best.touched.iter().map(|(n, t)| (n.as_str(), t)), None),
-            None => self.save_as(0, 0, std::iter::empty(), None),
-        }
-    }
+fn header(bytes: &[u8]) -> Result<String> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+    metadata.metadata().as_ref().and_then(|m| m.get("state")).cloned().context("no state in it")
+}
 
-    /// Goes on from the saved state. Errors (bad input) name what does not fit.
-    pub fn resume(&mut self) -> Result<()> {
-        let (reached, tensors) = state::load::<Reached>(&self.dir, &self.fingerprint, &self.weights.device())?;
-        let broken = |why: String| state::broken(&self.dir, &why);
-        let mut best = BTreeMap::new();
-        let mut averages = BTreeMap::new();
-        for (name, tensor) in tensors {
-            match name.split_once('.') {
-                Some(("patient", name)) => self.weights.restore(name, tensor)?,
-                Some(("best", name)) => drop(best.insert(name.to_owned(), tensor)),
-                Some(("average", name)) => drop(averages.insert(name.to_owned(), tensor)),
-                Some(("squares", name)) => {
-                    let steps = reached.optimizer_steps.get(name).copied().unwrap_or(0);
-                    let state = TensorState { steps, squares: tensor, average: None };
-                    self.optimizer.states.insert(name.to_owned(), state);
-                }
-                _ => return Err(broken(format!("tensor {name}")).into()),
-            }
-        }
-        for (name, average) in averages {
-            if let Some(state) = self.optimizer.states.get_mut(&name) {
-                state.average = Some(average);
-            }
-        }
-        if let (Some(step), Some(loss)) = (reached.best_step, reached.best_loss) {
-            self.best = Some(Best { step, loss, touched: best });
-        }
-        let named = |names: &[String]| Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")));
-        self.trials =
-            reached.trials.iter().map(|tried| Ok((named(&tried.slice)?, tried.valid_loss))).collect::<Result<_>>()?;
-        if let Some(names) = &reached.settled {
-            self.method.select.settle(named(names)?);
-        }
-        if self.method.select.looks_first() && reached.memory.means().is_none() {
-            return Err(broken("no look at the pairs".into()).into());
-        }
-        self.method.select.remember(reached.memory);
-        self.look = reached.look;
-        self.tripped = reached.tripped;
-        self.step = reached.step;
-        self.stale = reached.stale;
-        Ok(())
-    }
+/// A file that is no state.
+pub fn broken(dir: &Path, why: &str) -> Error {
+    Error::Input(format!("{}: a broken state: {why}", path(dir).display()))
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::HumanDuration;
 
-use crate::config::{RepairOptions, known_keys};
-use crate::report::progress::Progress;
-use crate::stop;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
+use crate::settings::{RepairOptions, known_keys};
 
 /// How it ended.
 pub enum Outcome {
@@ -26,7 +26,11 @@ pub enum Outcome {
 
 /// Does `work` for every item, `at_once` of them at a time, and gives what came of it in the order of the items. After an
 /// error nothing new is begun; of several, the first item's is returned.
-pub fn several<T: Sync, R: Send>(at_once: usize, items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub fn several<T: Sync, R: Send>(
+    at_once: usize,
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let done: Vec<Mutex<Option<Result<R>>>> = items.iter().map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
@@ -34,7 +38,9 @@ pub fn several<T: Sync, R: Send>(at_once: usize, items: &[T], work: impl Fn(&T) 
             scope.spawn(|| {
                 while !failed.load(Ordering::SeqCst) {
                     let index = next.fetch_add(1, Ordering::SeqCst);
-                    let (Some(item), Some(slot)) = (items.get(index), done.get(index)) else { break };
+                    let (Some(item), Some(slot)) = (items.get(index), done.get(index)) else {
+                        break;
+                    };
                     let result = work(item);
                     failed.fetch_or(result.is_err(), Ordering::SeqCst);
                     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
@@ -42,7 +48,8 @@ pub fn several<T: Sync, R: Send>(at_once: usize, items: &[T], work: impl Fn(&T) 
             });
         }
     });
-    let results = done.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
+    let results =
+        done.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
     // What was not begun comes after what failed.
     results.map_while(|result| result).collect()
 }
@@ -150,7 +157,12 @@ impl<'a> Child<'a> {
         });
         let (send, lines) = channel();
         let said = std::thread::spawn(move || {
-            for line in stderr.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(std::io::Result::ok) {
+            for line in stderr
+                .map(BufReader::new)
+                .into_iter()
+                .flat_map(BufRead::lines)
+                .map_while(std::io::Result::ok)
+            {
                 if send.send(line).is_err() {
                     break;
                 }
@@ -170,7 +182,7 @@ impl<'a> Child<'a> {
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if stop::asked() && !told {
+            if interrupt::asked() && !told {
                 told = true;
                 interrupt(&mut child)?;
             }
@@ -178,13 +190,19 @@ impl<'a> Child<'a> {
         progress.finish();
         let status = child.wait().context("waiting for a run")?;
         said.join().ok();
-        let text = printed.join().ok().context("reading what a run printed")?.context("reading what a run printed")?;
+        let text = printed
+            .join()
+            .ok()
+            .context("reading what a run printed")?
+            .context("reading what a run printed")?;
         Ok(match status.code() {
             Some(0) => Outcome::Done(text),
-            _ if stop::asked() => Outcome::Interrupted,
+            _ if interrupt::asked() => Outcome::Interrupted,
             Some(130) => Outcome::Interrupted,
             Some(_) => Outcome::Failed(reason(&last)),
-            None => Outcome::Failed(format!("it was killed ({status}); there may have been too little memory")),
+            None => Outcome::Failed(format!(
+                "it was killed ({status}); there may have been too little memory"
+            )),
         })
     }
 }
@@ -211,7 +229,11 @@ mod tests {
     fn the_reason_is_the_line_that_says_so() {
         let of = |lines: &[&str]| reason(&lines.iter().map(|line| (*line).to_owned()).collect());
         assert_eq!(of(&["step 1/4: block 3", "error: no memory", "  a hint"]), "no memory");
-        let panic = ["thread 'main' panicked at a.rs:1:2:", "index out of bounds", "note: run with `RUST_BACKTRACE=1`"];
+        let panic = [
+            "thread 'main' panicked at a.rs:1:2:",
+            "index out of bounds",
+            "note: run with `RUST_BACKTRACE=1`",
+        ];
         assert_eq!(of(&panic), "thread 'main' panicked at a.rs:1:2: index out of bounds");
         assert_eq!((of(&["one", "two"]).as_str(), of(&[]).as_str()), ("two", "it said nothing"));
     }

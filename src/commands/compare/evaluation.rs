@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
-use super::super::eval::results::{Results, together};
 use super::child::{Child, Outcome, Pace, several};
 use super::{Plan, interrupted};
-use crate::checkpoint::{self, Checkpoint};
+use crate::base::files;
+use crate::checkpoint;
+use crate::checkpoint::Checkpoint;
+use crate::commands::eval::results::{Results, together};
 use crate::eval::task::kind;
 use crate::report::comparison::{Asked, Entry, Figure};
 use crate::report::pareto::Point;
@@ -30,13 +32,17 @@ impl Evaluations<'_> {
                 if entry.is_base() {
                     models.push((entry.name.clone(), self.plan.base.model.clone()));
                 } else if let Some(made) = &run.made {
-                    models.push((format!("{}-seed{}", entry.name, run.seed), made.dir.display().to_string()));
+                    models.push((
+                        format!("{}-seed{}", entry.name, run.seed),
+                        made.dir.display().to_string(),
+                    ));
                 }
             }
         }
         let pace = Pace::of(models.len(), self.plan.at_once);
-        let done =
-            several(self.plan.at_once, &models, |(name, model)| self.evaluate(&pace, name, model, &self.plan.eval))?;
+        let done = several(self.plan.at_once, &models, |(name, model)| {
+            self.evaluate(&pace, name, model, &self.plan.eval)
+        })?;
         // The base comes first, and all differences are from it.
         if let Some(Err(why)) = done.first() {
             bail!(
@@ -85,27 +91,29 @@ impl Evaluations<'_> {
         let points = several(self.plan.at_once, &states, |state| {
             let dir = self.dir.join("eval").join(&state.name);
             // Of these weights, unless another run goes by the name now.
-            let (of, hash) = (dir.join("state.sha256"), checkpoint::hash_file(&state.path)?);
-            let done =
-                if dir.join("results.json").is_file() && std::fs::read_to_string(&of).is_ok_and(|old| old == hash) {
-                    pace.pass();
-                    Ok(dir)
-                } else {
-                    match self.rebuild(&state.path) {
-                        Ok(rebuilt) => {
-                            let model = rebuilt.path().display().to_string();
-                            let done = self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?;
-                            if let Ok(dir) = &done {
-                                checkpoint::write_whole(&dir.join("state.sha256"), hash.as_bytes())?;
-                            }
-                            done
+            let (of, hash) = (dir.join("state.sha256"), files::hash_file(&state.path)?);
+            let done = if dir.join("results.json").is_file()
+                && std::fs::read_to_string(&of).is_ok_and(|old| old == hash)
+            {
+                pace.pass();
+                Ok(dir)
+            } else {
+                match self.rebuild(&state.path) {
+                    Ok(rebuilt) => {
+                        let model = rebuilt.path().display().to_string();
+                        let done =
+                            self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?;
+                        if let Ok(dir) = &done {
+                            files::write_whole(&dir.join("state.sha256"), hash.as_bytes())?;
                         }
-                        Err(why) => {
-                            pace.pass();
-                            Err(format!("{why:#}"))
-                        }
+                        done
                     }
-                };
+                    Err(why) => {
+                        pace.pass();
+                        Err(format!("{why:#}"))
+                    }
+                }
+            };
             // One that fails is a point less.
             Ok(match done {
                 Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(state.step))),
@@ -121,7 +129,9 @@ impl Evaluations<'_> {
             let (entry, run) = state.at;
             match point {
                 // Before those of later steps, and of the end.
-                Ok(point) => point.into_iter().for_each(|point| entries[entry].runs[run].points.insert(0, point)),
+                Ok(point) => point
+                    .into_iter()
+                    .for_each(|point| entries[entry].runs[run].points.insert(0, point)),
                 Err(gap) => gaps.insert(0, gap),
             }
         }
@@ -129,7 +139,13 @@ impl Evaluations<'_> {
     }
 
     /// The folder of a finished evaluation of a model, or why there is none; made, or gone on with, if it is not there.
-    fn evaluate(&self, pace: &Pace, name: &str, model: &str, asked: &[String]) -> Result<Result<PathBuf, String>> {
+    fn evaluate(
+        &self,
+        pace: &Pace,
+        name: &str,
+        model: &str,
+        asked: &[String],
+    ) -> Result<Result<PathBuf, String>> {
         let out = self.dir.join("eval").join(name);
         if out.join("results.json").is_file() {
             // Of these weights, unless someone put other ones in the run's place.
@@ -144,12 +160,15 @@ impl Evaluations<'_> {
             }
         }
         let out_text = out.display().to_string();
-        let mut arguments = vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
+        let mut arguments =
+            vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
         arguments.extend(["--weights-dtype", &self.plan.weights_dtype]);
         arguments.push(if out.join("work").is_dir() { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
         let what = format!("evaluation of {name}");
-        match pace.run(&what, |title| Child::new(title, self.plan.threads, self.quiet).run(&arguments))? {
+        match pace
+            .run(&what, |title| Child::new(title, self.plan.threads, self.quiet).run(&arguments))?
+        {
             Outcome::Done(_) => Ok(Ok(out)),
             Outcome::Failed(why) => Ok(Err(why)),
             Outcome::Interrupted => Err(interrupted(self.dir)),
@@ -160,7 +179,9 @@ impl Evaluations<'_> {
     fn rebuild(&self, kept: &Path) -> Result<tempfile::TempDir> {
         let loaded = self.plan.open()?;
         let mut weights = loaded.weights()?;
-        for (name, tensor) in load(kept, &weights.device()).with_context(|| kept.display().to_string())? {
+        for (name, tensor) in
+            load(kept, &weights.device()).with_context(|| kept.display().to_string())?
+        {
             weights.restore(&name, tensor)?;
         }
         loaded.checkpoint().round(&mut weights)?;
@@ -176,7 +197,9 @@ pub fn forget_states(dir: &Path, run: &str) -> Result<()> {
     if !evaluations.is_dir() {
         return Ok(());
     }
-    for entry in std::fs::read_dir(&evaluations).with_context(|| evaluations.display().to_string())? {
+    for entry in
+        std::fs::read_dir(&evaluations).with_context(|| evaluations.display().to_string())?
+    {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let step = name.strip_prefix(run).and_then(|rest| rest.strip_prefix("-step"));
@@ -226,7 +249,8 @@ fn asked(results: &Results) -> Result<Asked> {
     let names: Vec<String> = figures(results, 0).into_iter().map(|f| f.name).collect();
     let toxicity = names.iter().find(|n| n.starts_with("toxicity (mean")).cloned();
     let perplexity = names.iter().find(|n| n.starts_with("perplexity of")).cloned();
-    let about = results.measurements.iter().filter_map(|m| Some(m.models.first()?.about.clone())).collect();
+    let about =
+        results.measurements.iter().filter_map(|m| Some(m.models.first()?.about.clone())).collect();
     Ok(Asked { about, toxicity, perplexity, less_is_better })
 }
 
@@ -252,5 +276,9 @@ fn figures(results: &Results, model: usize) -> Vec<Figure> {
 
 fn point(asked: &Asked, figures: &[Figure], step: Option<usize>) -> Option<Point> {
     let value = |name: &str| figures.iter().find(|f| f.name == name)?.value;
-    Some(Point { step, toxicity: value(asked.toxicity.as_deref()?)?, perplexity: value(asked.perplexity.as_deref()?)? })
+    Some(Point {
+        step,
+        toxicity: value(asked.toxicity.as_deref()?)?,
+        perplexity: value(asked.perplexity.as_deref()?)?,
+    })
 }

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::super::repair::failures;
-use super::super::{Loaded, eval};
-use crate::checkpoint::{hash_texts, write_whole};
-use crate::config::{Layer, RepairSettings};
+use crate::base::error::Error;
+use crate::base::files::{hash_texts, write_whole};
+use crate::commands::repair::failures;
+use crate::commands::{Loaded, eval};
 use crate::data::Edit;
 use crate::eval::edits::Edits;
 use crate::eval::task::Task;
-use crate::fault::Fault;
+use crate::settings::{Layer, RepairSettings};
 use crate::{bail_input, data};
 
 pub struct Failures {
@@ -30,7 +30,9 @@ impl Failures {
     }
 
     pub fn hash(&self) -> String {
-        let texts = |edit: &Edit| [edit.prompt.clone(), edit.target.clone(), edit.rejected.clone().unwrap_or_default()];
+        let texts = |edit: &Edit| {
+            [edit.prompt.clone(), edit.target.clone(), edit.rejected.clone().unwrap_or_default()]
+        };
         let texts: Vec<String> = self.edits.iter().flat_map(texts).collect();
         hash_texts(texts.iter().map(String::as_str))
     }
@@ -54,7 +56,8 @@ impl Failures {
         let subject = eval::subject(base, &weights);
         let task = Edits::new(&self.edits, "failures", &base.encoder, base.model.sizes().context)?;
         let (mut lines, mut count) = (Vec::new(), 0);
-        let units: Vec<_> = (0..task.units()).map(|unit| task.work(&subject, unit)).collect::<Result<_>>()?;
+        let units: Vec<_> =
+            (0..task.units()).map(|unit| task.work(&subject, unit)).collect::<Result<_>>()?;
         for (edit, said) in self.edits.iter().zip(units.into_iter().flatten()) {
             if said["forced"] == Value::Bool(true) {
                 continue;
@@ -72,7 +75,10 @@ impl Failures {
             count += 1;
         }
         if count == 0 {
-            return Err(Fault::Check("the base already says every target: there is nothing to repair".into()).into());
+            return Err(Error::Check(
+                "the base already says every target: there is nothing to repair".into(),
+            )
+            .into());
         }
         write_whole(&self.path, &lines)?;
         Ok(count)

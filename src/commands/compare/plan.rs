@@ -7,20 +7,24 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::super::repair::read_data;
-use super::super::{Loaded, On, open};
 use super::failures::Failures;
+use crate::base::error::Error;
+use crate::base::error::unknown;
+use crate::base::files;
 use crate::cli::Compare;
-use crate::config::{Layer, RepairSettings, layer, read_layer, read_tables, unknown};
+use crate::commands::repair::read_data;
+use crate::commands::{Loaded, On, open};
 use crate::eval::sources;
 use crate::eval::toxicity::Protocol;
-use crate::fault::Fault;
-use crate::methods::{self, neuron};
-use crate::model::kernels::matmul::Precision;
-use crate::model::kernels::stored::WeightsDtype;
+use crate::model::precision::Precision;
+use crate::model::precision::WeightsDtype;
 use crate::report::RunRecord;
 use crate::report::comparison::Base;
-use crate::{bail_input, checkpoint, scorers, state};
+use crate::settings::{Layer, RepairSettings, layer, read_layer, read_tables};
+use crate::step;
+use crate::step::neurons;
+use crate::train::state;
+use crate::{bail_input, scorers};
 
 /// One run.
 pub struct Job {
@@ -91,29 +95,33 @@ impl Plan {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let flags = layer(&args.options)?;
         if let Some(key) = METHOD.iter().find(|k| flags.contains_key(**k)) {
-            return Err(Fault::Usage(format!(
+            return Err(Error::Usage(format!(
                 "--{key} names one repair; compare takes --methods, or tables of settings in --runs"
             ))
             .into());
         }
-        if let Some(twice) = args.seeds.iter().enumerate().find(|(at, seed)| args.seeds[..*at].contains(seed)) {
-            return Err(Fault::Usage(format!("--seeds: {} is given twice", twice.1)).into());
+        if let Some(twice) =
+            args.seeds.iter().enumerate().find(|(at, seed)| args.seeds[..*at].contains(seed))
+        {
+            return Err(Error::Usage(format!("--seeds: {} is given twice", twice.1)).into());
         }
         if flags.contains_key("seed") && !args.seeds.is_empty() {
-            return Err(Fault::Usage("give either --seed or --seeds".into()).into());
+            return Err(Error::Usage("give either --seed or --seeds".into()).into());
         }
         let tables = args.runs.as_deref().map(read_tables).transpose()?.unwrap_or_default();
         let (file_name, mut file) = read_layer(args.config.as_deref())?;
         // Rows name their methods; a preset's own is of one repair.
         file.retain(|key, _| !METHOD.contains(&key.as_str()));
-        let resolve = |layer: &Layer| RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new());
+        let resolve = |layer: &Layer| {
+            RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new())
+        };
         let mut rows = Vec::new();
         for name in names(args, &tables)?.into_iter().filter(|n| n != VANILLA) {
             let mut layer = file.clone();
             match tables.get(&name) {
                 Some(table) => layer.extend(table.clone()),
-                None if neuron::named(&name).is_some() => {}
-                None => drop(methods::named(&name)?),
+                None if neurons::named(&name).is_some() => {}
+                None => drop(step::named(&name)?),
             }
             layer.extend(flags.clone());
             if !METHOD.iter().any(|k| layer.contains_key(*k)) {
@@ -130,7 +138,12 @@ impl Plan {
         all.retain(|key, _| !OF_NEURONS.contains(&key.as_str()));
         let mut shared = resolve(&all)?;
         let kept = shared.weights_dtype;
-        let on = On { device: &shared.device, dtype: Precision::F32, weights_dtype: kept, threads: args.threads };
+        let on = On {
+            device: &shared.device,
+            dtype: Precision::F32,
+            weights_dtype: kept,
+            threads: args.threads,
+        };
         let loaded = open(&shared.model, shared.revision.as_deref(), &on)?;
         let base = Base {
             model: shared.model.clone(),
@@ -138,20 +151,31 @@ impl Plan {
             revision: loaded.checkpoint().revision.clone(),
             sha256: loaded.checkpoint().hash()?,
             files: loaded.checkpoint().hashes()?.clone(),
-            parameters: loaded.model.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum(),
+            parameters: loaded
+                .model
+                .specs()
+                .iter()
+                .map(|s| s.shape.iter().product::<usize>())
+                .sum(),
             scorer: shared.scorer.clone(),
             toxic_label: shared.toxic_label.clone(),
         };
         let by_pairs = |settings: &RepairSettings| settings.neuron_method().is_none();
-        if let Some((name, _, row)) = rows.iter().find(|(_, _, row)| by_pairs(row) && row.scorer != base.scorer) {
+        if let Some((name, _, row)) =
+            rows.iter().find(|(_, _, row)| by_pairs(row) && row.scorer != base.scorer)
+        {
             bail_input!("row {name}: its scorer is {}, the others' {}", row.scorer, base.scorer);
         }
-        if let Some((name, ..)) = rows.iter().find(|(.., row)| by_pairs(row) && row.toxic_label != base.toxic_label) {
+        if let Some((name, ..)) =
+            rows.iter().find(|(.., row)| by_pairs(row) && row.toxic_label != base.toxic_label)
+        {
             bail_input!(
                 "row {name}: its toxic-label is not the others'; give it once, as --toxic-label or in --config"
             );
         }
-        if let Some((name, ..)) = rows.iter().find(|(.., row)| row.model != base.model || row.data != shared.data) {
+        if let Some((name, ..)) =
+            rows.iter().find(|(.., row)| row.model != base.model || row.data != shared.data)
+        {
             bail_input!("row {name}: its model or data are not those of the comparison");
         }
         let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&base.name));
@@ -167,8 +191,11 @@ impl Plan {
             }
         }
         if args.toxicity.is_some() || !on_failures {
-            let on_the_way = |settings: &RepairSettings| by_pairs(settings) && settings.checkpoint_steps == 0;
-            for (_, layer, settings) in rows.iter_mut().filter(|(.., settings)| on_the_way(settings)) {
+            let on_the_way =
+                |settings: &RepairSettings| by_pairs(settings) && settings.checkpoint_steps == 0;
+            for (_, layer, settings) in
+                rows.iter_mut().filter(|(.., settings)| on_the_way(settings))
+            {
                 // The trade-off is seen in what runs pass, too; a 0 that was given stays.
                 layer.entry("checkpoint-steps").or_insert(settings.max_steps.div_ceil(4).into());
                 *settings = resolve(layer)?;
@@ -190,7 +217,13 @@ impl Plan {
                 let mut layer = layer.clone();
                 layer.insert("seed".into(), seed.into());
                 let settings = RepairSettings { seed, ..settings.clone() };
-                jobs.push(Job { name: name.clone(), method: settings.method.clone(), seed, layer, settings });
+                jobs.push(Job {
+                    name: name.clone(),
+                    method: settings.method.clone(),
+                    seed,
+                    layer,
+                    settings,
+                });
             }
         }
         Ok(Self {
@@ -222,14 +255,17 @@ impl Plan {
         let differ = |a: &RepairSettings, b: &RepairSettings| -> Result<bool> {
             Ok(difference(&RepairSettings { seed: b.seed, ..a.clone() }, b)?.is_some())
         };
-        let mut seen: BTreeMap<(String, u64), PathBuf> =
-            self.jobs.iter().map(|job| ((job.name.clone(), job.seed), job.dir(&self.dir))).collect();
+        let mut seen: BTreeMap<(String, u64), PathBuf> = self
+            .jobs
+            .iter()
+            .map(|job| ((job.name.clone(), job.seed), job.dir(&self.dir)))
+            .collect();
         // A folder's name must not be that of a row that is something else.
         let mut own: Vec<String> = Vec::new();
         let is_taken = |name: &str| {
             name == VANILLA
                 || self.jobs.iter().any(|job| job.name == name)
-                || methods::METHODS.iter().any(|m| m.name == name)
+                || step::METHODS.iter().any(|m| m.name == name)
         };
         let mut names = Vec::new();
         for (dir, record) in dirs.iter().zip(records) {
@@ -240,8 +276,11 @@ impl Plan {
             for other in others.chain(rows) {
                 apart |= differ(&record.settings, other)?;
             }
-            let folder = || dir.components().next_back().map(|c| c.as_os_str().to_string_lossy().into_owned());
-            let name = if apart { folder().unwrap_or_else(|| method.clone()) } else { method.clone() };
+            let folder = || {
+                dir.components().next_back().map(|c| c.as_os_str().to_string_lossy().into_owned())
+            };
+            let name =
+                if apart { folder().unwrap_or_else(|| method.clone()) } else { method.clone() };
             if apart && (is_taken(&name) || own.contains(&name)) {
                 bail_input!(
                     "{}: it differs from another run of {method} in more than the seed, and {name} is another row's name; \
@@ -254,7 +293,10 @@ impl Plan {
             }
             if let Some(other) = seen.insert((name.clone(), record.seed), dir.clone()) {
                 let (other, dir) = (other.display(), dir.display());
-                bail_input!("{other} and {dir} would both be {name}, seed {}: give one of them", record.seed);
+                bail_input!(
+                    "{other} and {dir} would both be {name}, seed {}: give one of them",
+                    record.seed
+                );
             }
             names.push(name);
         }
@@ -272,16 +314,21 @@ impl Plan {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
             };
             if !args.resume {
-                bail_input!("{} exists; go on with --resume, or choose another --out", dir.display());
+                bail_input!(
+                    "{} exists; go on with --resume, or choose another --out",
+                    dir.display()
+                );
             }
-            let found: Value =
-                serde_json::from_slice(&text).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
+            let found: Value = serde_json::from_slice(&text)
+                .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
             for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
                 // A comparison of finished runs alone knows no data of its own.
                 let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
                 let mut found = found.clone();
                 // Older comparisons don't say which label is the toxic one; their evaluations do.
-                if found["base"].get("toxic_label").is_none() && !plan["base"]["toxic_label"].is_null() {
+                if found["base"].get("toxic_label").is_none()
+                    && !plan["base"]["toxic_label"].is_null()
+                {
                     found["base"]["toxic_label"] = plan["base"]["toxic_label"].clone();
                 }
                 if unknown && plan[key].is_null() {
@@ -300,17 +347,21 @@ impl Plan {
         } else if args.resume {
             bail_input!("--resume: there is no comparison in {}", dir.display());
         }
-        let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", dir.display()));
+        let cannot = |e: std::io::Error| {
+            Error::Input(format!("--out {}: can't write there: {e}", dir.display()))
+        };
         std::fs::create_dir_all(dir.join("runs")).map_err(cannot)?;
         let lock = File::create(dir.join(".lock")).map_err(cannot)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail_input!("another comparison is working on {}", dir.display()),
+            Err(TryLockError::WouldBlock) => {
+                bail_input!("another comparison is working on {}", dir.display())
+            }
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
         // Held until the process ends.
         std::mem::forget(lock);
-        checkpoint::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
+        files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
     }
 }
 
@@ -324,14 +375,15 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
             (true, Some(_)) => OF_FAILURES.map(str::to_owned).to_vec(),
         };
     }
-    let methods = methods::METHODS.iter().map(|m| m.name).chain(neuron::METHODS.iter().map(|m| m.name));
+    let methods =
+        step::METHODS.iter().map(|m| m.name).chain(neurons::METHODS.iter().map(|m| m.name));
     let known: Vec<&str> = methods.chain(tables.keys().map(String::as_str)).collect();
     for (index, name) in names.iter().enumerate() {
         if name != VANILLA && !known.contains(&name.as_str()) {
-            return Err(Fault::Input(unknown("method", name, &known)).into());
+            return Err(Error::Input(unknown("method", name, &known)).into());
         }
         if names[..index].contains(name) {
-            return Err(Fault::Usage(format!("--methods: {name} is given twice")).into());
+            return Err(Error::Usage(format!("--methods: {name} is given twice")).into());
         }
     }
     Ok(names)
@@ -339,7 +391,10 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
 
 /// Whether the method that is set is one of neurons.
 fn of_neurons(layer: &Layer) -> bool {
-    layer.get("method").and_then(Value::as_str).is_some_and(|method| neuron::named(method).is_some())
+    layer
+        .get("method")
+        .and_then(Value::as_str)
+        .is_some_and(|method| neurons::named(method).is_some())
 }
 
 /// Arguments of `eval`; what they name is looked up now, before hours of work.
@@ -347,13 +402,17 @@ fn evaluation(args: &Compare, shared: &RepairSettings, on_failures: bool) -> Res
     let on_demo = shared.model == "demo";
     let mut eval: Vec<String> = Vec::new();
     if on_failures {
-        let data = || shared.data.as_ref().map_or(sources::DEMO.into(), |data| data.display().to_string());
+        let data =
+            || shared.data.as_ref().map_or(sources::DEMO.into(), |data| data.display().to_string());
         let edits = args.edits.clone().filter(|file| !file.is_empty()).unwrap_or_else(data);
         sources::edits(&edits, None)?;
         eval.extend(["--edits".into(), edits]);
     }
     if let Some(preset) = args.toxicity.as_deref().or((!on_failures).then_some("lee")) {
-        scorers::open(&shared.scorer, &scorers::Options { toxic_label: shared.toxic_label.clone() })?;
+        scorers::open(
+            &shared.scorer,
+            &scorers::Options { toxic_label: shared.toxic_label.clone() },
+        )?;
         Protocol::named(preset)?;
         let prompts = match &shared.eval_prompts {
             Some(path) => path.display().to_string(),
@@ -370,8 +429,11 @@ fn evaluation(args: &Compare, shared: &RepairSettings, on_failures: bool) -> Res
     }
     let mut texts = args.ppl.clone();
     if texts.is_empty() {
-        texts =
-            if on_demo { vec![sources::DEMO.into()] } else { ["wikitext2", "lambada-corpus"].map(Into::into).to_vec() };
+        texts = if on_demo {
+            vec![sources::DEMO.into()]
+        } else {
+            ["wikitext2", "lambada-corpus"].map(Into::into).to_vec()
+        };
     }
     for text in &texts {
         sources::corpus(text, "--ppl")?;
@@ -382,7 +444,12 @@ fn evaluation(args: &Compare, shared: &RepairSettings, on_failures: bool) -> Res
         eval.push("--lambada".into());
         eval.extend(Some(file.clone()).filter(|f| !f.is_empty()));
     }
-    eval.extend(["--kl".into(), shared.model.clone(), "--normal-texts".into(), shared.normal_texts.to_string()]);
+    eval.extend([
+        "--kl".into(),
+        shared.model.clone(),
+        "--normal-texts".into(),
+        shared.normal_texts.to_string(),
+    ]);
     if let Some(revision) = &shared.revision {
         eval.extend(["--revision".into(), revision.clone()]);
     }
@@ -410,13 +477,17 @@ fn sensitivity(shared: &RepairSettings) -> Vec<String> {
 /// A setting that differs and matters to what the weights become.
 pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<String>> {
     /// Where and how a run is made, and what is kept of it.
-    const INDIFFERENT: [&str; 5] = ["device", "weights-dtype", "report-to", "save-steps", "checkpoint-steps"];
+    const INDIFFERENT: [&str; 5] =
+        ["device", "weights-dtype", "report-to", "save-steps", "checkpoint-steps"];
     let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
     let keys = wanted.as_object().into_iter().flat_map(|map| map.keys());
-    Ok(keys.filter(|key| !INDIFFERENT.contains(&key.as_str())).find(|key| found[*key] != wanted[*key]).cloned())
+    Ok(keys
+        .filter(|key| !INDIFFERENT.contains(&key.as_str()))
+        .find(|key| found[*key] != wanted[*key])
+        .cloned())
 }
 
 /// Whether an unfinished run in this folder can be gone on with.
 pub fn has_state(out: &Path) -> bool {
-    state::path(&state::partial(out).join("irepair")).is_file()
+    state::path(&files::partial(out).join("irepair")).is_file()
 }

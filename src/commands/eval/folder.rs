@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::bail_input;
+use crate::base::error::Error;
 use crate::cli::Eval;
-use crate::fault::Fault;
 
 pub struct Folder {
     pub path: PathBuf,
@@ -47,15 +47,22 @@ impl Folder {
                 );
             }
             if done {
-                bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+                bail_input!(
+                    "{} exists; choose another --out, or replace it with --overwrite",
+                    path.display()
+                );
             }
         }
-        let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
+        let cannot = |e: std::io::Error| {
+            Error::Input(format!("--out {}: can't write there: {e}", path.display()))
+        };
         std::fs::create_dir_all(&path).map_err(cannot)?;
         let lock = File::create(path.join(LOCK)).map_err(cannot)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail_input!("another evaluation is working on {}", path.display()),
+            Err(TryLockError::WouldBlock) => {
+                bail_input!("another evaluation is working on {}", path.display())
+            }
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
         if !args.resume {
@@ -64,8 +71,12 @@ impl Folder {
                 if entry.ends_with(LOCK) {
                     continue;
                 }
-                if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) }
-                    .map_err(cannot)?;
+                if entry.is_dir() {
+                    std::fs::remove_dir_all(&entry)
+                } else {
+                    std::fs::remove_file(&entry)
+                }
+                .map_err(cannot)?;
             }
         }
         std::fs::create_dir_all(path.join(WORK)).map_err(cannot)?;
@@ -79,7 +90,8 @@ impl Folder {
 
     /// All is written: the units are no longer needed.
     pub fn finish(&self) -> Result<()> {
-        std::fs::remove_dir_all(self.path.join(WORK)).with_context(|| self.path.display().to_string())?;
+        std::fs::remove_dir_all(self.path.join(WORK))
+            .with_context(|| self.path.display().to_string())?;
         std::fs::remove_file(self.path.join(LOCK)).with_context(|| self.path.display().to_string())
     }
 }
@@ -87,8 +99,10 @@ impl Folder {
 impl Drop for Folder {
     /// An evaluation that ended before any of its work leaves nothing in the way of the next.
     fn drop(&mut self) {
-        let own = |entry: std::fs::DirEntry| [WORK, LOCK].iter().any(|name| entry.file_name() == *name);
-        let holds_work = std::fs::read_dir(&self.path).is_ok_and(|mut all| !all.all(|entry| entry.is_ok_and(own)));
+        let own =
+            |entry: std::fs::DirEntry| [WORK, LOCK].iter().any(|name| entry.file_name() == *name);
+        let holds_work = std::fs::read_dir(&self.path)
+            .is_ok_and(|mut all| !all.all(|entry| entry.is_ok_and(own)));
         // A folder of work that holds something stays, too.
         if !holds_work && std::fs::remove_dir(self.path.join(WORK)).is_ok() {
             // What can't be removed is found by the next evaluation, which says so.

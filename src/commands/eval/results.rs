@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::folder::{Folder, RESULTS};
-use crate::checkpoint::write_whole;
+use crate::base::error::Error;
+use crate::base::files::write_whole;
 use crate::cli::Eval;
 use crate::eval::bootstrap::Interval;
 use crate::eval::ledger::{Shard, to_lines};
-use crate::eval::task::{self, Row, Task, measure};
-use crate::fault::Fault;
+use crate::eval::task;
+use crate::eval::task::{Row, Task, measure};
 use crate::report::RunRecord;
 use crate::report::table::table;
 use crate::{bail_input, data};
@@ -46,7 +47,8 @@ pub struct Changed {
 impl Changed {
     /// From the record that a repair leaves in a model's folder.
     pub fn of(dir: &Path) -> Option<Self> {
-        let run: RunRecord = serde_json::from_slice(&std::fs::read(dir.join("irepair/run.json")).ok()?).ok()?;
+        let run: RunRecord =
+            serde_json::from_slice(&std::fs::read(dir.join("irepair/run.json")).ok()?).ok()?;
         Some(Self {
             neurons: run.edits.as_ref().map(|edits| edits.neurons.values().sum()),
             parameters: run.changed_parameters,
@@ -154,7 +156,10 @@ impl Measurement {
         for on in &mut self.models {
             let kind = task::kind(&on.settings)?;
             let clusters = (kind.clusters)(&on.settings, &on.found)?;
-            on.counts = (kind.counts)(&on.found).into_iter().map(|(name, n)| (name.to_owned(), n)).collect();
+            on.counts = (kind.counts)(&on.found)
+                .into_iter()
+                .map(|(name, n)| (name.to_owned(), n))
+                .collect();
             let measured = measure((kind.figures)(&on.settings), &clusters, base.as_deref(), seed);
             let finite = |x: f64| Some(x).filter(|x| x.is_finite());
             on.figures = measured
@@ -164,11 +169,13 @@ impl Measurement {
                     value: finite(m.value),
                     low: finite(m.interval.low),
                     high: finite(m.interval.high),
-                    difference: m.difference.filter(|(value, _)| value.is_finite()).map(|(value, interval)| {
-                        let Interval { low, high } = interval;
-                        let better = (value < 0.0) == m.less_is_better;
-                        Difference { value, low, high, real: interval.excludes_zero(), better }
-                    }),
+                    difference: m.difference.filter(|(value, _)| value.is_finite()).map(
+                        |(value, interval)| {
+                            let Interval { low, high } = interval;
+                            let better = (value < 0.0) == m.less_is_better;
+                            Difference { value, low, high, real: interval.excludes_zero(), better }
+                        },
+                    ),
                     digits: m.digits,
                 })
                 .collect();
@@ -208,7 +215,11 @@ pub fn together<P: AsRef<Path>>(dirs: &[P]) -> Result<Results> {
         all.models.append(&mut part.models);
         let tasks = |r: &Results| r.measurements.iter().map(|m| m.task.clone()).collect::<Vec<_>>();
         if all.seed != part.seed || tasks(all) != tasks(&part) {
-            bail_input!("{}: its tasks are not those of {}", dir.display(), dirs[0].as_ref().display());
+            bail_input!(
+                "{}: its tasks are not those of {}",
+                dir.display(),
+                dirs[0].as_ref().display()
+            );
         }
         for (whole, part) in all.measurements.iter_mut().zip(part.measurements) {
             for mut on in part.models {
@@ -235,18 +246,30 @@ fn file_name(task: &str) -> String {
 }
 
 impl Results {
-    pub fn new(shard: Shard, seed: u64, models: Vec<ModelRecord>, mut measurements: Vec<Measurement>) -> Result<Self> {
+    pub fn new(
+        shard: Shard,
+        seed: u64,
+        models: Vec<ModelRecord>,
+        mut measurements: Vec<Measurement>,
+    ) -> Result<Self> {
         for measurement in &mut measurements {
             measurement.conclude(seed).with_context(|| measurement.task.clone())?;
         }
-        Ok(Self { format_version: 1, irepair: env!("CARGO_PKG_VERSION").into(), shard, seed, models, measurements })
+        Ok(Self {
+            format_version: 1,
+            irepair: env!("CARGO_PKG_VERSION").into(),
+            shard,
+            seed,
+            models,
+            measurements,
+        })
     }
 
     /// What an evaluation left in its folder; without the rows. Errors (bad input) if nothing did.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(RESULTS);
         let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(&path)?)?);
-        read().map_err(|e| Fault::Input(format!("{}: {e:#}", path.display())).into())
+        read().map_err(|e| Error::Input(format!("{}: {e:#}", path.display())).into())
     }
 
     /// Writes the rows, the CSV and, last, `results.json`.
@@ -311,7 +334,10 @@ impl Results {
                     let name = if nth == 0 { name } else { String::new() };
                     let (difference, verdict) = match &figure.difference {
                         Some(d) => (
-                            format!("{:+.digits$} ({:+.digits$} to {:+.digits$})", d.value, d.low, d.high),
+                            format!(
+                                "{:+.digits$} ({:+.digits$} to {:+.digits$})",
+                                d.value, d.low, d.high
+                            ),
                             match (d.real, d.better) {
                                 (false, _) => "no real difference",
                                 (true, true) => "better",
@@ -334,8 +360,10 @@ impl Results {
         let mut text = if several {
             table(["", "model", "value", "95 % interval", "from the first model", ""], &rows)
         } else {
-            let rows: Vec<[String; 3]> =
-                rows.into_iter().map(|[name, _, value, interval, ..]| [name, value, interval]).collect();
+            let rows: Vec<[String; 3]> = rows
+                .into_iter()
+                .map(|[name, _, value, interval, ..]| [name, value, interval])
+                .collect();
             table(["", "value", "95 % interval"], &rows)
         };
         for measurement in &self.measurements {
@@ -344,7 +372,9 @@ impl Results {
             for on in &measurement.models {
                 let unscored: Vec<String> = ["failed", "empty"]
                     .iter()
-                    .filter_map(|what| Some(format!("{} {what}", on.counts.get(*what).filter(|n| **n > 0)?)))
+                    .filter_map(|what| {
+                        Some(format!("{} {what}", on.counts.get(*what).filter(|n| **n > 0)?))
+                    })
                     .collect();
                 if !unscored.is_empty() {
                     let all: usize = on.counts.values().sum();
@@ -388,17 +418,27 @@ pub fn merge(args: &Eval) -> Result<()> {
     let of = parts[0].1.shard.of;
     for (dir, part) in &parts {
         if let Some(what) = foreign(&parts[0].1, part) {
-            bail_input!("--merge {}: its {what} differ from those of {}", dir.display(), parts[0].0.display());
+            bail_input!(
+                "--merge {}: its {what} differ from those of {}",
+                dir.display(),
+                parts[0].0.display()
+            );
         }
     }
-    let missing: Vec<String> =
-        (0..of).filter(|i| !parts.iter().any(|(_, p)| p.shard.index == *i)).map(|i| format!("{i}/{of}")).collect();
+    let missing: Vec<String> = (0..of)
+        .filter(|i| !parts.iter().any(|(_, p)| p.shard.index == *i))
+        .map(|i| format!("{i}/{of}"))
+        .collect();
     if !missing.is_empty() {
         bail_input!("--merge: part {} is missing", missing.join(", "));
     }
     if let Some(pair) = parts.windows(2).find(|p| p[0].1.shard == p[1].1.shard) {
         let index = pair[0].1.shard.index;
-        bail_input!("--merge: {} and {} are both part {index}/{of}", pair[0].0.display(), pair[1].0.display());
+        bail_input!(
+            "--merge: {} and {} are both part {index}/{of}",
+            pair[0].0.display(),
+            pair[1].0.display()
+        );
     }
     let mut whole = parts[0].1.clone();
     for on in whole.measurements.iter_mut().flat_map(|m| &mut m.models) {

@@ -8,14 +8,15 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::output::Output;
-use crate::checkpoint::Stored;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
+use crate::base::tensors::Stored;
 use crate::cli::Repair;
-use crate::config::RepairSettings;
-use crate::methods::neuron::{Patient, Position, Step, Watch};
-use crate::report::progress::Progress;
-use crate::state::{self, Fingerprint};
-use crate::stop;
-use crate::train::{Line, StepLine, open_log, write_line};
+use crate::settings::RepairSettings;
+use crate::step::neurons::{Patient, Position, Step, Watch};
+use crate::train::log::{Line, StepLine, open_log, write_line};
+use crate::train::state;
+use crate::train::state::Fingerprint;
 
 pub struct Journal<'a> {
     out: &'a Output,
@@ -53,8 +54,11 @@ impl<'a> Journal<'a> {
         let mut reached = Reached::default();
         if args.resume {
             let tensors;
-            (reached, tensors) = state::load::<Reached>(&out.dir, &fingerprint, &patient.weights.device())?;
-            tensors.into_iter().try_for_each(|(name, tensor)| patient.weights.restore(&name, tensor))?;
+            (reached, tensors) =
+                state::load::<Reached>(&out.dir, &fingerprint, &patient.weights.device())?;
+            tensors
+                .into_iter()
+                .try_for_each(|(name, tensor)| patient.weights.restore(&name, tensor))?;
         }
         let recipe = settings.neuron_recipe();
         let expected = recipe.steps.saturating_mul(recipe.rounds);
@@ -77,9 +81,14 @@ impl<'a> Journal<'a> {
     /// Saves the state.
     fn save(&mut self, patient: &Patient, at: &Position) -> Result<()> {
         self.reached.position = at.clone();
-        self.reached.seconds += std::mem::replace(&mut self.begun, Instant::now()).elapsed().as_secs_f64();
+        self.reached.seconds +=
+            std::mem::replace(&mut self.begun, Instant::now()).elapsed().as_secs_f64();
         self.saved = self.reached.steps;
-        let tensors = patient.weights.touched().map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32))).collect();
+        let tensors = patient
+            .weights
+            .touched()
+            .map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32)))
+            .collect();
         // A state must not be ahead of the log: what was sliced is counted there.
         self.log.sync_data().context("writing steps.jsonl")?;
         state::save(&self.out.dir, &self.fingerprint, &self.reached, &tensors)
@@ -102,7 +111,7 @@ impl Watch for Journal<'_> {
     }
 
     fn rest(&mut self, patient: &Patient, at: &Position) -> Result<()> {
-        if stop::asked() {
+        if interrupt::asked() {
             self.save(patient, at)?;
             return Err(self.out.interrupted(self.reached.steps));
         }

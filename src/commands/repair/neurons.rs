@@ -10,36 +10,46 @@ use serde::{Deserialize, Serialize};
 use super::journal::{Journal, Reached};
 use super::output::{Output, changed_most};
 use super::{device_name, parameters, recorded_name};
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::files;
+use crate::base::interrupt;
+use crate::checkpoint::patch;
+use crate::checkpoint::patch::PatchFile;
 use crate::checkpoint::{Change, Checkpoint};
 use crate::cli::Repair;
 use crate::commands::Loaded;
-use crate::config::RepairSettings;
-use crate::data::{self, Edit, EditKind};
+use crate::data;
+use crate::data::demo;
+use crate::data::{Edit, EditKind};
 use crate::eval::Measures;
 use crate::eval::perplexity::perplexity;
-use crate::fault::Fault;
-use crate::loss;
-use crate::memory::{self, Estimate, Part, Passes, mib};
-use crate::methods::neuron::basis::Basis;
-use crate::methods::neuron::change::{Changed, changed};
-use crate::methods::neuron::{self, Mode, Patient};
-use crate::model::kernels::matmul::Precision;
+use crate::model::device;
 use crate::model::layers::Orientation;
-use crate::patch::{self, PatchFile};
+use crate::model::loss;
+use crate::model::memory;
+use crate::model::memory::{Estimate, Part, Passes, mib};
+use crate::model::precision::Precision;
+use crate::model::weights::Who;
 use crate::report::neurons::{NEURONS, NeuronsRecord};
 use crate::report::table::table;
-use crate::report::{DataRecord, EditsRecord, RunRecord, before_after, count_blocks, read_steps};
-use crate::state::Fingerprint;
+use crate::report::{DataRecord, EditsRecord, RunRecord, before_after};
+use crate::settings::RepairSettings;
+use crate::step::neurons;
+use crate::step::neurons::basis::Basis;
+use crate::step::neurons::change::{Changed, changed};
+use crate::step::neurons::{Mode, Patient};
 use crate::tokens::TokenEdit;
-use crate::weights::Who;
-use crate::{bail_input, checkpoint, demo, device, stop};
+use crate::train::log::{count_blocks, read_steps};
+use crate::train::state::Fingerprint;
 
-const ADVICE: &str = "take fewer rows (--limit), --mode iterative, --block-sparsity 1/4, or a smaller model";
+const ADVICE: &str =
+    "take fewer rows (--limit), --mode iterative, --block-sparsity 1/4, or a smaller model";
 
 pub fn run(
     args: &Repair,
     settings: RepairSettings,
-    method: &'static neuron::Entry,
+    method: &'static neurons::Entry,
     loaded: &Loaded,
     begun: Instant,
 ) -> Result<()> {
@@ -58,19 +68,22 @@ pub fn run(
         Output::free(args, &path, &loaded.checkpoint().dir)?;
         Output::to_resume(args, &path)?;
         Output::not_begun(args, &path)?;
-        print!("{}", if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() });
+        print!(
+            "{}",
+            if args.output.json { serde_json::to_string(&plan)? + "\n" } else { plan.text() }
+        );
         return plan.memory.judge(&loaded.device, ADVICE);
     }
     if loaded.device.is_cpu() {
-        plan.memory.check(memory::limit()?, ADVICE)?;
+        plan.memory.check(crate::base::memory::limit()?, ADVICE)?;
     }
     let weights = loaded.weights()?;
     let out = Output::claim(args, &settings, &loaded.short_name(), &loaded.checkpoint().dir)?;
-    stop::listen()?;
+    interrupt::listen()?;
     let basis = Basis::cached(&loaded.model, &weights)?;
     let mut patient = Patient { model: &loaded.model, weights, mlp, basis };
 
-    let failing = neuron::failing(&patient, &rows)?;
+    let failing = neurons::failing(&patient, &rows)?;
     let skipped = rows.len() - failing.len();
     let failures: Vec<TokenEdit> = failing.iter().map(|&index| rows[index].clone()).collect();
     say(format!(
@@ -84,7 +97,10 @@ pub fn run(
         }
     ));
     if failures.is_empty() {
-        return Err(Fault::Check("the model already says every target: there is nothing to repair".into()).into());
+        return Err(Error::Check(
+            "the model already says every target: there is nothing to repair".into(),
+        )
+        .into());
     }
     let before = measure(&patient, &failures, &text)?;
 
@@ -102,21 +118,21 @@ pub fn run(
     let mut at = journal.reached().position.clone();
     let built = (method.build)(recipe.clone());
     patient.weights.set_precision(loaded.precision);
-    neuron::repair(built.as_ref(), &mut patient, &failures, recipe.rounds, &mut at, &mut journal)?;
+    neurons::repair(built.as_ref(), &mut patient, &failures, recipe.rounds, &mut at, &mut journal)?;
     let Reached { worst_residual, seconds: repair_seconds, .. } = journal.finish(&patient, &at)?;
     let steps = read_steps(&out.dir.join("steps.jsonl"))?;
     // What is reported is measured as users will run it.
     patient.weights.set_precision(Precision::F32);
     super::rounded(loaded, &mut patient.weights, &out)?;
     let after = measure(&patient, &failures, &text)?;
-    let left = neuron::failing(&patient, &failures)?.len();
-    if stop::asked() {
+    let left = neurons::failing(&patient, &failures)?.len();
+    if interrupt::asked() {
         return Err(out.interrupted(steps.len()));
     }
     let changed = changed(&patient)?;
     if changed.is_empty() {
         out.forget()?;
-        return Err(Fault::Check(format!(
+        return Err(Error::Check(format!(
             "nothing changed ({} tokens were given up in {repair_seconds:.2} s, their changes undone), so {} was not made",
             at.pass.given_up,
             out.path.display()
@@ -128,12 +144,13 @@ pub fn run(
     out.write(loaded.checkpoint(), &patient.weights)?;
     let written = Checkpoint::open(&out.partial, "output", None)?;
     let sliced = count_blocks(&steps);
-    let changes = out.verify(loaded.checkpoint(), &written, &loaded.model, &patient.weights, &sliced)?;
+    let changes =
+        out.verify(loaded.checkpoint(), &written, &loaded.model, &patient.weights, &sliced)?;
     let patch_path = out.dir.join("patch.safetensors");
     patch::write(loaded.checkpoint(), &written, &changes, &patch_path).context("the patch")?;
     verify(loaded, &changes, &patch_path, &patient, &changed)?;
     let neurons = serde_json::to_string(&NeuronsRecord::new(&patient, &loaded.encoder, &changed)?)?;
-    checkpoint::write_whole(&out.dir.join(NEURONS), neurons.as_bytes())?;
+    files::write_whole(&out.dir.join(NEURONS), neurons.as_bytes())?;
     let channels = loaded.model.sizes().channels;
     let run = RunRecord {
         format_version: 1,
@@ -153,7 +170,11 @@ pub fn run(
         step_seconds: steps.iter().map(|s| s.seconds).sum(),
         tokens: steps.iter().map(|s| s.tokens).sum(),
         operations: steps.iter().map(|s| s.operations).sum(),
-        stopped: if left == 0 { "every target is said".into() } else { format!("{left} targets are still not said") },
+        stopped: if left == 0 {
+            "every target is said".into()
+        } else {
+            format!("{left} targets are still not said")
+        },
         sliced,
         edits: Some(EditsRecord {
             skipped,
@@ -200,7 +221,8 @@ pub fn failures(settings: &RepairSettings) -> Result<(Vec<Edit>, usize)> {
         None => data::parse_edits("demo edits", demo::EDITS)?,
     };
     let all = edits.len();
-    let mut failures: Vec<Edit> = edits.into_iter().filter(|edit| edit.kind == EditKind::Failure).collect();
+    let mut failures: Vec<Edit> =
+        edits.into_iter().filter(|edit| edit.kind == EditKind::Failure).collect();
     let of_other_kinds = all - failures.len();
     failures.truncate(settings.limit.unwrap_or(usize::MAX));
     if failures.is_empty() {
@@ -211,8 +233,13 @@ pub fn failures(settings: &RepairSettings) -> Result<(Vec<Edit>, usize)> {
 
 fn read(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     let (failures, of_other_kinds) = failures(settings)?;
-    let sha256 = checkpoint::hash_texts(failures.iter().flat_map(|e| [e.prompt.as_str(), e.target.as_str()]));
-    Ok(Rows { failures: loaded.encoder.edits(&failures, loaded.model.sizes().context)?, sha256, of_other_kinds })
+    let sha256 =
+        files::hash_texts(failures.iter().flat_map(|e| [e.prompt.as_str(), e.target.as_str()]));
+    Ok(Rows {
+        failures: loaded.encoder.edits(&failures, loaded.model.sizes().context)?,
+        sha256,
+        of_other_kinds,
+    })
 }
 
 /// NLL of the targets and perplexity of the text.
@@ -220,8 +247,9 @@ fn measure(patient: &Patient, failures: &[TokenEdit], text: &[u32]) -> Result<Me
     let view = patient.weights.frozen(Who::Patient)?;
     let (mut nats, mut count) = (0f64, 0usize);
     for rows in failures.chunks(8) {
-        let batch = neuron::batch(rows);
-        nats += f64::from(loss::nll(patient.model, &view, &batch)?.to_scalar::<f32>()?) * batch.rows.len() as f64;
+        let batch = neurons::batch(rows);
+        nats += f64::from(loss::nll(patient.model, &view, &batch)?.to_scalar::<f32>()?)
+            * batch.rows.len() as f64;
         count += batch.rows.len();
     }
     let ppl = match text {
@@ -232,7 +260,13 @@ fn measure(patient: &Patient, failures: &[TokenEdit], text: &[u32]) -> Result<Me
 }
 
 /// Errors (a failed check) if anything but rows of the changed neurons differs on disk.
-fn verify(loaded: &Loaded, changes: &[Change], patch: &Path, patient: &Patient, changed: &Changed) -> Result<()> {
+fn verify(
+    loaded: &Loaded,
+    changes: &[Change],
+    patch: &Path,
+    patient: &Patient,
+    changed: &Changed,
+) -> Result<()> {
     let patch = PatchFile::open(patch)?;
     let axis = match patient.mlp.orientation {
         Orientation::InOut => 0,
@@ -241,15 +275,22 @@ fn verify(loaded: &Loaded, changes: &[Change], patch: &Path, patient: &Patient, 
     for change in changes {
         let lines = patch.tensors.get(&change.name).and_then(|entry| entry.lines.clone());
         let expected = changed.iter().find(|(block, _)| {
-            loaded.checkpoint().disk_name(&patient.mlp.weight(**block)) == Some(change.name.as_str())
+            loaded.checkpoint().disk_name(&patient.mlp.weight(**block))
+                == Some(change.name.as_str())
         });
         let as_expected = expected.is_some_and(|(_, neurons)| match &lines {
-            Some(lines) if lines.axis == axis => lines.indices.iter().eq(neurons.iter().map(|(neuron, _)| neuron)),
+            Some(lines) if lines.axis == axis => {
+                lines.indices.iter().eq(neurons.iter().map(|(neuron, _)| neuron))
+            }
             // All neurons, or fewer lines of the other axis.
             _ => true,
         });
         if !as_expected {
-            return Err(Fault::Check(format!("{}: other rows changed than those of the neurons", change.name)).into());
+            return Err(Error::Check(format!(
+                "{}: other rows changed than those of the neurons",
+                change.name
+            ))
+            .into());
         }
     }
     Ok(())
@@ -297,7 +338,13 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(settings: &RepairSettings, method: &neuron::Entry, loaded: &Loaded, rows: &[TokenEdit], out: &Path) -> Self {
+    fn new(
+        settings: &RepairSettings,
+        method: &neurons::Entry,
+        loaded: &Loaded,
+        rows: &[TokenEdit],
+        out: &Path,
+    ) -> Self {
         let (sizes, recipe) = (loaded.model.sizes(), settings.neuron_recipe());
         let width = loaded.model.mlp().map_or(0, |mlp| mlp.neurons);
         let length = |row: &TokenEdit| row.prompt.len() + row.target.len();
@@ -321,7 +368,9 @@ impl Plan {
         // Neurons, steers and solutions in double precision, of as many blocks at a time as there are threads.
         let system = 2 * matrix + positions * (2 * width + 3 * sizes.channels + positions);
         let at_a_time = rayon::current_num_threads().min(sizes.blocks);
-        memory.parts.push(Part { name: "linear systems".into(), bytes: (system * at_a_time * 8) as u64 });
+        memory
+            .parts
+            .push(Part { name: "linear systems".into(), bytes: (system * at_a_time * 8) as u64 });
         Self {
             model: settings.model.clone(),
             blocks: sizes.blocks,
@@ -332,7 +381,12 @@ impl Plan {
             rows: rows.len(),
             target_tokens: rows.iter().map(|row| row.target.len()).sum(),
             memory_mib: mib(memory.total()),
-            available_mib: loaded.device.is_cpu().then(memory::available).flatten().map(|bytes| bytes >> 20),
+            available_mib: loaded
+                .device
+                .is_cpu()
+                .then(crate::base::memory::available)
+                .flatten()
+                .map(|bytes| bytes >> 20),
             memory,
             out: out.display().to_string(),
         }
@@ -354,7 +408,8 @@ impl Plan {
         let rows: Vec<[String; 2]> =
             self.memory.parts.iter().map(|p| [p.name.clone(), mib(p.bytes).to_string()]).collect();
         text += &table(["memory", "MiB"], &rows);
-        let available = self.available_mib.map_or(String::new(), |mib| format!("; {mib} are available"));
+        let available =
+            self.available_mib.map_or(String::new(), |mib| format!("; {mib} are available"));
         let _ = writeln!(text, "{} MiB at most{available}", self.memory_mib);
         text
     }
@@ -369,7 +424,8 @@ fn summary(run: &RunRecord, out: &Path) -> String {
         "targets said now: {} of {} that the model got wrong ({} it already said)",
         edits.repaired, edits.failures, edits.skipped
     );
-    let neurons = |block: Option<usize>| block.and_then(|b| edits.neurons.get(&b)).copied().unwrap_or(0);
+    let neurons =
+        |block: Option<usize>| block.and_then(|b| edits.neurons.get(&b)).copied().unwrap_or(0);
     text += &changed_most(run, ["neurons", "of its output matrix"], neurons);
     let _ = writeln!(
         text,
@@ -398,9 +454,21 @@ fn summary(run: &RunRecord, out: &Path) -> String {
         edits.repair_seconds / edits.failures.max(1) as f64,
         run.fallback()
     );
-    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
-    let _ =
-        writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
-    let _ = writeln!(text, "next: irepair eval --model {} --model {} --edits FILE", run.model, out.display());
+    let _ = writeln!(
+        text,
+        "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base",
+        out.display()
+    );
+    let _ = writeln!(
+        text,
+        "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json",
+        out.display()
+    );
+    let _ = writeln!(
+        text,
+        "next: irepair eval --model {} --model {} --edits FILE",
+        run.model,
+        out.display()
+    );
     text
 }

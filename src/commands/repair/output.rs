@@ -8,15 +8,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::base::error::Error;
+use crate::base::files;
 use crate::cli::Repair;
-use crate::config::RepairSettings;
-use crate::fault::Fault;
 use crate::model::Model;
+use crate::model::weights::{Place, Weights};
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{RunRecord, before_after, block_number, change_by_block, model_card};
-use crate::weights::{Place, Weights};
-use crate::{bail_input, checkpoint, state};
+use crate::settings::RepairSettings;
+use crate::train::state;
+use crate::{bail_input, checkpoint};
 use checkpoint::{Change, Checkpoint};
 
 /// The folder a run works in and the name it gets in the end.
@@ -55,7 +57,7 @@ impl Output {
 
     /// Errors (bad input) if there is nothing to resume where that is asked for.
     pub fn to_resume(args: &Repair, path: &Path) -> Result<()> {
-        let partial = state::partial(path);
+        let partial = files::partial(path);
         if args.resume && !state::path(&partial.join("irepair")).exists() {
             bail_input!("--resume: there is no unfinished run in {}", partial.display());
         }
@@ -65,7 +67,7 @@ impl Output {
     /// Errors (bad input) if there is an unfinished run, or an output without its name, and neither is it to go on nor may
     /// it be replaced.
     pub fn not_begun(args: &Repair, path: &Path) -> Result<()> {
-        let partial = state::partial(path);
+        let partial = files::partial(path);
         if args.resume || args.overwrite {
             return Ok(());
         }
@@ -90,21 +92,32 @@ impl Output {
             return Ok(());
         }
         if !args.overwrite {
-            bail_input!("{} exists; choose another --out, or replace it with --overwrite", path.display());
+            bail_input!(
+                "{} exists; choose another --out, or replace it with --overwrite",
+                path.display()
+            );
         }
         replaceable(path, base)
     }
 
     /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
-    pub fn claim(args: &Repair, settings: &RepairSettings, model: &str, base: &Path) -> Result<Self> {
+    pub fn claim(
+        args: &Repair,
+        settings: &RepairSettings,
+        model: &str,
+        base: &Path,
+    ) -> Result<Self> {
         let path = Self::path(args, settings, model)?;
         Self::free(args, &path, base)?;
         Self::to_resume(args, &path)?;
-        let partial = state::partial(&path);
-        let cannot = |e: std::io::Error| Fault::Input(format!("--out {}: can't write there: {e}", path.display()));
+        let partial = files::partial(&path);
+        let cannot = |e: std::io::Error| {
+            Error::Input(format!("--out {}: can't write there: {e}", path.display()))
+        };
         let lock_path = partial.join(LOCK);
-        let is_ours =
-            lock_path.exists() || !partial.exists() || partial.read_dir().is_ok_and(|mut d| d.next().is_none());
+        let is_ours = lock_path.exists()
+            || !partial.exists()
+            || partial.read_dir().is_ok_and(|mut d| d.next().is_none());
         if !is_ours {
             bail_input!(
                 "{} is in the way, and no run of irepair made it; move it, or choose another --out",
@@ -115,7 +128,9 @@ impl Output {
         let lock = File::create(&lock_path).map_err(cannot)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail_input!("another run is working on {}", path.display()),
+            Err(TryLockError::WouldBlock) => {
+                bail_input!("another run is working on {}", path.display())
+            }
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
         let dir = partial.join("irepair");
@@ -127,8 +142,12 @@ impl Output {
                 if entry == lock_path {
                     continue;
                 }
-                if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) }
-                    .map_err(cannot)?;
+                if entry.is_dir() {
+                    std::fs::remove_dir_all(&entry)
+                } else {
+                    std::fs::remove_file(&entry)
+                }
+                .map_err(cannot)?;
             }
         }
         std::fs::create_dir_all(&dir).map_err(cannot)?;
@@ -137,7 +156,9 @@ impl Output {
             for folder in [&partial, &dir] {
                 for entry in std::fs::read_dir(folder).map_err(cannot)? {
                     let entry = entry.map_err(cannot)?;
-                    if entry.file_name().to_string_lossy().starts_with(".tmp") && entry.path().is_file() {
+                    if entry.file_name().to_string_lossy().starts_with(".tmp")
+                        && entry.path().is_file()
+                    {
                         std::fs::remove_file(entry.path()).map_err(cannot)?;
                     }
                 }
@@ -167,21 +188,25 @@ impl Output {
         let changed = checkpoint::compare(base, written)?;
         if changed.is_empty() {
             self.forget()?;
-            return Err(Fault::Check(format!(
+            return Err(Error::Check(format!(
                 "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
                 self.path.display()
             ))
             .into());
         }
-        let touched: BTreeSet<&str> = weights.touched().filter_map(|(n, _)| base.disk_name(n)).collect();
+        let touched: BTreeSet<&str> =
+            weights.touched().filter_map(|(n, _)| base.disk_name(n)).collect();
         let block_of = block_of(model, base);
         let outside = changed.iter().find(|c| {
-            let in_slice =
-                block_of.get(&c.name).is_none_or(|b| b.is_none_or(|b| sliced.is_empty() || sliced.contains_key(&b)));
+            let in_slice = block_of
+                .get(&c.name)
+                .is_none_or(|b| b.is_none_or(|b| sliced.is_empty() || sliced.contains_key(&b)));
             !touched.contains(c.name.as_str()) || !in_slice
         });
         if let Some(outside) = outside {
-            return Err(Fault::Check(format!("{} changed, but no slice named it", outside.name)).into());
+            return Err(
+                Error::Check(format!("{} changed, but no slice named it", outside.name)).into()
+            );
         }
         Ok(changed)
     }
@@ -198,9 +223,15 @@ impl Output {
     /// Writes the records, gives the folder its name, and removes the state. Whatever fails or ends it on the way, a whole
     /// output is left, and a state to resume from until it has its name.
     pub fn finish(&self, run: &RunRecord, base: &Checkpoint) -> Result<()> {
-        checkpoint::write_whole(&self.dir.join("run.json"), serde_json::to_string_pretty(run)?.as_bytes())?;
+        files::write_whole(
+            &self.dir.join("run.json"),
+            serde_json::to_string_pretty(run)?.as_bytes(),
+        )?;
         let base_card = std::fs::read_to_string(base.dir.join("README.md")).ok();
-        checkpoint::write_whole(&self.partial.join("README.md"), model_card(run, base_card.as_deref()).as_bytes())?;
+        files::write_whole(
+            &self.partial.join("README.md"),
+            model_card(run, base_card.as_deref()).as_bytes(),
+        )?;
         // Drawn of the unfinished run, it would lie about this one.
         let report = self.dir.join("report.html");
         if report.exists() {
@@ -208,7 +239,11 @@ impl Output {
         }
         self.rename()?;
         // Names, too, are on disk before the state is gone; where folders can't be synced, nothing more can be done.
-        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = self
+            .path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         for folder in [&self.path, parent] {
             std::fs::File::open(folder).and_then(|folder| folder.sync_all()).ok();
         }
@@ -216,7 +251,11 @@ impl Output {
         let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
         if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {
             // The output is whole all the same.
-            eprintln!("warning: {} and {} could not be removed: {e}", saved.display(), lock.display());
+            eprintln!(
+                "warning: {} and {} could not be removed: {e}",
+                saved.display(),
+                lock.display()
+            );
         }
         Ok(())
     }
@@ -224,7 +263,8 @@ impl Output {
     /// Gives the folder its name; what had it before and may be replaced is removed afterwards.
     fn rename(&self) -> Result<()> {
         let naming = || format!("renaming {} to {}", self.partial.display(), self.path.display());
-        let remove = |path: &Path| std::fs::remove_dir_all(path).with_context(|| path.display().to_string());
+        let remove =
+            |path: &Path| std::fs::remove_dir_all(path).with_context(|| path.display().to_string());
         let mut old = self.partial.clone().into_os_string();
         old.push(".replaced");
         let old = PathBuf::from(old);
@@ -266,7 +306,11 @@ impl Output {
 impl Drop for Output {
     /// A run that ended in an error leaves its folder only if there is a state to resume from, or a finished output.
     fn drop(&mut self) {
-        if !self.named.get() && self.partial.exists() && !state::path(&self.dir).exists() && !is_output(&self.partial) {
+        if !self.named.get()
+            && self.partial.exists()
+            && !state::path(&self.dir).exists()
+            && !is_output(&self.partial)
+        {
             // Nothing can be done about a failure here, and the error that brought us here matters more.
             std::fs::remove_dir_all(&self.partial).ok();
         }
@@ -315,9 +359,14 @@ const SUMMARY_BLOCKS: usize = 5;
 
 /// The blocks that changed most, in their order, with how often (as `times` says), norm and share of their norm; what is left
 /// out is said in a line below.
-pub fn changed_most(run: &RunRecord, heads: [&str; 2], times: impl Fn(Option<usize>) -> usize) -> String {
+pub fn changed_most(
+    run: &RunRecord,
+    heads: [&str; 2],
+    times: impl Fn(Option<usize>) -> usize,
+) -> String {
     let changes = change_by_block(&run.changed, block_number);
-    let mut order: Vec<(f64, Option<usize>)> = changes.iter().map(|(block, change)| (change.norm, *block)).collect();
+    let mut order: Vec<(f64, Option<usize>)> =
+        changes.iter().map(|(block, change)| (change.norm, *block)).collect();
     order.sort_by(|a, b| b.0.total_cmp(&a.0));
     let left_out = order.split_off(order.len().min(SUMMARY_BLOCKS));
     let rows: Vec<[String; 4]> = changes
@@ -367,11 +416,25 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.seconds,
         run.fallback()
     );
-    let _ = writeln!(text, "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base", out.display());
-    let _ =
-        writeln!(text, "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json", out.display());
-    let prompts =
-        if run.data.held_back == 0 { "FILE".into() } else { format!("{}/irepair/prompts.jsonl", out.display()) };
-    let _ = writeln!(text, "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl", out.display());
+    let _ = writeln!(
+        text,
+        "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base",
+        out.display()
+    );
+    let _ = writeln!(
+        text,
+        "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json",
+        out.display()
+    );
+    let prompts = if run.data.held_back == 0 {
+        "FILE".into()
+    } else {
+        format!("{}/irepair/prompts.jsonl", out.display())
+    };
+    let _ = writeln!(
+        text,
+        "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl",
+        out.display()
+    );
     text
 }

@@ -6,15 +6,17 @@ use std::path::Path;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use super::super::Loaded;
-use super::rows::{self, Rows};
-use crate::config::RepairSettings;
+use super::rows;
+use super::rows::Rows;
+use crate::commands::Loaded;
 use crate::eval::toxicity;
-use crate::memory::{self, Estimate, Passes, mib};
-use crate::methods::{Method, objective};
-use crate::optim::OptimizerKind;
+use crate::model::memory;
+use crate::model::memory::{Estimate, Passes, mib};
 use crate::report::DataRecord;
 use crate::report::table::table;
+use crate::settings::RepairSettings;
+use crate::step::optim::OptimizerKind;
+use crate::step::{Method, objective};
 use crate::tokens::{FORK_ROWS, TokenPair};
 
 /// What takes less memory.
@@ -73,13 +75,23 @@ pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path)
         steps: settings.max_steps,
         batch_size: settings.batch_size,
         gradient_accumulation_steps: settings.gradient_accumulation_steps,
-        epochs: (settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps) as f64
+        epochs: (settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps)
+            as f64
             / pairs.len().max(1) as f64,
-        normal_written: if method.needs_normal() && settings.normal.is_none() { settings.normal_texts } else { 0 },
+        normal_written: if method.needs_normal() && settings.normal.is_none() {
+            settings.normal_texts
+        } else {
+            0
+        },
         looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
         trial_steps: method.select.trials(&loaded.model).len() * settings.trial_steps,
         memory_mib: mib(memory.total()),
-        available_mib: loaded.device.is_cpu().then(memory::available).flatten().map(|bytes| bytes >> 20),
+        available_mib: loaded
+            .device
+            .is_cpu()
+            .then(crate::base::memory::available)
+            .flatten()
+            .map(|bytes| bytes >> 20),
         memory,
         out: out.display().to_string(),
     })
@@ -107,7 +119,9 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         lengths.iter().take(n).sum::<usize>()
     };
-    let of = |pairs: &[TokenPair], length: fn(&TokenPair) -> usize, n| longest(pairs.iter().map(length).collect(), n);
+    let of = |pairs: &[TokenPair], length: fn(&TokenPair) -> usize, n| {
+        longest(pairs.iter().map(length).collect(), n)
+    };
     let b = settings.batch_size;
     let pairs = &rows.train.pairs;
     let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
@@ -117,11 +131,13 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     // Objectives that look at both responses fork: so many rows at a time, or one pair if it has more.
     let contrasts = objective::named(&recipe.objective)?.contrasts;
     let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
-    let forked = if contrasts { of(pairs, fork, b).min(FORK_ROWS).max(of(pairs, fork, 1)) } else { 0 };
+    let forked =
+        if contrasts { of(pairs, fork, b).min(FORK_ROWS).max(of(pairs, fork, 1)) } else { 0 };
     let graph_rows = of(pairs, response, b).max(normal_rows).max(forked);
     let validated = 8;
-    let plain_rows =
-        of(&rows.train.valid_pairs, response, validated).max(rows.text.len().min(1024)).max(longest(normal, validated));
+    let plain_rows = of(&rows.train.valid_pairs, response, validated)
+        .max(rows.text.len().min(1024))
+        .max(longest(normal, validated));
     let prompt = rows.prompts.iter().map(Vec::len).max().unwrap_or(0);
     let prompt = rows.protocol.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
     let scored = if prompt == 0 { 0 } else { prompt + rows.protocol.new_tokens };
@@ -152,7 +168,10 @@ impl Plan {
         let cut = &self.data;
         let normal = match cut.normal {
             0 => String::new(),
-            n => format!("; {n} normal texts, {} held back, {} cut", cut.normal_held_back, cut.cut_texts),
+            n => format!(
+                "; {n} normal texts, {} held back, {} cut",
+                cut.normal_held_back, cut.cut_texts
+            ),
         };
         let mut first = Vec::new();
         if self.normal_written > 0 {
@@ -165,7 +184,10 @@ impl Plan {
             first.push(format!("{} trial steps are made", self.trial_steps));
         }
         let mut lines = vec![
-            ("model", format!("{}: {} blocks, {} parameters", self.model, self.blocks, self.parameters)),
+            (
+                "model",
+                format!("{}: {} blocks, {} parameters", self.model, self.blocks, self.parameters),
+            ),
             ("method", self.method.clone()),
             ("pairs", format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back)),
             (
@@ -201,8 +223,11 @@ impl Plan {
         let _ = write!(text, "\n{}", table(["memory", "MiB"], &rows));
         let _ = write!(text, "{} MiB at most", self.memory_mib);
         if self.memory.each_further_block > 0 {
-            let _ =
-                write!(text, ", and {} for every further block that is sliced", mib(self.memory.each_further_block));
+            let _ = write!(
+                text,
+                ", and {} for every further block that is sliced",
+                mib(self.memory.each_further_block)
+            );
         }
         let _ = match self.available_mib {
             Some(available) => writeln!(text, "; {available} are available"),

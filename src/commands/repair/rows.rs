@@ -8,29 +8,32 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::Loaded;
-use crate::config::RepairSettings;
+use crate::base::error::Error;
+use crate::base::files;
+use crate::base::random::{Purpose, Stream};
+use crate::data::demo;
 use crate::eval::Continuation;
+use crate::eval::normal;
+use crate::eval::normal::{Normal, Writing};
 use crate::eval::task::Subject;
-use crate::eval::toxicity::{self, Protocol};
-use crate::fault::Fault;
-use crate::methods::Method;
-use crate::methods::objective::telltale::Telltale;
+use crate::eval::toxicity;
+use crate::eval::toxicity::Protocol;
 use crate::model::Model;
-use crate::normal::{self, Normal, Writing};
-use crate::random::{Purpose, Stream};
+use crate::model::weights::Weights;
 use crate::report::{DataRecord, Sample};
 use crate::scorers::Scorer;
+use crate::settings::RepairSettings;
+use crate::step::Method;
+use crate::step::objective::telltale::Telltale;
 use crate::tokens::{Cut, Lengths};
 use crate::train;
-use crate::weights::Weights;
-use crate::{bail_input, checkpoint, data, demo};
+use crate::{bail_input, data};
 
 /// Tokens of a normal text that the model writes.
 pub const WRITTEN_TOKENS: usize = 64;
 
 /// What is said of a guard that has nothing to measure.
-pub const NO_TEXT: &str =
-    "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE";
+pub const NO_TEXT: &str = "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE";
 
 /// Everything a repair reads.
 pub struct Rows {
@@ -77,7 +80,7 @@ impl train::Rows {
             [&pair.prompt, &pair.chosen, &pair.rejected].into_iter().for_each(|ids| add(ids));
         }
         self.normal.iter().chain(&self.valid_normal).for_each(|ids| add(ids));
-        checkpoint::hex(&hash.finalize())
+        files::hex(&hash.finalize())
     }
 }
 
@@ -97,7 +100,7 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
         }
     };
     let texts = pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str));
-    let sha256 = checkpoint::hash_texts(texts);
+    let sha256 = files::hash_texts(texts);
     Ok((pairs, sha256))
 }
 
@@ -117,7 +120,9 @@ pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()
     }
     if !method.select.trials(model).is_empty() && rows.train.valid_pairs.is_empty() {
         let select = settings.recipe()?.select;
-        bail_input!("--select {select}: trials are judged on held-back pairs; --valid-size 0 holds none back");
+        bail_input!(
+            "--select {select}: trials are judged on held-back pairs; --valid-size 0 holds none back"
+        );
     }
     let writes = settings.normal.is_none() && method.needs_normal();
     if writes && settings.normal_texts < settings.batch_size {
@@ -127,7 +132,8 @@ pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()
             settings.batch_size
         );
     }
-    let will_have_text = writes && rows.normal_to_hold_back(settings, model, settings.normal_texts)? > 0;
+    let will_have_text =
+        writes && rows.normal_to_hold_back(settings, model, settings.normal_texts)? > 0;
     if settings.max_ppl_increase.is_some() && rows.text.is_empty() && !will_have_text {
         bail_input!("{NO_TEXT}");
     }
@@ -166,7 +172,9 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
             conversations = prompts.iter().any(|prompt| !prompt.messages.is_empty());
             encode_prompts(loaded, prompts)?
         }
-        None if settings.model == "demo" => encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?,
+        None if settings.model == "demo" => {
+            encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?
+        }
         None => valid_pairs.iter().map(|p| p.prompt.clone()).collect(),
     };
     let text = perplexity_text(settings, loaded)?;
@@ -199,7 +207,11 @@ pub fn perplexity_text(settings: &RepairSettings, loaded: &Loaded) -> Result<Vec
             let text = read_corpus(path)?;
             let ids = loaded.encoder.encode(&text, false)?;
             if ids.len() < 2 {
-                bail_input!("--eval-text {}: {} tokens are too few for a perplexity", path.display(), ids.len());
+                bail_input!(
+                    "--eval-text {}: {} tokens are too few for a perplexity",
+                    path.display(),
+                    ids.len()
+                );
             }
             Ok(ids)
         }
@@ -219,7 +231,12 @@ pub fn perplexity_name(settings: &RepairSettings) -> String {
 
 /// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not those of
 /// conversations, which are more than their words.
-pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], protocol: &Protocol, dir: &Path) -> Result<()> {
+pub fn write_prompts(
+    loaded: &Loaded,
+    prompts: &[Vec<u32>],
+    protocol: &Protocol,
+    dir: &Path,
+) -> Result<()> {
     if protocol.prompt_tokens.is_none() {
         return Ok(());
     }
@@ -230,7 +247,7 @@ pub fn write_prompts(loaded: &Loaded, prompts: &[Vec<u32>], protocol: &Protocol,
     if lines.is_empty() {
         return Ok(());
     }
-    checkpoint::write_whole(&dir.join("prompts.jsonl"), &lines)
+    files::write_whole(&dir.join("prompts.jsonl"), &lines)
 }
 
 /// Keeps the tokens that the objective works against, if there are any.
@@ -244,7 +261,7 @@ pub fn write_telltales(loaded: &Loaded, telltales: &[Telltale], dir: &Path) -> R
         let line = json!({ "token": text, "id": token, "chosen": chosen, "rejected": rejected, "weight": weight });
         writeln!(lines, "{line}")?;
     }
-    checkpoint::write_whole(&dir.join("telltale.jsonl"), &lines)
+    files::write_whole(&dir.join("telltale.jsonl"), &lines)
 }
 
 /// Keeps how the held-back prompts were continued before and after.
@@ -270,7 +287,7 @@ pub fn write_samples(
     if lines.is_empty() {
         return Ok(());
     }
-    checkpoint::write_whole(&dir.join("samples.jsonl"), &lines)
+    files::write_whole(&dir.join("samples.jsonl"), &lines)
 }
 
 fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u32>>> {
@@ -284,7 +301,8 @@ fn read_corpus(path: &Path) -> Result<String> {
         let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
         return Ok(texts.into_iter().map(|t| t.text).collect::<Vec<_>>().join("\n\n"));
     }
-    Ok(std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("--eval-text {}: {e}", path.display())))?)
+    Ok(std::fs::read_to_string(path)
+        .map_err(|e| Error::Input(format!("--eval-text {}: {e}", path.display())))?)
 }
 
 /// Holds back a seeded choice of rows; both parts keep the order of the file. Rows of one group go together: held-back
@@ -348,7 +366,10 @@ pub fn write_own_normal(
             eprintln!("{text}");
         }
     };
-    say(format!("normal text: the model writes {} texts (or give --normal FILE)", settings.normal_texts));
+    say(format!(
+        "normal text: the model writes {} texts (or give --normal FILE)",
+        settings.normal_texts
+    ));
     let found = write_normal(settings, loaded, weights, scorer, quiet)?;
     if found.cached {
         say("normal text: kept from an earlier run".into());
@@ -367,16 +388,27 @@ impl Rows {
     }
 
     /// How many of so many normal texts are held back.
-    fn normal_to_hold_back(&self, settings: &RepairSettings, model: &Model, texts: usize) -> Result<usize> {
+    fn normal_to_hold_back(
+        &self,
+        settings: &RepairSettings,
+        model: &Model,
+        texts: usize,
+    ) -> Result<usize> {
         let to_spare = texts.saturating_sub(settings.batch_size);
         let most = self.record.held_back.min(texts / 4).min(to_spare);
         Ok(if self.validates(settings, model)? { most } else { 0 })
     }
 
     /// Reads and splits normal texts.
-    fn take_normal(&mut self, settings: &RepairSettings, loaded: &Loaded, path: &Path) -> Result<()> {
+    fn take_normal(
+        &mut self,
+        settings: &RepairSettings,
+        loaded: &Loaded,
+        path: &Path,
+    ) -> Result<()> {
         let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
-        let (tokens, Cut { texts: cut, .. }) = loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
+        let (tokens, Cut { texts: cut, .. }) =
+            loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
         if tokens.len() < settings.batch_size {
             bail_input!(
                 "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more normal text",
@@ -393,11 +425,15 @@ impl Rows {
         if self.text.is_empty() && !valid_normal.is_empty() {
             self.record.perplexity_of = "held-back normal text".into();
             let end = loaded.ends().first().copied();
-            self.text = valid_normal.iter().flat_map(|ids| end.into_iter().chain(ids.iter().copied())).collect();
+            self.text = valid_normal
+                .iter()
+                .flat_map(|ids| end.into_iter().chain(ids.iter().copied()))
+                .collect();
         }
         let validates = self.validates(settings, &loaded.model)?;
         // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
-        self.train.valid_normal = if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
+        self.train.valid_normal =
+            if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
         self.train.normal = normal;
         Ok(())
     }
@@ -412,8 +448,10 @@ fn write_normal(
     quiet: bool,
 ) -> Result<Normal> {
     let tokens = lengths(settings, loaded)?.total.saturating_sub(1).min(WRITTEN_TOKENS);
-    let writing = Writing::new(settings.normal_texts, tokens, settings.seed, loaded.end_of_text()?, scorer);
-    let subject = Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() };
+    let writing =
+        Writing::new(settings.normal_texts, tokens, settings.seed, loaded.end_of_text()?, scorer);
+    let subject =
+        Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() };
     normal::normal(&subject, &loaded.checkpoint().hash()?, &writing, quiet)
 }
 

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use super::{Shared, exp, par_rows, read, values, vectorized, zeros};
 
-use crate::profile::{Part, span};
+use crate::base::profile::{Part, span};
 
 /// An activation function as `config.json` names it: y = f(x) elementwise, any shape; backward ∂x = g·f′(x).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,9 @@ fn tanh(x: f32) -> f32 {
 fn erf(x: f32) -> f32 {
     let a = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * a);
-    let p = ((((1.061_405_4 * t - 1.453_152_1) * t + 1.421_413_8) * t - 0.284_496_72) * t + 0.254_829_6) * t;
+    let p = ((((1.061_405_4 * t - 1.453_152_1) * t + 1.421_413_8) * t - 0.284_496_72) * t
+        + 0.254_829_6)
+        * t;
     let y = 1.0 - p * exp(-a * a);
     if x < 0.0 { -y } else { y }
 }
@@ -79,7 +81,8 @@ fn slope(kind: Activation, x: f32) -> f32 {
         }
         Activation::GeluErf => {
             const INV_SQRT_2PI: f32 = 0.398_942_3;
-            0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)) + x * INV_SQRT_2PI * exp(-0.5 * x * x)
+            0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+                + x * INV_SQRT_2PI * exp(-0.5 * x * x)
         }
         Activation::Relu => {
             if x > 0.0 {
@@ -120,7 +123,10 @@ impl CustomOp1 for Activation {
         let x = values(x, layout)?;
         let mut y = zeros(x.len());
         par_rows(&mut y, 1, |first, y| {
-            by_kind!(self, |KIND| y.iter_mut().zip(&x[first..]).for_each(|(y, x)| *y = value(KIND, *x)))
+            by_kind!(self, |KIND| y
+                .iter_mut()
+                .zip(&x[first..])
+                .for_each(|(y, x)| *y = value(KIND, *x)))
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -133,7 +139,10 @@ impl CustomOp1 for Activation {
             read(&grad, |g| {
                 par_rows(&mut gx, 1, |first, gx| {
                     let both = x[first..].iter().zip(&g[first..]);
-                    by_kind!(self, |KIND| gx.iter_mut().zip(both).for_each(|(gx, (x, g))| *gx = slope(KIND, *x) * g))
+                    by_kind!(self, |KIND| gx
+                        .iter_mut()
+                        .zip(both)
+                        .for_each(|(gx, (x, g))| *gx = slope(KIND, *x) * g))
                 })
             })
         })??;
@@ -162,12 +171,21 @@ impl CustomOp2 for Gated {
         let mut y = zeros(gate.len());
         par_rows(&mut y, 1, |first, y| {
             let both = gate[first..].iter().zip(&up[first..]);
-            by_kind!(self.0, |KIND| y.iter_mut().zip(both).for_each(|(y, (gate, up))| *y = value(KIND, *gate) * up))
+            by_kind!(self.0, |KIND| y
+                .iter_mut()
+                .zip(both)
+                .for_each(|(y, (gate, up))| *y = value(KIND, *gate) * up))
         });
         Ok((CpuStorage::F32(y), gate_l.shape().clone()))
     }
 
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let _span = span(Part::Activation);
         let grad = grad.contiguous()?;
         let (mut g_gate, mut g_up) = (zeros(gate.elem_count()), zeros(up.elem_count()));
@@ -179,7 +197,8 @@ impl CustomOp2 for Gated {
                         let len = g_gate.len();
                         // SAFETY: the places of this job's values, as in `g_gate`.
                         let g_up = unsafe { std::slice::from_raw_parts_mut(of_up.at(first), len) };
-                        let (gate, up, g) = (&gate[first..][..len], &up[first..][..len], &g[first..][..len]);
+                        let (gate, up, g) =
+                            (&gate[first..][..len], &up[first..][..len], &g[first..][..len]);
                         by_kind!(self.0, |KIND| for i in 0..len {
                             g_gate[i] = g[i] * up[i] * slope(KIND, gate[i]);
                             g_up[i] = g[i] * value(KIND, gate[i]);
@@ -214,7 +233,8 @@ mod tests {
                 assert!((value(kind, *x) - want).abs() < 1e-6, "{kind:?}({x})");
                 let exact = |x: f64| match kind {
                     Activation::GeluTanh => {
-                        0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh())
+                        0.5 * x
+                            * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x.powi(3))).tanh())
                     }
                     Activation::GeluErf => f64::from(value(kind, x as f32)),
                     Activation::Relu => x.max(0.0),

@@ -14,8 +14,8 @@ use rayon::prelude::*;
 use super::matmul::{Cores, Mat, product, product_into};
 use super::{Shared, dot, exp, max, read, sum, values, vectorized, zeros};
 
+use crate::base::profile::{Part, span};
 use crate::model::padded::CachedBatch;
-use crate::profile::{Part, span};
 use crate::tokens::Sequence;
 
 /// Sizes and scaling of one attention layer.
@@ -87,7 +87,9 @@ impl Rows {
 
     fn mat(self, rows: Range<usize>, width: usize) -> Mat {
         // SAFETY: `rows` lie within the sequence that `ptr` is the first row of.
-        unsafe { Mat::strided(self.ptr.add(rows.start * self.stride), rows.len(), width, self.stride) }
+        unsafe {
+            Mat::strided(self.ptr.add(rows.start * self.stride), rows.len(), width, self.stride)
+        }
     }
 
     fn row(&self, row: usize, width: usize) -> &[f32] {
@@ -108,7 +110,13 @@ impl AttentionShape {
 
     /// Probabilities of a tile: `scores` (queries, keys) in place, `keys.start` the row of column 0.
     #[inline(always)]
-    fn softmax(&self, sequence: &Sequence, scores: &mut [f32], queries: &Range<usize>, keys: &Range<usize>) {
+    fn softmax(
+        &self,
+        sequence: &Sequence,
+        scores: &mut [f32],
+        queries: &Range<usize>,
+        keys: &Range<usize>,
+    ) {
         for (scores, row) in scores.chunks_exact_mut(keys.len()).zip(queries.clone()) {
             let [beginning, own] = sequence.seen(row, self.window);
             let [a, b, c, d] = match beginning.is_empty() {
@@ -135,7 +143,14 @@ impl AttentionShape {
     ///
     /// # Safety
     /// `out` must be writable for `queries` rows of `head_dim`, by this job alone.
-    unsafe fn head(&self, sequence: &Sequence, [q, k, v]: [Rows; 3], out: *mut f32, queries: usize, past: usize) {
+    unsafe fn head(
+        &self,
+        sequence: &Sequence,
+        [q, k, v]: [Rows; 3],
+        out: *mut f32,
+        queries: usize,
+        past: usize,
+    ) {
         let d = self.head_dim;
         let out_stride = self.heads * d;
         if queries == 1 {
@@ -163,12 +178,27 @@ impl AttentionShape {
             let positions = past + rows.start..past + rows.end;
             let keys = self.seen(sequence, &positions);
             let scores = &mut scores[..rows.len() * keys.len()];
-            product(scores, q.mat(rows.clone(), d), k.mat(keys.clone(), d).t(), 0.0, 1.0, Cores::One);
+            product(
+                scores,
+                q.mat(rows.clone(), d),
+                k.mat(keys.clone(), d).t(),
+                0.0,
+                1.0,
+                Cores::One,
+            );
             vectorized(|| self.softmax(sequence, scores, &positions, &keys));
             let p = Mat::new(scores, rows.len(), keys.len());
             // SAFETY: the rows of this tile, ours.
             unsafe {
-                product_into(out.add(rows.start * out_stride), out_stride, p, v.mat(keys, d), 0.0, 1.0, Cores::One);
+                product_into(
+                    out.add(rows.start * out_stride),
+                    out_stride,
+                    p,
+                    v.mat(keys, d),
+                    0.0,
+                    1.0,
+                    Cores::One,
+                );
             }
         }
     }
@@ -177,7 +207,13 @@ impl AttentionShape {
     ///
     /// # Safety
     /// The gradient pointers must be writable for this group's columns of `queries` rows, by this job alone.
-    unsafe fn group_backward(&self, at: &Packed, sequence: &Sequence, group: usize, out: &Gradients) {
+    unsafe fn group_backward(
+        &self,
+        at: &Packed,
+        sequence: &Sequence,
+        group: usize,
+        out: &Gradients,
+    ) {
         let (d, rows) = (self.head_dim, &sequence.rows);
         let queries = rows.len();
         let k = Rows::new(at.k, at.k_stride, rows.start * at.k_stride + at.k_offset + group * d);
@@ -196,14 +232,36 @@ impl AttentionShape {
                 let keys = self.seen(sequence, &tile);
                 let size = tile.len() * keys.len();
                 let (p, dp) = (&mut p[..size], &mut dp[..size]);
-                product(p, q.mat(tile.clone(), d), k.mat(keys.clone(), d).t(), 0.0, 1.0, Cores::One);
-                product(dp, go.mat(tile.clone(), d), v.mat(keys.clone(), d).t(), 0.0, 1.0, Cores::One);
+                product(
+                    p,
+                    q.mat(tile.clone(), d),
+                    k.mat(keys.clone(), d).t(),
+                    0.0,
+                    1.0,
+                    Cores::One,
+                );
+                product(
+                    dp,
+                    go.mat(tile.clone(), d),
+                    v.mat(keys.clone(), d).t(),
+                    0.0,
+                    1.0,
+                    Cores::One,
+                );
                 vectorized(|| self.softmax(sequence, p, &tile, &keys));
                 let p_m = Mat::new(p, tile.len(), keys.len());
                 // SAFETY: rows of this group's columns, ours.
                 unsafe {
                     let gv = gv.add(keys.start * at.v_stride);
-                    product_into(gv, at.v_stride, p_m.t(), go.mat(tile.clone(), d), 1.0, 1.0, Cores::One);
+                    product_into(
+                        gv,
+                        at.v_stride,
+                        p_m.t(),
+                        go.mat(tile.clone(), d),
+                        1.0,
+                        1.0,
+                        Cores::One,
+                    );
                 }
                 vectorized(|| {
                     for (p, dp) in p.chunks_exact(keys.len()).zip(dp.chunks_exact_mut(keys.len())) {
@@ -215,9 +273,25 @@ impl AttentionShape {
                 // SAFETY: as above.
                 unsafe {
                     let gq = gq.add(tile.start * at.q_stride);
-                    product_into(gq, at.q_stride, ds, k.mat(keys.clone(), d), 0.0, self.scale, Cores::One);
+                    product_into(
+                        gq,
+                        at.q_stride,
+                        ds,
+                        k.mat(keys.clone(), d),
+                        0.0,
+                        self.scale,
+                        Cores::One,
+                    );
                     let gk = gk.add(keys.start * at.k_stride);
-                    product_into(gk, at.k_stride, ds.t(), q.mat(tile, d), 1.0, self.scale, Cores::One);
+                    product_into(
+                        gk,
+                        at.k_stride,
+                        ds.t(),
+                        q.mat(tile, d),
+                        1.0,
+                        self.scale,
+                        Cores::One,
+                    );
                 }
             }
         }
@@ -280,7 +354,17 @@ impl Attention {
 
     fn apart<'a>(&self, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Packed<'a> {
         let (q_stride, kv) = (self.q_width(), self.kv_width());
-        Packed { q, k, v, q_stride, k_stride: kv, v_stride: kv, q_offset: 0, k_offset: 0, v_offset: 0 }
+        Packed {
+            q,
+            k,
+            v,
+            q_stride,
+            k_stride: kv,
+            v_stride: kv,
+            q_offset: 0,
+            k_offset: 0,
+            v_offset: 0,
+        }
     }
 
     fn forward(&self, at: &Packed) -> Result<(CpuStorage, Shape)> {
@@ -310,23 +394,47 @@ impl Attention {
                 Some(cache) => {
                     let (cached, stride) = (&cache.sequences[sequence], self.kv_width());
                     let past = cached.keys.len() / stride - rows.len();
-                    (Rows::new(&cached.keys, stride, group * d), Rows::new(&cached.values, stride, group * d), past)
+                    (
+                        Rows::new(&cached.keys, stride, group * d),
+                        Rows::new(&cached.values, stride, group * d),
+                        past,
+                    )
                 }
                 None => (
-                    Rows::new(at.k, at.k_stride, rows.start * at.k_stride + at.k_offset + group * d),
-                    Rows::new(at.v, at.v_stride, rows.start * at.v_stride + at.v_offset + group * d),
+                    Rows::new(
+                        at.k,
+                        at.k_stride,
+                        rows.start * at.k_stride + at.k_offset + group * d,
+                    ),
+                    Rows::new(
+                        at.v,
+                        at.v_stride,
+                        rows.start * at.v_stride + at.v_offset + group * d,
+                    ),
                     0,
                 ),
             };
             // SAFETY: this job's rows and columns of `out`.
-            unsafe { shape.head(found, [q, k, v], result.at(rows.start * width + head * d), rows.len(), past) };
+            unsafe {
+                shape.head(
+                    found,
+                    [q, k, v],
+                    result.at(rows.start * width + head * d),
+                    rows.len(),
+                    past,
+                )
+            };
         });
         Ok((CpuStorage::F32(out), (rows, width).into()))
     }
 
     fn append(&self, cache: &mut Cache, at: &Packed) -> Result<()> {
         if cache.sequences.len() != self.sequences.len() {
-            bail!("cache of {} sequences used with {}", cache.sequences.len(), self.sequences.len());
+            bail!(
+                "cache of {} sequences used with {}",
+                cache.sequences.len(),
+                self.sequences.len()
+            );
         }
         let width = self.kv_width();
         for (cached, sequence) in cache.sequences.iter_mut().zip(self.sequences.iter()) {
@@ -344,8 +452,9 @@ impl Attention {
         }
         let out = Gradients { output: grad, q, k, v };
         let shape = &self.shape;
-        let jobs: Vec<(usize, usize)> =
-            (0..self.sequences.len()).flat_map(|s| (0..shape.kv_heads).map(move |g| (s, g))).collect();
+        let jobs: Vec<(usize, usize)> = (0..self.sequences.len())
+            .flat_map(|s| (0..shape.kv_heads).map(move |g| (s, g)))
+            .collect();
         jobs.into_par_iter().for_each(|(sequence, group)| {
             // SAFETY: a job has its sequence's rows and its group's columns of all three gradients to itself.
             unsafe { shape.group_backward(at, &self.sequences[sequence], group, &out) };
@@ -404,14 +513,20 @@ impl CustomOp3 for Attention {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let _span = span(Part::Attention);
         let grad = grad.contiguous()?;
-        let (mut gq, mut gk, mut gv) = (zeros(q.elem_count()), zeros(k.elem_count()), zeros(v.elem_count()));
+        let (mut gq, mut gk, mut gv) =
+            (zeros(q.elem_count()), zeros(k.elem_count()), zeros(v.elem_count()));
         let places = (Shared(gq.as_mut_ptr()), Shared(gk.as_mut_ptr()), Shared(gv.as_mut_ptr()));
         read(q, |q| {
             read(k, |k| {
-                read(v, |v| read(&grad, |g| self.backward(&self.apart(q, k, v), g, places.0, places.1, places.2)))
+                read(v, |v| {
+                    read(&grad, |g| {
+                        self.backward(&self.apart(q, k, v), g, places.0, places.1, places.2)
+                    })
+                })
             })
         })?????;
-        let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
+        let tensor =
+            |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
         Ok((Some(tensor(gq, q)?), Some(tensor(gk, k)?), Some(tensor(gv, v)?)))
     }
 }

@@ -4,8 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::stored::read_stored;
 use super::{par_rows, read, sum_of_squares, values, vectorized, zeros};
-use crate::profile::{Part, span};
-use crate::weights::{Param, Want};
+use crate::base::profile::{Part, span};
+use crate::model::weights::{Param, Want};
 
 /// `h (N,C) = tokens[id] + positions[pos]`, applied to an *anchor*: a tensor of one value that only carries the graph,
 /// so that the backward pass comes by here and the gradients reach the ledger.

@@ -9,11 +9,12 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use super::matmul::{Mat, Precision, large_product};
+use super::matmul::{Mat, large_product};
 use super::stored::{Values, read_stored};
 use super::{exp, fold, max, par_rows, read, values, vectorized, zeros};
-use crate::profile::{Part, span};
-use crate::weights::{Param, Want};
+use crate::base::profile::{Part, span};
+use crate::model::precision::Precision;
+use crate::model::weights::{Param, Want};
 
 /// Logits of a chunk take at most about this many values (32 MiB).
 const CHUNK_VALUES: usize = 1 << 23;
@@ -77,7 +78,8 @@ fn scan_with(
     let (rows, vocabulary) = (x.len() / columns, head.len());
     let chunk = chunk_rows(rows, vocabulary);
     let mut logits = zeros(chunk * vocabulary);
-    let mut ref_logits = zeros(if matches!(target, Target::Reference(..)) { chunk * vocabulary } else { 0 });
+    let mut ref_logits =
+        zeros(if matches!(target, Target::Reference(..)) { chunk * vocabulary } else { 0 });
     let mut out = zeros(rows);
     for first in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - first);
@@ -93,7 +95,9 @@ fn scan_with(
                 });
             }
             Target::Absent(weights) => {
-                each_row(logits, vocabulary, out, |_, logits, out| *out = absent_row(logits, weights));
+                each_row(logits, vocabulary, out, |_, logits, out| {
+                    *out = absent_row(logits, weights)
+                });
             }
             Target::Reference(ref_x, ref_w) => {
                 let ref_logits = &mut ref_logits[..count * vocabulary];
@@ -109,7 +113,14 @@ fn scan_with(
         // The rows now hold ∂f/∂logits.
         if let Some(slopes) = slopes.as_deref_mut() {
             let slopes = &mut slopes[first * columns..][..count * columns];
-            large_product(slopes, Mat::new(logits, count, vocabulary), head.mat(), 0.0, 1.0, precision);
+            large_product(
+                slopes,
+                Mat::new(logits, count, vocabulary),
+                head.mat(),
+                0.0,
+                1.0,
+                precision,
+            );
         }
         visit(first, logits);
     }
@@ -117,7 +128,12 @@ fn scan_with(
 }
 
 /// `work(row, logits of the row, out of the row)` for all rows, on all cores.
-fn each_row(logits: &mut [f32], vocabulary: usize, out: &mut [f32], work: impl Fn(usize, &mut [f32], &mut f32) + Sync) {
+fn each_row(
+    logits: &mut [f32],
+    vocabulary: usize,
+    out: &mut [f32],
+    work: impl Fn(usize, &mut [f32], &mut f32) + Sync,
+) {
     use rayon::prelude::*;
     logits
         .par_chunks_exact_mut(vocabulary)
@@ -251,7 +267,9 @@ impl Head {
     fn with_target<R>(&self, work: impl FnOnce(&Target) -> R) -> Result<R> {
         match &self.kind {
             HeadKind::TokenLogp(tokens) => Ok(work(&Target::Token(tokens))),
-            HeadKind::AbsentLogp(weights) => read(weights, |weights| work(&Target::Absent(weights))),
+            HeadKind::AbsentLogp(weights) => {
+                read(weights, |weights| work(&Target::Absent(weights)))
+            }
             HeadKind::Kl { hidden, weight } => {
                 read(hidden, |x| read_stored(weight, |w| work(&Target::Reference(x, w))))?
             }
@@ -320,7 +338,14 @@ impl Head {
                             }
                         });
                         let x = Mat::new(&x[first * columns..][..count * columns], count, columns);
-                        large_product(sum, Mat::new(slope, count, vocabulary).t(), x, keep, 1.0, head.precision);
+                        large_product(
+                            sum,
+                            Mat::new(slope, count, vocabulary).t(),
+                            x,
+                            keep,
+                            1.0,
+                            head.precision,
+                        );
                         keep = 1.0;
                     });
                 });

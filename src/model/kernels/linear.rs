@@ -2,11 +2,12 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::matmul::{Mat, Precision, large_product};
+use super::matmul::{Mat, large_product};
 use super::stored::{Values, read_stored};
 use super::{add_column_sums, par_rows, read, sum_of_squares, values, vectorized, zeros};
-use crate::profile::{Part, span};
-use crate::weights::{Param, Want};
+use crate::base::profile::{Part, span};
+use crate::model::precision::Precision;
+use crate::model::weights::{Param, Want};
 
 /// How a weight matrix lies on disk and in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,12 @@ impl Linear {
         }
     }
 
-    fn forward(&self, x: &[f32], residual: Option<&[f32]>, shape: &Shape) -> Result<(CpuStorage, Shape)> {
+    fn forward(
+        &self,
+        x: &[f32],
+        residual: Option<&[f32]>,
+        shape: &Shape,
+    ) -> Result<(CpuStorage, Shape)> {
         let (input, output) = self.sizes()?;
         let rows = x.len() / input;
         let mut y = match residual {
@@ -103,7 +109,9 @@ impl Linear {
         let precision = self.weight.precision;
         match self.weight.want {
             Want::Nothing => {}
-            Want::Norm => self.weight.add_square(outer_square(x, g, rows, input, output, precision))?,
+            Want::Norm => {
+                self.weight.add_square(outer_square(x, g, rows, input, output, precision))?
+            }
             Want::Gradient => self.weight.add_gradient(|sum, keep| match self.orientation {
                 Orientation::InOut => large_product(sum, x_m.t(), g_m, keep, 1.0, precision),
                 Orientation::OutIn => large_product(sum, g_m.t(), x_m, keep, 1.0, precision),
@@ -128,7 +136,14 @@ impl Linear {
 ///
 /// `‖xᵀg‖² = Σ (xxᵀ ∘ ggᵀ)`: for few rows two N × N Gram matrices cost less than the in × out gradient, and nothing of
 /// its size is ever allocated. Which form runs depends on the shape alone.
-pub fn outer_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
+pub fn outer_square(
+    x: &[f32],
+    g: &[f32],
+    rows: usize,
+    input: usize,
+    output: usize,
+    precision: Precision,
+) -> f64 {
     if gram_products(rows, input, output) < rows * input * output {
         gram_square(x, g, rows, input, output, precision)
     } else {
@@ -150,7 +165,14 @@ pub fn outer_operations(rows: usize, input: usize, output: usize) -> usize {
 const TILE: usize = 128;
 
 /// [`outer_square`] by Gram matrices: N²·(in + out) multiplications at most, N² memory at most.
-pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
+pub fn gram_square(
+    x: &[f32],
+    g: &[f32],
+    rows: usize,
+    input: usize,
+    output: usize,
+    precision: Precision,
+) -> f64 {
     let mut xx = zeros(TILE * TILE);
     let mut gg = zeros(TILE * TILE);
     let mut total = 0f64;
@@ -176,7 +198,11 @@ pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usiz
                     }
                 }
                 lanes.iter().sum::<f64>()
-                    + a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+                    + a_rest
+                        .iter()
+                        .zip(b_rest)
+                        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                        .sum::<f64>()
             });
             total += if i == j { sum } else { 2.0 * sum };
         }
@@ -186,7 +212,14 @@ pub fn gram_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usiz
 }
 
 /// [`outer_square`] by the gradient itself, a strip of it at a time.
-pub fn direct_square(x: &[f32], g: &[f32], rows: usize, input: usize, output: usize, precision: Precision) -> f64 {
+pub fn direct_square(
+    x: &[f32],
+    g: &[f32],
+    rows: usize,
+    input: usize,
+    output: usize,
+    precision: Precision,
+) -> f64 {
     const STRIP: usize = 512;
     let mut strip = zeros(STRIP.min(input) * output);
     let mut total = 0f64;
@@ -225,12 +258,24 @@ impl CustomOp2 for LinearResidual {
         "linear-residual"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_l: &Layout, r: &CpuStorage, r_l: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_l: &Layout,
+        r: &CpuStorage,
+        r_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let _span = span(Part::Bias);
         self.0.forward(values(x, x_l)?, Some(values(r, r_l)?), x_l.shape())
     }
 
-    fn bwd(&self, x: &Tensor, r: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        r: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let _span = span(Part::Bias);
         Ok((self.0.backward(x, grad)?, r.track_op().then(|| grad.clone())))
     }
@@ -253,7 +298,9 @@ mod tests {
             let mut plain = 0f64;
             for i in 0..input {
                 for o in 0..output {
-                    let dot: f64 = (0..rows).map(|r| f64::from(x[r * input + i]) * f64::from(g[r * output + o])).sum();
+                    let dot: f64 = (0..rows)
+                        .map(|r| f64::from(x[r * input + i]) * f64::from(g[r * output + o]))
+                        .sum();
                     plain += dot * dot;
                 }
             }

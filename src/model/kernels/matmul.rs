@@ -2,14 +2,12 @@
 
 use std::ops::Range;
 use std::slice::from_raw_parts;
-use std::sync::LazyLock;
 
 use gemm::Parallelism;
-use serde::{Deserialize, Serialize};
 
-use super::stored::{Values, WeightsDtype};
-use crate::environment::variable;
-use crate::profile;
+use super::stored::Values;
+use crate::base::profile;
+use crate::model::precision::{self, Precision, WeightsDtype};
 
 /// A matrix view: `rows × cols` with strides in values.
 #[derive(Clone, Copy)]
@@ -42,18 +40,36 @@ impl Mat {
     /// # Safety
     /// `ptr` must be readable at `r·stride + c` for every row and column while the view is used.
     pub unsafe fn strided(ptr: *const f32, rows: usize, cols: usize, stride: usize) -> Self {
-        Self { ptr: ptr.cast(), dtype: WeightsDtype::F32, rows, cols, row_stride: stride, col_stride: 1 }
+        Self {
+            ptr: ptr.cast(),
+            dtype: WeightsDtype::F32,
+            rows,
+            cols,
+            row_stride: stride,
+            col_stride: 1,
+        }
     }
 
     /// The transpose, without a copy.
     pub fn t(self) -> Self {
-        Self { rows: self.cols, cols: self.rows, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
     }
 
     /// Some rows and columns of it.
     fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let offset = rows.start * self.row_stride + cols.start * self.col_stride;
-        Self { ptr: self.ptr.wrapping_add(offset * self.dtype.bytes()), rows: rows.len(), cols: cols.len(), ..self }
+        Self {
+            ptr: self.ptr.wrapping_add(offset * self.dtype.bytes()),
+            rows: rows.len(),
+            cols: cols.len(),
+            ..self
+        }
     }
 
     /// The values of a matrix that lies without gaps.
@@ -80,52 +96,6 @@ pub enum Cores {
     One,
 }
 
-/// What the operands of the large products are rounded to; sums, and everything else, are f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Operands as they are.
-    #[value(alias = "float32")]
-    F32,
-    /// Operands rounded to bf16 (mixed precision).
-    #[value(alias = "bfloat16")]
-    Bf16,
-}
-
-impl Precision {
-    /// Why the CPU kernels have no fast product for it here; `None` if they have.
-    pub fn unavailable(self) -> Option<&'static str> {
-        #[cfg(target_arch = "x86_64")]
-        let fast = super::packed::available(self);
-        #[cfg(not(target_arch = "x86_64"))]
-        let fast = false;
-        match self {
-            Self::Bf16 if *PLAIN => Some("IREPAIR_PLAIN_PRODUCTS is set"),
-            Self::Bf16 if !fast => Some("this processor has no AVX512-BF16"),
-            // On a Xeon (family 6, 2026-11-26) the tile of `packed` makes 87 GFLOP/s a core in bf16 and 170 in f32: there
-            // the instruction takes two cycles on one port. What is fast there is AMX, which we don't use.
-            #[cfg(target_arch = "x86_64")]
-            Self::Bf16 if *INTEL && !*SLOW => Some("Intel's AVX512-BF16 multiplies at half the rate of f32"),
-            _ => None,
-        }
-    }
-}
-
-/// Whether the processor is Intel's: what is fast differs.
-#[cfg(target_arch = "x86_64")]
-pub(super) static INTEL: LazyLock<bool> = LazyLock::new(|| {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
-});
-
-/// Whether bf16 products are wanted also where they are slower than those of f32: with `IREPAIR_SLOW_PRODUCTS` in the
-/// environment, for tests.
-#[cfg(target_arch = "x86_64")]
-static SLOW: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_SLOW_PRODUCTS").is_some());
-
-/// Whether products run as on a processor without AVX-512: with `IREPAIR_PLAIN_PRODUCTS` in the environment.
-pub(super) static PLAIN: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_PLAIN_PRODUCTS").is_some());
-
 /// [`product`] on all cores, its operands in this precision; f32 where it is [`unavailable`](Precision::unavailable).
 pub fn large_product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, precision: Precision) {
     assert_eq!(out.len(), a.rows * b.cols, "output of {} × {}", a.rows, b.cols);
@@ -134,7 +104,9 @@ pub fn large_product(out: &mut [f32], a: Mat, b: Mat, keep: f32, scale: f32, pre
     if precision != Precision::F32 && precision.unavailable().is_none() {
         profile::count_product(a.rows, a.cols, b.cols, true);
         // SAFETY: `out` has room for every row, and is borrowed mutably.
-        return unsafe { packed_product(out.as_mut_ptr(), b.cols, a, b, keep, scale, precision, Cores::All) };
+        return unsafe {
+            packed_product(out.as_mut_ptr(), b.cols, a, b, keep, scale, precision, Cores::All)
+        };
     }
     product(out, a, b, keep, scale, Cores::All);
 }
@@ -155,12 +127,25 @@ unsafe fn packed_product(
 ) {
     use super::packed::{Operand, Output, product};
     assert_eq!(a.cols, b.rows, "inner sizes");
-    assert!([a, b].iter().all(|m| m.row_stride == 1 || m.col_stride == 1), "rows or columns are contiguous");
+    assert!(
+        [a, b].iter().all(|m| m.row_stride == 1 || m.col_stride == 1),
+        "rows or columns are contiguous"
+    );
     let out = Output { ptr: super::Shared(out), stride, keep, scale };
-    let left =
-        Operand { ptr: a.ptr, dtype: a.dtype, across: a.rows, across_stride: a.row_stride, depth_stride: a.col_stride };
-    let right =
-        Operand { ptr: b.ptr, dtype: b.dtype, across: b.cols, across_stride: b.col_stride, depth_stride: b.row_stride };
+    let left = Operand {
+        ptr: a.ptr,
+        dtype: a.dtype,
+        across: a.rows,
+        across_stride: a.row_stride,
+        depth_stride: a.col_stride,
+    };
+    let right = Operand {
+        ptr: b.ptr,
+        dtype: b.dtype,
+        across: b.cols,
+        across_stride: b.col_stride,
+        depth_stride: b.row_stride,
+    };
     // SAFETY: as the caller promises.
     unsafe { product(out, left, right, a.cols, precision, cores) }
 }
@@ -179,7 +164,15 @@ const STRIP: usize = 8192;
 ///
 /// # Safety
 /// `out` must be writable at `r·stride + c` for every row of `a` and column of `b`, and no one else may use it.
-pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f32, scale: f32, cores: Cores) {
+pub unsafe fn product_into(
+    out: *mut f32,
+    stride: usize,
+    a: Mat,
+    b: Mat,
+    keep: f32,
+    scale: f32,
+    cores: Cores,
+) {
     assert_eq!(a.cols, b.rows, "inner sizes");
     assert!(a.dtype == WeightsDtype::F32, "weights are on the right");
     let left = a.ptr.cast::<f32>();
@@ -193,10 +186,12 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
         let deep = a.col_stride == 1 && b.row_stride == 1 && b.cols > 1;
         // A greater depth goes by strips, so that no copy of all of `a` lies beside it.
         let wide = b.cols >= NARROW && a.cols <= STRIP;
-        if (deep || wide) && a.cols >= SHORT && super::packed::available(Precision::F32) {
+        if (deep || wide) && a.cols >= SHORT && precision::available(Precision::F32) {
             profile::count_product(a.rows, a.cols, b.cols, cores == Cores::All);
             // SAFETY: as the caller promises.
-            return unsafe { packed_product(out, stride, a, b, keep, scale, Precision::F32, cores) };
+            return unsafe {
+                packed_product(out, stride, a, b, keep, scale, Precision::F32, cores)
+            };
         }
     }
     // By strips, so that of a vocabulary's weights in bf16 only a strip at a time lies beside them in f32.
@@ -212,7 +207,15 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
                     let (a, b) = (a.part(0..a.rows, strip.clone()), b.part(strip, 0..b.cols));
                     product_into(out, stride, a, b, keep, scale, cores);
                 } else {
-                    product_into(out.add(first), stride, a, b.part(0..b.rows, strip), keep, scale, cores);
+                    product_into(
+                        out.add(first),
+                        stride,
+                        a,
+                        b.part(0..b.rows, strip),
+                        keep,
+                        scale,
+                        cores,
+                    );
                 }
             }
         }
@@ -234,7 +237,15 @@ pub unsafe fn product_into(out: *mut f32, stride: usize, a: Mat, b: Mat, keep: f
             let row: Vec<f32> = (0..a.cols).map(|c| *left.add(c * a.col_stride)).collect();
             let doubled = [row.as_slice(), &row].concat();
             let mut twice = vec![0f32; 2 * b.cols];
-            product_into(twice.as_mut_ptr(), b.cols, Mat::new(&doubled, 2, a.cols), b, 0.0, scale, cores);
+            product_into(
+                twice.as_mut_ptr(),
+                b.cols,
+                Mat::new(&doubled, 2, a.cols),
+                b,
+                0.0,
+                scale,
+                cores,
+            );
             for (c, value) in twice[..b.cols].iter().enumerate() {
                 let place = out.add(c);
                 *place = if keep == 0.0 { *value } else { keep * *place + value };
@@ -285,7 +296,8 @@ mod tests {
         let mut want = vec![0f32; m * n];
         for i in 0..m {
             for j in 0..n {
-                want[i * n + j] = 1.0 + (0..k).map(|x| 2.0 * a[i * k + x] * b[x * n + j]).sum::<f32>();
+                want[i * n + j] =
+                    1.0 + (0..k).map(|x| 2.0 * a[i * k + x] * b[x * n + j]).sum::<f32>();
             }
         }
         let transposed: Vec<f32> = (0..n * k).map(|i| b[(i % k) * n + i / k]).collect();
@@ -321,7 +333,11 @@ mod tests {
                 let wide = stored.widened();
                 for transposed in [false, true] {
                     let of = |values: Values| {
-                        let b = if transposed { Mat::of(values, n, k).t() } else { Mat::of(values, k, n) };
+                        let b = if transposed {
+                            Mat::of(values, n, k).t()
+                        } else {
+                            Mat::of(values, k, n)
+                        };
                         let mut out = vec![0.5f32; m * n];
                         product(&mut out, Mat::new(&a, m, k), b, 2.0, 1.5, Cores::All);
                         out
@@ -332,7 +348,8 @@ mod tests {
             let mut sums = vec![0f32; m * n];
             product(&mut sums, Mat::new(&a, m, k), Mat::new(&b, k, n), 0.0, 1.0, Cores::All);
             for (at, sum) in sums.iter().enumerate() {
-                let terms = (0..k).map(|x| f64::from(a[at / n * k + x]) * f64::from(b[x * n + at % n]));
+                let terms =
+                    (0..k).map(|x| f64::from(a[at / n * k + x]) * f64::from(b[x * n + at % n]));
                 let want: f64 = terms.sum();
                 assert!((f64::from(*sum) - want).abs() < 1e-6 * k as f64, "{sum} {want}");
             }

@@ -3,7 +3,7 @@
 //! candle's own CPU path runs elementwise work on one thread, composes norms and softmax of many passes, and computes
 //! gradients for operands that are frozen. These operations do the same arithmetic in one pass, on all cores,
 //! vectorized by run-time dispatch ([`vectorized`]), and return a gradient only for the activations: what a parameter
-//! wants (nothing, its norm, its gradient) goes to the [`Ledger`](crate::weights::Ledger) of its view.
+//! wants (nothing, its norm, its gradient) goes to the [`Ledger`](crate::model::weights::Ledger) of its view.
 
 pub mod activation;
 pub mod attention;
@@ -36,7 +36,9 @@ pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 
 /// The values of a contiguous f32 storage.
 pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let CpuStorage::F32(data) = storage else { bail!("kernel wants f32, got {:?}", storage_dtype(storage)) };
+    let CpuStorage::F32(data) = storage else {
+        bail!("kernel wants f32, got {:?}", storage_dtype(storage))
+    };
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&data[start..end]),
         None => bail!("kernel wants a contiguous tensor, got {layout:?}"),
@@ -158,7 +160,8 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
                         lanes[i] += f64::from(c[i]) * f64::from(c[i]);
                     }
                 }
-                lanes.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+                lanes.iter().sum::<f64>()
+                    + rest.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
             })
         })
         .collect();

@@ -5,8 +5,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{Shared, dot, fold, par_rows, read, sum, sum_of_squares, values, vectorized, zeros};
-use crate::profile::{Part, span};
-use crate::weights::{Param, Want};
+use crate::base::profile::{Part, span};
+use crate::model::weights::{Param, Want};
 
 /// A norm with weight and bias (C); their gradients go to the ledger. A row of x may hold several rows of it: heads that
 /// are normed one by one.
@@ -59,13 +59,17 @@ impl CustomOp1 for Norm {
         let params: Vec<&Param> = std::iter::once(&self.weight).chain(&self.bias).collect();
         let wanted = params.iter().any(|p| p.want != Want::Nothing);
         let (gw, gb) = read(x, |x| {
-            read(&grad, |g| read(&self.weight.tensor, |w| self.rows(x, g, w, columns, &mut gx, wanted)))
+            read(&grad, |g| {
+                read(&self.weight.tensor, |w| self.rows(x, g, w, columns, &mut gx, wanted))
+            })
         })???;
         for (param, gradient) in params.into_iter().zip([gw, gb]) {
             match param.want {
                 Want::Nothing => {}
                 Want::Norm => param.add_square(sum_of_squares(&gradient))?,
-                Want::Gradient => param.add_gradient(|sum, _| sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g)),
+                Want::Gradient => param.add_gradient(|sum, _| {
+                    sum.iter_mut().zip(&gradient).for_each(|(s, g)| *s += g)
+                }),
             }
         }
         Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
@@ -114,7 +118,8 @@ impl Norm {
                             hat[j] = (x[j] - mean) * scale;
                             gx[j] = g[j] * w[j];
                         }
-                        let mean_h = if self.bias.is_some() { sum(gx) / columns as f32 } else { 0.0 };
+                        let mean_h =
+                            if self.bias.is_some() { sum(gx) / columns as f32 } else { 0.0 };
                         let mean_hx = dot(gx, &hat) / columns as f32;
                         for j in 0..columns {
                             gx[j] = (gx[j] - mean_h - hat[j] * mean_hx) * scale;

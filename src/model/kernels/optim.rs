@@ -29,18 +29,26 @@ impl InplaceOp2 for Average {
         "average"
     }
 
-    fn cpu_fwd(&self, average: &mut CpuStorage, a_l: &Layout, gradient: &CpuStorage, g_l: &Layout) -> Result<()> {
+    fn cpu_fwd(
+        &self,
+        average: &mut CpuStorage,
+        a_l: &Layout,
+        gradient: &CpuStorage,
+        g_l: &Layout,
+    ) -> Result<()> {
         let (average, gradient) = (values_mut(average, a_l)?, values(gradient, g_l)?);
         // Of the exact decay: 1 − 0.999 in f32 is off by 1e-5 of itself.
         let (keep, take) = (self.decay as f32, (1.0 - self.decay) as f32);
-        average.par_chunks_mut(JOB).zip(gradient.par_chunks(JOB)).for_each(|(average, gradient)| {
-            vectorized(|| {
-                for (a, g) in average.iter_mut().zip(gradient) {
-                    let g = g * self.scale;
-                    *a = keep * *a + take * if self.squared { g * g } else { g };
-                }
-            })
-        });
+        average.par_chunks_mut(JOB).zip(gradient.par_chunks(JOB)).for_each(
+            |(average, gradient)| {
+                vectorized(|| {
+                    for (a, g) in average.iter_mut().zip(gradient) {
+                        let g = g * self.scale;
+                        *a = keep * *a + take * if self.squared { g * g } else { g };
+                    }
+                })
+            },
+        );
         Ok(())
     }
 }
@@ -73,16 +81,20 @@ impl InplaceOp3 for Descend {
         squares: &CpuStorage,
         s_l: &Layout,
     ) -> Result<()> {
-        let (theta, direction, squares) = (values_mut(theta, t_l)?, values(direction, d_l)?, values(squares, s_l)?);
-        theta.par_chunks_mut(JOB).zip(direction.par_chunks(JOB)).zip(squares.par_chunks(JOB)).for_each(
-            |((theta, direction), squares)| {
+        let (theta, direction, squares) =
+            (values_mut(theta, t_l)?, values(direction, d_l)?, values(squares, s_l)?);
+        theta
+            .par_chunks_mut(JOB)
+            .zip(direction.par_chunks(JOB))
+            .zip(squares.par_chunks(JOB))
+            .for_each(|((theta, direction), squares)| {
                 vectorized(|| {
                     for ((t, d), s) in theta.iter_mut().zip(direction).zip(squares) {
-                        *t = self.shrink * *t - self.rate * (d * self.scale) / (s.sqrt() * self.root + self.epsilon);
+                        *t = self.shrink * *t
+                            - self.rate * (d * self.scale) / (s.sqrt() * self.root + self.epsilon);
                     }
                 })
-            },
-        );
+            });
         Ok(())
     }
 }

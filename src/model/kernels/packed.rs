@@ -18,8 +18,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Shared;
-use super::matmul::{Cores, INTEL, PLAIN, Precision};
-use super::stored::WeightsDtype;
+use super::matmul::Cores;
+use crate::model::precision::{INTEL, Precision, WeightsDtype};
 
 /// Rows of `a` in a tile.
 const HIGH: usize = 8;
@@ -53,15 +53,6 @@ static CUT: LazyLock<Cut> = LazyLock::new(|| match *INTEL {
 fn blocks(units: usize) -> impl Iterator<Item = Range<usize>> {
     let deep = units.div_ceil(units.div_ceil(CUT.deep).max(1)).max(1);
     (0..units.max(1)).step_by(deep).map(move |from| from..(from + deep).min(units))
-}
-
-/// Whether this processor can, and may, run [`product`] in this precision.
-pub fn available(precision: Precision) -> bool {
-    let f32 = !*PLAIN && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-    match precision {
-        Precision::F32 => f32,
-        Precision::Bf16 => f32 && is_x86_feature_detected!("avx512bf16"),
-    }
 }
 
 /// An operand: `across` counts rows of `a` or columns of `b`. One of the strides is 1.
@@ -108,7 +99,14 @@ fn with_room<R>(which: usize, len: usize, work: impl FnOnce(&mut [u32]) -> R) ->
 /// # Safety
 /// The operands must be readable and the output writable over these sizes, by no one else; one stride of each operand must
 /// be 1, and [`available`] hold.
-pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precision: Precision, cores: Cores) {
+pub unsafe fn product(
+    out: Output,
+    a: Operand,
+    b: Operand,
+    depth: usize,
+    precision: Precision,
+    cores: Cores,
+) {
     // Values of depth in a unit.
     let pair = if precision == Precision::Bf16 { 2 } else { 1 };
     let units = depth.div_ceil(pair);
@@ -117,20 +115,24 @@ pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precisi
         Cores::All if jobs > 1 => (0..jobs).into_par_iter().for_each(work),
         _ => (0..jobs).for_each(work),
     };
-    let pack = |from: Operand, width: usize, panels: Range<usize>, units: Range<usize>, to: *mut u32| {
-        let source = Source { from, depth, first: panels.start * width, width, panels: panels.len() };
-        // SAFETY: `to` has room for `units` rows of the panels, and this processor has the instructions.
-        unsafe {
-            match from.dtype {
-                WeightsDtype::F32 => source.pack::<f32>(precision, units, to),
-                WeightsDtype::Bf16 => source.pack::<bf16>(precision, units, to),
-                WeightsDtype::F16 => source.pack::<f16>(precision, units, to),
+    let pack =
+        |from: Operand, width: usize, panels: Range<usize>, units: Range<usize>, to: *mut u32| {
+            let source =
+                Source { from, depth, first: panels.start * width, width, panels: panels.len() };
+            // SAFETY: `to` has room for `units` rows of the panels, and this processor has the instructions.
+            unsafe {
+                match from.dtype {
+                    WeightsDtype::F32 => source.pack::<f32>(precision, units, to),
+                    WeightsDtype::Bf16 => source.pack::<bf16>(precision, units, to),
+                    WeightsDtype::F16 => source.pack::<f16>(precision, units, to),
+                }
             }
-        }
-    };
+        };
     with_room(0, a_panels * HIGH * units, |room| {
         let a_packed = Units(room.as_mut_ptr());
-        each(a_panels, &|panel| pack(a, HIGH, panel..panel + 1, 0..units, a_packed.at(panel * HIGH * units)));
+        each(a_panels, &|panel| {
+            pack(a, HIGH, panel..panel + 1, 0..units, a_packed.at(panel * HIGH * units))
+        });
         // Some panels of b over `deep`, packed one after another, against some panels of a; meanwhile `next` comes nearer.
         let multiply = |panels: Range<usize>,
                         deep: &Range<usize>,
@@ -172,8 +174,11 @@ pub unsafe fn product(out: Output, a: Operand, b: Operand, depth: usize, precisi
                     for deep in blocks(units) {
                         pack(b, WIDE, panels.clone(), deep.clone(), room.as_mut_ptr());
                         let next = CUT.ahead.then(|| {
-                            let (panel, from) =
-                                if deep.end < units { (panels.start, deep.end) } else { (panels.end, 0) };
+                            let (panel, from) = if deep.end < units {
+                                (panels.start, deep.end)
+                            } else {
+                                (panels.end, 0)
+                            };
                             Ahead::new(b, panel, depth, from * pair, deep.len() * pair)
                         });
                         multiply(panels.clone(), &deep, room.as_ptr(), 0..a_panels, next);
@@ -227,9 +232,13 @@ impl Ahead {
         let deep = depth.saturating_sub(first).min(deep);
         // Never read through, so it may point anywhere.
         let bytes = b.dtype.bytes();
-        let from = b.ptr.wrapping_add((panel * WIDE * b.across_stride + first * b.depth_stride) * bytes);
-        let (runs, stride, length) =
-            if b.across_stride == 1 { (deep, b.depth_stride, wide) } else { (wide, b.across_stride, deep) };
+        let from =
+            b.ptr.wrapping_add((panel * WIDE * b.across_stride + first * b.depth_stride) * bytes);
+        let (runs, stride, length) = if b.across_stride == 1 {
+            (deep, b.depth_stride, wide)
+        } else {
+            (wide, b.across_stride, deep)
+        };
         let lines = (length * bytes).div_ceil(LINE);
         Self { from, runs, stride: stride * bytes, lines, left: runs * lines, line: 0 }
     }
@@ -300,7 +309,8 @@ impl Source {
 
     /// A place that may lie beyond the operand's edge: to be read only where values are present.
     fn place<T>(&self, across: usize, depth: usize) -> *const T {
-        let value = (self.first + across) * self.from.across_stride + depth * self.from.depth_stride;
+        let value =
+            (self.first + across) * self.from.across_stride + depth * self.from.depth_stride;
         self.from.ptr.cast::<T>().wrapping_add(value)
     }
 
@@ -353,8 +363,8 @@ impl Source {
         // SAFETY: loads are masked to what exists, stores go to the panel.
         unsafe {
             let interleave = _mm512_set_epi16(
-                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
-                17, 1, 16, 0,
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
             );
             let pair = |upper: __m512, lower: __m512| -> __m512i {
                 // SAFETY: both are 512 bits.
@@ -427,7 +437,13 @@ impl Value for f32 {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn load(from: *const Self, count: usize) -> __m512 {
         // SAFETY: masked to `count` values.
-        unsafe { if count >= 16 { _mm512_loadu_ps(from) } else { _mm512_maskz_loadu_ps(mask(count), from) } }
+        unsafe {
+            if count >= 16 {
+                _mm512_loadu_ps(from)
+            } else {
+                _mm512_maskz_loadu_ps(mask(count), from)
+            }
+        }
     }
 }
 
@@ -436,7 +452,12 @@ impl Value for bf16 {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn load(from: *const Self, count: usize) -> __m512 {
         // SAFETY: as the caller promises.
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load_halves(from.cast(), count)))) }
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load_halves(
+                from.cast(),
+                count,
+            ))))
+        }
     }
 }
 
@@ -615,7 +636,14 @@ macro_rules! tile {
 impl Tile {
     /// # Safety
     /// `units` of both panels must be packed, `rows` × `columns` outputs exist, and the processor have the instructions.
-    unsafe fn run(&self, precision: Precision, out: *mut f32, stride: usize, keep: f32, scale: f32) {
+    unsafe fn run(
+        &self,
+        precision: Precision,
+        out: *mut f32,
+        stride: usize,
+        keep: f32,
+        scale: f32,
+    ) {
         let whole = self.rows == HIGH && self.columns == WIDE;
         if self.units > 0 && whole {
             // SAFETY: as the caller promises.
@@ -633,7 +661,14 @@ impl Tile {
 
     /// # Safety
     /// As [`Tile::run`], with outputs for a whole tile, over more than no depth.
-    unsafe fn whole(&self, precision: Precision, out: *mut f32, stride: usize, keep: f32, scale: f32) {
+    unsafe fn whole(
+        &self,
+        precision: Precision,
+        out: *mut f32,
+        stride: usize,
+        keep: f32,
+        scale: f32,
+    ) {
         // Equal to 0 in every bit where nothing is kept.
         let keep = if keep == 0.0 { 0.0 } else { keep };
         // SAFETY: as the caller promises.
@@ -648,7 +683,14 @@ impl Tile {
     /// # Safety
     /// As [`Tile::run`].
     #[target_feature(enable = "avx512f")]
-    unsafe fn finish(&self, sums: &[f32; HIGH * WIDE], out: *mut f32, stride: usize, keep: f32, scale: f32) {
+    unsafe fn finish(
+        &self,
+        sums: &[f32; HIGH * WIDE],
+        out: *mut f32,
+        stride: usize,
+        keep: f32,
+        scale: f32,
+    ) {
         let (keep_v, scale_v) = (_mm512_set1_ps(keep), _mm512_set1_ps(scale));
         for row in 0..self.rows {
             for at in (0..self.columns).step_by(16) {
@@ -656,7 +698,8 @@ impl Tile {
                 // SAFETY: masked to the outputs that exist.
                 unsafe {
                     let place = out.add(row * stride + at);
-                    let v = _mm512_mul_ps(scale_v, _mm512_loadu_ps(sums.as_ptr().add(row * WIDE + at)));
+                    let v =
+                        _mm512_mul_ps(scale_v, _mm512_loadu_ps(sums.as_ptr().add(row * WIDE + at)));
                     // Not read where nothing is kept: it may be NaN.
                     let v = match keep == 0.0 {
                         true => v,
@@ -672,6 +715,7 @@ impl Tile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::precision::available;
 
     fn wave(len: usize, step: f32) -> Vec<f32> {
         (0..len).map(|i| (i as f32 * step).sin() + 0.1).collect()
@@ -687,11 +731,24 @@ mod tests {
     /// Strides (across, depth) of an operand that is contiguous along the depth, or across.
     fn operand(data: &[f32], across: usize, depth: usize, along_depth: bool) -> Operand {
         let (across_stride, depth_stride) = if along_depth { (depth, 1) } else { (1, across) };
-        Operand { ptr: data.as_ptr().cast(), dtype: WeightsDtype::F32, across, across_stride, depth_stride }
+        Operand {
+            ptr: data.as_ptr().cast(),
+            dtype: WeightsDtype::F32,
+            across,
+            across_stride,
+            depth_stride,
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn run(a: Operand, b: Operand, depth: usize, keep: f32, precision: Precision, cores: Cores) -> Vec<f32> {
+    fn run(
+        a: Operand,
+        b: Operand,
+        depth: usize,
+        keep: f32,
+        precision: Precision,
+        cores: Cores,
+    ) -> Vec<f32> {
         let mut out = vec![if keep == 0.0 { f32::NAN } else { 3.0 }; a.across * b.across];
         let place = Output { ptr: Shared(out.as_mut_ptr()), stride: b.across, keep, scale: 2.0 };
         // SAFETY: the buffers have these sizes.
@@ -723,17 +780,31 @@ mod tests {
                     (false, true, 1.0, Cores::All),
                     (false, false, 0.0, Cores::One),
                 ] {
-                    let out = run(operand(&a, m, k, a_deep), operand(&b, n, k, b_deep), k, keep, precision, cores);
-                    let at = |across, x, all, deep| if deep { across * k + x } else { x * all + across };
+                    let out = run(
+                        operand(&a, m, k, a_deep),
+                        operand(&b, n, k, b_deep),
+                        k,
+                        keep,
+                        precision,
+                        cores,
+                    );
+                    let at =
+                        |across, x, all, deep| if deep { across * k + x } else { x * all + across };
                     for i in 0..m {
                         for j in 0..n {
                             let sum: f64 = (0..k)
-                                .map(|x| f64::from(ra[at(i, x, m, a_deep)]) * f64::from(rb[at(j, x, n, b_deep)]))
+                                .map(|x| {
+                                    f64::from(ra[at(i, x, m, a_deep)])
+                                        * f64::from(rb[at(j, x, n, b_deep)])
+                                })
                                 .sum();
                             let want = f64::from(keep) * 3.0 + 2.0 * sum;
                             let got = f64::from(out[i * n + j]);
                             let near = 1e-5 * (k as f64).max(16.0);
-                            assert!((got - want).abs() < near, "{precision:?} {m}×{n}×{k} ({i},{j}): {got} {want}");
+                            assert!(
+                                (got - want).abs() < near,
+                                "{precision:?} {m}×{n}×{k} ({i},{j}): {got} {want}"
+                            );
                         }
                     }
                 }
@@ -753,7 +824,14 @@ mod tests {
             let b_all = operand(&b, n, k, true);
             let all = run(operand(&a, m, k, true), b_all, k, 0.0, precision, Cores::All);
             for i in 0..m {
-                let alone = run(operand(&a[i * k..][..k], 1, k, true), b_all, k, 0.0, precision, Cores::One);
+                let alone = run(
+                    operand(&a[i * k..][..k], 1, k, true),
+                    b_all,
+                    k,
+                    0.0,
+                    precision,
+                    Cores::One,
+                );
                 assert_eq!(alone, all[i * n..][..n]);
             }
         }

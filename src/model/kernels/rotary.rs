@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{par_rows, read, values, vectorized, zeros};
-use crate::profile::{Part, span};
+use crate::base::profile::{Part, span};
 
 /// The angles of one model.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl Rotary {
             let angles: Vec<f32> = (0..wanted.next_power_of_two())
                 .flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f))
                 .collect();
-            let [cosines, sines] =
-                [f32::cos as fn(f32) -> f32, f32::sin].map(|of| angles.iter().map(|angle| of(*angle)).collect());
+            let [cosines, sines] = [f32::cos as fn(f32) -> f32, f32::sin]
+                .map(|of| angles.iter().map(|angle| of(*angle)).collect());
             *turns = Arc::new(Turns { cosines, sines });
         }
         turns.clone()
@@ -67,7 +67,8 @@ impl Rotate {
             vectorized(|| {
                 for (row, y) in (first..).zip(rows.chunks_exact_mut(width)) {
                     let at = self.positions[row] as usize * pairs;
-                    let (cosines, sines) = (&self.turns.cosines[at..][..pairs], &self.turns.sines[at..][..pairs]);
+                    let (cosines, sines) =
+                        (&self.turns.cosines[at..][..pairs], &self.turns.sines[at..][..pairs]);
                     let heads = x[row * width..][..width].chunks_exact(2 * pairs);
                     for (x, y) in heads.zip(y.chunks_exact_mut(2 * pairs)) {
                         let ((x1, x2), (y1, y2)) = (x.split_at(pairs), y.split_at_mut(pairs));

@@ -1,48 +1,9 @@
 //! Matrices of weights in the dtype that their checkpoint stores them in. Products, and all else that reads them, widen
 //! their values to f32, which is exact: the results are those of weights that were widened when they were loaded.
 
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
-
-/// What weights are kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum WeightsDtype {
-    /// Widened when they are loaded.
-    #[default]
-    #[value(alias = "float32")]
-    F32,
-    /// Matrices stored in bf16 stay so.
-    #[value(alias = "bfloat16")]
-    Bf16,
-    /// Matrices stored in f16 stay so.
-    #[value(alias = "float16")]
-    F16,
-}
-
-impl WeightsDtype {
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
-        self.dtype().size_in_bytes()
-    }
-
-    /// candle's name for it.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
-}
-
-impl std::fmt::Display for WeightsDtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(self.dtype().as_str())
-    }
-}
 
 /// The values of a matrix, where they lie.
 #[derive(Clone, Copy)]
@@ -71,9 +32,15 @@ impl Values<'_> {
     #[inline(always)]
     pub fn each(self, first: usize, places: &mut [f32], put: impl Fn(&mut f32, f32)) {
         match self {
-            Self::F32(values) => places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, *v)),
-            Self::Bf16(values) => places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, v.to_f32())),
-            Self::F16(values) => places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, v.to_f32())),
+            Self::F32(values) => {
+                places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, *v))
+            }
+            Self::Bf16(values) => {
+                places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, v.to_f32()))
+            }
+            Self::F16(values) => {
+                places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, v.to_f32()))
+            }
         }
     }
 
@@ -82,7 +49,9 @@ impl Values<'_> {
         const JOB: usize = 1 << 16;
         let mut wide = super::zeros(self.count());
         let jobs = wide.par_chunks_mut(JOB).enumerate();
-        jobs.for_each(|(job, wide)| super::vectorized(|| self.each(job * JOB, wide, |place, value| *place = value)));
+        jobs.for_each(|(job, wide)| {
+            super::vectorized(|| self.each(job * JOB, wide, |place, value| *place = value))
+        });
         wide
     }
 }

@@ -14,8 +14,13 @@ pub struct Bar {
 
 /// Sensitivity by block, the most sensitive ones filled.
 pub fn blocks(title: &str, sensitivity: &[f64], top: &[usize]) -> Picture {
-    let bar = |(block, &value): (usize, &f64)| Bar { label: block.to_string(), value, on: top.contains(&block) };
-    let subtitle = "gradient norm of the rejected responses' NLL, by transformer block; filled: top 20 %";
+    let bar = |(block, &value): (usize, &f64)| Bar {
+        label: block.to_string(),
+        value,
+        on: top.contains(&block),
+    };
+    let subtitle =
+        "gradient norm of the rejected responses' NLL, by transformer block; filled: top 20 %";
     bars("blocks", title, subtitle, &sensitivity.iter().enumerate().map(bar).collect::<Vec<_>>())
 }
 
@@ -24,7 +29,8 @@ pub fn bars(id: &str, title: &str, subtitle: &str, bars: &[Bar]) -> Picture {
     const LEFT: f64 = 56.0;
     const TOP: f64 = 8.0;
     const HEIGHT: f64 = 200.0;
-    let longest = bars.iter().map(|b| b.label.chars().count()).max().unwrap_or(1) as f64 * 7.0 + 5.0;
+    let longest =
+        bars.iter().map(|b| b.label.chars().count()).max().unwrap_or(1) as f64 * 7.0 + 5.0;
     let side = (640.0 / bars.len().max(1) as f64).clamp(8.0, longest.max(56.0));
     let width = LEFT + side * bars.len() as f64 + 12.0;
     let scale = Scale::vertical(bars.iter().map(|b| b.value), true, TOP, HEIGHT);
@@ -43,7 +49,8 @@ pub fn bars(id: &str, title: &str, subtitle: &str, bars: &[Bar]) -> Picture {
         }
         text.dim.middle x=(px(LEFT + side * bars.len() as f64 / 2.0)) y=(px(TOP + HEIGHT + 36.0)) { "block" }
     };
-    let values: Vec<String> = bars.iter().map(|b| format!("{}: {}", b.label, short(b.value))).collect();
+    let values: Vec<String> =
+        bars.iter().map(|b| format!("{}: {}", b.label, short(b.value))).collect();
     Picture {
         id: id.into(),
         title: title.into(),

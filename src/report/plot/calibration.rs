@@ -3,7 +3,7 @@
 use maud::html;
 
 use super::{Picture, px};
-use crate::calibration::Calibration;
+use crate::scorers::calibration::Calibration;
 
 /// The mean stored score of the texts that a scorer gives each tenth, against the line of agreement; the disks' areas
 /// are the numbers of texts.
@@ -33,12 +33,15 @@ pub fn calibration(found: &Calibration, scorer: &str) -> Picture {
             }
         }
     };
-    let figures = format!("{} texts, Spearman {:.3}, AUC {:.3}", found.texts, found.spearman, found.auc);
+    let figures =
+        format!("{} texts, Spearman {:.3}, AUC {:.3}", found.texts, found.spearman, found.auc);
     Picture {
         id: "calibration".into(),
         title: format!("{scorer} against stored scores"),
         subtitle: format!("{figures}; areas: numbers of texts"),
-        about: format!("The mean stored score of the texts that {scorer} gives each tenth of its scale. {figures}."),
+        about: format!(
+            "The mean stored score of the texts that {scorer} gives each tenth of its scale. {figures}."
+        ),
         width: 480.0,
         height: TOP + SIDE + 58.0,
         body,

@@ -64,7 +64,9 @@ impl Line {
 
     /// First, last and lowest value, in words.
     fn about(&self) -> String {
-        let (Some(first), Some(last)) = (self.points.first(), self.points.last()) else { return String::new() };
+        let (Some(first), Some(last)) = (self.points.first(), self.points.last()) else {
+            return String::new();
+        };
         let lowest = self.points.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(first);
         format!(
             "{} from {} at step {} to {} at step {}, lowest {} at step {}.",
@@ -80,13 +82,20 @@ impl Line {
 }
 
 /// The lines that have points. `None` if none has. Where steps are missing, so is the line.
-pub fn curves(id: &str, title: &str, lines: &[Line], last: usize, kept: Option<usize>) -> Option<Picture> {
+pub fn curves(
+    id: &str,
+    title: &str,
+    lines: &[Line],
+    last: usize,
+    kept: Option<usize>,
+) -> Option<Picture> {
     let lines: Vec<(&Line, Vec<Point>)> =
         lines.iter().filter(|l| !l.points.is_empty()).map(|l| (l, l.points(last))).collect();
     if lines.is_empty() {
         return None;
     }
-    let values = lines.iter().flat_map(|(_, points)| points.iter().flat_map(|p| [p.mean, p.low, p.high]));
+    let values =
+        lines.iter().flat_map(|(_, points)| points.iter().flat_map(|p| [p.mean, p.low, p.high]));
     let y = Scale::vertical(values, false, TOP, HEIGHT);
     let x = Scale::steps(0.0, last.max(1) as f64, LEFT, LEFT + WIDTH);
     let body = html! {
@@ -115,13 +124,25 @@ fn draw(line: &Line, points: &[Point], x: &Scale, y: &Scale) -> Markup {
     let (mut path, mut band) = (String::new(), String::new());
     for piece in pieces {
         for (index, p) in piece.iter().enumerate() {
-            let _ = write!(path, "{}{} {}", if index == 0 { "M" } else { "L" }, px(x.at(p.step)), px(y.at(p.mean)));
+            let _ = write!(
+                path,
+                "{}{} {}",
+                if index == 0 { "M" } else { "L" },
+                px(x.at(p.step)),
+                px(y.at(p.mean))
+            );
         }
         if piece.iter().any(|p| p.high > p.low) {
             let up = piece.iter().map(|p| (p.step, p.high));
             let down = piece.iter().rev().map(|p| (p.step, p.low));
             for (index, (step, value)) in up.chain(down).enumerate() {
-                let _ = write!(band, "{}{} {}", if index == 0 { "M" } else { "L" }, px(x.at(step)), px(y.at(value)));
+                let _ = write!(
+                    band,
+                    "{}{} {}",
+                    if index == 0 { "M" } else { "L" },
+                    px(x.at(step)),
+                    px(y.at(value))
+                );
             }
             band.push('z');
         }
@@ -169,7 +190,11 @@ mod tests {
         let path = picture.body.into_string();
         let path = path.split("line solid\" d=\"").nth(1).expect("a path");
         assert_eq!(path.split('"').next().expect("data").matches('M').count(), 2);
-        assert!(picture.about.contains("from 1.00 at step 1 to 3000 at step 3000"), "{}", picture.about);
+        assert!(
+            picture.about.contains("from 1.00 at step 1 to 3000 at step 3000"),
+            "{}",
+            picture.about
+        );
     }
 
     #[test]

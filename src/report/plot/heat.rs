@@ -7,7 +7,7 @@ use maud::{Markup, html};
 
 use super::{Picture, Scale, numbers, px, short};
 use crate::slice::{Part, Slice};
-use crate::train::StepLine;
+use crate::train::log::StepLine;
 
 /// More steps than this share columns.
 const COLUMNS: usize = 240;
@@ -43,7 +43,11 @@ impl Heat<'_> {
     }
 
     fn columns(&self, steps_a_column: usize) -> Vec<Column> {
-        let empty = Column { mean: vec![0.0; self.blocks], sliced: vec![[0; 2]; self.blocks], ..Column::default() };
+        let empty = Column {
+            mean: vec![0.0; self.blocks],
+            sliced: vec![[0; 2]; self.blocks],
+            ..Column::default()
+        };
         let mut columns = vec![empty; self.last().div_ceil(steps_a_column)];
         for line in self.steps {
             let column = &mut columns[(line.step.max(1) - 1) / steps_a_column];
@@ -58,7 +62,9 @@ impl Heat<'_> {
                 *mlp += usize::from(part != Part::Attention);
             }
         }
-        columns.iter_mut().for_each(|c| c.mean.iter_mut().for_each(|m| *m /= c.measured.max(1) as f64));
+        columns
+            .iter_mut()
+            .for_each(|c| c.mean.iter_mut().for_each(|m| *m /= c.measured.max(1) as f64));
         columns
     }
 }
@@ -66,7 +72,9 @@ impl Heat<'_> {
 /// The parts of blocks that a step changed.
 fn sliced(line: &StepLine, blocks: usize) -> Vec<(usize, Part)> {
     match line.sliced() {
-        Some(Slice::Units(units)) => units.iter().filter(|u| u.block < blocks).map(|u| (u.block, u.part)).collect(),
+        Some(Slice::Units(units)) => {
+            units.iter().filter(|u| u.block < blocks).map(|u| (u.block, u.part)).collect()
+        }
         Some(Slice::Everything) => (0..blocks).map(|block| (block, Part::Whole)).collect(),
         None => Vec::new(),
     }
@@ -82,7 +90,9 @@ impl Levels {
     pub fn of(mut values: Vec<f64>) -> Self {
         values.retain(|v| *v > 0.0);
         values.sort_by(f64::total_cmp);
-        let at = |share: f64| values.get((share * values.len() as f64) as usize).or(values.last()).copied();
+        let at = |share: f64| {
+            values.get((share * values.len() as f64) as usize).or(values.last()).copied()
+        };
         Self { low: at(0.01).unwrap_or(1.0), high: at(0.99).unwrap_or(1.0) }
     }
 
@@ -116,23 +126,43 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
     let across = |run: &Range<usize>| (edge(run.start), edge(run.end) - edge(run.start));
     let mut paths = vec![String::new(); LEVELS];
     let mut cuts = vec![String::new(); SHADES];
-    let halves = heat.steps.iter().any(|line| sliced(line, heat.blocks).iter().any(|(_, part)| *part != Part::Whole));
+    let halves = heat
+        .steps
+        .iter()
+        .any(|line| sliced(line, heat.blocks).iter().any(|(_, part)| *part != Part::Whole));
     for block in 0..heat.blocks {
         let y = TOP + row * block as f64;
         let level = |c: &Column| (c.measured > 0).then(|| levels.level(c.mean[block]));
         for (level, run) in runs(columns.iter().map(level)) {
             let (x, width) = across(&run);
-            let _ = write!(paths[level], "M{} {}h{}v{}h-{}z", px(x), px(y), px(width), px(cell), px(width));
+            let _ = write!(
+                paths[level],
+                "M{} {}h{}v{}h-{}z",
+                px(x),
+                px(y),
+                px(width),
+                px(cell),
+                px(width)
+            );
         }
         // One bar for a block, or one each for its attention and its MLP.
         let lanes: &[usize] = if halves { &[0, 1] } else { &[0] };
         let height = strip / lanes.len() as f64 - if halves { 1.0 } else { 0.0 };
         for &lane in lanes {
             let y = y + cell + 1.0 + strip * lane as f64 / lanes.len() as f64;
-            let shade = |c: &Column| (c.sliced[block][lane] * SHADES).div_ceil(c.steps.max(1)).checked_sub(1);
+            let shade = |c: &Column| {
+                (c.sliced[block][lane] * SHADES).div_ceil(c.steps.max(1)).checked_sub(1)
+            };
             for (shade, run) in runs(columns.iter().map(shade)) {
                 let (x, width) = across(&run);
-                let _ = write!(cuts[shade], "M{} {}h{}v{height:.1}h-{}z", px(x), px(y), px(width), px(width));
+                let _ = write!(
+                    cuts[shade],
+                    "M{} {}h{}v{height:.1}h-{}z",
+                    px(x),
+                    px(y),
+                    px(width),
+                    px(width)
+                );
             }
         }
     }
@@ -169,7 +199,9 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
 }
 
 /// Neighbours that are the same, as one.
-pub(super) fn runs<T: PartialEq>(values: impl Iterator<Item = Option<T>>) -> Vec<(T, Range<usize>)> {
+pub(super) fn runs<T: PartialEq>(
+    values: impl Iterator<Item = Option<T>>,
+) -> Vec<(T, Range<usize>)> {
     let mut runs: Vec<(T, Range<usize>)> = Vec::new();
     for (index, value) in values.enumerate() {
         let Some(value) = value else { continue };
@@ -229,13 +261,18 @@ fn legend(levels: &Levels, y: f64) -> Markup {
 fn about(heat: &Heat, steps_a_column: usize, levels: &Levels) -> String {
     let mut counts = vec![0usize; heat.blocks];
     for line in heat.steps {
-        let mut blocks: Vec<usize> = sliced(line, heat.blocks).into_iter().map(|(block, _)| block).collect();
+        let mut blocks: Vec<usize> =
+            sliced(line, heat.blocks).into_iter().map(|(block, _)| block).collect();
         blocks.dedup();
         blocks.into_iter().for_each(|block| counts[block] += 1);
     }
     let steps = heat.steps.len();
     let most = (0..heat.blocks).rev().max_by_key(|&b| counts[b]).unwrap_or(0);
-    let columns = if steps_a_column > 1 { format!(", {steps_a_column} steps a column") } else { String::new() };
+    let columns = if steps_a_column > 1 {
+        format!(", {steps_a_column} steps a column")
+    } else {
+        String::new()
+    };
     format!(
         "Rows are blocks 0 to {}, columns steps 1 to {}{columns}; from light to dark (in dark mode from dark to light) \
          the sensitivity rises from {} to {}. Block {most} was sliced most often: in {} of {steps} steps.",
@@ -271,12 +308,18 @@ mod tests {
 
     #[test]
     fn columns_hold_means_and_slices() {
-        let steps =
-            [line(1, Some(0), &[], &[1.0, 2.0]), line(2, Some(1), &["1.mlp"], &[3.0, 2.0]), line(4, None, &[], &[])];
+        let steps = [
+            line(1, Some(0), &[], &[1.0, 2.0]),
+            line(2, Some(1), &["1.mlp"], &[3.0, 2.0]),
+            line(4, None, &[], &[]),
+        ];
         let heat = Heat { steps: &steps, blocks: 2, kept: None };
         let columns = heat.columns(2);
         assert_eq!(columns.len(), 2);
-        assert_eq!((columns[0].steps, columns[0].measured, columns[0].mean.as_slice()), (2, 2, &[2.0, 2.0][..]));
+        assert_eq!(
+            (columns[0].steps, columns[0].measured, columns[0].mean.as_slice()),
+            (2, 2, &[2.0, 2.0][..])
+        );
         assert_eq!(columns[0].sliced, [[1, 1], [0, 1]]);
         // The whole model.
         assert_eq!((columns[1].measured, &columns[1].sliced), (0, &vec![[1, 1], [1, 1]]));

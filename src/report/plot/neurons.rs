@@ -6,7 +6,7 @@ use maud::html;
 
 use super::heat::{LEFT, LEVELS, Levels, TOP, WIDTH, runs, scale_of};
 use super::{Picture, Scale, numbers, px, short};
-use crate::methods::neuron::change::Changed;
+use crate::step::neurons::change::Changed;
 
 /// More neurons than this share columns.
 const COLUMNS: usize = 168;
@@ -82,7 +82,8 @@ pub fn neurons(map: &Map) -> Picture {
         text.dim x=(px(LEFT + 388.0)) y=(px(bottom + 56.0)) { "among the most changed" }
     };
     let together = if a_column > 1 { format!(", {a_column} a column") } else { String::new() };
-    let counts: Vec<String> = (0..map.blocks).map(|block| format!("{block}: {}", map.of(block).len())).collect();
+    let counts: Vec<String> =
+        (0..map.blocks).map(|block| format!("{block}: {}", map.of(block).len())).collect();
     Picture {
         id: "neurons".into(),
         title: "Changed neurons by block".into(),
@@ -115,10 +116,15 @@ mod tests {
         let svg = neurons(&map).inline().into_string();
         // Two of 114 columns of three neurons.
         assert_eq!(svg.matches("<path class=\"h").count(), 2, "{svg}");
-        assert!(svg.contains("rises from 0.500 to 5.00. Changed neurons by block: 0: 0, 1: 3."), "{svg}");
+        assert!(
+            svg.contains("rises from 0.500 to 5.00. Changed neurons by block: 0: 0, 1: 3."),
+            "{svg}"
+        );
         assert_eq!(svg.matches("<rect class=\"cut\"").count(), 2);
         // No neighbours alike.
-        let all = |block: usize| (0..6400).map(|i| (i, (1u32 << ((i / 39 + block) % 9)) as f32)).collect();
+        let all = |block: usize| {
+            (0..6400).map(|i| (i, (1u32 << ((i / 39 + block) % 9)) as f32)).collect()
+        };
         let changed: Changed = (0..48).map(|block| (block, all(block))).collect();
         let svg = neurons(&Map { blocks: 48, width: 6400, changed: &changed, marked: &[] }).file();
         assert!(svg.len() <= 300 << 10, "{} bytes", svg.len());
@@ -127,7 +133,9 @@ mod tests {
 
     #[test]
     fn nothing_changed_is_an_empty_map() {
-        let svg = neurons(&Map { blocks: 0, width: 0, changed: &Changed::new(), marked: &[(3, 7)] }).inline();
+        let svg =
+            neurons(&Map { blocks: 0, width: 0, changed: &Changed::new(), marked: &[(3, 7)] })
+                .inline();
         assert!(!svg.into_string().contains("NaN"));
     }
 }

@@ -53,7 +53,10 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
         circle.cut cx=(px(key(0).0)) cy=(px(key(0).1)) r="5.5" {}
         text.ink x=(px(key(0).0 + 14.0)) y=(px(key(0).1 + 4.0)) { "vanilla" }
     };
-    let ends = found.rows.iter().flat_map(|(name, runs)| runs.iter().filter_map(|p| Some(words(name, p.last()?))));
+    let ends = found
+        .rows
+        .iter()
+        .flat_map(|(name, runs)| runs.iter().filter_map(|p| Some(words(name, p.last()?))));
     let about: Vec<String> = std::iter::once(words("vanilla", &found.base)).chain(ends).collect();
     Picture {
         id: "pareto".into(),
@@ -79,7 +82,11 @@ fn colour(row: usize) -> usize {
 
 fn words(name: &str, point: &Point) -> String {
     let step = point.step.map_or(String::new(), |s| format!(" at step {s}"));
-    format!("{name}{step}: toxicity {}, perplexity {}", short(point.toxicity), short(point.perplexity))
+    format!(
+        "{name}{step}: toxicity {}, perplexity {}",
+        short(point.toxicity),
+        short(point.perplexity)
+    )
 }
 
 fn way(base: (f64, f64), points: &[Point], at: impl Fn(&Point) -> (f64, f64)) -> String {
@@ -105,7 +112,10 @@ mod tests {
     #[test]
     fn every_point_is_drawn() {
         let point = |step, toxicity, perplexity| Point { step, toxicity, perplexity };
-        let rows = vec![("a<b".to_owned(), vec![vec![point(Some(5), 40.0, 101.0), point(None, 20.0, 103.0)]])];
+        let rows = vec![(
+            "a<b".to_owned(),
+            vec![vec![point(Some(5), 40.0, 101.0), point(None, 20.0, 103.0)]],
+        )];
         let found = Pareto { text: "wiki".into(), base: point(None, 50.0, 100.0), rows };
         let svg = pareto("t", &found).file();
         // One of them in the legend.

@@ -53,7 +53,10 @@ pub fn find(config: &Value, place: &str) -> Result<&'static Architecture> {
     let Some(found) = found else {
         let named = class.or(model_type).unwrap_or("nothing");
         let have: Vec<&str> = ARCHITECTURES.iter().map(|a| a.class).collect();
-        bail_input!("{place}: \"architectures\" names {named}, which is no classifier here; have: {}", have.join(", "));
+        bail_input!(
+            "{place}: \"architectures\" names {named}, which is no classifier here; have: {}",
+            have.join(", ")
+        );
     };
     Ok(found)
 }

@@ -29,7 +29,8 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
     config.only("position_embedding_type", "absolute")?;
     let encoder = BertModel::load(
         weights.pp("bert"),
-        &config.read([("hidden_act", config.activation("hidden_act")), ("model_type", Value::Null)])?,
+        &config
+            .read([("hidden_act", config.activation("hidden_act")), ("model_type", Value::Null)])?,
     )?;
     Ok(Box::new(Bert {
         encoder,

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::bail_input;
-use crate::fault::Fault;
+use crate::base::error::Error;
 
 /// More positions than any of these models has; a broken file can't make us reserve memory for them.
 const MOST_POSITIONS: usize = 1 << 17;
@@ -22,7 +22,9 @@ impl Config {
         let (Value::Object(mut values), Some(found)) = (defaults, found.as_object()) else {
             bail_input!("{place}: not an object");
         };
-        values.extend(found.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+        values.extend(
+            found.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())),
+        );
         Ok(Self { values, place })
     }
 
@@ -67,7 +69,10 @@ impl Config {
     pub fn positions(&self) -> Result<usize> {
         match self.count("max_position_embeddings")? {
             positions if positions > MOST_POSITIONS => {
-                bail_input!("{}: max_position_embeddings {positions} is more than {MOST_POSITIONS}", self.place)
+                bail_input!(
+                    "{}: max_position_embeddings {positions} is more than {MOST_POSITIONS}",
+                    self.place
+                )
             }
             positions => Ok(positions),
         }
@@ -85,10 +90,14 @@ impl Config {
     }
 
     /// The settings in the form of a model of candle-transformers, some of them changed.
-    pub fn read<T: DeserializeOwned>(&self, changed: impl IntoIterator<Item = (&'static str, Value)>) -> Result<T> {
+    pub fn read<T: DeserializeOwned>(
+        &self,
+        changed: impl IntoIterator<Item = (&'static str, Value)>,
+    ) -> Result<T> {
         let mut values = self.values.clone();
         values.extend(changed.into_iter().map(|(key, value)| (key.to_owned(), value)));
-        Ok(serde_json::from_value(Value::Object(values)).map_err(|e| Fault::Input(format!("{}: {e}", self.place)))?)
+        Ok(serde_json::from_value(Value::Object(values))
+            .map_err(|e| Error::Input(format!("{}: {e}", self.place)))?)
     }
 
     /// The name of an activation function as candle's BERT and DeBERTa know it.

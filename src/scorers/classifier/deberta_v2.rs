@@ -42,7 +42,8 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
     ])?;
     // Only their number is looked at.
     let labels: HashMap<u32, String> = (0..labels as u32).map(|id| (id, id.to_string())).collect();
-    let model = DebertaV2SeqClassificationModel::load(weights.pp("deberta"), &settings, Some(labels))?;
+    let model =
+        DebertaV2SeqClassificationModel::load(weights.pp("deberta"), &settings, Some(labels))?;
     Ok(Box::new(DebertaV2 { model, one_by_one: settings.position_biased_input }))
 }
 
@@ -51,7 +52,9 @@ impl Network for DebertaV2 {
         if !self.one_by_one {
             return self.model.forward(ids, None, Some(attend.clone()));
         }
-        let row = |row| self.model.forward(&ids.narrow(0, row, 1)?, None, Some(attend.narrow(0, row, 1)?));
+        let row = |row| {
+            self.model.forward(&ids.narrow(0, row, 1)?, None, Some(attend.narrow(0, row, 1)?))
+        };
         Tensor::cat(&(0..ids.dim(0)?).map(row).collect::<candle_core::Result<Vec<_>>>()?, 0)
     }
 }

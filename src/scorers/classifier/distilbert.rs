@@ -3,7 +3,9 @@
 
 use anyhow::Result;
 use candle_core::{D, Tensor};
-use candle_nn::{Activation, Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear};
+use candle_nn::{
+    Activation, Embedding, LayerNorm, Linear, Module, VarBuilder, embedding, layer_norm, linear,
+};
 use serde_json::{Value, json};
 
 use super::architectures::Network;
@@ -70,9 +72,13 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
     let layers = weights.pp("distilbert.transformer.layer");
     Ok(Box::new(DistilBert {
         words: embedding(config.count("vocab_size")?, channels, embeddings.pp("word_embeddings"))?,
-        positions: embeddings.pp("position_embeddings").get((config.positions()?, channels), "weight")?,
+        positions: embeddings
+            .pp("position_embeddings")
+            .get((config.positions()?, channels), "weight")?,
         norm: layer_norm(channels, EPSILON, embeddings.pp("LayerNorm"))?,
-        blocks: (0..config.count("n_layers")?).map(|l| block(layers.pp(l))).collect::<candle_core::Result<_>>()?,
+        blocks: (0..config.count("n_layers")?)
+            .map(|l| block(layers.pp(l)))
+            .collect::<candle_core::Result<_>>()?,
         pre_classifier: linear(channels, channels, weights.pp("pre_classifier"))?,
         classifier: linear(channels, labels, weights.pp("classifier"))?,
     }))
@@ -83,11 +89,14 @@ impl Block {
     fn forward(&self, x: &Tensor, hide: &Tensor) -> candle_core::Result<Tensor> {
         let (b, t, c) = x.dims3()?;
         // (B, H, T, D)
-        let by_head = |x: Tensor| x.reshape((b, t, self.heads, c / self.heads))?.transpose(1, 2)?.contiguous();
+        let by_head = |x: Tensor| {
+            x.reshape((b, t, self.heads, c / self.heads))?.transpose(1, 2)?.contiguous()
+        };
         let queries = by_head(self.queries.forward(x)?)?;
         let keys = by_head(self.keys.forward(x)?)?;
         let values = by_head(self.values.forward(x)?)?;
-        let scores = (queries.matmul(&keys.t()?)? * ((c / self.heads) as f64).powf(-0.5))?.broadcast_add(hide)?;
+        let scores = (queries.matmul(&keys.t()?)? * ((c / self.heads) as f64).powf(-0.5))?
+            .broadcast_add(hide)?;
         let seen = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&values)?;
         let seen = self.out.forward(&seen.transpose(1, 2)?.contiguous()?.reshape((b, t, c))?)?;
         let x = self.attention_norm.forward(&(seen + x)?)?;
@@ -99,7 +108,8 @@ impl Block {
 impl Network for DistilBert {
     fn logits(&self, ids: &Tensor, attend: &Tensor) -> candle_core::Result<Tensor> {
         let (_, t) = ids.dims2()?;
-        let hide = attend.affine(-f64::from(f32::MIN), f64::from(f32::MIN))?.unsqueeze(1)?.unsqueeze(1)?;
+        let hide =
+            attend.affine(-f64::from(f32::MIN), f64::from(f32::MIN))?.unsqueeze(1)?.unsqueeze(1)?;
         let positions = self.positions.narrow(0, 0, t)?;
         let mut x = self.norm.forward(&self.words.forward(ids)?.broadcast_add(&positions)?)?;
         for block in &self.blocks {

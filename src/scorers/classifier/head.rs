@@ -3,9 +3,9 @@
 use anyhow::Result;
 use serde_json::Value;
 
-use super::super::Scored;
 use super::config::Config;
 use crate::bail_input;
+use crate::scorers::Scored;
 
 /// What the toxic label may be called, in the order they are looked for.
 const TOXIC_LABELS: [&str; 6] = ["toxicity", "toxic", "hate", "offensive", "unsafe", "LABEL_1"];
@@ -56,7 +56,8 @@ impl Head {
                 config.place
             ),
         };
-        let position = |name: &str| labels.iter().position(|label| label.eq_ignore_ascii_case(name));
+        let position =
+            |name: &str| labels.iter().position(|label| label.eq_ignore_ascii_case(name));
         let toxic = match wanted {
             Some(wanted) => position(wanted),
             None => TOXIC_LABELS.iter().find_map(|name| position(name)),
@@ -66,7 +67,11 @@ impl Head {
                 Some(wanted) => format!("no label {wanted:?}"),
                 None => format!("no label that is known to be toxic ({})", TOXIC_LABELS.join(", ")),
             };
-            bail_input!("{}: {why}; give --toxic-label, one of: {}", config.place, labels.join(", "));
+            bail_input!(
+                "{}: {why}; give --toxic-label, one of: {}",
+                config.place,
+                labels.join(", ")
+            );
         };
         Ok(Self { labels, activation, toxic })
     }
@@ -80,7 +85,9 @@ impl Head {
         let logit = f64::from(logits[self.toxic]);
         let score = match self.activation {
             Activation::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
-            Activation::Softmax => 1.0 / logits.iter().map(|other| (f64::from(*other) - logit).exp()).sum::<f64>(),
+            Activation::Softmax => {
+                1.0 / logits.iter().map(|other| (f64::from(*other) - logit).exp()).sum::<f64>()
+            }
         };
         if score.is_nan() {
             return Scored::Failed("the model gives no number for this text".into());
@@ -92,15 +99,22 @@ impl Head {
 /// The labels in the order of their ids; LABEL_0, LABEL_1, … where `config.json` names none.
 fn labels(config: &Config) -> Result<Vec<String>> {
     let Some(named) = config.get("id2label") else {
-        let count = if config.get("num_labels").is_some() { config.count("num_labels")? } else { 2 };
+        let count =
+            if config.get("num_labels").is_some() { config.count("num_labels")? } else { 2 };
         return Ok((0..count).map(|id| format!("LABEL_{id}")).collect());
     };
     let named = named.as_object().filter(|labels| !labels.is_empty());
     let labels = named.and_then(|named| {
-        (0..named.len()).map(|id| named.get(&id.to_string())?.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
+        (0..named.len())
+            .map(|id| named.get(&id.to_string())?.as_str().map(str::to_owned))
+            .collect::<Option<Vec<_>>>()
     });
     let Some(labels) = labels else {
-        bail_input!("{}: id2label must name the labels 0, 1, …; it is {:?}", config.place, config.get("id2label"));
+        bail_input!(
+            "{}: id2label must name the labels 0, 1, …; it is {:?}",
+            config.place,
+            config.get("id2label")
+        );
     };
     Ok(labels)
 }
@@ -120,10 +134,19 @@ mod tests {
         let two = json!({"0": "neutral", "1": "toxic"});
         let cases = [
             (json!({"id2label": two}), Activation::Softmax),
-            (json!({"id2label": two, "problem_type": "single_label_classification"}), Activation::Softmax),
-            (json!({"id2label": two, "problem_type": "multi_label_classification"}), Activation::Sigmoid),
+            (
+                json!({"id2label": two, "problem_type": "single_label_classification"}),
+                Activation::Softmax,
+            ),
+            (
+                json!({"id2label": two, "problem_type": "multi_label_classification"}),
+                Activation::Sigmoid,
+            ),
             (json!({"id2label": {"0": "toxic"}}), Activation::Sigmoid),
-            (json!({"id2label": {"0": "toxic"}, "problem_type": "single_label_classification"}), Activation::Sigmoid),
+            (
+                json!({"id2label": {"0": "toxic"}, "problem_type": "single_label_classification"}),
+                Activation::Sigmoid,
+            ),
         ];
         for (config, expected) in cases {
             assert_eq!(head(config.clone(), None).expect("head").activation, expected, "{config}");
@@ -132,8 +155,9 @@ mod tests {
 
     #[test]
     fn the_toxic_label_is_found_by_name() {
-        let toxic =
-            |labels: Value, wanted| head(json!({"id2label": labels}), wanted).map(|h| h.toxic_label().to_owned());
+        let toxic = |labels: Value, wanted| {
+            head(json!({"id2label": labels}), wanted).map(|h| h.toxic_label().to_owned())
+        };
         let bias = json!({"0": "toxicity", "1": "severe_toxicity", "2": "male", "3": "toxic"});
         assert_eq!(toxic(bias.clone(), None).expect("found"), "toxicity");
         assert_eq!(toxic(bias, Some("MALE")).expect("found"), "male");
@@ -141,7 +165,8 @@ mod tests {
         assert_eq!(head(json!({}), None).expect("unnamed").toxic_label(), "LABEL_1");
         let error = toxic(json!({"0": "joy", "1": "anger"}), None).expect_err("none").to_string();
         assert!(error.contains("joy, anger") && error.contains("--toxic-label"), "{error}");
-        let error = toxic(json!({"0": "joy", "1": "toxic"}), Some("rude")).expect_err("none").to_string();
+        let error =
+            toxic(json!({"0": "joy", "1": "toxic"}), Some("rude")).expect_err("none").to_string();
         assert!(error.contains("\"rude\"") && error.contains("joy, toxic"), "{error}");
     }
 
@@ -159,7 +184,11 @@ mod tests {
             json!({"id2label": {"0": "toxic", "1": "threat"}, "problem_type": "multi_label_classification"}),
             None,
         );
-        assert_eq!(score(&several.expect("head"), &[0.0, 9.0]), 0.5, "the other label does not count");
+        assert_eq!(
+            score(&several.expect("head"), &[0.0, 9.0]),
+            0.5,
+            "the other label does not count"
+        );
         assert!(matches!(two.score(&[f32::NAN, 0.0]), Scored::Failed(_)));
     }
 }

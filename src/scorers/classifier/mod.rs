@@ -21,13 +21,13 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
-use self::architectures::Network;
-use self::config::Config;
-use self::head::Head;
 use super::{Options, Scored, Scorer};
-use crate::fault::Fault;
-use crate::hub;
+use crate::base::error::Error;
+use crate::checkpoint::hub;
 use crate::tokens::Encoder;
+use architectures::Network;
+use config::Config;
+use head::Head;
 
 pub const ABOUT: &str = "a Hugging Face text-classification model, run on the CPU: unitary/toxic-bert, \
                          s-nlp/roberta_toxicity_classifier, unitary/unbiased-toxic-roberta, or a folder";
@@ -55,20 +55,29 @@ impl Classifier {
         let config = Config::new(&checkpoint.config, (architecture.defaults)(), place)?;
         let head = Head::new(&config, options.toxic_label.as_deref())?;
         let longest = vocabulary::longest(&checkpoint.dir, (architecture.longest)(&config)?)?;
-        let encoder = vocabulary::open(&checkpoint.dir, architecture.vocabulary, config.count("vocab_size")?)?;
+        let encoder = vocabulary::open(
+            &checkpoint.dir,
+            architecture.vocabulary,
+            config.count("vocab_size")?,
+        )?;
 
-        let tensors = checkpoint.floats()?.into_iter().map(|(name, tensor)| (todays_name(&name), tensor)).collect();
+        let tensors = checkpoint
+            .floats()?
+            .into_iter()
+            .map(|(name, tensor)| (todays_name(&name), tensor))
+            .collect();
         let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
-        let network = (architecture.build)(&config, weights, head.labels.len()).map_err(|error| {
-            if error.is::<Fault>() {
-                return error;
-            }
-            Fault::Input(format!(
-                "{}: its weights are not what its config.json says: {error:#}",
-                checkpoint.dir.display()
-            ))
-            .into()
-        })?;
+        let network =
+            (architecture.build)(&config, weights, head.labels.len()).map_err(|error| {
+                if error.is::<Error>() {
+                    return error;
+                }
+                Error::Input(format!(
+                    "{}: its weights are not what its config.json says: {error:#}",
+                    checkpoint.dir.display()
+                ))
+                .into()
+            })?;
 
         let version = match &checkpoint.revision {
             Some(commit) => format!("{}@{commit}", checkpoint.name),
@@ -97,7 +106,9 @@ impl Classifier {
         for text in texts {
             let padding = longest - text.len();
             ids.extend(text.iter().copied().chain(std::iter::repeat_n(self.pad, padding)));
-            attend.extend(std::iter::repeat_n(1f32, text.len()).chain(std::iter::repeat_n(0f32, padding)));
+            attend.extend(
+                std::iter::repeat_n(1f32, text.len()).chain(std::iter::repeat_n(0f32, padding)),
+            );
         }
         let shape = (texts.len(), longest);
         let ids = Tensor::from_vec(ids, shape, &Device::Cpu)?;
@@ -117,7 +128,8 @@ impl Scorer for Classifier {
     }
 
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
-        let tokens: Vec<Result<Vec<u32>>> = texts.par_iter().map(|text| self.encoder.encode(text, true)).collect();
+        let tokens: Vec<Result<Vec<u32>>> =
+            texts.par_iter().map(|text| self.encoder.encode(text, true)).collect();
         let mut scores = Vec::with_capacity(texts.len());
         let mut order: Vec<(usize, &[u32])> = Vec::with_capacity(texts.len());
         for (index, tokens) in tokens.iter().enumerate() {
@@ -126,13 +138,22 @@ impl Scorer for Classifier {
                 Ok(_) => "the model gave it no score".into(),
                 Err(error) => error.to_string(),
             }));
-            order.extend(tokens.as_ref().ok().filter(|ids| !ids.is_empty()).map(|ids| (index, ids.as_slice())));
+            order.extend(
+                tokens
+                    .as_ref()
+                    .ok()
+                    .filter(|ids| !ids.is_empty())
+                    .map(|ids| (index, ids.as_slice())),
+            );
         }
         order.sort_by_key(|(_, ids)| ids.len());
         let batches = batches(&order);
-        let of_batch = |batch: &&[(usize, &[u32])]| self.batch(&batch.iter().map(|(_, ids)| *ids).collect::<Vec<_>>());
+        let of_batch = |batch: &&[(usize, &[u32])]| {
+            self.batch(&batch.iter().map(|(_, ids)| *ids).collect::<Vec<_>>())
+        };
         // Longer texts one after another: attention takes the square of their length in memory.
-        let (short, long): (Vec<_>, Vec<_>) = batches.iter().partition(|batch| tokens_of(batch) <= BATCH_TOKENS);
+        let (short, long): (Vec<_>, Vec<_>) =
+            batches.iter().partition(|batch| tokens_of(batch) <= BATCH_TOKENS);
         let short_scores: Vec<_> = short.par_iter().map(of_batch).collect::<Result<_>>()?;
         let long_scores: Vec<_> = long.iter().map(of_batch).collect::<Result<_>>()?;
         for (batch, found) in short.iter().zip(short_scores).chain(long.iter().zip(long_scores)) {
@@ -185,7 +206,8 @@ mod tests {
     fn batches_hold_all_texts_and_no_more_tokens_than_they_may() {
         let long = vec![0u32; BATCH_TOKENS + 1];
         let lengths = [1, 2, 2, 100, 200, 250, 256, 256, 300, BATCH_TOKENS + 1];
-        let order: Vec<(usize, &[u32])> = lengths.iter().enumerate().map(|(i, n)| (i, &long[..*n])).collect();
+        let order: Vec<(usize, &[u32])> =
+            lengths.iter().enumerate().map(|(i, n)| (i, &long[..*n])).collect();
         let batches = batches(&order);
         assert_eq!(batches.concat(), order);
         let sizes: Vec<usize> = batches.iter().map(|b| b.len()).collect();
@@ -195,7 +217,10 @@ mod tests {
 
     #[test]
     fn old_names_of_norms() {
-        assert_eq!(todays_name("bert.embeddings.LayerNorm.gamma"), "bert.embeddings.LayerNorm.weight");
+        assert_eq!(
+            todays_name("bert.embeddings.LayerNorm.gamma"),
+            "bert.embeddings.LayerNorm.weight"
+        );
         assert_eq!(todays_name("bert.embeddings.LayerNorm.beta"), "bert.embeddings.LayerNorm.bias");
         assert_eq!(todays_name("classifier.bias"), "classifier.bias");
     }

@@ -35,7 +35,9 @@ struct ModernBert {
 /// The base of the rotary positions of one kind of layer: where transformers 5 writes it, where 4 did, or its default.
 fn theta(config: &Config, kind: &str, old: &str, default: f64) -> Result<f64> {
     let rope = config.get("rope_parameters").and_then(|all| all.get(kind));
-    if let Some(found) = rope.and_then(|rope| rope.get("rope_type")).filter(|found| *found != "default") {
+    if let Some(found) =
+        rope.and_then(|rope| rope.get("rope_type")).filter(|found| *found != "default")
+    {
         bail_input!("{}: rope_type {found} is not implemented; only \"default\" is", config.place);
     }
     match rope.and_then(|rope| rope.get("rope_theta")?.as_f64()) {
@@ -55,10 +57,19 @@ fn global_every(config: &Config) -> Result<usize> {
         };
     };
     let is_global: Vec<bool> = types.iter().map(|kind| kind == "full_attention").collect();
-    let every = is_global.iter().skip(1).position(|global| *global).map_or(is_global.len().max(1), |at| at + 1);
+    let every = is_global
+        .iter()
+        .skip(1)
+        .position(|global| *global)
+        .map_or(is_global.len().max(1), |at| at + 1);
     let layers = config.count("num_hidden_layers")?;
-    if is_global.len() != layers || (0..layers).any(|layer| is_global[layer] != layer.is_multiple_of(every)) {
-        bail_input!("{}: layer_types must be global every so many layers, from the first", config.place);
+    if is_global.len() != layers
+        || (0..layers).any(|layer| is_global[layer] != layer.is_multiple_of(every))
+    {
+        bail_input!(
+            "{}: layer_types must be global every so many layers, from the first",
+            config.place
+        );
     }
     Ok(every)
 }
@@ -106,9 +117,10 @@ impl Network for ModernBert {
         let states = self.encoder.forward(ids, attend)?;
         let pooled = match self.pooling {
             Pooling::First => states.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
-            Pooling::Mean => {
-                states.broadcast_mul(&attend.unsqueeze(2)?)?.sum(1)?.broadcast_div(&attend.sum_keepdim(1)?)?
-            }
+            Pooling::Mean => states
+                .broadcast_mul(&attend.unsqueeze(2)?)?
+                .sum(1)?
+                .broadcast_div(&attend.sum_keepdim(1)?)?,
         };
         self.classifier.forward(&self.norm.forward(&self.dense.forward(&pooled)?.gelu_erf()?)?)
     }

@@ -24,7 +24,10 @@ pub fn defaults() -> Value {
 pub fn longest(config: &Config) -> Result<usize> {
     let (rows, unused) = (config.positions()?, config.count_or_zero("pad_token_id")? + 1);
     if rows <= unused {
-        bail_input!("{}: max_position_embeddings {rows} leaves no position after pad_token_id", config.place);
+        bail_input!(
+            "{}: max_position_embeddings {rows} leaves no position after pad_token_id",
+            config.place
+        );
     }
     Ok(rows - unused)
 }
@@ -34,7 +37,11 @@ struct Roberta(XLMRobertaForSequenceClassification);
 pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<dyn Network>> {
     config.channels_and_heads("hidden_size", "num_attention_heads")?;
     config.only("position_embedding_type", "absolute")?;
-    Ok(Box::new(Roberta(XLMRobertaForSequenceClassification::new(labels, &config.read([])?, weights)?)))
+    Ok(Box::new(Roberta(XLMRobertaForSequenceClassification::new(
+        labels,
+        &config.read([])?,
+        weights,
+    )?)))
 }
 
 impl Network for Roberta {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::bail_input;
-use crate::fault::Fault;
+use crate::base::error::Error;
 use crate::tokens::Encoder;
 
 /// What a tokenizer is made of where there is no `tokenizer.json`.
@@ -28,8 +28,12 @@ pub fn open(dir: &Path, vocabulary: Vocabulary, size: usize) -> Result<Encoder> 
     }
     let settings = settings(dir)?;
     let (file, made) = match vocabulary {
-        Vocabulary::WordPiece if dir.join("vocab.txt").is_file() => ("vocab.txt", word_piece(dir, &settings)?),
-        Vocabulary::ByteLevel if dir.join("vocab.json").is_file() => ("vocab.json", byte_level(dir, &settings)?),
+        Vocabulary::WordPiece if dir.join("vocab.txt").is_file() => {
+            ("vocab.txt", word_piece(dir, &settings)?)
+        }
+        Vocabulary::ByteLevel if dir.join("vocab.json").is_file() => {
+            ("vocab.json", byte_level(dir, &settings)?)
+        }
         _ => bail_input!(
             "{}: no tokenizer.json; write it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             dir.display()
@@ -40,7 +44,8 @@ pub fn open(dir: &Path, vocabulary: Vocabulary, size: usize) -> Result<Encoder> 
 
 /// Tokens that texts are cut to: the model's positions, or what `tokenizer_config.json` says, if that is less.
 pub fn longest(dir: &Path, positions: usize) -> Result<usize> {
-    let said = settings(dir)?.get("model_max_length").and_then(Value::as_f64).unwrap_or(f64::INFINITY);
+    let said =
+        settings(dir)?.get("model_max_length").and_then(Value::as_f64).unwrap_or(f64::INFINITY);
     // What is not said is written as 1e30.
     let longest = if said < positions as f64 { said.max(0.0) as usize } else { positions };
     if longest < 3 {
@@ -59,19 +64,27 @@ fn settings(dir: &Path) -> Result<Value> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(path).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?)
+    Ok(std::fs::read_to_string(path)
+        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?)
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    Ok(serde_json::from_str(&read(path)?).map_err(|e| Fault::Input(format!("{}: broken JSON: {e}", path.display())))?)
+    Ok(serde_json::from_str(&read(path)?)
+        .map_err(|e| Error::Input(format!("{}: broken JSON: {e}", path.display())))?)
 }
 
 /// What `transformers.convert_slow_tokenizer` makes of BERT's files.
 fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
     let path = dir.join("vocab.txt");
     let text = read(&path)?;
-    let vocab: Value = text.lines().enumerate().map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
-    let special = special(&vocab, &path, ["[CLS]", "[SEP]"], &["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])?;
+    let vocab: Value =
+        text.lines().enumerate().map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
+    let special = special(
+        &vocab,
+        &path,
+        ["[CLS]", "[SEP]"],
+        &["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    )?;
     let lowercase = settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(true);
     let chinese = settings.get("tokenize_chinese_chars").and_then(Value::as_bool).unwrap_or(true);
     Ok(json!({
@@ -93,10 +106,12 @@ fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
 fn byte_level(dir: &Path, settings: &Value) -> Result<Value> {
     let path = dir.join("vocab.json");
     let vocab = read_json(&path)?;
-    let special = special(&vocab, &path, ["<s>", "</s>"], &["<s>", "<pad>", "</s>", "<unk>", "<mask>"])?;
+    let special =
+        special(&vocab, &path, ["<s>", "</s>"], &["<s>", "<pad>", "</s>", "<unk>", "<mask>"])?;
     let space = settings.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
     let merges = read(&dir.join("merges.txt"))?;
-    let merges: Vec<&str> = merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
+    let merges: Vec<&str> =
+        merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     Ok(json!({
         "added_tokens": special.added,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": true},

@@ -11,9 +11,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::bail_input;
-use crate::checkpoint::hash_bytes;
-use crate::environment;
-use crate::fault::Fault;
+use crate::base::environment;
+use crate::base::error::Error;
+use crate::base::files::hash_bytes;
 use crate::scorers::Scored;
 
 /// Where a response has its score.
@@ -49,9 +49,11 @@ pub fn path(service: &str) -> Result<PathBuf> {
 impl Answers {
     /// Opens or begins the file. Only answers to this scorer count. Errors (bad input) if it can't be read or written.
     pub fn open(path: &Path, scorer: &str, score_of: ScoreOf) -> Result<Self> {
-        let cannot = |e: std::io::Error| Fault::Input(format!("{}: {e} (IREPAIR_CACHE)", path.display()));
+        let cannot =
+            |e: std::io::Error| Error::Input(format!("{}: {e} (IREPAIR_CACHE)", path.display()));
         std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(cannot)?;
-        let file = File::options().read(true).append(true).create(true).open(path).map_err(cannot)?;
+        let file =
+            File::options().read(true).append(true).create(true).open(path).map_err(cannot)?;
         // Runs beside this one append as well. Where files can't be locked, one run at a time is the user's care.
         let locked = file.lock().is_ok();
         let scores = read(&file, path, scorer, score_of);
@@ -99,7 +101,12 @@ impl Answers {
 }
 
 /// The scores of a file. A half line that an interrupted run left is cut off. Errors with the line of what can't be read.
-fn read(file: &File, path: &Path, scorer: &str, score_of: ScoreOf) -> Result<HashMap<String, Scored>> {
+fn read(
+    file: &File,
+    path: &Path,
+    scorer: &str,
+    score_of: ScoreOf,
+) -> Result<HashMap<String, Scored>> {
     let mut scores = HashMap::new();
     let mut reader = BufReader::new(file);
     let (mut line, mut number, mut whole) = (Vec::new(), 0, 0);
@@ -112,7 +119,10 @@ fn read(file: &File, path: &Path, scorer: &str, score_of: ScoreOf) -> Result<Has
         whole += line.len() as u64;
         let row: Value = match serde_json::from_slice(&line) {
             Ok(row) => row,
-            Err(e) => bail_input!("{}:{number}: {e}; delete this line of the stored answers", path.display()),
+            Err(e) => bail_input!(
+                "{}:{number}: {e}; delete this line of the stored answers",
+                path.display()
+            ),
         };
         line.clear();
         let Some(text) = row["text"].as_str().filter(|_| row["scorer"] == scorer) else { continue };
@@ -144,13 +154,19 @@ mod tests {
         assert_eq!(answers.add("two", Err("400: no language")).expect("adds"), refused);
         // Not kept: nothing was learned of the text.
         for wrong in [json!({}), json!({"s": 1.5}), json!({"s": null})] {
-            assert!(matches!(answers.add("three", Ok(&wrong)).expect("adds"), Scored::Failed(_)), "{wrong}");
+            assert!(
+                matches!(answers.add("three", Ok(&wrong)).expect("adds"), Scored::Failed(_)),
+                "{wrong}"
+            );
         }
         drop(answers);
         let mut file = File::options().append(true).open(&path).expect("opens");
         file.write_all(b"{\"request_id\": \"half").expect("writes");
         let again = Answers::open(&path, "a", score_of).expect("opens again");
-        assert_eq!((again.get("one"), again.get("two")), (Some(Scored::Score(0.25)), Some(refused)));
+        assert_eq!(
+            (again.get("one"), again.get("two")),
+            (Some(Scored::Score(0.25)), Some(refused))
+        );
         assert_eq!(again.get("three"), None);
         again.add("four", Ok(&json!({"s": 1}))).expect("adds");
         let other = Answers::open(&path, "b", score_of).expect("no half line");

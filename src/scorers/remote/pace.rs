@@ -6,9 +6,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 
-use crate::environment::variable;
-use crate::fault::Fault;
-use crate::{bail_input, stop};
+use crate::bail_input;
+use crate::base::environment::variable;
+use crate::base::error::Error;
+use crate::base::interrupt;
 
 /// The longest that a server may ask to wait; beyond it a request is given up.
 pub const PATIENCE: Duration = Duration::from_secs(300);
@@ -85,7 +86,10 @@ impl Pace {
 
     /// Waits before a request is tried again, for the `failures`-th time. Errors if the user asks to stop.
     pub fn pause(&self, failures: u32) -> Result<()> {
-        let nanoseconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+        let nanoseconds = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .subsec_nanos();
         sleep(pause(self.pause, failures, f64::from(nanoseconds % 1_000_000) / 1e6))
     }
 }
@@ -100,7 +104,9 @@ fn pause(base: Duration, failures: u32, chance: f64) -> Duration {
 pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let time = match value.trim().parse() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => httpdate::parse_http_date(value.trim()).ok()?.duration_since(now).unwrap_or_default(),
+        Err(_) => {
+            httpdate::parse_http_date(value.trim()).ok()?.duration_since(now).unwrap_or_default()
+        }
     };
     Some(time.min(Duration::from_secs(86_400)))
 }
@@ -109,8 +115,11 @@ pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
 fn sleep(time: Duration) -> Result<()> {
     let end = Instant::now() + time;
     loop {
-        if stop::asked() {
-            return Err(Fault::Interrupted("interrupted while scoring; the answers so far are kept".into()).into());
+        if interrupt::asked() {
+            return Err(Error::Interrupted(
+                "interrupted while scoring; the answers so far are kept".into(),
+            )
+            .into());
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {

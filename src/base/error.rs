@@ -1,0 +1,76 @@
+//! An *error* of ours is one whose kind a script can act on: it carries the exit code of the contract.
+//!
+//! Everything else is an [`anyhow::Error`] and exits with 1.
+
+use std::fmt;
+
+/// Exit code and message of an error that is not just "something went wrong while running" (1).
+#[derive(Debug)]
+pub enum Error {
+    /// 2: the command line contradicts itself.
+    Usage(String),
+    /// 3: the model, the data or the settings can't be used.
+    Input(String),
+    /// 4: a check failed: nothing changed, something else changed, a guard tripped.
+    Check(String),
+    /// 5: a file is not in the cache while offline, or the network failed.
+    Hub(String),
+    /// 130: interrupted by the user; the state is saved.
+    Interrupted(String),
+}
+
+impl Error {
+    /// The process exit code of this kind of error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) => 2,
+            Error::Input(_) => 3,
+            Error::Check(_) => 4,
+            Error::Hub(_) => 5,
+            Error::Interrupted(_) => 130,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Error::Usage(m)
+        | Error::Input(m)
+        | Error::Check(m)
+        | Error::Hub(m)
+        | Error::Interrupted(m)) = self;
+        f.write_str(m)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The exit code of an error: that of the first [`Error`] in its chain, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    error.chain().find_map(|e| e.downcast_ref::<Error>()).map_or(1, Error::exit_code)
+}
+
+/// "unknown …" with the nearest known name.
+pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    let lower = name.to_lowercase();
+    let nearest = known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((_, nearest)) => {
+            format!(
+                "unknown {what} {name:?}; did you mean {nearest:?}? (have: {})",
+                known.join(", ")
+            )
+        }
+        None => format!("unknown {what} {name:?} (have: {})", known.join(", ")),
+    }
+}
+
+/// Return early with [`Error::Input`]: bad model, data or settings.
+#[macro_export]
+macro_rules! bail_input {
+    ($($arg:tt)*) => { return Err($crate::base::error::Error::Input(format!($($arg)*)).into()) };
+}

@@ -1,0 +1,123 @@
+//! Seeded random streams: one a purpose, so that drawing more for one thing never changes another.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
+
+/// What a stream is drawn for.
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose {
+    /// Order of the pairs in an epoch.
+    Pairs,
+    /// Order of the normal texts in an epoch.
+    Normal,
+    /// Which rows are held back.
+    Split,
+    /// Which pairs a selector looks at before the first step.
+    Look,
+    /// Tokens of a generated text.
+    Sample,
+    /// Which clusters a resample draws.
+    Bootstrap,
+    /// Random weights and ids of `bench`.
+    Bench,
+}
+
+/// A stream of its own for (seed, purpose, a, b): an epoch's order, or a prompt's sample.
+pub struct Stream(ChaCha8Rng);
+
+impl Stream {
+    pub fn new(seed: u64, purpose: Purpose, a: u64, b: u64) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(format!("irepair {seed} {purpose:?} {a} {b}"));
+        Self(ChaCha8Rng::from_seed(hash.finalize().into()))
+    }
+
+    /// Uniform in [0, 1), 53 bits.
+    pub fn unit(&mut self) -> f64 {
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Uniform in `0..n` (without bias; n > 0).
+    pub fn below(&mut self, n: usize) -> usize {
+        let n = n.max(1) as u64;
+        // Numbers at or above the largest multiple of n would favour small results; draw again.
+        let limit = u64::MAX - u64::MAX % n;
+        loop {
+            let x = self.0.next_u64();
+            if x < limit {
+                return (x % n) as usize;
+            }
+        }
+    }
+
+    /// Standard normal (Box–Muller).
+    pub fn normal(&mut self) -> f64 {
+        let (u, v) = (1.0 - self.unit(), self.unit());
+        (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+    }
+
+    /// Fisher–Yates.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+/// The `batch`-th batch of `size` indices below `n`: epochs of seeded permutations, one after another, without
+/// replacement inside an epoch. A pure function of its arguments, so a resumed run draws the same batches.
+pub fn batch_indices(
+    seed: u64,
+    purpose: Purpose,
+    n: usize,
+    size: usize,
+    batch: usize,
+) -> Vec<usize> {
+    let mut order: Vec<usize> = Vec::new();
+    let mut epoch_of_order = None;
+    (batch * size..(batch + 1) * size)
+        .map(|at| {
+            let epoch = at / n;
+            if epoch_of_order != Some(epoch) {
+                order = (0..n).collect();
+                Stream::new(seed, purpose, epoch as u64, 0).shuffle(&mut order);
+                epoch_of_order = Some(epoch);
+            }
+            order[at % n]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_holds_every_row_once_and_epochs_differ() {
+        let epoch = |e: usize| -> Vec<usize> {
+            (e * 5..e * 5 + 5).flat_map(|b| batch_indices(7, Purpose::Pairs, 20, 4, b)).collect()
+        };
+        let (first, second) = (epoch(0), epoch(1));
+        let mut sorted = first.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..20).collect::<Vec<_>>());
+        assert_ne!(first, sorted, "not shuffled");
+        assert_ne!(first, second);
+        assert_ne!(
+            first,
+            (0..5).flat_map(|b| batch_indices(8, Purpose::Pairs, 20, 4, b)).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn uniform_and_normal_have_their_moments() {
+        let mut stream = Stream::new(1, Purpose::Bench, 0, 0);
+        let n = 20_000;
+        let normals: Vec<f64> = (0..n).map(|_| stream.normal()).collect();
+        let mean = normals.iter().sum::<f64>() / n as f64;
+        let variance = normals.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+        assert!((0..1000).all(|_| stream.below(3) < 3));
+    }
+}

@@ -1,0 +1,376 @@
+//! From what the user calls a model to a folder: `demo`, a local folder, or a hub id with an optional revision.
+//!
+//! hf-hub does the downloads; where things are kept, the token, the endpoint and offline mode are resolved here from the
+//! environment exactly as `huggingface_hub` does, since hf-hub itself reads hardly any of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use super::Checkpoint;
+use super::conversion::{ANY_CLASS, conversion};
+use crate::bail_input;
+use crate::base::environment::variable;
+use crate::base::error::Error;
+use crate::data::demo;
+
+/// Short names of the paper's models.
+const SHORT_NAMES: &[(&str, &str)] = &[
+    ("gpt2", "openai-community/gpt2"),
+    ("gpt2-medium", "openai-community/gpt2-medium"),
+    ("gpt2-large", "openai-community/gpt2-large"),
+    ("gpt2-xl", "openai-community/gpt2-xl"),
+    ("distilgpt2", "distilbert/distilgpt2"),
+    ("gpt-neo-125m", "EleutherAI/gpt-neo-125m"),
+    ("gpt-neo-1.3B", "EleutherAI/gpt-neo-1.3B"),
+    ("gpt-neo-2.7B", "EleutherAI/gpt-neo-2.7B"),
+];
+
+/// A checkpoint, and the temporary folder it lives in if it is the demo.
+pub struct Source {
+    pub checkpoint: Checkpoint,
+    _unpacked: Option<tempfile::TempDir>,
+}
+
+/// Opens the model that the user means.
+pub fn open_model(model: &str, revision: Option<&str>) -> Result<Source> {
+    if model == "demo" {
+        let dir = demo::unpack()?;
+        return Ok(Source {
+            checkpoint: Checkpoint::open(dir.path(), "demo", None)?,
+            _unpacked: Some(dir),
+        });
+    }
+    let (dir, name, commit) = find(model, revision, &["tokenizer.json"])?;
+    Ok(Source { checkpoint: Checkpoint::open(&dir, &name, commit)?, _unpacked: None })
+}
+
+/// Opens the classification model that the user means; its tokenizer may be there as `vocab.txt` or `vocab.json`.
+pub fn open_classifier(model: &str) -> Result<Checkpoint> {
+    let (dir, name, commit) = find(model, None, &["tokenizer.json", "vocab.txt", "vocab.json"])?;
+    Checkpoint::open(&dir, &name, commit)
+}
+
+/// Folder, name, and for a hub id the commit of the model that the user means. `tokenizers`: the files of which one must
+/// be in the cache while offline.
+fn find(
+    model: &str,
+    revision: Option<&str>,
+    tokenizers: &[&str],
+) -> Result<(PathBuf, String, Option<String>)> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        if let Some(revision) = revision {
+            return Err(Error::Usage(format!(
+                "--revision {revision} with the local folder {model}"
+            ))
+            .into());
+        }
+        return Ok((path.into(), model.into(), None));
+    }
+    if let Some(file) = path.file_name().filter(|_| path.is_file()) {
+        let line = conversion(&file.to_string_lossy(), ANY_CLASS);
+        let advice =
+            line.map_or(String::new(), |line| format!("; convert it with transformers: {line}"));
+        bail_input!(
+            "{model}: a file; a model is a folder with config.json, tokenizer.json and safetensors{advice}"
+        );
+    }
+    let (id, in_name) = match model.split_once('@') {
+        Some((id, revision)) => (id, Some(revision)),
+        None => (model, None),
+    };
+    let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, full)| full);
+    if !is_hub_id(id) {
+        bail_input!(
+            "{model}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})",
+            short_names()
+        );
+    }
+    let hub = Hub::from_env()?;
+    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"), tokenizers)?;
+    let commit = dir.file_name().map(|n| n.to_string_lossy().into_owned());
+    Ok((dir, id.into(), commit))
+}
+
+fn short_names() -> String {
+    SHORT_NAMES.iter().map(|(short, _)| *short).collect::<Vec<_>>().join(", ")
+}
+
+fn is_hub_id(id: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && !p.starts_with(['.', '-'])
+            && p.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+    };
+    matches!(id.split('/').collect::<Vec<_>>().as_slice(), [org, name] if part(org) && part(name))
+}
+
+/// Where the hub is, and where its files are kept.
+#[derive(Clone)]
+pub struct Hub {
+    pub cache: PathBuf,
+    pub endpoint: String,
+    pub offline: bool,
+    token: Option<String>,
+}
+
+fn is_true(name: &str) -> bool {
+    variable(name).is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"))
+}
+
+impl Hub {
+    /// `HF_HOME HF_HUB_CACHE HF_TOKEN HF_TOKEN_PATH HF_ENDPOINT HF_HUB_OFFLINE` (and `TRANSFORMERS_OFFLINE`).
+    pub fn from_env() -> Result<Self> {
+        let home = match variable("HF_HOME") {
+            Some(home) => PathBuf::from(home),
+            None => match variable("XDG_CACHE_HOME") {
+                Some(cache) => PathBuf::from(cache),
+                None => PathBuf::from(
+                    variable("HOME").context("neither HF_HOME nor HOME says where the cache is")?,
+                )
+                .join(".cache"),
+            }
+            .join("huggingface"),
+        };
+        let cache = variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
+        let token = variable("HF_TOKEN").or_else(|| {
+            let path = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            std::fs::read_to_string(path).ok()
+        });
+        let token = token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let offline = is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE");
+        Ok(Self { cache, endpoint: endpoint.trim_end_matches('/').into(), offline, token })
+    }
+
+    /// Whether a token will be sent (its value is never shown).
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    fn repo(&self, id: &str, revision: &str) -> Repo {
+        Repo::with_revision(id.into(), RepoType::Model, revision.into())
+    }
+
+    /// A file of a data set: the first one whose name ends with one of `endings`, the earlier endings first. From the
+    /// cache while offline, and otherwise downloaded into it. Returns the file and the commit it is of.
+    pub fn dataset_file(
+        &self,
+        id: &str,
+        revision: &str,
+        endings: &[&str],
+    ) -> Result<(PathBuf, String)> {
+        let repo = Repo::with_revision(id.into(), RepoType::Dataset, revision.into());
+        let pick = |names: &[String]| {
+            endings
+                .iter()
+                .find_map(|ending| names.iter().find(|name| name.ends_with(ending)).cloned())
+        };
+        if self.offline {
+            let folder = self.cache.join(repo.folder_name());
+            let commit = std::fs::read_to_string(folder.join("refs").join(revision))
+                .unwrap_or(revision.into());
+            let snapshot = folder.join("snapshots").join(commit.trim());
+            let names = files_under(&snapshot, "");
+            return match pick(&names) {
+                Some(name) => Ok((snapshot.join(name), commit.trim().into())),
+                None => Err(Error::Hub(format!(
+                    "the data set {id}@{revision} ({}) is not in the cache (looked in {}), and HF_HUB_OFFLINE is set; \
+                     unset it, or give a file",
+                    endings.join(" or "),
+                    snapshot.display()
+                ))
+                .into()),
+            };
+        }
+        let repo = self.api(id, revision)?.repo(repo);
+        let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
+        let names: Vec<String> = info.siblings.iter().map(|s| s.rfilename.clone()).collect();
+        let Some(name) = pick(&names) else {
+            bail_input!(
+                "the data set {id}@{revision} has no file *{} (it has: {})",
+                endings[0],
+                names.join(", ")
+            );
+        };
+        Ok((repo.get(&name).map_err(|e| self.failed(id, revision, &name, &e))?, info.sha))
+    }
+
+    /// The snapshot folder that the cache has for this revision, if any.
+    fn cached(&self, id: &str, revision: &str) -> Option<PathBuf> {
+        let cache = Cache::new(self.cache.clone()).repo(self.repo(id, revision));
+        let folder = self.cache.join(self.repo(id, revision).folder_name());
+        let commit = std::fs::read_to_string(folder.join("refs").join(revision)).ok();
+        let snapshot = cache.pointer_path(commit.as_deref().map_or(revision, str::trim));
+        snapshot.is_dir().then_some(snapshot)
+    }
+
+    /// The folder with a model's files: from the cache, or downloaded into it. Offline, no socket is opened, and
+    /// `config.json`, one of `tokenizers` and the weights must be there.
+    pub fn model(&self, id: &str, revision: &str, tokenizers: &[&str]) -> Result<PathBuf> {
+        let wanted_from_cache = || -> Result<PathBuf> {
+            let Some(snapshot) = self.cached(id, revision) else {
+                return Err(Error::Hub(format!(
+                    "{id}@{revision} is not in the cache {}, and HF_HUB_OFFLINE is set; unset it, or give a local folder",
+                    self.cache.display()
+                ))
+                .into());
+            };
+            for files in [&["config.json"][..], tokenizers] {
+                if !files.iter().any(|file| snapshot.join(file).exists()) {
+                    return Err(Error::Hub(format!(
+                        "{} of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                        files.join(" or "),
+                        snapshot.display()
+                    ))
+                    .into());
+                }
+            }
+            if !snapshot.join("model.safetensors").exists()
+                && !snapshot.join("model.safetensors.index.json").exists()
+            {
+                return Err(Error::Hub(format!(
+                    "model.safetensors of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                    snapshot.display()
+                ))
+                .into());
+            }
+            Ok(snapshot)
+        };
+        if self.offline {
+            return wanted_from_cache();
+        }
+        self.download(id, revision)
+    }
+
+    fn api(&self, id: &str, revision: &str) -> Result<Api> {
+        use std::io::IsTerminal;
+        ApiBuilder::new()
+            .with_cache_dir(self.cache.clone())
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_retries(2)
+            .with_progress(std::io::stderr().is_terminal())
+            .with_user_agent("irepair", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(|e| self.failed(id, revision, "the hub", &e))
+    }
+
+    fn download(&self, id: &str, revision: &str) -> Result<PathBuf> {
+        let repo = self.api(id, revision)?.repo(self.repo(id, revision));
+        let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
+        let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+        let has = |name: &str| names.contains(&name);
+        if !has("model.safetensors") && !has("model.safetensors.index.json") {
+            bail_input!(
+                "{id}@{revision} has no model.safetensors (it has: {}); convert its weights with transformers first \
+                 ({}), or give a revision that has it: {id}@refs/pr/N",
+                names.join(", "),
+                how_to_convert(id, &names)
+            );
+        }
+        let snapshot =
+            Cache::new(self.cache.clone()).repo(self.repo(id, revision)).pointer_path(&info.sha);
+        let mut folder = snapshot.clone();
+        for name in names.iter().filter(|name| wanted(name, has("model.safetensors"))) {
+            let path = self.fetch(&repo, &snapshot, id, revision, name)?;
+            if *name == "config.json"
+                && let Some(parent) = path.parent()
+            {
+                folder = parent.into();
+            }
+        }
+        Ok(folder)
+    }
+
+    fn fetch(
+        &self,
+        repo: &ApiRepo,
+        snapshot: &Path,
+        id: &str,
+        revision: &str,
+        name: &str,
+    ) -> Result<PathBuf> {
+        let there = snapshot.join(name);
+        if there.exists() {
+            return Ok(there);
+        }
+        repo.download(name).map_err(|e| self.failed(id, revision, name, &e))
+    }
+
+    fn failed(&self, id: &str, revision: &str, what: &str, error: &ApiError) -> anyhow::Error {
+        let why = error.to_string();
+        let advice = if why.contains("401") || why.contains("403") {
+            "; it may be private or gated: set HF_TOKEN"
+        } else if why.contains("404") {
+            "; check the id and the revision"
+        } else {
+            ""
+        };
+        Error::Hub(format!(
+            "{what} of {id}@{revision} could not be had from {}: {why}{advice}",
+            self.endpoint
+        ))
+        .into()
+    }
+}
+
+/// Names of the files in a folder and its folders, in order.
+fn files_under(dir: &Path, prefix: &str) -> Vec<String> {
+    let mut entries: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        if entry.path().is_dir() {
+            names.extend(files_under(&entry.path(), &format!("{name}/")));
+        } else {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// Whether a file of a hub repository belongs to the model folder: weights in safetensors, and the small files.
+fn wanted(name: &str, single: bool) -> bool {
+    if name.contains('/') || name.starts_with('.') {
+        return false;
+    }
+    if name.ends_with(".safetensors") {
+        return if single { name == "model.safetensors" } else { name.starts_with("model-") };
+    }
+    [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|e| name.ends_with(e))
+        || name.starts_with("LICENSE")
+}
+
+/// How to convert the weights of a repository without safetensors; of GGUF alone transformers must be told the file.
+fn how_to_convert(id: &str, names: &[&str]) -> String {
+    let (gguf, others): (Vec<&str>, Vec<&str>) =
+        names.iter().copied().partition(|name| name.ends_with(".gguf"));
+    let others = others.iter().any(|name| conversion(name, ANY_CLASS).is_some());
+    match gguf.first().filter(|_| !others).and_then(|name| conversion(name, ANY_CLASS)) {
+        Some(line) => line.replace("DIR", &format!("{id:?}")),
+        None => "from_pretrained, then save_pretrained".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_of_gguf_alone_is_told_the_file() {
+        let names = ["README.md", "config.json", "small.Q4.gguf", "small.Q8.gguf"];
+        let told = how_to_convert("org/tiny", &names);
+        assert!(
+            told.contains("from_pretrained(\"org/tiny\", gguf_file=\"small.Q4.gguf\")"),
+            "{told}"
+        );
+        assert!(!told.contains("DIR"), "{told}");
+        let both = [&names[..], &["pytorch_model.bin"]].concat();
+        assert_eq!(how_to_convert("org/tiny", &both), "from_pretrained, then save_pretrained");
+    }
+}

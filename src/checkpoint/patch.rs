@@ -1,0 +1,441 @@
+//! A *patch* is what a repair changed: for every touched tensor the bitwise difference (XOR) of its stored values, so that
+//! it leads from the base to the repaired model and back, exactly.
+//!
+//! The file is a safetensors file. Of a matrix of which only some rows or columns changed, those alone are stored. A
+//! difference is stored as bytes: grouped by their place in a value (first bytes first: sign and exponent hardly ever
+//! change) and deflated, or as it is where that is smaller. Its metadata names the hashes of both models, what each
+//! tensor is, and the hash of all that.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use flate2::Compression;
+use flate2::read::ZlibDecoder;
+use flate2::write::ZlibEncoder;
+use rayon::prelude::*;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Change, Checkpoint};
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::files;
+use crate::base::tensors;
+use crate::base::tensors::Stored;
+use crate::checkpoint;
+
+const FORMAT_VERSION: &str = "4";
+/// Without [`Lines`]; without a hash of the content.
+const OLDER_FORMATS: [&str; 2] = ["2", "3"];
+
+/// How a difference is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encoding {
+    /// XOR of the values' bytes.
+    Xor,
+    /// The same, bytes grouped by their place in a value, deflated (zlib).
+    XorDeflated,
+}
+
+/// What a patch says of a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    pub dtype: safetensors::Dtype,
+    pub shape: Vec<usize>,
+    pub encoding: Encoding,
+    /// Which rows or columns are stored, if the others are equal to the base's: the neurons of a neuron-level repair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<Lines>,
+    /// ‖after − before‖₂ and ‖before‖₂.
+    pub norm: f64,
+    pub base_norm: f64,
+}
+
+/// Some rows (axis 0) or columns (axis 1) of a matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lines {
+    pub axis: usize,
+    /// Ascending.
+    pub indices: Vec<usize>,
+}
+
+impl Lines {
+    /// The rows or columns, whichever are less, outside of which a matrix's difference is zero. `None` if that is all of it,
+    /// or if it is no matrix.
+    pub fn of(difference: &[u8], shape: &[usize], width: usize) -> Option<Self> {
+        let &[rows, columns] = shape else { return None };
+        let (mut in_row, mut in_column) = (vec![false; rows], vec![false; columns]);
+        for (at, value) in difference.chunks_exact(width).enumerate() {
+            if value.iter().any(|b| *b != 0) {
+                in_row[at / columns] = true;
+                in_column[at % columns] = true;
+            }
+        }
+        let indices = |flags: &[bool]| (0..flags.len()).filter(|&i| flags[i]).collect::<Vec<_>>();
+        let (of_rows, of_columns) = (indices(&in_row), indices(&in_column));
+        let lines = match of_rows.len() * columns <= of_columns.len() * rows {
+            true => Self { axis: 0, indices: of_rows },
+            false => Self { axis: 1, indices: of_columns },
+        };
+        (lines.indices.len() < shape[lines.axis]).then_some(lines)
+    }
+
+    /// Where their values' bytes are in the matrix, in the order of the matrix. `None` if they are not of this shape.
+    fn places(&self, shape: &[usize], width: usize) -> Option<Vec<Range<usize>>> {
+        let &[rows, columns] = shape else { return None };
+        let ascend = self.indices.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ascend
+            || self
+                .indices
+                .last()
+                .is_some_and(|last| shape.get(self.axis).is_none_or(|n| last >= n))
+        {
+            return None;
+        }
+        Some(match self.axis {
+            0 => self
+                .indices
+                .iter()
+                .map(|row| row * columns * width..(row + 1) * columns * width)
+                .collect(),
+            _ => (0..rows)
+                .flat_map(|row| {
+                    self.indices.iter().map(move |column| (row * columns + column) * width)
+                })
+                .map(|begin| begin..begin + width)
+                .collect(),
+        })
+    }
+}
+
+/// A patch that was opened and checked.
+pub struct PatchFile {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// Of the base's weights: [`Checkpoint::hash`].
+    pub base_sha256: String,
+    pub repaired_sha256: String,
+    /// By name on disk.
+    pub tensors: BTreeMap<String, Entry>,
+}
+
+/// What `patch show` tells.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub base_sha256: String,
+    pub repaired_sha256: String,
+    /// Of the patch file.
+    pub bytes: u64,
+    /// Of the changed tensors as they are stored in the model.
+    pub tensor_bytes: u64,
+    pub changes: Vec<Change>,
+    /// Of the matrices of which only some rows or columns are changed.
+    pub lines: BTreeMap<String, Lines>,
+}
+
+/// Writes the patch that leads from `base` to `repaired`. Errors if their tensors differ in name, shape or dtype, or not
+/// at all in value.
+pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<()> {
+    let changes = checkpoint::compare(base, repaired)?;
+    if changes.is_empty() {
+        return Err(Error::Check(format!(
+            "{} and {} are equal: there is no patch",
+            base.name, repaired.name
+        ))
+        .into());
+    }
+    write(base, repaired, &changes, path)
+}
+
+/// [`diff`] where the changes are known already.
+pub fn write(
+    base: &Checkpoint,
+    repaired: &Checkpoint,
+    changes: &[Change],
+    path: &Path,
+) -> Result<()> {
+    let encoded: Vec<(String, Entry, Vec<u8>)> = changes
+        .par_iter()
+        .map(|change| {
+            let (dtype, shape) = base.dtype_and_shape(&change.name)?;
+            let mut difference = base.bytes(&change.name)?;
+            difference.iter_mut().zip(repaired.bytes(&change.name)?).for_each(|(a, b)| *a ^= b);
+            let width = dtype.bitsize() / 8;
+            let lines = Lines::of(&difference, &shape, width);
+            if let Some(places) = lines.as_ref().and_then(|lines| lines.places(&shape, width)) {
+                difference =
+                    places.into_iter().flat_map(|place| difference[place].to_vec()).collect();
+            }
+            let deflated = deflate(&difference, width)?;
+            let (encoding, bytes) = match deflated.len() < difference.len() {
+                true => (Encoding::XorDeflated, deflated),
+                false => (Encoding::Xor, difference),
+            };
+            let entry = Entry {
+                dtype,
+                shape,
+                encoding,
+                lines,
+                norm: change.norm,
+                base_norm: change.base_norm,
+            };
+            Ok((change.name.clone(), entry, bytes))
+        })
+        .collect::<Result<_>>()?;
+    let entries: BTreeMap<&str, &Entry> =
+        encoded.iter().map(|(name, entry, _)| (name.as_str(), entry)).collect();
+    let (base_sha256, repaired_sha256, entries) =
+        (base.hash()?, repaired.hash()?, serde_json::to_string(&entries)?);
+    let data: BTreeMap<&str, &[u8]> =
+        encoded.iter().map(|(name, _, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let metadata = [
+        ("content_sha256", content_hash([&base_sha256, &repaired_sha256, &entries], &data)),
+        ("base_sha256", base_sha256),
+        ("repaired_sha256", repaired_sha256),
+        ("format_version", FORMAT_VERSION.into()),
+        ("tensors", entries),
+    ];
+    let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let tensors =
+        encoded.into_iter().map(|(name, _, bytes)| (name, Stored::bytes(bytes))).collect();
+    tensors::write_tensors(path, &metadata, &tensors)
+}
+
+/// SHA-256 over texts of the metadata and the stored bytes of each tensor, with their names and lengths.
+fn content_hash(texts: [&str; 3], data: &BTreeMap<&str, &[u8]>) -> String {
+    let mut hash = Sha256::new();
+    let named = data.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]);
+    for part in texts.into_iter().map(str::as_bytes).chain(named) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    files::hex(&hash.finalize())
+}
+
+impl PatchFile {
+    /// Errors (bad input) on what is no patch, a truncated one, or one that was changed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let broken =
+            |why: String| Error::Input(format!("{}: no usable patch: {why}", path.display()));
+        let bytes =
+            std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        let (_, metadata) =
+            SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
+        let stored = SafeTensors::deserialize(&bytes)
+            .map_err(|e| broken(format!("{e}; it is truncated or was changed")))?;
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        let get = |key: &str| {
+            metadata.get(key).cloned().ok_or_else(|| broken(format!("it has no {key:?}")))
+        };
+        let version = get("format_version")?;
+        if version != FORMAT_VERSION && !OLDER_FORMATS.contains(&version.as_str()) {
+            bail_input!(
+                "{}: patch format {version}, this program reads {} and {FORMAT_VERSION}",
+                path.display(),
+                OLDER_FORMATS.join(", ")
+            );
+        }
+        let (base_sha256, repaired_sha256, entries) =
+            (get("base_sha256")?, get("repaired_sha256")?, get("tensors")?);
+        if version == FORMAT_VERSION {
+            let views = stored.tensors();
+            let data: BTreeMap<&str, &[u8]> =
+                views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
+            if content_hash([&base_sha256, &repaired_sha256, &entries], &data)
+                != get("content_sha256")?
+            {
+                return Err(broken(
+                    "its content is not what its hash says; it was changed or damaged".into(),
+                )
+                .into());
+            }
+        }
+        let tensors = serde_json::from_str(&entries).map_err(|e| broken(e.to_string()))?;
+        Ok(Self { path: path.into(), bytes, base_sha256, repaired_sha256, tensors })
+    }
+
+    /// What it changes, and how large it is.
+    pub fn summary(&self) -> Summary {
+        let values = |e: &Entry| e.shape.iter().product::<usize>();
+        let change = |(name, e): (&String, &Entry)| Change {
+            name: name.clone(),
+            norm: e.norm,
+            base_norm: e.base_norm,
+            values: values(e),
+        };
+        Summary {
+            base_sha256: self.base_sha256.clone(),
+            repaired_sha256: self.repaired_sha256.clone(),
+            bytes: self.bytes.len() as u64,
+            tensor_bytes: self
+                .tensors
+                .values()
+                .map(|e| (values(e) * e.dtype.bitsize() / 8) as u64)
+                .sum(),
+            changes: self.tensors.iter().map(change).collect(),
+            lines: self
+                .tensors
+                .iter()
+                .filter_map(|(name, e)| Some((name.clone(), e.lines.clone()?)))
+                .collect(),
+        }
+    }
+
+    /// The XOR difference of a tensor.
+    fn difference(&self, tensors: &SafeTensors, name: &str, entry: &Entry) -> Result<Vec<u8>> {
+        let broken =
+            |why: String| Error::Input(format!("{}: tensor {name}: {why}", self.path.display()));
+        let stored = tensors.tensor(name).map_err(|e| broken(e.to_string()))?;
+        let width = entry.dtype.bitsize() / 8;
+        let whole = entry.shape.iter().product::<usize>() * width;
+        let places = match &entry.lines {
+            None => None,
+            Some(lines) => {
+                let fit = lines.places(&entry.shape, width);
+                Some(fit.ok_or_else(|| {
+                    broken(format!("no such rows or columns in {:?}", entry.shape))
+                })?)
+            }
+        };
+        let length =
+            places.as_ref().map_or(whole, |places| places.iter().map(ExactSizeIterator::len).sum());
+        let bytes = match entry.encoding {
+            Encoding::Xor => stored.data().to_vec(),
+            Encoding::XorDeflated => {
+                inflate(stored.data(), width, length).map_err(|e| broken(e.to_string()))?
+            }
+        };
+        if bytes.len() != length {
+            return Err(broken(format!("{} bytes for {length}", bytes.len())).into());
+        }
+        let Some(places) = places else { return Ok(bytes) };
+        let mut difference = vec![0; whole];
+        let mut rest = bytes.as_slice();
+        for place in places {
+            let (own, others) = rest.split_at(place.len());
+            difference[place].copy_from_slice(own);
+            rest = others;
+        }
+        Ok(difference)
+    }
+
+    /// Copies a model folder and applies the differences: from the base they give the repaired model, from the repaired
+    /// one the base. Errors (bad input) if the model is neither, or (a failed check) if the result is not the other.
+    pub fn apply(&self, from: &Checkpoint, direction: Direction, out: &Path) -> Result<()> {
+        let (want, result) = match direction {
+            Direction::Apply => (&self.base_sha256, &self.repaired_sha256),
+            Direction::Revert => (&self.repaired_sha256, &self.base_sha256),
+        };
+        let found = from.hash()?;
+        if found != *want {
+            let hint = if found == *result { " (it is what the patch leads to)" } else { "" };
+            bail_input!(
+                "{}: its weights have sha256 {}…, {} is made for {}…{hint}",
+                from.dir.display(),
+                &found[..12],
+                self.path.display(),
+                want.get(..12).unwrap_or(want)
+            );
+        }
+        checkpoint::copy_model(from, out)?;
+        let tensors =
+            SafeTensors::deserialize(&self.bytes).context("a patch that was read before")?;
+        for (name, entry) in &self.tensors {
+            let found = from.dtype_and_shape(name);
+            let (dtype, shape) = found
+                .map_err(|e| Error::Input(format!("{}: {e} in the model", self.path.display())))?;
+            if (dtype, &shape) != (entry.dtype, &entry.shape) {
+                bail_input!(
+                    "{}: tensor {name} is {dtype:?} {shape:?} in the model",
+                    self.path.display()
+                );
+            }
+            let difference = self.difference(&tensors, name, entry)?;
+            let mut bytes = from.bytes(name)?;
+            bytes.iter_mut().zip(difference).for_each(|(a, b)| *a ^= b);
+            from.put(name, &bytes, out)?;
+        }
+        let written = Checkpoint::open(out, "output", None)?.hash()?;
+        if written != *result {
+            return Err(Error::Check(format!(
+                "{}: its differences don't lead to the model that it names; it was changed or damaged, and nothing is kept",
+                self.path.display()
+            ))
+            .into());
+        }
+        Ok(())
+    }
+}
+
+/// Which way a patch is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the base to the repaired model.
+    Apply,
+    /// Back.
+    Revert,
+}
+
+/// First bytes of all values, then second ones, …, deflated.
+fn deflate(bytes: &[u8], width: usize) -> Result<Vec<u8>> {
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(4));
+    for place in (0..width).rev() {
+        let group: Vec<u8> = bytes.iter().skip(place).step_by(width).copied().collect();
+        encoder.write_all(&group)?;
+    }
+    Ok(encoder.finish()?)
+}
+
+/// [`deflate`] undone; never more than `length` bytes.
+fn inflate(deflated: &[u8], width: usize, length: usize) -> Result<Vec<u8>> {
+    let mut grouped = Vec::with_capacity(length);
+    ZlibDecoder::new(deflated).take(length as u64 + 1).read_to_end(&mut grouped)?;
+    anyhow::ensure!(grouped.len() == length, "{} bytes for {length}", grouped.len());
+    let values = length / width;
+    let mut bytes = vec![0; length];
+    for (group, place) in (0..width).rev().enumerate() {
+        for value in 0..values {
+            bytes[value * width + place] = grouped[group * values + value];
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_changed_rows_or_columns_are_kept() {
+        let mut difference = vec![0u8; 3 * 4 * 2];
+        difference[2 * (4 + 2)] = 1;
+        difference[2 * (8 + 2) + 1] = 1;
+        let lines = Lines::of(&difference, &[3, 4], 2).expect("less than all");
+        assert_eq!(lines, Lines { axis: 1, indices: vec![2] });
+        assert_eq!(lines.places(&[3, 4], 2).expect("fits"), [4..6, 12..14, 20..22]);
+        let rows = Lines { axis: 0, indices: vec![0, 2] };
+        assert_eq!(rows.places(&[3, 4], 2).expect("fits"), [0..8, 16..24]);
+        for (axis, indices) in [(0, vec![3]), (2, vec![0]), (1, vec![1, 1]), (1, vec![2, 1])] {
+            assert_eq!(Lines { axis, indices }.places(&[3, 4], 2), None);
+        }
+        assert_eq!(Lines::of(&[1; 24], &[3, 4], 2), None);
+        assert_eq!(Lines::of(&[0, 1], &[2], 1), None);
+    }
+
+    #[test]
+    fn deflating_is_undone_exactly_and_a_bomb_is_refused() {
+        let bytes: Vec<u8> = (0..4000u32).flat_map(|i| (i * i % 1000).to_le_bytes()).collect();
+        let deflated = deflate(&bytes, 4).expect("deflates");
+        assert!(deflated.len() < bytes.len() / 2);
+        assert_eq!(inflate(&deflated, 4, bytes.len()).expect("inflates"), bytes);
+        assert!(inflate(&deflated, 4, bytes.len() - 4).is_err());
+        assert!(inflate(&deflated[..deflated.len() / 2], 4, bytes.len()).is_err());
+    }
+}

@@ -1,0 +1,377 @@
+//! `eval`: one table of what models say, what they cost, and which differences are real.
+
+mod folder;
+pub mod results;
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::{Loaded, On, open};
+use crate::base::error::Error;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
+use crate::cli::{Eval, PplProtocol};
+use crate::eval::divergence::Divergence;
+use crate::eval::edits::Edits;
+use crate::eval::lambada::Lambada;
+use crate::eval::ledger::Ledger;
+use crate::eval::normal::{Writing, normal};
+use crate::eval::perplexity::{Corpus, Paper, Rolling};
+use crate::eval::sources;
+use crate::eval::task::{Row, Subject, Task};
+use crate::eval::toxicity;
+use crate::eval::toxicity::{Protocol, Toxicity};
+use crate::model::device;
+use crate::model::generate::Sampling;
+use crate::model::memory::Passes;
+use crate::model::precision::Precision;
+use crate::model::weights::Weights;
+use crate::scorers;
+use crate::scorers::Scorer;
+use crate::tokens::Lengths;
+use crate::{bail_input, data};
+use folder::Folder;
+use results::{Changed, Measurement, ModelRecord, Results};
+
+/// What tells the seed of normal text to measure on from that of normal text to learn from.
+const HELD_BACK: u64 = 1 << 32;
+
+/// Tokens of a normal text.
+const NORMAL_TOKENS: usize = 64;
+
+pub fn run(args: &Eval) -> Result<()> {
+    if !args.merge.is_empty() {
+        return results::merge(args);
+    }
+    device::set_threads(args.threads)?;
+    let scorer = check(args)?;
+    let folder = Folder::claim(args, &short_name(&args.models[0]))?;
+    interrupt::listen()?;
+    let base = args.kl.as_deref().map(|base| Base::open(args, base)).transpose()?;
+    let mut measurements: Vec<Measurement> = Vec::new();
+    let mut models = Vec::new();
+    for (index, name) in args.models.iter().enumerate() {
+        let loaded = open_on(args, name)?;
+        if index == 0 {
+            eprintln_unless(args, &format!("device: {}", loaded.device_why));
+        }
+        // Made before the weights are read: what they take is asked for.
+        let tasks = tasks(args, &loaded, base.as_ref(), scorer.as_deref())?;
+        let weights = loaded.weights()?;
+        let model = ModelRecord {
+            name: name.clone(),
+            revision: loaded.checkpoint().revision.clone(),
+            sha256: loaded.checkpoint().hash()?,
+            changed: Changed::of(&loaded.checkpoint().dir),
+        };
+        let subject = subject(&loaded, &weights);
+        for task in tasks {
+            let rows = work(
+                args,
+                &folder,
+                &format!("{index}-{}", task.name()),
+                &model,
+                task.as_ref(),
+                &subject,
+            )?;
+            let at = match measurements.iter().position(|m| m.task == task.name()) {
+                Some(at) => at,
+                None => {
+                    measurements.push(Measurement::new(task.as_ref()));
+                    measurements.len() - 1
+                }
+            };
+            measurements[at].add(index, task.as_ref(), rows)?;
+        }
+        models.push(model);
+    }
+    let results = Results::new(args.shard, args.seed, models, measurements)?;
+    finish(args, &folder, &results)
+}
+
+/// Prints and keeps the results; failed scores are a failed check only if nothing could be scored.
+fn finish(args: &Eval, folder: &Folder, results: &Results) -> Result<()> {
+    results.write(&folder.path)?;
+    folder.finish()?;
+    if args.output.json {
+        println!("{}", serde_json::to_string(results)?);
+    } else {
+        print!("{}", results.text());
+        println!(
+            "\nall of it: {0}/results.json, results.csv, and every row as JSON lines beside them",
+            folder.path.display()
+        );
+    }
+    Ok(())
+}
+
+fn eprintln_unless(args: &Eval, text: &str) {
+    if !args.output.quiet {
+        eprintln!("{text}");
+    }
+}
+
+fn open_on(args: &Eval, name: &str) -> Result<Loaded> {
+    open(
+        name,
+        args.revision.as_deref().filter(|_| !Path::new(name).is_dir() && name != "demo"),
+        &On {
+            device: &args.device,
+            dtype: Precision::F32,
+            weights_dtype: args.weights_dtype,
+            threads: args.threads,
+        },
+    )
+}
+
+fn short_name(model: &str) -> String {
+    let name = Path::new(model).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.trim_start_matches('.').to_owned()
+}
+
+pub(super) fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'a> {
+    Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() }
+}
+
+fn anything_asked(args: &Eval) -> bool {
+    let texts = args.toxicity.is_some() || !args.ppl.is_empty() || args.lambada.is_some();
+    texts || args.kl.is_some() || args.edits.is_some()
+}
+
+/// What is asked for makes sense; returns the scorer.
+fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
+    let asked = anything_asked(args);
+    if !asked && args.models != ["demo"] {
+        return Err(Error::Usage(
+            "nothing to measure: give --toxicity, --ppl NAME|FILE, --lambada, --kl BASE or --edits FILE".into(),
+        )
+        .into());
+    }
+    for (flag, value) in [
+        ("--samples", args.samples.unwrap_or(1)),
+        ("--max-new-tokens", args.max_new_tokens.unwrap_or(1)),
+        ("--normal-texts", args.normal_texts),
+        ("--limit", args.limit.unwrap_or(1)),
+    ] {
+        if value == 0 {
+            bail_input!("{flag} 0: must be at least 1");
+        }
+    }
+    if let Some(top_p) = args.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+        bail_input!("--top-p {top_p}: must be above 0 and at most 1");
+    }
+    if let Some(temperature) = args.temperature.filter(|t| !(*t >= 0.0 && t.is_finite())) {
+        bail_input!("--temperature {temperature}: must be a finite number, 0 or more");
+    }
+    if !(args.threshold > 0.0 && args.threshold <= 1.0) {
+        bail_input!("--threshold {}: must be above 0 and at most 1", args.threshold);
+    }
+    if args.toxicity.is_some() || !asked {
+        protocol(args)?;
+        return Ok(Some(scorers::open(&args.scorer, &args.scoring.options())?));
+    }
+    Ok(None)
+}
+
+/// The preset with what the flags change of it.
+fn protocol(args: &Eval) -> Result<Protocol> {
+    let mut protocol = Protocol::named(args.toxicity.as_deref().unwrap_or("lee"))?;
+    protocol.samples = args.samples.unwrap_or(protocol.samples);
+    protocol.new_tokens = args.max_new_tokens.unwrap_or(protocol.new_tokens);
+    protocol.threshold = args.threshold;
+    protocol.seed = args.seed;
+    if args.temperature.is_some()
+        || args.top_p.is_some()
+        || (args.samples.is_some() && protocol.samples > 1)
+    {
+        let (temperature, top_p) = match protocol.sampling {
+            Sampling::Greedy => (1.0, 0.9),
+            Sampling::Random { temperature, top_p, .. } => (temperature, top_p),
+        };
+        protocol.sampling = Sampling::Random {
+            temperature: args.temperature.unwrap_or(temperature),
+            top_k: 0,
+            top_p: args.top_p.unwrap_or(top_p),
+        };
+    }
+    Ok(protocol)
+}
+
+/// The model that others are compared with.
+struct Base {
+    loaded: Loaded,
+    weights: Weights,
+    hash: String,
+    texts: Vec<String>,
+    texts_name: String,
+}
+
+impl Base {
+    fn open(args: &Eval, name: &str) -> Result<Self> {
+        let loaded = open_on(args, name)?;
+        check_memory(&loaded, 0, (toxicity::BATCH, NORMAL_TOKENS))?;
+        let (weights, hash) = (loaded.weights()?, loaded.checkpoint().hash()?);
+        let (texts, texts_name) = match &args.normal {
+            Some(path) => {
+                let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                (texts.into_iter().map(|t| t.text).collect(), name)
+            }
+            None => {
+                eprintln_unless(
+                    args,
+                    &format!(
+                        "normal text: {name} writes {} texts (or give --normal FILE)",
+                        args.normal_texts
+                    ),
+                );
+                let scorer = scorers::open(scorers::DEFAULT, &scorers::Options::default())?;
+                let room = loaded.model.sizes().context.saturating_sub(1);
+                // Not the texts that a repair with this seed learned from.
+                let (seed, begin) = (args.seed ^ HELD_BACK, loaded.end_of_text()?);
+                let writing = Writing::new(
+                    args.normal_texts,
+                    NORMAL_TOKENS.min(room),
+                    seed,
+                    begin,
+                    scorer.as_ref(),
+                );
+                let found =
+                    normal(&subject(&loaded, &weights), &hash, &writing, args.output.quiet)?;
+                (found.texts, format!("written by the base, {} toxic ones left out", found.removed))
+            }
+        };
+        Ok(Self { loaded, weights, hash, texts, texts_name })
+    }
+}
+
+/// What was asked for, on this model.
+fn tasks<'a>(
+    args: &Eval,
+    loaded: &Loaded,
+    base: Option<&'a Base>,
+    scorer: Option<&'a (dyn Scorer + 'a)>,
+) -> Result<Vec<Box<dyn Task + 'a>>> {
+    let context = loaded.model.sizes().context;
+    check_memory(loaded, 0, (0, 0))?;
+    let mut tasks: Vec<Box<dyn Task + 'a>> = Vec::new();
+    if let Some(scorer) = scorer {
+        let prompts = match (&args.prompts, args.models.as_slice()) {
+            (Some(prompts), _) => sources::prompts(prompts, args.limit)?,
+            (None, [only]) if only == "demo" => sources::prompts(sources::DEMO, args.limit)?,
+            (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
+        };
+        let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
+        let together = toxicity::BATCH.min(prompts.len() * protocol.samples);
+        let mut longest = 0;
+        for prompt in &prompts {
+            longest =
+                longest.max(protocol.continued(&loaded.encoder.prompt(prompt)?, context).len());
+        }
+        check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
+        tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
+    }
+    if let Some(spec) = &args.edits {
+        let (edits, name) = sources::edits(spec, args.limit)?;
+        tasks.push(Box::new(Edits::new(&edits, &name, &loaded.encoder, context)?));
+    }
+    let mut corpora: Vec<Corpus> =
+        args.ppl.iter().map(|spec| sources::corpus(spec, "--ppl")).collect::<Result<_>>()?;
+    if !anything_asked(args) {
+        corpora.push(sources::corpus(sources::DEMO, "--ppl")?);
+    }
+    for corpus in &corpora {
+        check_memory(
+            loaded,
+            if args.ppl_protocol == PplProtocol::Paper { 1024 } else { context },
+            (0, 0),
+        )?;
+        let (model, encoder) = (&loaded.model, &loaded.encoder);
+        let task: Box<dyn Task> = match args.ppl_protocol {
+            PplProtocol::Paper => Box::new(Paper::new(corpus, model, encoder)?),
+            PplProtocol::LmEval => {
+                Box::new(Rolling::new(corpus, model, encoder, loaded.end_of_text()?)?)
+            }
+        };
+        if tasks.iter().any(|t| t.name() == task.name()) {
+            bail_input!("--ppl {} is given twice", corpus.name);
+        }
+        tasks.push(task);
+    }
+    if let Some(file) = &args.lambada {
+        let file = Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty());
+        let passages = sources::passages(file, args.limit)?;
+        tasks.push(Box::new(Lambada::new(&passages, &loaded.encoder, context)?));
+    }
+    if let Some(base) = base {
+        if base.loaded.model.sizes().vocabulary != loaded.model.sizes().vocabulary {
+            bail_input!(
+                "--kl: the base's vocabulary has {} tokens and the model's {}; they can't be compared",
+                base.loaded.model.sizes().vocabulary,
+                loaded.model.sizes().vocabulary
+            );
+        }
+        let lengths = Lengths::within(context, None, None)?;
+        let file: std::sync::Arc<Path> = Path::new(&base.texts_name).into();
+        let texts: Vec<data::Text> = base
+            .texts
+            .iter()
+            .enumerate()
+            .map(|(i, text)| {
+                data::Text::plain(text.clone(), data::Place { file: file.clone(), line: i + 1 })
+            })
+            .collect();
+        let (texts, _) = base.loaded.encoder.texts(&texts, lengths)?;
+        tasks.push(Box::new(Divergence {
+            base: &base.loaded.model,
+            base_weights: &base.weights,
+            base_hash: base.hash.clone(),
+            texts,
+            texts_name: base.texts_name.clone(),
+        }));
+    }
+    Ok(tasks)
+}
+
+fn check_memory(loaded: &Loaded, plain_rows: usize, written: (usize, usize)) -> Result<()> {
+    loaded.check_memory(
+        &Passes { plain_rows, written, ..Passes::default() },
+        "give shorter texts or a smaller model",
+    )
+}
+
+/// The rows of a task on a model: those that are not done yet are made, and every one is on record at once.
+fn work(
+    args: &Eval,
+    folder: &Folder,
+    name: &str,
+    model: &ModelRecord,
+    task: &dyn Task,
+    subject: &Subject,
+) -> Result<Vec<Row>> {
+    let settings: Value =
+        json!({ "model": model.sha256, "task": task.settings(), "shard": args.shard });
+    let mut ledger = Ledger::open(&folder.work(name), &settings)?;
+    let units = args.shard.units(task.units());
+    let mut progress = Progress::new(&task.name(), ledger.len(), units.len(), args.output.quiet);
+    for unit in units {
+        if ledger.has(unit) {
+            continue;
+        }
+        let rows = task.work(subject, unit)?;
+        if interrupt::asked() {
+            // A unit cut short by the interrupt is not done.
+            return Err(Error::Interrupted(format!(
+                "interrupted; what is done is kept: give the same command with --resume to go on with {}",
+                folder.path.display()
+            ))
+            .into());
+        }
+        ledger.add(unit, rows)?;
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(ledger.rows())
+}

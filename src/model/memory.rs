@@ -1,0 +1,164 @@
+//! How much memory a command will take, from headers and lengths alone, and how much there is.
+//!
+//! Counted for the CPU kernels, part by part as the code allocates; `bench --profile` prints the sum beside what the
+//! process really took.
+
+use anyhow::Result;
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use super::Model;
+use super::kernels::head;
+use super::precision::WeightsDtype;
+use super::weights::TensorSpec;
+use crate::bail_input;
+use crate::base::memory::{available, limit};
+use crate::step::objective::reference;
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+/// The program, its threads' stacks, the tokenizer.
+const PROGRAM: u64 = 40 << 20;
+
+/// A part of an estimate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// What a command takes at its peak.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Estimate {
+    pub parts: Vec<Part>,
+    /// For every block that is sliced beyond the first.
+    pub each_further_block: u64,
+}
+
+impl Estimate {
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|p| p.bytes).sum()
+    }
+
+    /// What a dry run says of it. Errors as [`check`](Self::check), on the CPU.
+    pub fn judge(&self, device: &Device, advice: &str) -> Result<()> {
+        if device.is_cpu() {
+            return self.check(limit()?, advice);
+        }
+        // On one H200 DPO of SmolLM2-135M took about 13 GiB where 3.1 are counted.
+        eprintln!(
+            "memory is counted for the CPU's kernels; here, where passes keep the result of every operation, allow for four \
+             times as much"
+        );
+        Ok(())
+    }
+
+    /// Errors (bad input) if less is available: before anything large is read. `advice` says what to lower.
+    pub fn check(&self, limit_mib: Option<u64>, advice: &str) -> Result<()> {
+        let (limit, whose) = match limit_mib {
+            Some(mib) => (Some(mib << 20), "allowed by IREPAIR_MEMORY_LIMIT"),
+            None => (available(), "available (IREPAIR_MEMORY_LIMIT=MIB overrides)"),
+        };
+        if let Some(limit) = limit.filter(|limit| *limit < self.total()) {
+            let parts: Vec<String> =
+                self.parts.iter().map(|p| format!("{} {}", p.name, mib(p.bytes))).collect();
+            bail_input!(
+                "too little memory: about {} MiB are needed ({}), {} are {whose}; {advice}",
+                mib(self.total()),
+                parts.join(", "),
+                mib(limit)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// MiB, rounded up.
+pub fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// What the passes of a command look like.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Passes {
+    /// Parameters that one step changes at most; 0 without training.
+    pub slice: usize,
+    /// Whether the slice is always the same (all parameters, a fixed block).
+    pub slice_stays: bool,
+    /// Values that the optimizer keeps of each parameter.
+    pub optimizer_values: usize,
+    /// Whether the original of a changed tensor is kept.
+    pub keeps_originals: bool,
+    /// Whether the best weights so far are kept.
+    pub keeps_best: bool,
+    /// Rows of the largest batch that a gradient is computed of; 0 without gradients.
+    pub graph_rows: usize,
+    /// Rows of the largest batch without one.
+    pub plain_rows: usize,
+    /// Whether a batch is compared with the reference (KL).
+    pub compares: bool,
+    /// Positions of all texts that it is compared on; what the reference makes of them is kept.
+    pub compared_rows: usize,
+    /// Sequences and positions of a batch that is written with a cache; 0 without generation.
+    pub written: (usize, usize),
+}
+
+/// The estimate for passes over a model whose matrices are kept in this dtype.
+pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate {
+    let sizes = model.sizes();
+    let values = |n: usize| n as u64 * F32;
+    let bytes = |spec: &TensorSpec| {
+        spec.shape.iter().product::<usize>() as u64
+            * if spec.is_matrix() { kept.bytes() as u64 } else { F32 }
+    };
+    let weights = model.specs().iter().map(bytes).sum();
+    let (c, v, l) = (sizes.channels, sizes.vocabulary, sizes.blocks);
+    let best = if passes.keeps_best { F32 } else { 0 };
+    // What is trained is f32, beside the original or in its place.
+    let own = F32 - if passes.keeps_originals { 0 } else { kept.bytes() as u64 };
+    let changed = passes.slice as u64 * (own + best);
+    // One block's activations in a pass without a graph: its input, output and the widest between.
+    let passing = |rows: usize| values(rows * (model.activations() + 4 * c));
+    let graph = if passes.graph_rows == 0 {
+        passing(passes.plain_rows)
+    } else {
+        // Every layer's output stays until the backward pass has gone by; gradients of a few at a time.
+        let kept = values(passes.graph_rows * (l * model.activations() + 4 * c));
+        (kept + values(passes.graph_rows * 2 * model.activations())).max(passing(passes.plain_rows))
+    };
+    let scored = passes.graph_rows.max(passes.plain_rows);
+    let logits = head::chunk_values(scored, v) * if passes.compares { 2 } else { 1 };
+    let (sequences, positions) = passes.written;
+    // Keys and values grow by doubling; those of the widest step and its logits go beside.
+    let cache =
+        values(sequences * positions.next_power_of_two() * model.cached() * l + sequences * v);
+    let always = [
+        ("program", PROGRAM),
+        ("weights", weights),
+        ("changed tensors", changed),
+        ("optimizer", values(passes.slice * passes.optimizer_values)),
+        ("reference", values(passes.compared_rows * c).min(reference::MOST as u64)),
+    ];
+    // A step, a new best that is copied while the old one is still there, and generation never happen at the same time.
+    let step = vec![
+        ("gradients", values(passes.slice)),
+        ("activations", graph),
+        ("logits", values(logits)),
+    ];
+    let new_best = vec![("new best", passes.slice as u64 * best)];
+    let generation = vec![("keys and values", cache)];
+    let sum = |parts: &Vec<(&str, u64)>| parts.iter().map(|p| p.1).sum::<u64>();
+    let largest = [generation, new_best, step].into_iter().max_by_key(sum).unwrap_or_default();
+    let parts = always.into_iter().chain(largest).filter(|p| p.1 > 0);
+    let each_further = if passes.slice_stays {
+        0
+    } else {
+        changed + values(passes.slice * passes.optimizer_values)
+    };
+    Estimate {
+        parts: parts.map(|(name, bytes)| Part { name: name.into(), bytes }).collect(),
+        each_further_block: each_further,
+    }
+}

@@ -1,0 +1,64 @@
+//! `dpo-ul`: DPO, and over every counted token of both responses the unlikelihood of the [telltale](super::telltale)
+//! tokens coming next, −ln(1 − Σ_v w_v p_v), summed over a pair as DPO's log-probabilities are, mean over the pairs.
+//!
+//! DPO moves the model from the rejected manner to the chosen one, but every token of a rejected response pays for it
+//! alike. Unlikelihood of negative candidates (Welleck et al. 2020, there those of the context, here those that the data
+//! tell) goes to the few tokens that carry the error, wherever they would come.
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+
+use super::dpo::{Curve, Dpo};
+use super::telltale::{Telltale, telltales, weights};
+use super::{Evaluated, Objective, Take};
+use crate::base::error::Error;
+use crate::model::weights::View;
+use crate::slice::input::{StepInput, Whole};
+use crate::tokens::TokenPair;
+
+pub struct DpoUl {
+    dpo: Dpo,
+    /// w_v of every token (V), once the pairs were seen.
+    weights: Option<Tensor>,
+}
+
+impl DpoUl {
+    pub fn new(beta: f64) -> Self {
+        Self { dpo: Dpo::new(beta, false, Curve::Sigmoid), weights: None }
+    }
+}
+
+impl Objective for DpoUl {
+    fn learn(&mut self, pairs: &[TokenPair], vocabulary: usize) -> Result<Vec<Telltale>> {
+        let found = telltales(pairs, vocabulary);
+        if found.is_empty() {
+            return Err(Error::Input(format!(
+                "of {} pairs no token is telltale of the rejected responses, so --objective dpo-ul has nothing beyond \
+                 dpo; take that, or give more pairs",
+                pairs.len()
+            ))
+            .into());
+        }
+        self.weights = Some(weights(&found, vocabulary, &Device::Cpu)?);
+        Ok(found)
+    }
+
+    fn evaluate(
+        &self,
+        input: &StepInput,
+        whole: &Whole,
+        view: &View,
+        take: &mut Take,
+    ) -> Result<Evaluated> {
+        let weights = self.weights.as_ref().context("dpo-ul has not seen the pairs")?;
+        self.dpo.evaluate_with(input, whole, view, take, |part, h| {
+            let none_comes =
+                input.model.absent_logp(view, h, &part.rows, &weights.to_device(h.device())?)?;
+            Ok(Some((none_comes.sum_all()? * (-1.0 / whole.pairs as f64))?))
+        })
+    }
+
+    fn needs_reference(&self) -> bool {
+        true
+    }
+}

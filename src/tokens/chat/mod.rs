@@ -1,0 +1,175 @@
+//! A *chat template* makes one text of a conversation's messages, with the marks that the model was trained on. It comes
+//! with the tokenizer, in Jinja as transformers runs it.
+
+mod tojson;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use anyhow::Result;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, context};
+use regex::Regex;
+use serde_json::Value;
+
+use crate::base::error;
+use crate::data::Place;
+
+/// Steps that a template may take, and 64 bytes each; long conversations need thousands.
+const FUEL: u64 = 2_000_000;
+/// What the template is called in the environment.
+const NAME: &str = "chat";
+
+/// What [`strftime_now`] has, and its values.
+const FIELDS: &[(char, &str)] = &[
+    ('%', "%"),
+    ('A', "Thursday"),
+    ('B', "January"),
+    ('H', "00"),
+    ('M', "00"),
+    ('S', "00"),
+    ('Y', "2026"),
+    ('a', "Thu"),
+    ('b', "Jan"),
+    ('d', "01"),
+    ('j', "001"),
+    ('m', "01"),
+    ('y', "26"),
+];
+
+/// transformers' mark of what an assistant says. What is within is a scope of its own there.
+static GENERATION: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a regex"));
+
+/// How a conversation's text ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// With its last message.
+    Message,
+    /// With what stands before an assistant's answer.
+    Prompt,
+}
+
+/// The chat template of a model.
+pub struct ChatTemplate {
+    file: String,
+    /// Or why the template can't be read: no harm until a conversation asks for it.
+    environment: std::result::Result<Environment<'static>, String>,
+    /// `bos_token` and its like.
+    tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder, if it has one: `chat_template.jinja`, or `chat_template` in
+    /// `tokenizer_config.json`. Errors (bad input) if a file is broken.
+    pub fn of(dir: &Path) -> Result<Option<Self>> {
+        let (own, config_path) =
+            (dir.join("chat_template.jinja"), dir.join("tokenizer_config.json"));
+        let read = |path: &Path| match path.is_file() {
+            true => std::fs::read_to_string(path).map(Some).map_err(|e| {
+                anyhow::Error::from(error::Error::Input(format!("{}: {e}", path.display())))
+            }),
+            false => Ok(None),
+        };
+        let json = |path: &Path| -> Result<Value> {
+            Ok(match read(path)? {
+                Some(text) => serde_json::from_str(&text).map_err(|e| {
+                    error::Error::Input(format!("{}: broken JSON: {e}", path.display()))
+                })?,
+                None => Value::Null,
+            })
+        };
+        let config = json(&config_path)?;
+        let mut tokens = special_tokens(&config);
+        // As in transformers: the older file has the last word, unless the newer one lists all tokens.
+        if config["added_tokens_decoder"].is_null() {
+            tokens.extend(special_tokens(&json(&dir.join("special_tokens_map.json"))?));
+        }
+        if let Some(source) = read(&own)? {
+            return Self::new(source, &own, tokens).map(Some);
+        }
+        // Several templates have names; a conversation without tools takes the default.
+        let named = |list: &Value| {
+            let default = list.as_array()?.iter().find(|t| t["name"] == "default")?;
+            Some(default["template"].as_str()?.to_owned())
+        };
+        let template = &config["chat_template"];
+        let source = template.as_str().map(str::to_owned).or_else(|| named(template));
+        source.map(|source| Self::new(source, &config_path, tokens)).transpose()
+    }
+
+    fn new(source: String, file: &Path, tokens: BTreeMap<String, String>) -> Result<Self> {
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
+        let mut environment = Environment::new();
+        environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_function(
+            "raise_exception",
+            |why: String| -> std::result::Result<String, Error> {
+                Err(Error::new(ErrorKind::InvalidOperation, why))
+            },
+        );
+        environment.add_filter("tojson", tojson::tojson);
+        let source = GENERATION.replace_all(&source, "{%$1 ${2}with $3%}").into_owned();
+        let added = environment.add_template_owned(NAME, source).map_err(|e| e.to_string());
+        Ok(Self {
+            file: file.display().to_string(),
+            environment: added.map(|()| environment),
+            tokens,
+        })
+    }
+
+    /// The text of a conversation that stands at `place`. Errors (bad input) if the template is broken, fails or does not
+    /// come to an end.
+    pub fn render(&self, messages: &[Value], ending: Ending, place: &Place) -> Result<String> {
+        let failed = |why: String| {
+            error::Error::Input(format!("{place}: the chat template in {}: {why}", self.file))
+        };
+        let environment = self.environment.as_ref().map_err(|why| failed(why.clone()))?;
+        let variables = context! {
+            messages => Serde(messages), add_generation_prompt => ending == Ending::Prompt, tools => (), documents => (),
+            ..Serde(&self.tokens)
+        };
+        let text = environment.get_template(NAME).and_then(|template| template.render(variables));
+        Ok(text.map_err(|e| match e.kind() {
+            ErrorKind::OutOfFuel => failed("it does not come to an end".into()),
+            _ => failed(e.to_string()),
+        })?)
+    }
+}
+
+/// `bos_token` and its like, of a tokenizer's configuration.
+fn special_tokens(config: &Value) -> BTreeMap<String, String> {
+    let tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
+        let text = value.as_str().or_else(|| value["content"].as_str())?;
+        key.ends_with("_token").then(|| (key.clone(), text.to_owned()))
+    });
+    tokens.collect()
+}
+
+/// The date that templates write into a conversation. It is always the first moment of 2026, a Thursday: a run that is
+/// repeated on another day must make the same bytes.
+fn strftime_now(format: String) -> std::result::Result<String, Error> {
+    let (mut text, mut rest) = (String::new(), format.chars());
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        let field = rest.next();
+        let Some((_, value)) = FIELDS.iter().find(|(name, _)| Some(*name) == field) else {
+            let have: Vec<String> = FIELDS.iter().map(|(name, _)| format!("%{name}")).collect();
+            let field = field.map_or_else(String::new, String::from);
+            let why =
+                format!("strftime_now: %{field} is not implemented (have: {})", have.join(" "));
+            return Err(Error::new(ErrorKind::InvalidOperation, why));
+        };
+        text.push_str(value);
+    }
+    Ok(text)
+}

@@ -1,0 +1,405 @@
+//! The *encoder*: texts to ids, and ids to texts.
+
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::Value;
+use tokenizers::{Tokenizer, TruncationParams};
+
+use super::chat::{ChatTemplate, Ending};
+use super::packed::{TokenEdit, TokenPair};
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::data::{Conversation, Edit, Pair, Place, Text};
+
+/// Lengths that texts are cut to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// The first tokens of a prompt are kept (as Lee et al. do).
+    pub prompt: usize,
+    /// Prompt and response together, and normal texts; the first tokens are kept.
+    pub total: usize,
+}
+
+impl Lengths {
+    /// The given lengths, or 64 and 128 as far as the model's context goes. Errors (bad input) if a given one can't be.
+    pub fn within(context: usize, total: Option<usize>, prompt: Option<usize>) -> Result<Self> {
+        if let Some(total) = total.filter(|t| *t > context || *t < 2) {
+            bail_input!(
+                "--max-length {total}: this model has {context} positions; give 2 to {context}"
+            );
+        }
+        let total = total.unwrap_or(context.min(128));
+        let prompt = match prompt {
+            Some(prompt) if prompt == 0 || prompt >= total => {
+                bail_input!(
+                    "--max-prompt-length {prompt} leaves no room for a response within --max-length {total}"
+                )
+            }
+            Some(prompt) => prompt,
+            None => (total - total / 4).min(64).min(total.saturating_sub(1)).max(1),
+        };
+        Ok(Self { prompt, total })
+    }
+}
+
+/// How many texts were cut to length.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cut {
+    pub prompts: usize,
+    pub responses: usize,
+    pub texts: usize,
+}
+
+/// A tokenizer that gives ids below the model's vocabulary size; it does not pad, nor cut unless it was told to.
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    /// For what goes on within a text, where the tokenizer puts a space before one.
+    continuing: Option<Tokenizer>,
+    chat: Option<ChatTemplate>,
+}
+
+impl Encoder {
+    /// From a `tokenizer.json`. Errors (bad input) if it can't be read or has ids that the model doesn't.
+    pub fn from_file(path: &Path, vocabulary: usize) -> Result<Self> {
+        let bytes =
+            std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        Self::from_bytes(&bytes, &path.display().to_string(), vocabulary)
+    }
+
+    /// From the bytes of a `tokenizer.json`, called `name` in errors.
+    pub fn from_bytes(bytes: &[u8], name: &str, vocabulary: usize) -> Result<Self> {
+        let read = |bytes: &[u8]| {
+            Tokenizer::from_bytes(bytes)
+                .map_err(|e| Error::Input(format!("{name}: not a tokenizer: {e}")))
+        };
+        let encoder = Self::from_tokenizer(read(bytes)?, name, vocabulary)?;
+        let continuing = without_first_space(bytes).map(|bytes| read(&bytes)).transpose()?;
+        Ok(Self { continuing, ..encoder })
+    }
+
+    /// From a tokenizer that was made of the file `name`.
+    pub fn from_tokenizer(mut tokenizer: Tokenizer, name: &str, vocabulary: usize) -> Result<Self> {
+        tokenizer.with_truncation(None).map_err(|e| Error::Input(format!("{name}: {e}")))?;
+        tokenizer.with_padding(None);
+        if let Some((token, id)) = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+            && id as usize >= vocabulary
+        {
+            bail_input!(
+                "{name}: token {token:?} has id {id}, but the model's vocabulary ends at {}; \
+                 tokenizer and model don't belong together",
+                vocabulary.saturating_sub(1)
+            );
+        }
+        Ok(Self { tokenizer, continuing: None, chat: None })
+    }
+
+    /// The same, with the template that makes texts of conversations.
+    pub fn with_chat(self, chat: Option<ChatTemplate>) -> Self {
+        Self { chat, ..self }
+    }
+
+    /// The same, but texts are cut so that they have at most `longest` tokens with the special ones, which stay.
+    pub fn cut_to(mut self, longest: usize) -> Result<Self> {
+        let cut = TruncationParams { max_length: longest, ..Default::default() };
+        self.tokenizer
+            .with_truncation(Some(cut))
+            .map_err(|e| Error::Input(format!("can't cut texts to {longest} tokens: {e}")))?;
+        Ok(self)
+    }
+
+    /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at the beginning.
+    pub fn encode(&self, text: &str, whole: bool) -> Result<Vec<u32>> {
+        encode(&self.tokenizer, text, whole)
+    }
+
+    /// Text of ids, without special tokens.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.text(ids, true)
+    }
+
+    /// Text of a token; a special one has its name.
+    pub fn token(&self, id: u32) -> Result<String> {
+        self.text(&[id], false)
+    }
+
+    fn text(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.tokenizer
+            .decode(ids, skip_special)
+            .map_err(|e| anyhow::anyhow!("can't decode {} tokens: {e}", ids.len()))
+    }
+
+    /// The id of a token given by its text.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Pairs in tokens, cut to length; prompt and responses are tokenized apart and joined. Of a prompt the first tokens
+    /// are kept, of a conversation the last, which say whose turn it is.
+    pub fn pairs(&self, pairs: &[Pair], lengths: Lengths) -> Result<(Vec<TokenPair>, Cut)> {
+        let mut cut = Cut::default();
+        let mut tokens = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let (mut prompt, responses) = match &pair.conversation {
+                None => {
+                    let response =
+                        |text: &str, what: &str| self.continuation(text, what, &pair.place);
+                    let responses =
+                        [response(&pair.chosen, "chosen")?, response(&pair.rejected, "rejected")?];
+                    (self.some(&pair.prompt, true, "prompt", &pair.place)?, responses)
+                }
+                Some(conversation) => self.conversation(conversation, &pair.place)?,
+            };
+            if let Some(over) = prompt.len().checked_sub(lengths.prompt).filter(|over| *over > 0) {
+                match pair.conversation {
+                    None => prompt.truncate(lengths.prompt),
+                    Some(_) => drop(prompt.drain(..over)),
+                }
+                cut.prompts += 1;
+            }
+            let room = lengths.total.saturating_sub(prompt.len());
+            if room == 0 {
+                bail_input!(
+                    "{}: a prompt of {} tokens leaves no room for a response within --max-length {}; \
+                     lower --max-prompt-length",
+                    pair.place,
+                    prompt.len(),
+                    lengths.total
+                );
+            }
+            let [chosen, rejected] = responses.map(|mut ids| {
+                cut.responses += usize::from(ids.len() > room);
+                ids.truncate(room);
+                ids
+            });
+            tokens.push(TokenPair { prompt, chosen, rejected });
+        }
+        Ok((tokens, cut))
+    }
+
+    /// Edits in tokens; prompt and target are tokenized apart and joined. Errors (bad input) if one has no tokens, or
+    /// both together more than the model's context: nothing is cut, since what a prompt asks may stand at its end.
+    pub fn edits(&self, edits: &[Edit], context: usize) -> Result<Vec<TokenEdit>> {
+        edits
+            .iter()
+            .map(|edit| {
+                let prompt = self.some(&edit.prompt, true, "prompt", &edit.place)?;
+                let target = self.some(&edit.target, false, "target", &edit.place)?;
+                let length = prompt.len() + target.len();
+                if length > context {
+                    bail_input!(
+                        "{}: prompt and target have {length} tokens, the model {context} positions",
+                        edit.place
+                    );
+                }
+                Ok(TokenEdit { prompt, target })
+            })
+            .collect()
+    }
+
+    /// What stands before the answer, and both answers: their last turns, as the chat template writes them.
+    fn conversation(&self, of: &Conversation, place: &Place) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
+        let chat = self.chat(place)?;
+        let begin = chat.render(&of.history, Ending::Prompt, place)?;
+        let whole = |message: &Value| {
+            chat.render(
+                &[&of.history, std::slice::from_ref(message)].concat(),
+                Ending::Message,
+                place,
+            )
+        };
+        let (chosen, rejected) = (whole(&of.chosen)?, whole(&of.rejected)?);
+        // Some templates open a thought where an answer is to come, and write none in one that is there: what all begin with.
+        let shared = |other: &str| -> usize {
+            begin
+                .chars()
+                .zip(other.chars())
+                .take_while(|(a, b)| a == b)
+                .map(|(a, _)| a.len_utf8())
+                .sum()
+        };
+        let common = shared(&chosen).min(shared(&rejected));
+        if common < begin.len()
+            && !begin[..common].starts_with(&chat.render(&of.history, Ending::Message, place)?)
+        {
+            bail_input!(
+                "{place}: the chat template writes the turns before the answer differently once it is there; give prompt, \
+                 chosen and rejected as plain strings"
+            );
+        }
+        let answers = [
+            self.continuation(&chosen[common..], "chosen", place)?,
+            self.continuation(&rejected[common..], "rejected", place)?,
+        ];
+        // The template has written the special tokens.
+        Ok((self.some(&begin[..common], false, "prompt", place)?, answers))
+    }
+
+    fn chat(&self, place: &Place) -> Result<&ChatTemplate> {
+        match &self.chat {
+            Some(chat) => Ok(chat),
+            None => bail_input!(
+                "{place}: a conversation, but this model has no chat template; give plain strings, or put the template \
+                 beside its config.json as chat_template.jinja"
+            ),
+        }
+    }
+
+    /// A prompt in tokens; of a conversation, with what stands before the answer. Errors (bad input) if it has none.
+    pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>> {
+        if prompt.messages.is_empty() {
+            return self.some(&prompt.text, true, "prompt", &prompt.place);
+        }
+        let text =
+            self.chat(&prompt.place)?.render(&prompt.messages, Ending::Prompt, &prompt.place)?;
+        self.some(&text, false, "prompt", &prompt.place)
+    }
+
+    /// Texts in tokens, cut to length.
+    pub fn texts(&self, texts: &[Text], lengths: Lengths) -> Result<(Vec<Vec<u32>>, Cut)> {
+        let mut cut = Cut::default();
+        let mut tokens = Vec::with_capacity(texts.len());
+        for text in texts {
+            let mut ids = self.some(&text.text, true, "text", &text.place)?;
+            if ids.len() > lengths.total {
+                ids.truncate(lengths.total);
+                cut.texts += 1;
+            }
+            tokens.push(ids);
+        }
+        Ok((tokens, cut))
+    }
+
+    fn some(&self, text: &str, whole: bool, what: &str, place: &Place) -> Result<Vec<u32>> {
+        some(&self.tokenizer, text, whole, what, place)
+    }
+
+    /// Ids of a response: it goes on where the prompt ends.
+    fn continuation(&self, text: &str, what: &str, place: &Place) -> Result<Vec<u32>> {
+        some(self.continuing.as_ref().unwrap_or(&self.tokenizer), text, false, what, place)
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str, whole: bool) -> Result<Vec<u32>> {
+    let encoding = tokenizer
+        .encode_fast(text, whole)
+        .map_err(|e| Error::Input(format!("can't tokenize a text: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// Ids of a text that must have some.
+fn some(
+    tokenizer: &Tokenizer,
+    text: &str,
+    whole: bool,
+    what: &str,
+    place: &Place,
+) -> Result<Vec<u32>> {
+    let ids = encode(tokenizer, text, whole)?;
+    if ids.is_empty() {
+        bail_input!("{place}: {what} has no tokens");
+    }
+    Ok(ids)
+}
+
+/// A `tokenizer.json` as it is but for the space that it puts before a text (SentencePiece's do, so those of Llama 2 and
+/// Mistral); `None` if it puts none.
+fn without_first_space(json: &[u8]) -> Option<Vec<u8>> {
+    /// The parts that can put one, so that the vocabulary is not read in vain.
+    #[derive(serde::Deserialize)]
+    struct Parts {
+        #[serde(default)]
+        normalizer: Value,
+        #[serde(default)]
+        pre_tokenizer: Value,
+    }
+    fn remove(part: &mut Value) -> bool {
+        match part["type"].as_str() {
+            Some("Prepend") => {
+                *part = Value::Null;
+                true
+            }
+            Some("Metaspace") if part["prepend_scheme"] != "never" => {
+                part["prepend_scheme"] = "never".into();
+                part["add_prefix_space"] = false.into();
+                true
+            }
+            Some("ByteLevel") if part["add_prefix_space"] == true => {
+                part["add_prefix_space"] = false.into();
+                true
+            }
+            Some("Sequence") => ["normalizers", "pretokenizers"].into_iter().any(|key| {
+                let Some(Value::Array(list)) = part.get_mut(key) else { return false };
+                let removed = list.iter_mut().map(remove).filter(|removed| *removed).count() > 0;
+                list.retain(|part| !part.is_null());
+                removed
+            }),
+            _ => false,
+        }
+    }
+    let Parts { mut normalizer, mut pre_tokenizer } = serde_json::from_slice(json).ok()?;
+    if !(remove(&mut normalizer) | remove(&mut pre_tokenizer)) {
+        return None;
+    }
+    let mut whole: Value = serde_json::from_slice(json).ok()?;
+    (whole["normalizer"], whole["pre_tokenizer"]) = (normalizer, pre_tokenizer);
+    whole["truncation"] = Value::Null;
+    whole["padding"] = Value::Null;
+    serde_json::to_vec(&whole).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tokenizers as Llama 2's and Mistral's put a space before a text; prompt and response are the joined text's tokens
+    /// all the same.
+    #[test]
+    fn a_response_goes_on_where_the_prompt_ends() {
+        let vocabulary = ["<s>", "\u{2581}", "a", "b", "\u{2581}a", "\u{2581}b", "ab"];
+        let vocabulary: serde_json::Map<String, Value> =
+            vocabulary.iter().enumerate().map(|(id, token)| ((*token).into(), id.into())).collect();
+        let model = serde_json::json!({"type": "BPE", "vocab": vocabulary, "merges": ["\u{2581} a", "\u{2581} b", "a b"]});
+        let replace = serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+        let prepend = serde_json::json!({"type": "Prepend", "prepend": "\u{2581}"});
+        let metaspace = |scheme: &str| serde_json::json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme});
+        let begin = serde_json::json!({
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        });
+        let parts = [
+            (
+                serde_json::json!({"type": "Sequence", "normalizers": [prepend, replace]}),
+                Value::Null,
+            ),
+            (Value::Null, metaspace("first")),
+            (Value::Null, metaspace("always")),
+            (Value::Null, metaspace("never")),
+        ];
+        for (normalizer, pre_tokenizer) in parts {
+            let what = format!("{normalizer} {pre_tokenizer}");
+            let json = serde_json::json!({"version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+                                          "post_processor": begin, "model": model, "added_tokens": []});
+            let encoder =
+                Encoder::from_bytes(json.to_string().as_bytes(), "tokenizer.json", 7).expect(&what);
+            for (chosen, rejected) in [(" a b", "b"), ("a", " b a"), ("  a", "b b")] {
+                let place = Place { file: Path::new("x").into(), line: 1 };
+                let [prompt, chosen, rejected] = ["a b", chosen, rejected].map(str::to_owned);
+                let pair = Pair { prompt, chosen, rejected, conversation: None, place };
+                let (tokens, _) = encoder
+                    .pairs(std::slice::from_ref(&pair), Lengths { prompt: 64, total: 128 })
+                    .expect(&what);
+                assert_eq!(tokens[0].prompt[0], 0, "{what}");
+                // A merge across the joint ("b" after "a") can't be had of two texts; none of these has one.
+                for (ids, text) in
+                    [(&tokens[0].chosen, &pair.chosen), (&tokens[0].rejected, &pair.rejected)]
+                {
+                    let joined =
+                        encoder.encode(&format!("{}{text}", pair.prompt), true).expect(&what);
+                    assert_eq!([&tokens[0].prompt[..], ids].concat(), joined, "{what}: {text:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The *log* of a run, `steps.jsonl`: a line a step, a validation, a trial, written as they happen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::base::files::write_whole;
+use crate::base::profile::operations;
+use crate::slice::Slice;
+
+/// A line of `steps.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    Trial(TrialLine),
+    Step(StepLine),
+    Validation(ValidationLine),
+}
+
+/// The objective on the held-back rows after trial steps on these units alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialLine {
+    pub trial: Vec<String>,
+    /// `null` where the trial diverged.
+    pub valid_loss: Option<f64>,
+    /// Of the trial's steps and its look at the held-back rows.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+/// What a part of a run took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cost {
+    pub seconds: f64,
+    pub tokens: usize,
+    /// Floating-point operations of products; 0 where they are not counted (other devices than the CPU).
+    pub operations: u64,
+}
+
+impl Cost {
+    /// What was taken since then.
+    pub fn since(begun: Instant, counted: u64, tokens: usize) -> Self {
+        Self { seconds: begun.elapsed().as_secs_f64(), tokens, operations: operations() - counted }
+    }
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        self.seconds += other.seconds;
+        self.tokens += other.tokens;
+        self.operations += other.operations;
+    }
+}
+
+/// One step, counted from 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepLine {
+    pub step: usize,
+    /// The sliced block, 0-based; `null` where the slice is no single block.
+    pub block: Option<usize>,
+    /// The slice, where it is more or less than one whole block: blocks (`3`) and sublayers (`3.mlp`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slice: Vec<String>,
+    /// Of every block, where it was measured.
+    pub sensitivity: Vec<f64>,
+    pub loss: f64,
+    pub nll_good: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nll_bad: Option<f64>,
+    pub kl: Option<f64>,
+    pub lr: f64,
+    pub grad_norm: f64,
+    pub seconds: f64,
+    /// Of the step's chosen and rejected sequences and normal texts, all together.
+    #[serde(default)]
+    pub tokens: usize,
+    /// Floating-point operations of the step's products; 0 where they are not counted (other devices than the CPU).
+    #[serde(default)]
+    pub operations: u64,
+}
+
+impl StepLine {
+    pub fn cost(&self) -> Cost {
+        Cost { seconds: self.seconds, tokens: self.tokens, operations: self.operations }
+    }
+
+    /// What a progress line tells of the step.
+    pub fn figures(&self) -> String {
+        let block = match self.slice.is_empty() {
+            true => self.block.map_or("all".into(), |b| b.to_string()),
+            false => self.slice.join("+"),
+        };
+        let kl = self.kl.map_or(String::new(), |kl| format!(" KL {kl:.4}"));
+        let nll = self.nll_good.map_or(String::new(), |n| format!(" NLL {n:.3}"));
+        format!("block {block} loss {:.4}{nll}{kl}", self.loss)
+    }
+
+    /// What the step changed. `None` for names that mean nothing.
+    pub fn sliced(&self) -> Option<Slice> {
+        match self.block {
+            Some(block) if self.slice.is_empty() => Some(Slice::block(block)),
+            None if self.slice.is_empty() => Some(Slice::Everything),
+            _ => Slice::named(&self.slice),
+        }
+    }
+
+    /// The blocks that the slice has a part of; none where it is the whole model.
+    pub fn blocks(&self) -> BTreeSet<usize> {
+        let named = self.slice.iter().filter_map(|name| name.split('.').next()?.parse().ok());
+        named.chain(self.block).collect()
+    }
+}
+
+/// The objective on the held-back rows after `step` steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationLine {
+    pub step: usize,
+    pub valid_loss: f64,
+    /// Perplexity of the guard's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppl: Option<f64>,
+}
+
+/// The log of a run, with what a run resumed after `step` steps and so many trials will write again cut off.
+pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
+    let path = dir.join("steps.jsonl");
+    // Bytes that are no text spoil their own line alone.
+    let text = std::fs::read(&path)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
+    let mut tried = 0;
+    let stays = |line: &&str| match serde_json::from_str(line) {
+        Ok(
+            Line::Step(StepLine { step: of, .. })
+            | Line::Validation(ValidationLine { step: of, .. }),
+        ) => step > 0 && of <= step,
+        Ok(Line::Trial(_)) => {
+            tried += 1;
+            tried <= trials
+        }
+        Err(_) => false,
+    };
+    let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();
+    write_whole(&path, kept.as_bytes())?;
+    File::options().append(true).open(&path).with_context(|| format!("writing {}", path.display()))
+}
+
+pub fn write_line(log: &mut File, line: &Line) -> Result<()> {
+    let mut text = serde_json::to_string(line)?;
+    text.push('\n');
+    log.write_all(text.as_bytes()).context("writing steps.jsonl")
+}
+
+/// The steps of a log; lines that can't be read are an error.
+pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
+    Ok(read_log(path)?.0)
+}
+
+/// The steps of a log, and what the trials before them took.
+pub fn read_log(path: &Path) -> Result<(Vec<StepLine>, Cost)> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let (mut steps, mut trials) = (Vec::new(), Cost::default());
+    for (index, line) in text.lines().enumerate() {
+        match serde_json::from_str(line)
+            .with_context(|| format!("{}:{}", path.display(), index + 1))?
+        {
+            Line::Step(line) => steps.push(line),
+            Line::Trial(line) => trials += line.cost,
+            Line::Validation(_) => {}
+        }
+    }
+    Ok((steps, trials))
+}
+
+/// How often each block was in a slice.
+pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
+    let mut counts = BTreeMap::new();
+    for step in steps {
+        for block in step.blocks() {
+            *counts.entry(block).or_default() += 1;
+        }
+    }
+    counts
+}

@@ -1,0 +1,471 @@
+//! The loop: batch → step → log line → validate → keep the best → save. Nothing in here knows a method's name.
+
+pub mod events;
+pub mod log;
+mod resume;
+pub mod state;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+
+use crate::base::interrupt;
+use crate::base::profile::operations;
+use crate::base::progress::Progress;
+use crate::base::random::{Purpose, batch_indices};
+use crate::eval::perplexity::perplexity;
+use crate::model::Model;
+use crate::model::precision::Precision;
+use crate::model::weights::{Weights, Who, squared_norms};
+use crate::slice::Slice;
+use crate::slice::input::StepInput;
+use crate::slice::sensitivity::NotFinite;
+use crate::step::Method;
+use crate::step::objective;
+use crate::step::objective::Terms;
+use crate::step::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
+use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
+use events::EventFile;
+use log::{Cost, Line, StepLine, TrialLine, ValidationLine, open_log, write_line};
+pub use resume::CHECKPOINTS;
+use state::Fingerprint;
+
+/// How the loop goes.
+#[derive(Debug, Clone)]
+pub struct Regime {
+    pub batch_size: usize,
+    /// Batches a step.
+    pub accumulation: usize,
+    /// Steps of a trial.
+    pub trial_steps: usize,
+    pub max_steps: usize,
+    pub learning_rate: f64,
+    pub warmup: usize,
+    pub schedule: Schedule,
+    pub max_grad_norm: f64,
+    /// 0 = never.
+    pub eval_steps: usize,
+    /// 0 = no early stop.
+    pub patience: usize,
+    pub save_steps: usize,
+    /// 0 = none are kept.
+    pub checkpoint_steps: usize,
+    pub loss_on: LossOn,
+    pub seed: u64,
+}
+
+/// The rows of a run, in tokens.
+pub struct Rows {
+    pub pairs: Vec<TokenPair>,
+    pub valid_pairs: Vec<TokenPair>,
+    pub normal: Vec<Vec<u32>>,
+    pub valid_normal: Vec<Vec<u32>>,
+}
+
+/// Why a loop ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum End {
+    AllSteps,
+    /// The validation loss has not improved for `patience` validations.
+    Patience,
+    /// The user asked to stop; the state is saved.
+    Interrupted,
+    /// The guard tripped at this perplexity; the best weights within it are in place.
+    Guarded(f64),
+}
+
+/// Perplexity must not rise beyond a limit.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    pub text: Vec<u32>,
+    pub limit: f64,
+}
+
+/// A loss, gradient or weight that is not finite.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} is {value} at step {step}")]
+pub struct Diverged {
+    pub what: &'static str,
+    pub value: f64,
+    pub step: usize,
+}
+
+/// The best validation so far and the weights that gave it.
+#[derive(Debug, Clone)]
+pub struct Best {
+    pub step: usize,
+    pub loss: f64,
+    pub touched: BTreeMap<String, Tensor>,
+}
+
+/// A run under way.
+pub struct Trainer<'a> {
+    pub model: &'a Model,
+    pub weights: Weights,
+    pub method: Method,
+    pub optimizer: Optimizer,
+    pub regime: Regime,
+    pub rows: Rows,
+    /// Steps made.
+    pub step: usize,
+    pub best: Option<Best>,
+    /// Validations since the best one.
+    pub stale: usize,
+    /// What the selector's look at the pairs took.
+    pub look: Cost,
+    /// The trials made so far, in their order, with the held-back loss; none where it was not finite.
+    pub trials: Vec<(Slice, Option<f64>)>,
+    pub guard: Option<Guard>,
+    /// The perplexity that the guard tripped at.
+    pub tripped: Option<f64>,
+    /// The curves, beside the log.
+    pub curves: Option<EventFile>,
+    /// `irepair/` of the unfinished output.
+    pub dir: PathBuf,
+    pub base_sha256: String,
+    pub fingerprint: Fingerprint,
+}
+
+const VALID_BATCH: usize = 8;
+
+impl Trainer<'_> {
+    /// Runs to the end, and leaves the best weights in place.
+    pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
+        let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
+        let mut log = open_log(&self.dir, self.step, self.trials.len())?;
+        let end = self.run_logged(&mut log, progress, validates);
+        // A state must not be ahead of the log: what was sliced is counted there.
+        end.and_then(|end| log.sync_data().context("writing steps.jsonl").map(|()| end))
+    }
+
+    fn run_logged(
+        &mut self,
+        log: &mut File,
+        progress: &mut Progress,
+        validates: bool,
+    ) -> Result<End> {
+        if !self.make_trials(log, progress)? {
+            self.save()?;
+            return Ok(End::Interrupted);
+        }
+        if self.step == 0 && self.method.select.looks_first() {
+            // That took long, and a kill must not take it.
+            self.save()?;
+        }
+        if validates && self.step == 0 {
+            let valid_loss = self.validate()?;
+            self.log(log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
+        }
+        let mut end = End::AllSteps;
+        // A run that had ended by its guard or its patience and is resumed has still ended.
+        if let Some(ppl) = self.tripped {
+            return Ok(End::Guarded(ppl));
+        }
+        while self.step < self.regime.max_steps {
+            if self.regime.patience > 0 && self.stale >= self.regime.patience {
+                end = End::Patience;
+                break;
+            }
+            if interrupt::asked() {
+                log.sync_data().context("writing steps.jsonl")?;
+                self.save()?;
+                return Ok(End::Interrupted);
+            }
+            let line = match self.one_step() {
+                Ok(line) => line,
+                Err(error) => {
+                    // What was reached before is good and stays.
+                    if error.downcast_ref::<Diverged>().is_some() {
+                        // Whether that could be saved is of less interest than what went wrong.
+                        log.sync_data().ok();
+                        self.save_last_good().ok();
+                    }
+                    return Err(error);
+                }
+            };
+            progress.step(line.step, self.regime.max_steps, line.seconds, &line.figures());
+            self.log(log, Line::Step(line))?;
+            let last = self.step == self.regime.max_steps;
+            if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
+                let valid_loss = self.validate()?;
+                if !valid_loss.is_finite() {
+                    log.sync_data().ok();
+                    self.save_last_good().ok();
+                    return Err(Diverged {
+                        what: "the validation loss",
+                        value: valid_loss,
+                        step: self.step,
+                    }
+                    .into());
+                }
+                // The state has no word for infinity.
+                let ppl = self.guarded_perplexity()?.map(|ppl| ppl.min(f64::MAX));
+                // No limit is below NaN.
+                if let Some(value) = ppl.filter(|ppl| ppl.is_nan()) {
+                    log.sync_data().ok();
+                    self.save_last_good().ok();
+                    return Err(Diverged {
+                        what: "the guard's perplexity",
+                        value,
+                        step: self.step,
+                    }
+                    .into());
+                }
+                self.log(
+                    log,
+                    Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }),
+                )?;
+                progress.validation(valid_loss);
+                if let (Some(ppl), Some(guard)) = (ppl, &self.guard)
+                    && ppl > guard.limit
+                {
+                    // What was within the limit and best so far; at first that is the base.
+                    let within = self.best.as_ref().map(|b| b.touched.clone()).unwrap_or_default();
+                    self.weights.reset_to(&within)?;
+                    self.tripped = Some(ppl);
+                    return Ok(End::Guarded(ppl));
+                }
+                if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
+                    self.best = Some(Best {
+                        step: self.step,
+                        loss: valid_loss,
+                        touched: self.weights.snapshot()?,
+                    });
+                    self.stale = 0;
+                } else {
+                    self.stale += 1;
+                }
+            }
+            if self.regime.checkpoint_steps > 0
+                && self.step.is_multiple_of(self.regime.checkpoint_steps)
+                && !last
+            {
+                self.keep()?;
+            }
+            if self.step.is_multiple_of(self.regime.save_steps) && !last {
+                log.sync_data().context("writing steps.jsonl")?;
+                self.save()?;
+            }
+        }
+        if end == End::AllSteps && self.regime.patience > 0 && self.stale >= self.regime.patience {
+            end = End::Patience;
+        }
+        if let Some(best) = &self.best
+            && best.step != self.step
+        {
+            self.weights.reset_to(&best.touched)?;
+        }
+        Ok(end)
+    }
+
+    /// What the selector wants tried before the first step: a few steps on each slice alone, from the base, with the
+    /// run's first batches; the best ones are its slice. Each is saved, so that a kill takes one at most. False if the user
+    /// asked to stop.
+    fn make_trials(&mut self, log: &mut File, progress: &mut Progress) -> Result<bool> {
+        let slices = self.method.select.trials(self.model);
+        for slice in slices.iter().skip(self.trials.len()) {
+            let mut optimizer = Optimizer::new(self.optimizer.kind);
+            let (begun, counted, mut tokens) = (Instant::now(), operations(), 0);
+            for step in 0..self.regime.trial_steps {
+                if interrupt::asked() {
+                    self.weights.reset_to(&BTreeMap::new())?;
+                    return Ok(false);
+                }
+                let rows = self.draw(step);
+                let inputs = self.inputs(&rows);
+                tokens += inputs.iter().map(StepInput::tokens).sum::<usize>();
+                let (_, gradients) = objective::gradients(&self.method, &inputs, slice)?;
+                let scale = clip_factor(gradient_norm(&gradients)?, self.regime.max_grad_norm);
+                optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
+            }
+            let valid_loss = self.validate()?;
+            tokens += self.validation_tokens();
+            self.weights.reset_to(&BTreeMap::new())?;
+            progress.before_steps(format!(
+                "trial of block {}: held-back loss {valid_loss:.4}",
+                slice.names().join(", ")
+            ));
+            let known = Some(valid_loss).filter(|loss| loss.is_finite());
+            let cost = Cost::since(begun, counted, tokens);
+            self.log(
+                log,
+                Line::Trial(TrialLine { trial: slice.names(), valid_loss: known, cost }),
+            )?;
+            log.sync_data().context("writing steps.jsonl")?;
+            self.trials.push((slice.clone(), known));
+            self.save()?;
+        }
+        if !slices.is_empty() {
+            // A trial that diverged is the worst there is. Stable: of equals, the lowest comes first.
+            let mut results = self.trials.clone();
+            results.sort_by(|a, b| {
+                a.1.unwrap_or(f64::INFINITY).total_cmp(&b.1.unwrap_or(f64::INFINITY))
+            });
+            if results[0].1.is_none() {
+                // Another rate is to make them again.
+                self.trials.clear();
+                self.save_last_good().ok();
+                return Err(Diverged {
+                    what: "the loss of every trial",
+                    value: f64::INFINITY,
+                    step: 0,
+                }
+                .into());
+            }
+            let best: Vec<Slice> = results
+                .into_iter()
+                .take(self.method.select.top_k())
+                .map(|(slice, _)| slice)
+                .collect();
+            self.method.select.settle(Slice::union(&best).context("a trial of the whole model")?);
+        }
+        Ok(true)
+    }
+
+    /// The batches of a step.
+    fn draw(&self, step: usize) -> Vec<(PairBatch, Option<Packed>)> {
+        let regime = &self.regime;
+        let draw =
+            |purpose, n, batch| batch_indices(regime.seed, purpose, n, regime.batch_size, batch);
+        let pairs = |batch| {
+            let rows = draw(Purpose::Pairs, self.rows.pairs.len(), batch)
+                .into_iter()
+                .map(|i| &self.rows.pairs[i]);
+            PairBatch::new(&rows.collect::<Vec<_>>(), regime.loss_on)
+        };
+        let normal = |batch| {
+            let rows = &self.rows.normal;
+            let texts =
+                || draw(Purpose::Normal, rows.len(), batch).into_iter().map(|i| rows[i].as_slice());
+            (!rows.is_empty() && self.method.needs_normal()).then(|| Packed::new(texts()))
+        };
+        let batches = step * regime.accumulation..(step + 1) * regime.accumulation;
+        batches.map(|batch| (pairs(batch), normal(batch))).collect()
+    }
+
+    fn inputs<'r>(&'r self, rows: &'r [(PairBatch, Option<Packed>)]) -> Vec<StepInput<'r>> {
+        let input = |(pairs, normal): &'r (PairBatch, Option<Packed>)| StepInput {
+            model: self.model,
+            weights: &self.weights,
+            pairs,
+            normal: normal.as_ref(),
+        };
+        rows.iter().map(input).collect()
+    }
+
+    fn one_step(&mut self) -> Result<StepLine> {
+        let (begun, counted) = (Instant::now(), operations());
+        let regime = &self.regime;
+        let rows = self.draw(self.step);
+        let inputs = self.inputs(&rows);
+        let tokens = inputs.iter().map(StepInput::tokens).sum();
+        let report =
+            self.method.step(&inputs).map_err(|error| match error.downcast_ref::<NotFinite>() {
+                Some(found) => {
+                    let step = self.step + 1;
+                    Diverged { what: "the sensitivity of a block", value: found.value, step }.into()
+                }
+                None => error.context(format!("step {}", self.step + 1)),
+            })?;
+        let grad_norm = gradient_norm(&report.gradients)?;
+        for (what, value) in [("the loss", report.terms.loss), ("the gradient norm", grad_norm)] {
+            if !value.is_finite() {
+                return Err(Diverged { what, value, step: self.step + 1 }.into());
+            }
+        }
+        let lr = regime.learning_rate
+            * regime.schedule.factor(self.step, regime.warmup, regime.max_steps);
+        let scale = clip_factor(grad_norm, regime.max_grad_norm);
+        self.optimizer.step(&mut self.weights, &report.gradients, lr, scale)?;
+        self.step += 1;
+        let tensors = report.gradients.keys().map(|name| self.weights.tensor(Who::Patient, name));
+        let norms = squared_norms(tensors.collect::<Result<Vec<_>>>()?.iter())?;
+        if let Some(value) = norms.into_iter().find(|norm| !norm.is_finite()) {
+            return Err(Diverged { what: "a weight", value, step: self.step }.into());
+        }
+        self.method.select.learn(&report.selection);
+        Ok(StepLine {
+            step: self.step,
+            block: report.selection.slice.only_block(),
+            slice: match report.selection.slice.only_block() {
+                Some(block) if report.selection.slice == Slice::block(block) => Vec::new(),
+                _ => report.selection.slice.names(),
+            },
+            sensitivity: report.selection.sensitivity,
+            loss: report.terms.loss,
+            nll_good: report.terms.nll_good,
+            nll_bad: report.selection.nll_rejected,
+            kl: report.terms.kl,
+            lr,
+            grad_norm,
+            seconds: begun.elapsed().as_secs_f64(),
+            tokens,
+            operations: operations() - counted,
+        })
+    }
+
+    /// The objective on the held-back rows: a mean over batches of 8 pairs, each with 8 of the held-back normal texts.
+    fn validate(&self) -> Result<f64> {
+        let normals: Vec<&[Vec<u32>]> = self.rows.valid_normal.chunks(VALID_BATCH).collect();
+        let (mut total, mut batches) = (0f64, 0usize);
+        for (index, pairs) in self.rows.valid_pairs.chunks(VALID_BATCH).enumerate() {
+            let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), self.regime.loss_on);
+            let normal = normals
+                .get(index % normals.len().max(1))
+                .map(|texts| Packed::new(texts.iter().map(Vec::as_slice)));
+            let input = StepInput {
+                model: self.model,
+                weights: &self.weights,
+                pairs: &pairs,
+                normal: normal.as_ref(),
+            };
+            let Terms { loss, .. } = self.method.validate(&input)?;
+            total += loss;
+            batches += 1;
+        }
+        Ok(total / batches.max(1) as f64)
+    }
+
+    /// Tokens that one validation reads.
+    fn validation_tokens(&self) -> usize {
+        let pair = |p: &TokenPair| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len();
+        let pairs = self.rows.valid_pairs.iter().map(pair).sum::<usize>();
+        let normals: Vec<usize> = self
+            .rows
+            .valid_normal
+            .chunks(VALID_BATCH)
+            .map(|texts| texts.iter().map(Vec::len).sum())
+            .collect();
+        let batches = self.rows.valid_pairs.len().div_ceil(VALID_BATCH);
+        pairs
+            + normals
+                .iter()
+                .cycle()
+                .take(if normals.is_empty() { 0 } else { batches })
+                .sum::<usize>()
+    }
+
+    /// Perplexity of the guard's text, if there is a guard.
+    fn guarded_perplexity(&mut self) -> Result<Option<f64>> {
+        let Some(guard) = &self.guard else { return Ok(None) };
+        // As the base's was measured, whatever the steps are made in.
+        let in_steps = self.weights.set_precision(Precision::F32);
+        let found = self
+            .weights
+            .frozen(Who::Patient)
+            .and_then(|view| perplexity(self.model, &view, &guard.text));
+        self.weights.set_precision(in_steps);
+        Ok(Some(found?.value))
+    }
+
+    fn log(&mut self, log: &mut File, line: Line) -> Result<()> {
+        if let Some(curves) = &mut self.curves {
+            curves.write(&line)?;
+        }
+        write_line(log, &line)
+    }
+}

@@ -1,0 +1,186 @@
+//! Saving and resuming: everything the rest of a run depends on, in one file that is replaced as a whole.
+//!
+//! Batches, samples and schedules are functions of (seed, step), so the step number stands for all of them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::log::Cost;
+use super::state;
+use super::{Best, Trainer};
+use crate::base::tensors::{Stored, write_tensors};
+use crate::slice::Slice;
+use crate::slice::select::Memory;
+use crate::step::optim::{Optimizer, TensorState};
+
+/// How far a run has come, beside its tensors.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reached {
+    step: usize,
+    stale: usize,
+    best_step: Option<usize>,
+    best_loss: Option<f64>,
+    optimizer_steps: BTreeMap<String, u64>,
+    /// The trials made so far.
+    trials: Vec<Tried>,
+    /// The units that they came to.
+    settled: Option<Vec<String>>,
+    /// What the selector knows.
+    memory: Memory,
+    /// What its look at the pairs took.
+    look: Cost,
+    /// Perplexity at which the guard ended the run.
+    tripped: Option<f64>,
+}
+
+/// A trial: its units and the held-back loss, none where that was not finite.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tried {
+    slice: Vec<String>,
+    valid_loss: Option<f64>,
+}
+
+/// Where the weights along the way are kept.
+pub const CHECKPOINTS: &str = "checkpoints";
+
+impl Trainer<'_> {
+    /// Keeps the tensors touched so far in `checkpoints/step-N.safetensors`, in f32 under the model's names.
+    pub fn keep(&self) -> Result<()> {
+        let dir = self.dir.join(CHECKPOINTS);
+        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let tensors = self
+            .weights
+            .touched()
+            .map(|(n, t)| (n.to_owned(), Stored::values(t, Dtype::F32)))
+            .collect();
+        let metadata =
+            [("base_sha256", self.base_sha256.as_str()), ("step", &self.step.to_string())];
+        write_tensors(&dir.join(format!("step-{:06}.safetensors", self.step)), &metadata, &tensors)
+    }
+
+    /// Saves the state; the one before stays until this one is whole.
+    pub fn save(&self) -> Result<()> {
+        self.save_as(self.step, self.stale, self.weights.touched(), Some(&self.optimizer))
+    }
+
+    fn save_as<'t>(
+        &self,
+        step: usize,
+        stale: usize,
+        patient: impl Iterator<Item = (&'t str, &'t Tensor)>,
+        optimizer: Option<&Optimizer>,
+    ) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        let mut add = |name: String, tensor: &Tensor| {
+            tensors.insert(name, Stored::values(tensor, Dtype::F32));
+        };
+        for (name, tensor) in patient {
+            add(format!("patient.{name}"), tensor);
+        }
+        let mut optimizer_steps = BTreeMap::new();
+        for (name, state) in optimizer.iter().flat_map(|o| &o.states) {
+            optimizer_steps.insert(name.clone(), state.steps);
+            add(format!("squares.{name}"), &state.squares);
+            if let Some(average) = &state.average {
+                add(format!("average.{name}"), average);
+            }
+        }
+        for (name, tensor) in self.best.iter().flat_map(|b| &b.touched) {
+            add(format!("best.{name}"), tensor);
+        }
+        let reached = Reached {
+            step,
+            stale,
+            best_step: self.best.as_ref().map(|b| b.step),
+            best_loss: self.best.as_ref().map(|b| b.loss),
+            optimizer_steps,
+            tripped: self.tripped,
+            trials: self
+                .trials
+                .iter()
+                .map(|(slice, loss)| Tried { slice: slice.names(), valid_loss: *loss })
+                .collect(),
+            settled: self.method.select.settled().map(Slice::names),
+            // What was learned in steps that a divergence took back is not known.
+            memory: match optimizer.is_some() || self.method.select.looks_first() {
+                true => self.method.select.memory(),
+                false => Memory::default(),
+            },
+            look: self.look,
+        };
+        state::save(&self.dir, &self.fingerprint, &reached, &tensors)
+    }
+
+    /// After a divergence: the weights of now are the broken ones, and so is a state of this very step. An earlier state
+    /// on disk stays; else the best validated weights are saved, or the untouched base.
+    pub(super) fn save_last_good(&self) -> Result<()> {
+        // One of before the first step says less than the best weights.
+        if state::progress::<Reached>(&self.dir)
+            .is_some_and(|reached| reached.step > 0 && reached.step < self.step)
+        {
+            return Ok(());
+        }
+        match &self.best {
+            Some(best) => {
+                self.save_as(best.step, 0, best.touched.iter().map(|(n, t)| (n.as_str(), t)), None)
+            }
+            None => self.save_as(0, 0, std::iter::empty(), None),
+        }
+    }
+
+    /// Goes on from the saved state. Errors (bad input) name what does not fit.
+    pub fn resume(&mut self) -> Result<()> {
+        let (reached, tensors) =
+            state::load::<Reached>(&self.dir, &self.fingerprint, &self.weights.device())?;
+        let broken = |why: String| state::broken(&self.dir, &why);
+        let mut best = BTreeMap::new();
+        let mut averages = BTreeMap::new();
+        for (name, tensor) in tensors {
+            match name.split_once('.') {
+                Some(("patient", name)) => self.weights.restore(name, tensor)?,
+                Some(("best", name)) => drop(best.insert(name.to_owned(), tensor)),
+                Some(("average", name)) => drop(averages.insert(name.to_owned(), tensor)),
+                Some(("squares", name)) => {
+                    let steps = reached.optimizer_steps.get(name).copied().unwrap_or(0);
+                    let state = TensorState { steps, squares: tensor, average: None };
+                    self.optimizer.states.insert(name.to_owned(), state);
+                }
+                _ => return Err(broken(format!("tensor {name}")).into()),
+            }
+        }
+        for (name, average) in averages {
+            if let Some(state) = self.optimizer.states.get_mut(&name) {
+                state.average = Some(average);
+            }
+        }
+        if let (Some(step), Some(loss)) = (reached.best_step, reached.best_loss) {
+            self.best = Some(Best { step, loss, touched: best });
+        }
+        let named = |names: &[String]| {
+            Slice::named(names).ok_or_else(|| broken(format!("a slice of {names:?}")))
+        };
+        self.trials = reached
+            .trials
+            .iter()
+            .map(|tried| Ok((named(&tried.slice)?, tried.valid_loss)))
+            .collect::<Result<_>>()?;
+        if let Some(names) = &reached.settled {
+            self.method.select.settle(named(names)?);
+        }
+        if self.method.select.looks_first() && reached.memory.means().is_none() {
+            return Err(broken("no look at the pairs".into()).into());
+        }
+        self.method.select.remember(reached.memory);
+        self.look = reached.look;
+        self.tripped = reached.tripped;
+        self.step = reached.step;
+        self.stale = reached.stale;
+        Ok(())
+    }
+}
