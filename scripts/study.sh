@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's study: every method on the demo, and on a larger model given by path, with the same prompts, scorer and
+# The studies of data/studies: every method on the demo, and on a larger model given by path, with the same prompts, scorer and
 # texts for all.
 #
 #     scripts/study.sh                                    the demo, about ten minutes on two cores
