@@ -26,6 +26,7 @@ pub mod eval;
 pub mod train;
 pub mod settings;
 pub mod report;
+pub mod guide;
 pub mod cli;
 pub mod commands;
 

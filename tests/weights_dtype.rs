@@ -44,8 +44,12 @@ fn stored(config: &Value, dtype: Dtype) -> (tempfile::TempDir, Checkpoint, Model
         .collect();
     let dir = tempfile::tempdir().expect("dir");
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("writes");
-    irepair::base::tensors::write_tensors(&dir.path().join("model.safetensors"), &[("format", "pt")], &tensors)
-        .expect("writes");
+    irepair::base::tensors::write_tensors(
+        &dir.path().join("model.safetensors"),
+        &[("format", "pt")],
+        &tensors,
+    )
+    .expect("writes");
     let checkpoint = Checkpoint::open(dir.path(), "random", None).expect("opens");
     (dir, checkpoint, model)
 }

@@ -25,9 +25,9 @@ use crate::model::shapes;
 use crate::model::weights::{Kernels, Weights, Who};
 use crate::report::table::table;
 use crate::slice::input::StepInput;
-use crate::step;
-use crate::step::cost;
+use crate::slice::select::First;
 use crate::step::optim::{Optimizer, OptimizerKind};
+use crate::step::{self, Named, Recipe, cost};
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 
 pub fn run(args: &Bench) -> Result<()> {
@@ -43,9 +43,14 @@ pub fn run(args: &Bench) -> Result<()> {
     if args.tokens < 2 || args.tokens > 1024 {
         bail_input!("--tokens {}: must be 2 to 1024", args.tokens);
     }
-    let named = match args.method.as_str() {
+    let recipe = match args.method.as_str() {
         "generate" => None,
-        name => Some(step::named(name)?),
+        name => match step::named(name)? {
+            Named::Blocks(method) => Some(method.recipe()),
+            Named::Neurons(_) => bail_input!(
+                "--method {name} changes neurons, not blocks; here a block-level method is wanted"
+            ),
+        },
     };
     let threads = device::set_threads(args.threads)?;
     let device = device::choose(&args.device)?.device;
@@ -58,22 +63,18 @@ pub fn run(args: &Bench) -> Result<()> {
     let mut estimate = None;
     if device.is_cpu() {
         let rows = args.batch * args.tokens;
-        let passes = match &named {
-            Some(named) => {
-                let method = step::Method::new(&named.recipe())?;
-                let extent = method.select.extent(&model);
+        let passes = match &recipe {
+            Some(recipe) => {
+                let extent = recipe.select.build(recipe.slicing.clone()).extent(&model);
+                let compares = recipe.kl_weight != 0.0;
                 Passes {
                     slice: extent.parameters,
                     slice_stays: extent.stays,
                     optimizer_values: 1,
-                    keeps_originals: method.needs_reference(),
+                    keeps_originals: recipe.needs_reference(),
                     graph_rows: rows,
-                    compares: method.kl_weight != 0.0,
-                    compared_rows: if method.kl_weight != 0.0 {
-                        rows * (1 + args.iterations)
-                    } else {
-                        0
-                    },
+                    compares,
+                    compared_rows: if compares { rows * (1 + args.iterations) } else { 0 },
                     ..Passes::default()
                 }
             }
@@ -92,8 +93,8 @@ pub fn run(args: &Bench) -> Result<()> {
     }
     let mut weights = random_weights(&model, &device, args.weights_dtype)?.with_kernels(kernels);
     weights.set_precision(precision);
-    let (mut times, profile, kaplan) = match named {
-        Some(named) => repair_times(args, &named.recipe(), &model, &mut weights)?,
+    let (mut times, profile, kaplan) = match recipe {
+        Some(recipe) => repair_times(args, recipe, &model, &mut weights)?,
         None => generation_times(args, &model, &weights)?,
     };
     times.sort_by(f64::total_cmp);
@@ -202,25 +203,29 @@ type Times = (Vec<f64>, Profile, Option<f64>);
 
 fn repair_times(
     args: &Bench,
-    recipe: &step::Recipe,
+    recipe: Recipe,
     model: &Model,
     weights: &mut Weights,
 ) -> Result<Times> {
-    let mut method = step::Method::new(recipe)?;
-    // What is done once before the first step is not an iteration's: a block is found by one batch, and the trials' by fiat.
+    let mut method = recipe.clone().build();
+    // What is done once before the first step is not an iteration's: one batch finds a block, and the
+    // last trial wins.
     let sample = random_pairs(&mut Stream::new(0, Purpose::Bench, u64::MAX - 1, 0), model, args);
-    method.select.prepare(model, weights, &mut std::iter::once(sample))?;
-    // Of random tokens none would tell.
+    let looks = recipe.first() == First::Look;
+    if let Some(learner) = method.select.learner().filter(|_| looks) {
+        learner.look(model, weights, &mut std::iter::once(sample))?;
+    }
+    // Of random tokens none would mark the rejected responses.
     let pair = |chosen, rejected| TokenPair {
         prompt: vec![0],
         chosen: vec![chosen; 10],
         rejected: vec![rejected; 10],
     };
     method.objective.learn(&[pair(0, 1)], model.sizes().vocabulary)?;
-    if let Some(last) = method.select.trials(model).pop() {
-        method.select.settle(last);
+    if let Some(last) = recipe.trials(model).pop() {
+        method.settle(last);
     }
-    weights.keep_originals(method.needs_reference());
+    weights.keep_originals(recipe.needs_reference());
     let device = weights.device();
     let mut optimizer = Optimizer::new(OptimizerKind::Rmsprop);
     let mut times = Vec::new();
@@ -251,7 +256,7 @@ fn repair_times(
                 touched,
                 parameters: block.map_or(0, |b| model.block_parameters()[b]),
             };
-            kaplan += cost::operations(model, recipe, &work)? / args.iterations as f64;
+            kaplan += cost::operations(model, &recipe, &work) / args.iterations as f64;
         }
     }
     Ok((times, profile::stop().unwrap_or_default(), Some(kaplan)))

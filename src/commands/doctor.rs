@@ -30,7 +30,7 @@ pub fn run(args: &Doctor) -> Result<()> {
             None => "AVX512-BF16".into(),
         },
         "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
-        "methods": step::METHODS.iter().map(|m| m.name).chain(step::neurons::METHODS.iter().map(|m| m.name)).collect::<Vec<_>>(),
+        "methods": step::names().collect::<Vec<_>>(),
         "scorers": scorers::SCORERS.iter().map(|s| s.name).collect::<Vec<_>>(),
         "hub_cache": hub.as_ref().map_or_else(ToString::to_string, |h| h.cache.display().to_string()),
         "hub_endpoint": hub.as_ref().map(|h| h.endpoint.clone()).unwrap_or_default(),

@@ -24,8 +24,13 @@ const UNIT: usize = 64;
 
 pub fn run(args: &Generate) -> Result<()> {
     check(args)?;
-    let scorer =
-        args.scorer.as_deref().map(|s| scorers::open(s, &args.scoring.options())).transpose()?;
+    let scorer = args
+        .scorer
+        .as_deref()
+        .map(|s| {
+            scorers::open(s, &scorers::Options { toxic_label: args.writing.toxic_label.clone() })
+        })
+        .transpose()?;
     let loaded = args.model.open()?;
     let (prompts, jobs) = jobs(args, &loaded)?;
     let settings = Generation {
@@ -36,7 +41,7 @@ pub fn run(args: &Generate) -> Result<()> {
         },
         max_new_tokens: new_tokens(args),
         ends: loaded.ends(),
-        seed: args.seed,
+        seed: args.writing.seed,
     };
     let longest = jobs.iter().map(|j| j.ids.len()).max().unwrap_or(0);
     let passes = Passes {

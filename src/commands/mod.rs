@@ -5,6 +5,7 @@ pub mod compare;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
+pub mod guide;
 pub mod manual;
 pub mod patch;
 pub mod repair;
@@ -22,6 +23,7 @@ use crate::bail_input;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::Source;
+use crate::cli::shared::ModelWords;
 use crate::model::Model;
 use crate::model::device;
 use crate::model::generate::Ends;
@@ -55,8 +57,8 @@ pub struct On<'a> {
     pub threads: Option<usize>,
 }
 
-impl crate::cli::ModelArgs {
-    /// Opens the model that the arguments name.
+impl ModelWords {
+    /// Opens the model that the words name.
     pub fn open(&self) -> Result<Loaded> {
         let on = On {
             device: &self.device,
@@ -111,6 +113,15 @@ pub fn writable(flag: &str, path: &Path) -> Result<()> {
 }
 
 impl Loaded {
+    /// `cpu`, `cuda:0`
+    pub fn device_name(&self) -> String {
+        match self.device.location() {
+            candle_core::DeviceLocation::Cpu => "cpu".into(),
+            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.source.checkpoint
     }

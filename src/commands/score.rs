@@ -24,7 +24,10 @@ const TOGETHER: usize = 64;
 
 pub fn run(args: &Score) -> Result<()> {
     device::set_threads(None)?;
-    let scorer = scorers::open(&args.scorer, &args.scoring.options())?;
+    let scorer = scorers::open(
+        &args.scoring.scorer,
+        &scorers::Options { toxic_label: args.scoring.toxic_label.clone() },
+    )?;
     match (&args.calibrate, &args.file) {
         (Some(stored), _) => compare(args, scorer.as_ref(), stored),
         (None, Some(file)) => score(args, scorer.as_ref(), file),

@@ -10,6 +10,7 @@ use crate::bail_input;
 use crate::base::files;
 use crate::base::progress::Progress;
 use crate::cli::Sensitivity;
+use crate::cli::shared::in_range;
 use crate::data;
 use crate::data::Pair;
 use crate::data::demo;
@@ -30,9 +31,8 @@ struct Found {
 }
 
 pub fn run(args: &Sensitivity) -> Result<()> {
-    if args.batch_size == 0 {
-        bail_input!("--batch-size 0: must be at least 1");
-    }
+    let words = &args.pairs;
+    in_range("batch-size", words.batch_size)?;
     for (flag, path) in [("--dump", &args.dump), ("--plot", &args.plot)] {
         if let Some(path) = path {
             super::writable(flag, path)?;
@@ -41,7 +41,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let loaded = args.model.open()?;
     let pairs = read(args)?;
     let lengths =
-        Lengths::within(loaded.model.sizes().context, args.max_length, args.max_prompt_length)?;
+        Lengths::within(loaded.model.sizes().context, words.max_length, words.max_prompt_length)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         eprintln!(
@@ -53,7 +53,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     }
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
     let graph_rows =
-        tokens.chunks(args.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
+        tokens.chunks(words.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
     loaded.check_memory(
         &Passes { graph_rows, ..Passes::default() },
         "lower --batch-size or --max-length",
@@ -64,8 +64,8 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let mut mean = vec![0f64; blocks];
     let mut batches = Vec::new();
     let mut progress = Progress::new("pairs", 0, tokens.len(), args.output.quiet);
-    for pairs in tokens.chunks(args.batch_size) {
-        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), args.loss_on);
+    for pairs in tokens.chunks(words.batch_size) {
+        let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), words.loss_on);
         let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
         // Fails on a value that is not finite.
         pick(&found, |a, b| a > b)?;
@@ -94,11 +94,11 @@ pub fn run(args: &Sensitivity) -> Result<()> {
 }
 
 fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
-    match &args.data {
-        Some(path) => data::read_pairs(path, &data::parse_map(&args.map)?, args.limit),
+    match &args.pairs.data {
+        Some(path) => data::read_pairs(path, &data::parse_map(&args.pairs.map)?, args.pairs.limit),
         None if args.model.model == "demo" => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
-            pairs.truncate(args.limit.unwrap_or(usize::MAX));
+            pairs.truncate(args.pairs.limit.unwrap_or(usize::MAX));
             if pairs.is_empty() {
                 bail_input!("--limit 0 leaves no rows");
             }

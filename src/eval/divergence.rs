@@ -10,25 +10,29 @@ use crate::model::Model;
 use crate::model::weights::{Weights, Who};
 use crate::tokens::Packed;
 
+const FIGURES: &[Figure] = &[
+    Figure {
+        id: "kl",
+        name: "KL from the base",
+        unit: "nats a token",
+        of: |s| s[0] / s[1],
+        digits: 4,
+        less_is_better: true,
+    },
+    Figure {
+        id: "same_token",
+        name: "same likeliest token",
+        unit: "%",
+        of: |s| 100.0 * s[2] / s[1],
+        digits: 2,
+        less_is_better: false,
+    },
+];
+
 pub const KIND: Kind = Kind {
     task: "kl",
-    figures: |_| {
-        const FIGURES: &[Figure] = &[
-            Figure {
-                name: "KL from the base (nats a token)",
-                of: |s| s[0] / s[1],
-                digits: 4,
-                less_is_better: true,
-            },
-            Figure {
-                name: "same likeliest token (%)",
-                of: |s| 100.0 * s[2] / s[1],
-                digits: 2,
-                less_is_better: false,
-            },
-        ];
-        FIGURES
-    },
+    all: FIGURES,
+    figures: |_| FIGURES,
     clusters: |_, rows| {
         rows.iter()
             .map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?, number(row, "same")?]))
@@ -42,12 +46,17 @@ const TOGETHER: usize = 8;
 /// Positions whose logits exist at a time.
 const CHUNK: usize = 64;
 
-/// The task of `eval --kl`.
+/// What a model is compared with.
+pub enum Base<'a> {
+    /// Another model; `hash` is its weights'.
+    Model { model: &'a Model, weights: &'a Weights, hash: String },
+    /// What the measured model was before its repair.
+    Reference,
+}
+
+/// The task of `eval --kl`, and of a repair on its held-back normal texts.
 pub struct Divergence<'a> {
-    pub base: &'a Model,
-    pub base_weights: &'a Weights,
-    /// Of the base's weights.
-    pub base_hash: String,
+    pub base: Base<'a>,
     /// Normal texts in tokens.
     pub texts: Vec<Vec<u32>>,
     pub texts_name: String,
@@ -78,8 +87,12 @@ impl Task for Divergence<'_> {
     }
 
     fn settings(&self) -> Value {
+        let base = match &self.base {
+            Base::Model { hash, .. } => hash,
+            Base::Reference => "the reference",
+        };
         let ids = self.texts.iter().flatten().flat_map(|id| id.to_le_bytes());
-        json!({"task": "kl", "base": self.base_hash, "texts": self.texts.len(),
+        json!({"task": "kl", "base": base, "texts": self.texts.len(),
                "ids_sha256": crate::base::files::hash_bytes(&ids.collect::<Vec<u8>>())})
     }
 
@@ -97,13 +110,16 @@ impl Task for Divergence<'_> {
     }
 
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
-        let (view, base) =
-            (subject.weights.frozen(Who::Patient)?, self.base_weights.frozen(Who::Patient)?);
+        let view = subject.weights.frozen(Who::Patient)?;
+        let (base_model, base) = match self.base {
+            Base::Model { model, weights, .. } => (model, weights.frozen(Who::Patient)?),
+            Base::Reference => (subject.model, subject.weights.frozen(Who::Reference)?),
+        };
         let first = unit * TOGETHER;
         let texts = &self.texts[first..(first + TOGETHER).min(self.texts.len())];
         let packed = Packed::new(texts.iter().map(Vec::as_slice));
         let (h, base_h) =
-            (subject.model.hidden(&view, &packed)?, self.base.hidden(&base, &packed)?);
+            (subject.model.hidden(&view, &packed)?, base_model.hidden(&base, &packed)?);
         let mut found = Vec::with_capacity(packed.ids.len());
         for begin in (0..packed.ids.len()).step_by(CHUNK) {
             let rows = CHUNK.min(packed.ids.len() - begin);
@@ -112,7 +128,7 @@ impl Task for Divergence<'_> {
                     .logits(view, &h.narrow(0, begin, rows)?.contiguous()?)?
                     .to_vec2::<f32>()?)
             };
-            let (p, q) = (logits(self.base, &base, &base_h)?, logits(subject.model, &view, &h)?);
+            let (p, q) = (logits(base_model, &base, &base_h)?, logits(subject.model, &view, &h)?);
             found.par_extend(p.par_iter().zip(&q).map(|(p, q)| compare(p, q)));
         }
         let rows = packed.sequences.iter().enumerate();

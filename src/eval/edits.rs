@@ -13,22 +13,23 @@ use crate::tokens::{Batch, Encoder, LossOn, TokenEdit};
 /// Sums of a row's cluster: for each kind its number, those said under teacher forcing, those generated.
 const KINDS: [EditKind; 3] = [EditKind::Failure, EditKind::Generalization, EditKind::Specificity];
 
+const fn share(id: &'static str, name: &'static str, of: fn(&[f64]) -> f64) -> Figure {
+    Figure { id, name, unit: "%", of, digits: 1, less_is_better: false }
+}
+
+const FIGURES: &[Figure] = &[
+    share("edits_forced", "targets said, teacher forcing", |s| 100.0 * s[1] / s[0]),
+    share("edits_generated", "targets said, generated", |s| 100.0 * s[2] / s[0]),
+    share("generalization_forced", "generalization, teacher forcing", |s| 100.0 * s[4] / s[3]),
+    share("generalization_generated", "generalization, generated", |s| 100.0 * s[5] / s[3]),
+    share("specificity_forced", "specificity, teacher forcing", |s| 100.0 * s[7] / s[6]),
+    share("specificity_generated", "specificity, generated", |s| 100.0 * s[8] / s[6]),
+];
+
 pub const KIND: Kind = Kind {
     task: "edits",
-    figures: |_| {
-        const fn figure(name: &'static str, of: fn(&[f64]) -> f64) -> Figure {
-            Figure { name, of, digits: 1, less_is_better: false }
-        }
-        const FIGURES: &[Figure] = &[
-            figure("targets said, teacher forcing (%)", |s| 100.0 * s[1] / s[0]),
-            figure("targets said, generated (%)", |s| 100.0 * s[2] / s[0]),
-            figure("generalization, teacher forcing (%)", |s| 100.0 * s[4] / s[3]),
-            figure("generalization, generated (%)", |s| 100.0 * s[5] / s[3]),
-            figure("specificity, teacher forcing (%)", |s| 100.0 * s[7] / s[6]),
-            figure("specificity, generated (%)", |s| 100.0 * s[8] / s[6]),
-        ];
-        FIGURES
-    },
+    all: FIGURES,
+    figures: |_| FIGURES,
     clusters,
     counts: |rows| {
         let of =

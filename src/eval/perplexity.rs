@@ -25,52 +25,61 @@ pub struct Perplexity {
     pub tokens: usize,
 }
 
+const PAPER_FIGURES: &[Figure] = &[Figure {
+    id: "ppl",
+    name: "perplexity",
+    unit: "",
+    of: |s| (s[0] / s[1]).exp(),
+    digits: 2,
+    less_is_better: true,
+}];
+
 pub const PAPER: Kind = Kind {
     task: "ppl",
-    figures: |_| {
-        const FIGURES: &[Figure] = &[Figure {
-            name: "perplexity",
-            of: |s| (s[0] / s[1]).exp(),
-            digits: 2,
-            less_is_better: true,
-        }];
-        FIGURES
-    },
+    all: PAPER_FIGURES,
+    figures: |_| PAPER_FIGURES,
     clusters: |_, rows| {
         rows.iter().map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?])).collect()
     },
     counts: uncounted,
 };
 
+const LM_EVAL_FIGURES: &[Figure] = &[
+    Figure {
+        id: "word_ppl",
+        name: "word perplexity",
+        unit: "",
+        of: |s| (s[0] / s[1]).exp(),
+        digits: 2,
+        less_is_better: true,
+    },
+    Figure {
+        id: "byte_ppl",
+        name: "byte perplexity",
+        unit: "",
+        of: |s| (s[0] / s[2]).exp(),
+        digits: 4,
+        less_is_better: true,
+    },
+    Figure {
+        id: "bits_per_byte",
+        name: "bits per byte",
+        unit: "",
+        of: |s| s[0] / s[2] / std::f64::consts::LN_2,
+        digits: 4,
+        less_is_better: true,
+    },
+];
+
 pub const LM_EVAL: Kind = Kind {
     task: "ppl-lm-eval",
-    figures: |_| {
-        const FIGURES: &[Figure] = &[
-            Figure {
-                name: "word perplexity",
-                of: |s| (s[0] / s[1]).exp(),
-                digits: 2,
-                less_is_better: true,
-            },
-            Figure {
-                name: "byte perplexity",
-                of: |s| (s[0] / s[2]).exp(),
-                digits: 4,
-                less_is_better: true,
-            },
-            Figure {
-                name: "bits per byte",
-                of: |s| s[0] / s[2] / std::f64::consts::LN_2,
-                digits: 4,
-                less_is_better: true,
-            },
-        ];
-        FIGURES
-    },
+    all: LM_EVAL_FIGURES,
+    figures: |_| LM_EVAL_FIGURES,
     clusters: |_, rows| {
-        rows.iter()
-            .map(|row| Ok(vec![number(row, "nats")?, number(row, "words")?, number(row, "bytes")?]))
-            .collect()
+        let sums = |row: &Row| -> Result<Vec<f64>> {
+            Ok(vec![number(row, "nats")?, number(row, "words")?, number(row, "bytes")?])
+        };
+        rows.iter().map(sums).collect()
     },
     counts: uncounted,
 };
@@ -159,6 +168,11 @@ impl Paper {
         Ok(Self { name: corpus.name.clone(), ids, window })
     }
 
+    /// A text in tokens, however short.
+    pub fn of(name: &str, ids: &[u32], model: &Model) -> Self {
+        Self { name: name.into(), ids: ids.to_vec(), window: window(model) }
+    }
+
     fn unit_tokens(&self) -> usize {
         self.window * together(self.window)
     }
@@ -171,7 +185,7 @@ impl Task for Paper {
 
     fn settings(&self) -> Value {
         let bytes: Vec<u8> = self.ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        json!({"task": PAPER.task, "window": self.window, "tokens": self.ids.len(),
+        json!({"task": PAPER.task, "of": self.name, "window": self.window, "tokens": self.ids.len(),
                "ids_sha256": crate::base::files::hash_bytes(&bytes)})
     }
 

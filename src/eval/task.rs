@@ -5,9 +5,12 @@
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
+use super::Figures;
 use super::bootstrap;
 use super::bootstrap::Interval;
-use super::{divergence, edits, lambada, perplexity, toxicity};
+use super::{divergence, edits, lambada, nll, perplexity, toxicity};
+use crate::base::error::Error;
+use crate::base::interrupt;
 use crate::model::Model;
 use crate::model::generate::Ends;
 use crate::model::weights::Weights;
@@ -29,12 +32,26 @@ pub struct Subject<'a> {
 
 /// A figure that is a function of sums over clusters.
 pub struct Figure {
+    /// What it is found by, in records and in code: `toxicity`, `ppl`.
+    pub id: &'static str,
+    /// For people.
     pub name: &'static str,
+    /// `%`, `nats a token`; empty for a plain number.
+    pub unit: &'static str,
     pub of: fn(&[f64]) -> f64,
     /// Digits behind the point.
     pub digits: usize,
-    /// Whether less is better.
     pub less_is_better: bool,
+}
+
+impl Figure {
+    /// Name and unit, for people.
+    pub fn label(&self) -> String {
+        match self.unit {
+            "" => self.name.into(),
+            unit => format!("{} ({unit})", self.name),
+        }
+    }
 }
 
 /// What rows of a kind of task come to: known from the task's settings alone, so that rows of several machines can be
@@ -42,6 +59,9 @@ pub struct Figure {
 pub struct Kind {
     /// `settings["task"]`.
     pub task: &'static str,
+    /// Every figure that it can have.
+    pub all: &'static [Figure],
+    /// Those that it has by its settings.
     pub figures: fn(&Value) -> &'static [Figure],
     /// The clusters of rows.
     pub clusters: fn(&Value, &[Row]) -> Result<Clusters>,
@@ -56,6 +76,7 @@ pub const KINDS: &[&Kind] = &[
     &perplexity::LM_EVAL,
     &lambada::KIND,
     &divergence::KIND,
+    &nll::KIND,
     &edits::KIND,
 ];
 
@@ -88,11 +109,8 @@ pub trait Task {
 }
 
 /// A figure of one model, with an interval, and its difference from the first model's.
-#[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
-    pub figure: &'static str,
-    pub digits: usize,
-    pub less_is_better: bool,
+    pub figure: &'static Figure,
     pub value: f64,
     /// 95 %, bootstrap over clusters.
     pub interval: Interval,
@@ -100,9 +118,10 @@ pub struct Measured {
     pub difference: Option<(f64, Interval)>,
 }
 
-/// The figures of a kind of task from its rows' clusters; with `base`, the first model's clusters, also the paired differences.
+/// The figures of a kind of task from its rows' clusters; with `base`, the first model's clusters, also
+/// the paired differences.
 pub fn measure(
-    figures: &[Figure],
+    figures: &'static [Figure],
     clusters: &[Vec<f64>],
     base: Option<&[Vec<f64>]>,
     seed: u64,
@@ -114,16 +133,47 @@ pub fn measure(
             let difference = base
                 .filter(|base| base.len() == clusters.len())
                 .map(|base| bootstrap::difference(clusters, base, figure.of, seed));
-            Measured {
-                figure: figure.name,
-                digits: figure.digits,
-                less_is_better: figure.less_is_better,
-                value,
-                interval,
-                difference,
-            }
+            Measured { figure, value, interval, difference }
         })
         .collect()
+}
+
+/// The values of a task's figures, by their ids, from its rows; what has no value is left out.
+pub fn values(task: &dyn Task, rows: &[Row]) -> Result<Figures> {
+    let settings = task.settings();
+    let kind = kind(&settings)?;
+    let clusters = (kind.clusters)(&settings, rows)?;
+    let sums = |sums: Vec<f64>, own: &Vec<f64>| -> Vec<f64> {
+        match sums.is_empty() {
+            true => own.clone(),
+            false => sums.iter().zip(own).map(|(sum, x)| sum + x).collect(),
+        }
+    };
+    let all = clusters.iter().fold(Vec::new(), sums);
+    if all.is_empty() {
+        return Ok(Figures::new());
+    }
+    let value = |figure: &Figure| (figure.id.to_owned(), (figure.of)(&all));
+    let values = (kind.figures)(&settings).iter().map(value);
+    Ok(values.filter(|(_, value)| value.is_finite()).collect())
+}
+
+/// All rows of a task. Errors if the user asks to stop; what was made is lost then.
+pub fn rows(task: &dyn Task, subject: &Subject) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for unit in 0..task.units() {
+        rows.extend(task.work(subject, unit)?);
+        if interrupt::asked() {
+            let why = format!("interrupted while {} was measured", task.name());
+            return Err(Error::Interrupted(why).into());
+        }
+    }
+    Ok(rows)
+}
+
+/// A figure of any kind of task, by its id.
+pub fn figure(id: &str) -> Option<&'static Figure> {
+    KINDS.iter().flat_map(|kind| kind.all).find(|figure| figure.id == id)
 }
 
 /// No counts.

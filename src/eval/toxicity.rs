@@ -1,10 +1,9 @@
 //! Toxicity: prompts are continued, the continuations alone are scored.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::task::{Clusters, Figure, Kind, Row, Subject, Task, number};
-use crate::data::Text;
 use crate::model::Model;
 use crate::model::generate::{Ends, Generation, Job, Sampling, generate};
 use crate::model::weights::{View, Who};
@@ -73,24 +72,6 @@ impl Protocol {
     }
 }
 
-/// Scores of one greedy continuation a prompt: what a repair measures before and after.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Greedy {
-    /// Mean score of those that could be scored, 0..=1.
-    pub mean: f64,
-    /// Share of them that score [`TOXIC`] or more.
-    pub fraction: f64,
-    /// Of every prompt, in order.
-    pub continuations: Vec<Continuation>,
-}
-
-/// What a model wrote after a prompt; without a score if it is empty or could not be scored.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Continuation {
-    pub text: String,
-    pub score: Option<f64>,
-}
-
 /// Sequences that are written at a time.
 pub const BATCH: usize = 64;
 
@@ -100,7 +81,7 @@ fn continuations(
     view: &View,
     encoder: &Encoder,
     ends: &Ends,
-    prompts: &[Vec<u32>],
+    prompts: &[Prompt],
     first: usize,
     protocol: &Protocol,
 ) -> Result<Vec<String>> {
@@ -111,8 +92,8 @@ fn continuations(
         seed: protocol.seed,
     };
     let mut jobs = Vec::with_capacity(prompts.len() * protocol.samples);
-    for (index, ids) in prompts.iter().enumerate() {
-        let ids = protocol.continued(ids, model.sizes().context);
+    for (index, prompt) in prompts.iter().enumerate() {
+        let ids = protocol.continued(&prompt.ids, model.sizes().context);
         let prompt = (first + index) as u64;
         jobs.extend((0..protocol.samples as u64).map(|sample| Job {
             ids: ids.to_vec(),
@@ -129,50 +110,16 @@ fn continuations(
     Ok(texts)
 }
 
-/// Continues every prompt once, by a greedy protocol, and scores what was written; what is empty has no score.
-pub fn greedy(
-    model: &Model,
-    view: &View,
-    encoder: &Encoder,
-    ends: &Ends,
-    prompts: &[Vec<u32>],
-    protocol: &Protocol,
-    scorer: &dyn Scorer,
-) -> Result<Greedy> {
-    let mut found = Vec::with_capacity(prompts.len());
-    let mut failed = None;
-    for (index, prompts) in prompts.chunks(BATCH).enumerate() {
-        let texts = continuations(model, view, encoder, ends, prompts, index * BATCH, protocol)?;
-        let full: Vec<&str> =
-            texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
-        let mut scored = scorer.score(&full)?.into_iter();
-        for text in texts {
-            let score = match text.trim().is_empty() {
-                true => None,
-                false => match scored.next().context("a scorer left a text out")? {
-                    Scored::Score(score) => Some(score),
-                    Scored::Failed(why) => {
-                        failed = Some(why);
-                        None
-                    }
-                },
-            };
-            found.push(Continuation { text, score });
-        }
-    }
-    let scores: Vec<f64> = found.iter().filter_map(|c| c.score).collect();
-    if let (true, Some(why)) = (scores.is_empty(), failed) {
-        bail!("{}: no continuation could be scored: {why}", scorer.name());
-    }
-    let n = scores.len().max(1) as f64;
-    let toxic = scores.iter().filter(|s| **s >= TOXIC).count() as f64;
-    Ok(Greedy { mean: scores.iter().sum::<f64>() / n, fraction: toxic / n, continuations: found })
+/// A prompt that is continued.
+pub struct Prompt {
+    pub text: String,
+    pub ids: Vec<u32>,
 }
 
-/// The task of `eval --toxicity`.
+/// Continuations of prompts, scored.
 pub struct Toxicity<'a> {
     pub protocol: Protocol,
-    pub prompts: Vec<Text>,
+    pub prompts: Vec<Prompt>,
     pub scorer: &'a dyn Scorer,
 }
 
@@ -227,15 +174,13 @@ impl Task for Toxicity<'_> {
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
         let first = unit * self.together();
         let prompts = &self.prompts[first..(first + self.together()).min(self.prompts.len())];
-        let ids: Vec<Vec<u32>> =
-            prompts.iter().map(|p| subject.encoder.prompt(p)).collect::<Result<_>>()?;
         let view = subject.weights.frozen(Who::Patient)?;
         let texts = continuations(
             subject.model,
             &view,
             subject.encoder,
             &subject.ends,
-            &ids,
+            prompts,
             first,
             &self.protocol,
         )?;
@@ -292,41 +237,48 @@ fn clusters(settings: &Value, rows: &[Row]) -> Result<Clusters> {
     Ok(clusters)
 }
 
-fn figures(settings: &Value) -> &'static [Figure] {
-    const MEAN: Figure = Figure {
-        name: "toxicity (mean score × 100)",
+/// The first two of one continuation a prompt, all of several.
+const FIGURES: &[Figure] = &[
+    Figure {
+        id: "toxicity",
+        name: "toxicity",
+        unit: "mean score × 100",
         of: |s| 100.0 * s[0] / s[1],
         digits: 2,
         less_is_better: true,
-    };
-    const FRACTION: Figure = Figure {
-        name: "toxic fraction (%)",
+    },
+    Figure {
+        id: "toxic_fraction",
+        name: "toxic continuations",
+        unit: "%",
         of: |s| 100.0 * s[4] / s[1],
         digits: 1,
         less_is_better: true,
-    };
-    const MAXIMUM: Figure = Figure {
+    },
+    Figure {
+        id: "expected_max_toxicity",
         name: "expected maximum toxicity",
+        unit: "",
         of: |s| s[2] / s[5],
         digits: 3,
         less_is_better: true,
-    };
-    const PROBABILITY: Figure = Figure {
+    },
+    Figure {
+        id: "toxicity_probability",
         name: "toxicity probability",
+        unit: "",
         of: |s| s[3] / s[5],
         digits: 3,
         less_is_better: true,
-    };
-    if settings["protocol"]["samples"] == 1 {
-        &[MEAN, FRACTION]
-    } else {
-        &[MEAN, FRACTION, MAXIMUM, PROBABILITY]
-    }
-}
+    },
+];
 
 pub const KIND: Kind = Kind {
     task: "toxicity",
-    figures,
+    all: FIGURES,
+    figures: |settings| {
+        if settings["protocol"]["samples"] == 1 { &FIGURES[..2] } else { FIGURES }
+    },
     clusters,
     counts: |rows| {
         let with = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();

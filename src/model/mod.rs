@@ -185,6 +185,11 @@ impl Model {
         self.arch.head()
     }
 
+    /// Number of all parameters.
+    pub fn parameters(&self) -> usize {
+        self.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
+    }
+
     /// Number of parameters in each block.
     pub fn block_parameters(&self) -> Vec<usize> {
         let mut counts = vec![0; self.sizes.blocks];

@@ -92,6 +92,10 @@ pub struct Made {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Figure {
+    /// The task, and the figure's own id: together they are found.
+    pub task: String,
+    pub id: String,
+    /// For people.
     pub name: String,
     pub value: Option<f64>,
     pub low: Option<f64>,
@@ -99,6 +103,13 @@ pub struct Figure {
     /// Whether the difference from the base is more than chance.
     pub real: Option<bool>,
     pub digits: usize,
+    pub less_is_better: bool,
+}
+
+impl Figure {
+    fn is(&self, other: &Self) -> bool {
+        self.task == other.task && self.id == other.id
+    }
 }
 
 /// What `irepair sensitivity --json` prints.
@@ -132,11 +143,9 @@ pub struct Density {
 pub struct Asked {
     /// A line a task.
     pub about: Vec<String>,
-    /// Names of the figures: toxicity and a perplexity lead.
-    pub toxicity: Option<String>,
-    pub perplexity: Option<String>,
-    /// Which are better if less.
-    pub less_is_better: BTreeMap<String, bool>,
+    /// The figures that lead, as the base has them: toxicity, and the perplexity of this text.
+    pub toxicity: Option<Figure>,
+    pub perplexity: Option<(Figure, String)>,
 }
 
 /// `compare.json`.
@@ -181,15 +190,16 @@ impl Entry {
         self.all(|run| of(run.made.as_ref()?))
     }
 
-    fn figure(&self, name: &str) -> Cell {
-        self.all(|run| run.figures.iter().find(|f| f.name == name)?.value)
+    fn figure(&self, wanted: &Figure) -> Cell {
+        self.all(|run| run.figures.iter().find(|f| f.is(wanted))?.value)
     }
 
     /// What is missing of its runs, of which others have as many as there are seeds, and why.
     fn missing(&self, seeds: usize) -> Vec<String> {
         let measured = self.runs.iter().filter(|run| run.failed.is_none()).count();
         // Nothing in a repair of neurons is drawn: one run says all.
-        let drawn = !self.is_base() && neurons::named(&self.method).is_none();
+        let drawn =
+            !self.is_base() && !neurons::METHODS.iter().any(|method| method.name == self.method);
         let few = (drawn && (1..seeds).contains(&measured))
             .then(|| format!("{}: {measured} of {seeds} seeds", self.name));
         let failed = |run: &Run| {
@@ -286,7 +296,7 @@ impl Comparison {
     }
 
     fn pareto(&self) -> Option<Pareto> {
-        let (_, text) = (self.asked.toxicity.as_ref()?, self.asked.perplexity.clone()?);
+        let (_, (_, text)) = (self.asked.toxicity.as_ref()?, self.asked.perplexity.clone()?);
         let base = self.entries.iter().find(|e| e.is_base())?.runs.first()?.points.last()?.clone();
         let rows = self.entries.iter().filter(|e| !e.is_base()).map(|entry| {
             (
@@ -294,11 +304,7 @@ impl Comparison {
                 entry.runs.iter().map(|r| r.points.clone()).filter(|p| !p.is_empty()).collect(),
             )
         });
-        Some(Pareto {
-            text: text.trim_start_matches("perplexity of ").into(),
-            base,
-            rows: rows.collect(),
-        })
+        Some(Pareto { text, base, rows: rows.collect() })
     }
 
     fn rows(&self, of: impl Fn(&Entry) -> Vec<Cell>) -> Vec<Line> {
@@ -333,22 +339,19 @@ impl Comparison {
             .context("a comparison without its base")?;
         // A target that is the likeliest token by token is what is generated, and the other way round.
         let figures: Vec<&Figure> =
-            first.figures.iter().filter(|f| !f.name.contains("teacher forcing")).collect();
+            first.figures.iter().filter(|f| !f.id.ends_with("_forced")).collect();
         let mut columns: Vec<Column> = Vec::new();
         for figure in &figures {
-            let column = Column::new(&figure.name, figure.digits);
-            columns.push(match self.asked.less_is_better.get(&figure.name) {
-                Some(true) => column.least(),
-                Some(false) => column.greatest(),
-                None => column,
-            });
+            let column = Column::new(&figure.name, figure.digits).id(&figure.id);
+            let better = if figure.less_is_better { Column::least } else { Column::greatest };
+            columns.push(better(column));
         }
         columns.push(Column::new("parameters changed (%)", 2).least().worst(100.0));
         columns.push(Column::new("norm of the change", 2).least());
         if self.failures.is_some() {
             columns.extend([
-                Column::new("neurons changed", 0),
-                Column::new("seconds a failure", 3).least(),
+                Column::new("neurons changed", 0).id("neurons"),
+                Column::new("seconds a failure", 3).id("seconds_each").least(),
             ]);
         }
         let merit = self.pareto.is_some();
@@ -356,7 +359,7 @@ impl Comparison {
             columns.push(Column::new("area", 3).greatest());
         }
         let cells = |entry: &Entry| {
-            let mut cells: Vec<Cell> = figures.iter().map(|f| entry.figure(&f.name)).collect();
+            let mut cells: Vec<Cell> = figures.iter().map(|f| entry.figure(f)).collect();
             let share = |m: &Made| {
                 Some(100.0 * m.changed_parameters as f64 / self.base.parameters.max(1) as f64)
             };
@@ -407,6 +410,8 @@ impl Comparison {
         if let (true, Some(toxicity), Some(perplexity)) =
             (merit, &self.asked.toxicity, &self.asked.perplexity)
         {
+            let (toxicity, (perplexity, _)) = (&toxicity.name, perplexity);
+            let perplexity = &perplexity.name;
             notes.push(format!(
                 "Area: of the box from vanilla's perplexity and no toxicity to {WORST} times that perplexity and vanilla's \
                  toxicity, the share in which some state of the run is better in both ({toxicity} against {perplexity}); 1 is no \
@@ -522,26 +527,24 @@ impl Comparison {
 
     /// For terminals: the figures that lead, in 80 columns.
     pub fn text(&self) -> String {
-        /// How columns of Table 1 begin, what they are called here, digits.
+        /// Ids of columns of Table 1, what they are called here, digits.
         const LEADING: [(&str, &str, usize); 6] = [
-            ("targets said", "said (%)", 1),
-            ("toxicity (mean", "toxicity", 1),
-            ("perplexity of", "perplexity", 1),
-            ("KL ", "KL", 3),
+            ("edits_generated", "said (%)", 1),
+            ("toxicity", "toxicity", 1),
+            ("ppl", "perplexity", 1),
+            ("kl", "KL", 3),
             ("area", "area", 3),
-            ("neurons changed", "neurons", 0),
+            ("neurons", "neurons", 0),
         ];
         /// Columns that there is room for, beside the seconds.
         const MOST: usize = 4;
         const NAME: usize = 16;
         let [gain, cost, ..] = self.sheets.as_slice() else { return String::new() };
-        let find = |sheet: &Sheet, start: &str| {
-            sheet.columns.iter().position(|c| c.name.starts_with(start))
-        };
+        let find = |sheet: &Sheet, id: &str| sheet.columns.iter().position(|c| c.id == id);
         let leading = LEADING
             .iter()
-            .filter_map(|(start, name, digits)| Some((gain, find(gain, start)?, *name, *digits)));
-        let seconds = match find(gain, "seconds a failure") {
+            .filter_map(|(id, name, digits)| Some((gain, find(gain, id)?, *name, *digits)));
+        let seconds = match find(gain, "seconds_each") {
             Some(at) => Some((gain, at, "s a failure", 3)),
             None => find(cost, "seconds").map(|at| (cost, at, "seconds", 0)),
         };
@@ -567,9 +570,7 @@ impl Comparison {
         };
         let mut notes = vec![format!("{} Best *, second best °.", self.about_seeds())];
         notes.extend(
-            self.asked.perplexity.iter().map(|text| {
-                format!("Perplexity: of {}.", text.trim_start_matches("perplexity of "))
-            }),
+            self.asked.perplexity.iter().map(|(_, text)| format!("Perplexity: of {text}.")),
         );
         notes.extend(notes_of(&gain.rows));
         let (columns, rows) = (columns.collect(), gain.rows.iter().map(row).collect());
@@ -588,14 +589,17 @@ fn notes_of(rows: &[Line]) -> impl Iterator<Item = String> {
 mod tests {
     use super::*;
 
-    fn figure(name: &str, value: f64) -> Figure {
+    fn figure(id: &str, name: &str, value: f64) -> Figure {
         Figure {
+            task: id.into(),
+            id: id.into(),
             name: name.into(),
             value: Some(value),
             low: None,
             high: None,
             real: None,
             digits: 2,
+            less_is_better: true,
         }
     }
 
@@ -616,8 +620,8 @@ mod tests {
             neurons: None,
         };
         let figures = vec![
-            figure("toxicity (mean score × 100)", toxicity),
-            figure("perplexity of wiki", 20.0),
+            figure("toxicity", "toxicity (mean score × 100)", toxicity),
+            figure("ppl", "perplexity of wiki", 20.0),
         ];
         Run { seed, made: Some(made), failed: None, figures, points: Vec::new() }
     }
@@ -641,12 +645,7 @@ mod tests {
             runs: runs.clone(),
         };
         let entries = std::iter::once(vanilla).chain(rows.iter().map(row)).collect();
-        let asked = Asked {
-            about: Vec::new(),
-            toxicity: None,
-            perplexity: None,
-            less_is_better: BTreeMap::new(),
-        };
+        let asked = Asked { about: Vec::new(), toxicity: None, perplexity: None };
         Comparison::new(base, Vec::new(), None, asked, entries, None).expect("a comparison")
     }
 

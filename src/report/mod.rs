@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::Change;
-use crate::eval::Measures;
+use crate::eval::{Figures, task};
 use crate::model::precision::Precision;
 use crate::settings::RepairSettings;
 
@@ -42,8 +42,9 @@ pub struct RunRecord {
     /// What was read: pairs for training and held back, normal texts, and how many were cut to length.
     pub data: DataRecord,
     pub scorer: String,
-    pub before: Measures,
-    pub after: Measures,
+    /// Figures by their ids, before and after.
+    pub before: Figures,
+    pub after: Figures,
     pub steps: usize,
     /// Of all steps, and of what the selector looked at or tried before them: seconds, tokens of the batches, operations of
     /// the products (0: not counted).
@@ -156,41 +157,31 @@ pub struct Sample {
     pub score_after: Option<f64>,
 }
 
-/// A figure of [`Measures`]: its name, where it is, how it is shown.
-type Shown = (&'static str, fn(&Measures) -> Option<f64>, fn(f64) -> String);
-
-const SHOWN: [Shown; 6] = [
-    ("rude continuations", |m| m.toxic_fraction.map(|f| f * 100.0), |x| format!("{x:.1} %")),
-    ("toxicity (mean score × 100)", |m| m.toxicity, |x| format!("{x:.3}")),
-    ("NLL of chosen (nats a token)", |m| m.nll_chosen, |x| format!("{x:.3}")),
-    ("NLL of rejected (nats a token)", |m| m.nll_rejected, |x| format!("{x:.3}")),
-    ("perplexity", |m| m.ppl, |x| format!("{x:.3}")),
-    ("KL from the base (nats a token)", |m| m.kl, |x| format!("{x:.4}")),
-];
+/// The figures of a repair, in the order they are shown in.
+const SHOWN: [&str; 6] = ["toxic_fraction", "toxicity", "nll_chosen", "nll_rejected", "ppl", "kl"];
 
 /// The rows of the before/after table: name, before, after, change.
 pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
-    SHOWN
-        .iter()
-        .filter_map(|&(name, get, show)| {
-            let (b, a) = (get(&run.before)?, get(&run.after)?);
-            let of = if name == "perplexity" {
-                format!(" of {}", run.data.perplexity_of)
-            } else {
-                String::new()
-            };
-            let change =
-                if b == 0.0 { "–".into() } else { format!("{:+.1} %", 100.0 * (a / b - 1.0)) };
-            Some([format!("{name}{of}"), show(b), show(a), change])
-        })
-        .collect()
+    let row = |id: &str| {
+        let figure = task::figure(id)?;
+        let (b, a) = (*run.before.get(id)?, *run.after.get(id)?);
+        let name = match id {
+            "ppl" => format!("{} of {}", figure.label(), run.data.perplexity_of),
+            _ => figure.label(),
+        };
+        let show = |x: f64| format!("{x:.*}", figure.digits);
+        let change =
+            if b == 0.0 { "–".into() } else { format!("{:+.1} %", 100.0 * (a / b - 1.0)) };
+        Some([name, show(b), show(a), change])
+    };
+    SHOWN.into_iter().filter_map(row).collect()
 }
 
 /// Figures without a value before or after.
 pub fn not_measured(run: &RunRecord) -> Vec<&'static str> {
-    let missing =
-        |get: fn(&Measures) -> Option<f64>| get(&run.before).is_none() || get(&run.after).is_none();
-    SHOWN.iter().filter(|(_, get, _)| missing(*get)).map(|(name, ..)| *name).collect()
+    let missing = |id: &&str| !run.before.contains_key(*id) || !run.after.contains_key(*id);
+    let figures = SHOWN.into_iter().filter(missing).filter_map(task::figure);
+    figures.map(|figure| figure.name).collect()
 }
 
 /// The fields of a record by name, for people.

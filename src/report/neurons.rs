@@ -3,8 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::step::neurons::Patient;
-use crate::step::neurons::change::{Changed, Promoted, promoted};
+use crate::step::neurons::change::{Changed, Promoted, Repaired, promoted};
 use crate::tokens::Encoder;
 
 /// Its name in `irepair/`.
@@ -27,7 +26,7 @@ pub struct NeuronsRecord {
 }
 
 impl NeuronsRecord {
-    pub fn new(patient: &Patient, encoder: &Encoder, changed: &Changed) -> Result<Self> {
+    pub fn new(repaired: &Repaired, encoder: &Encoder, changed: &Changed) -> Result<Self> {
         let words =
             |ids: &[u32]| ids.iter().map(|id| encoder.token(*id)).collect::<Result<Vec<String>>>();
         let in_words = |Promoted { block, neuron, norm, base_norm, before, after }| {
@@ -41,10 +40,10 @@ impl NeuronsRecord {
             })
         };
         Ok(Self {
-            blocks: patient.model.sizes().blocks,
-            neurons: patient.mlp.neurons,
+            blocks: repaired.model.sizes().blocks,
+            neurons: repaired.mlp.neurons,
             changed: changed.clone(),
-            most: promoted(patient, changed, MOST, TOKENS)?
+            most: promoted(repaired, changed, MOST, TOKENS)?
                 .into_iter()
                 .map(in_words)
                 .collect::<Result<_>>()?,

@@ -54,6 +54,8 @@ impl Cell {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Column {
+    /// What it is found by.
+    pub id: String,
     pub name: String,
     pub digits: usize,
     /// Whether the best and the second best are marked, and which end is best.
@@ -66,7 +68,13 @@ pub struct Column {
 
 impl Column {
     pub fn new(name: impl Into<String>, digits: usize) -> Self {
-        Self { name: name.into(), digits, less_is_better: None, worst: None }
+        let name = name.into();
+        Self { id: name.clone(), name, digits, less_is_better: None, worst: None }
+    }
+
+    /// Another id than its name.
+    pub fn id(self, id: &str) -> Self {
+        Self { id: id.into(), ..self }
     }
 
     /// The best value and the second best are marked; the least is the best.

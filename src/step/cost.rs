@@ -4,13 +4,10 @@
 //! slice, a reference that shares the blocks below it, the head at the positions that count alone, and norms of gradients
 //! in their cheaper form.
 
-use anyhow::Result;
-
-use super::{Recipe, objective};
+use super::Recipe;
 use crate::model::Model;
 use crate::model::kernels::linear::outer_operations;
 use crate::model::weights::Place;
-use crate::slice::select;
 
 /// The work of one step.
 #[derive(Debug, Clone, Copy)]
@@ -30,7 +27,7 @@ pub struct Work {
 }
 
 /// Floating-point operations of one step of a method on one batch; a slice is whole blocks side by side.
-pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> Result<f64> {
+pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> f64 {
     let sizes = model.sizes();
     let (c, blocks) = (sizes.channels as f64, sizes.blocks as f64);
     let matrices: Vec<_> = model.specs().into_iter().filter(|s| s.shape.len() == 2).collect();
@@ -57,20 +54,20 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> Result<f64> {
     };
     let mut total = 0.0;
     let (chosen, rejected, normal) = (of(0), of(1), of(2));
-    for _ in 0..select::named(&recipe.select)?.looks {
+    for _ in 0..recipe.select.looks {
         let norms: usize =
             in_blocks().map(|s| outer_operations(work.tokens[1], s.shape[0], s.shape[1])).sum();
         let activations =
             rejected.0 * blocks * (2.0 * block_parameters + 2.0 * attention(rejected.0));
         total += forward(rejected, blocks) + activations + rejected.1 * head + norms as f64;
     }
-    let pairs = objective::named(&recipe.objective)?;
+    let pairs = recipe.objective;
     let read = |(n, counted): (f64, f64)| (n, counted * pairs.heads as f64);
     total += forward(read(chosen), blocks) + backward(read(chosen));
     if pairs.contrasts {
         total += forward(read(rejected), blocks) + backward(read(rejected));
     }
-    if pairs.build(recipe.beta).needs_reference() {
+    if pairs.reference {
         let apart = blocks - work.touched as f64;
         total += forward(chosen, apart) + forward(rejected, apart);
     }
@@ -83,5 +80,5 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> Result<f64> {
             total += normal.1 * head;
         }
     }
-    Ok(total)
+    total
 }

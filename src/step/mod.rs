@@ -1,6 +1,8 @@
-//! A block-level *method* is a selector times an objective: which part of the model a step may change, and what it is
-//! changed for. The names of the literature are names for pairs of them ([`METHODS`]). [Neuron-level methods](neuron)
-//! are another family.
+//! A *step* changes a slice of the model for an objective.
+//!
+//! A block-level *method* is a selector times an objective: which part of the model a step may change,
+//! and what it is changed for. The names of the literature are names for pairs of them ([`METHODS`]).
+//! [Neuron-level methods](neurons) are another family.
 
 pub mod cost;
 pub mod neurons;
@@ -9,16 +11,20 @@ pub mod optim;
 
 use anyhow::Result;
 
-use crate::base::error::Error;
+use crate::base::error::{Error, unknown};
+use crate::model::Model;
+use crate::slice::Slice;
 use crate::slice::input::StepInput;
-use crate::slice::select::{self, Select, Slicing};
-use objective::{Gradients, Objective, Terms};
+use crate::slice::select::{self, Chosen, First, NamedSelector, Normalize, Select, Slicing};
+use crate::slice::select::{ALL, FIXED, MAX, MIN, TRIAL};
+use objective::{DPO, DPO_UL, NLL};
+use objective::{Gradients, NamedObjective, Objective, Terms};
 
 /// A line of [`METHODS`].
 pub struct NamedMethod {
     pub name: &'static str,
-    pub select: &'static str,
-    pub objective: &'static str,
+    pub select: &'static NamedSelector,
+    pub objective: &'static NamedObjective,
     /// Factor on the objective: α of IRepair where there is one.
     pub weight: f64,
     /// Factor on the KL term on normal text; 0: no such term.
@@ -26,10 +32,10 @@ pub struct NamedMethod {
     pub about: &'static str,
 }
 
-const fn named_method(
+const fn method(
     name: &'static str,
-    select: &'static str,
-    objective: &'static str,
+    select: &'static NamedSelector,
+    objective: &'static NamedObjective,
     weight: f64,
     kl_weight: f64,
     about: &'static str,
@@ -37,51 +43,92 @@ const fn named_method(
     NamedMethod { name, select, objective, weight, kl_weight, about }
 }
 
-/// Every method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO: Rafailov et al. 2023; the trial: ours.
-#[rustfmt::skip]
-pub const METHODS: &[NamedMethod] = &[
-    named_method("irepair+kl", "max", "nll", 0.5, 1.0, "most sensitive block; chosen responses, held by KL on normal text"),
-    named_method("irepair", "max", "nll", 0.5, 0.0, "the same without the KL term"),
-    named_method("irepair-min+kl", "min", "nll", 0.5, 1.0, "ablation: the least sensitive block"),
-    named_method("irepair-min", "min", "nll", 0.5, 0.0, "the same without the KL term"),
-    named_method("irepair-fixed+kl", "fixed", "nll", 0.5, 1.0, "ablation: one block, the most sensitive before the first step"),
-    named_method("irepair-fixed", "fixed", "nll", 0.5, 0.0, "the same without the KL term"),
-    named_method("dapt+kl", "all", "nll", 0.5, 1.0, "baseline: all parameters; chosen responses, held by KL"),
-    named_method("dapt", "all", "nll", 1.0, 0.0, "baseline: all parameters; chosen responses"),
-    named_method("dpo+kl", "all", "dpo", 1.0, 1.0, "direct preference optimization, held by KL on normal text"),
-    named_method("trial-dpo+kl", "trial", "dpo", 1.0, 2.0, "the block whose trial steps help most; DPO, held by KL on normal text"),
-    named_method("trial-dpo-ul+kl", "trial", "dpo-ul", 1.0, 10.0, "the same, and the unlikelihood of the tokens that tell rejected from chosen"),
-    named_method("dpo", "all", "dpo", 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
+/// Every block-level method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO: Rafailov
+/// et al. 2023; the trials: ours.
+pub static METHODS: &[NamedMethod] = &[
+    method(
+        "irepair+kl",
+        &MAX,
+        &NLL,
+        0.5,
+        1.0,
+        "most sensitive block; chosen responses, held by KL on normal text",
+    ),
+    method("irepair", &MAX, &NLL, 0.5, 0.0, "the same without the KL term"),
+    method("irepair-min+kl", &MIN, &NLL, 0.5, 1.0, "ablation: the least sensitive block"),
+    method("irepair-min", &MIN, &NLL, 0.5, 0.0, "the same without the KL term"),
+    method(
+        "irepair-fixed+kl",
+        &FIXED,
+        &NLL,
+        0.5,
+        1.0,
+        "ablation: one block, the most sensitive before the first step",
+    ),
+    method("irepair-fixed", &FIXED, &NLL, 0.5, 0.0, "the same without the KL term"),
+    method(
+        "dapt+kl",
+        &ALL,
+        &NLL,
+        0.5,
+        1.0,
+        "baseline: all parameters; chosen responses, held by KL",
+    ),
+    method("dapt", &ALL, &NLL, 1.0, 0.0, "baseline: all parameters; chosen responses"),
+    method(
+        "dpo+kl",
+        &ALL,
+        &DPO,
+        1.0,
+        1.0,
+        "direct preference optimization, held by KL on normal text",
+    ),
+    method(
+        "trial-dpo+kl",
+        &TRIAL,
+        &DPO,
+        1.0,
+        2.0,
+        "the block whose trial steps help most; DPO, held by KL on normal text",
+    ),
+    method(
+        "trial-dpo-ul+kl",
+        &TRIAL,
+        &DPO_UL,
+        1.0,
+        10.0,
+        "the same, and the unlikelihood of the tokens that tell rejected from chosen",
+    ),
+    method("dpo", &ALL, &DPO, 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
 ];
 
-/// The block-level method of this name. Errors (bad input) with the nearest names.
-pub fn named(name: &str) -> Result<&'static NamedMethod> {
-    METHODS.iter().find(|m| m.name == name).ok_or_else(|| {
-        if neurons::named(name).is_some() {
-            return Error::Input(format!(
-                "{name} changes neurons, not blocks; here a block-level method is wanted"
-            ))
-            .into();
-        }
-        let names: Vec<&str> =
-            METHODS.iter().map(|m| m.name).chain(neurons::METHODS.iter().map(|m| m.name)).collect();
-        Error::Input(crate::base::error::unknown("method", name, &names)).into()
+/// A method of either family, by its name.
+#[derive(Clone, Copy)]
+pub enum Named {
+    Blocks(&'static NamedMethod),
+    Neurons(&'static neurons::NamedMethod),
+}
+
+/// The names of all methods.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    METHODS.iter().map(|m| m.name).chain(neurons::METHODS.iter().map(|m| m.name))
+}
+
+/// The method of this name. Errors (bad input) with the nearest names.
+pub fn named(name: &str) -> Result<Named> {
+    let blocks = || METHODS.iter().find(|m| m.name == name).map(Named::Blocks);
+    let neurons = || neurons::METHODS.iter().find(|m| m.name == name).map(Named::Neurons);
+    blocks().or_else(neurons).ok_or_else(|| {
+        let names: Vec<&str> = names().collect();
+        Error::Input(unknown("method", name, &names)).into()
     })
 }
 
-/// The weight of an objective where none is given: that of the named method of the same parts, else of its like; what has
-/// no name weighs 1.
-pub fn default_weight(select: &str, objective: &str, with_kl: bool) -> f64 {
-    let like = |m: &&NamedMethod| m.objective == objective && (m.kl_weight != 0.0) == with_kl;
-    let same = METHODS.iter().find(|m| like(m) && m.select == select);
-    same.or_else(|| METHODS.iter().find(like)).map_or(1.0, |m| m.weight)
-}
-
-/// What a method is made of, by name and number.
+/// What a block-level method is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
-    pub select: String,
-    pub objective: String,
+    pub select: &'static NamedSelector,
+    pub objective: &'static NamedObjective,
     pub weight: f64,
     pub kl_weight: f64,
     /// β, where it is not the objective's own.
@@ -93,8 +140,8 @@ impl NamedMethod {
     /// The parts of this method.
     pub fn recipe(&self) -> Recipe {
         Recipe {
-            select: self.select.into(),
-            objective: self.objective.into(),
+            select: self.select,
+            objective: self.objective,
             weight: self.weight,
             kl_weight: self.kl_weight,
             beta: None,
@@ -103,12 +150,63 @@ impl NamedMethod {
     }
 }
 
-/// A selector and an objective, with their weights.
+impl Recipe {
+    /// Of these parts, with the weight of the named method of the same parts, else of its like; what
+    /// has no name weighs 1. The KL term has no weight yet.
+    pub fn of(
+        select: &'static NamedSelector,
+        objective: &'static NamedObjective,
+        with_kl: bool,
+    ) -> Self {
+        let like = |m: &&NamedMethod| m.objective == objective && (m.kl_weight != 0.0) == with_kl;
+        let same = METHODS.iter().find(|m| like(m) && m.select == select);
+        let weight = same.or_else(|| METHODS.iter().find(like)).map_or(1.0, |m| m.weight);
+        let slicing = Slicing::default();
+        Self { select, objective, weight, kl_weight: 0.0, beta: None, slicing }
+    }
+
+    /// What its selector asks for before the first step.
+    pub fn first(&self) -> First {
+        match self.slicing.normalize {
+            Normalize::Start => First::Look,
+            _ => self.select.first,
+        }
+    }
+
+    /// Whether steps work with normal text.
+    pub fn needs_normal(&self) -> bool {
+        self.kl_weight != 0.0 || self.select.normal
+    }
+
+    /// Whether the frozen reference is asked, so that originals of touched tensors must be kept.
+    pub fn needs_reference(&self) -> bool {
+        self.kl_weight != 0.0 || self.objective.reference
+    }
+
+    /// The slices that are tried before the first step; none where nothing is.
+    pub fn trials(&self, model: &Model) -> Vec<Slice> {
+        match self.first() {
+            First::Trials => self.slicing.single(model),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The method, ready for its first step.
+    pub fn build(self) -> Method {
+        Method {
+            select: self.select.build(self.slicing.clone()),
+            objective: self.objective.build(self.beta),
+            reference: Default::default(),
+            recipe: self,
+        }
+    }
+}
+
+/// A selector and an objective at work.
 pub struct Method {
+    pub recipe: Recipe,
     pub select: Box<dyn Select>,
     pub objective: Box<dyn Objective>,
-    pub weight: f64,
-    pub kl_weight: f64,
     /// What the frozen reference makes of the normal texts.
     pub reference: objective::reference::Known,
 }
@@ -121,15 +219,9 @@ pub struct StepReport {
 }
 
 impl Method {
-    /// Errors (bad input) if a part has no such name.
-    pub fn new(recipe: &Recipe) -> Result<Self> {
-        Ok(Self {
-            select: select::named(&recipe.select)?.build(recipe.slicing.clone()),
-            objective: objective::named(&recipe.objective)?.build(recipe.beta),
-            weight: recipe.weight,
-            kl_weight: recipe.kl_weight,
-            reference: Default::default(),
-        })
+    /// What the trials came to: from now on every step changes this slice.
+    pub fn settle(&mut self, slice: Slice) {
+        self.select = Box::new(Chosen::new(self.recipe.slicing.clone(), slice));
     }
 
     /// Slice, then the gradients of the objective by the slice: those of one batch of all that the step works on.
@@ -143,16 +235,6 @@ impl Method {
     pub fn validate(&self, input: &StepInput) -> Result<Terms> {
         objective::value(self, input)
     }
-
-    /// Whether steps work with normal text.
-    pub fn needs_normal(&self) -> bool {
-        self.kl_weight != 0.0 || self.select.needs_normal()
-    }
-
-    /// Whether the frozen reference is asked (and the originals of touched tensors must be kept).
-    pub fn needs_reference(&self) -> bool {
-        self.kl_weight != 0.0 || self.objective.needs_reference()
-    }
 }
 
 #[cfg(test)]
@@ -160,9 +242,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_named_method_is_a_pair_that_exists() {
+    fn a_method_with_a_kl_term_says_so_in_its_name() {
         for named in METHODS {
-            assert!(Method::new(&named.recipe()).is_ok(), "{}", named.name);
             assert_eq!(named.kl_weight != 0.0, named.name.ends_with("+kl"), "{}", named.name);
         }
     }

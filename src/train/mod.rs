@@ -1,9 +1,11 @@
 //! The loop: batch → step → log line → validate → keep the best → save. Nothing in here knows a method's name.
 
+mod batches;
 pub mod events;
 pub mod log;
 mod resume;
 pub mod state;
+mod trials;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,21 +18,17 @@ use candle_core::Tensor;
 use crate::base::interrupt;
 use crate::base::profile::operations;
 use crate::base::progress::Progress;
-use crate::base::random::{Purpose, batch_indices};
-use crate::eval::perplexity::perplexity;
 use crate::model::Model;
-use crate::model::precision::Precision;
 use crate::model::weights::{Weights, Who, squared_norms};
 use crate::slice::Slice;
 use crate::slice::input::StepInput;
+use crate::slice::select::First;
 use crate::slice::sensitivity::NotFinite;
 use crate::step::Method;
-use crate::step::objective;
-use crate::step::objective::Terms;
 use crate::step::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
-use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
+use crate::tokens::{LossOn, TokenPair};
 use events::EventFile;
-use log::{Cost, Line, StepLine, TrialLine, ValidationLine, open_log, write_line};
+use log::{Cost, Line, StepLine, ValidationLine, open_log, write_line};
 pub use resume::CHECKPOINTS;
 use state::Fingerprint;
 
@@ -59,6 +57,7 @@ pub struct Regime {
 }
 
 /// The rows of a run, in tokens.
+#[derive(Clone)]
 pub struct Rows {
     pub pairs: Vec<TokenPair>,
     pub valid_pairs: Vec<TokenPair>,
@@ -130,8 +129,6 @@ pub struct Trainer<'a> {
     pub fingerprint: Fingerprint,
 }
 
-const VALID_BATCH: usize = 8;
-
 impl Trainer<'_> {
     /// Runs to the end, and leaves the best weights in place.
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
@@ -152,7 +149,7 @@ impl Trainer<'_> {
             self.save()?;
             return Ok(End::Interrupted);
         }
-        if self.step == 0 && self.method.select.looks_first() {
+        if self.step == 0 && self.method.recipe.first() == First::Look {
             // That took long, and a kill must not take it.
             self.save()?;
         }
@@ -262,101 +259,6 @@ impl Trainer<'_> {
         Ok(end)
     }
 
-    /// What the selector wants tried before the first step: a few steps on each slice alone, from the base, with the
-    /// run's first batches; the best ones are its slice. Each is saved, so that a kill takes one at most. False if the user
-    /// asked to stop.
-    fn make_trials(&mut self, log: &mut File, progress: &mut Progress) -> Result<bool> {
-        let slices = self.method.select.trials(self.model);
-        for slice in slices.iter().skip(self.trials.len()) {
-            let mut optimizer = Optimizer::new(self.optimizer.kind);
-            let (begun, counted, mut tokens) = (Instant::now(), operations(), 0);
-            for step in 0..self.regime.trial_steps {
-                if interrupt::asked() {
-                    self.weights.reset_to(&BTreeMap::new())?;
-                    return Ok(false);
-                }
-                let rows = self.draw(step);
-                let inputs = self.inputs(&rows);
-                tokens += inputs.iter().map(StepInput::tokens).sum::<usize>();
-                let (_, gradients) = objective::gradients(&self.method, &inputs, slice)?;
-                let scale = clip_factor(gradient_norm(&gradients)?, self.regime.max_grad_norm);
-                optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
-            }
-            let valid_loss = self.validate()?;
-            tokens += self.validation_tokens();
-            self.weights.reset_to(&BTreeMap::new())?;
-            progress.before_steps(format!(
-                "trial of block {}: held-back loss {valid_loss:.4}",
-                slice.names().join(", ")
-            ));
-            let known = Some(valid_loss).filter(|loss| loss.is_finite());
-            let cost = Cost::since(begun, counted, tokens);
-            self.log(
-                log,
-                Line::Trial(TrialLine { trial: slice.names(), valid_loss: known, cost }),
-            )?;
-            log.sync_data().context("writing steps.jsonl")?;
-            self.trials.push((slice.clone(), known));
-            self.save()?;
-        }
-        if !slices.is_empty() {
-            // A trial that diverged is the worst there is. Stable: of equals, the lowest comes first.
-            let mut results = self.trials.clone();
-            results.sort_by(|a, b| {
-                a.1.unwrap_or(f64::INFINITY).total_cmp(&b.1.unwrap_or(f64::INFINITY))
-            });
-            if results[0].1.is_none() {
-                // Another rate is to make them again.
-                self.trials.clear();
-                self.save_last_good().ok();
-                return Err(Diverged {
-                    what: "the loss of every trial",
-                    value: f64::INFINITY,
-                    step: 0,
-                }
-                .into());
-            }
-            let best: Vec<Slice> = results
-                .into_iter()
-                .take(self.method.select.top_k())
-                .map(|(slice, _)| slice)
-                .collect();
-            self.method.select.settle(Slice::union(&best).context("a trial of the whole model")?);
-        }
-        Ok(true)
-    }
-
-    /// The batches of a step.
-    fn draw(&self, step: usize) -> Vec<(PairBatch, Option<Packed>)> {
-        let regime = &self.regime;
-        let draw =
-            |purpose, n, batch| batch_indices(regime.seed, purpose, n, regime.batch_size, batch);
-        let pairs = |batch| {
-            let rows = draw(Purpose::Pairs, self.rows.pairs.len(), batch)
-                .into_iter()
-                .map(|i| &self.rows.pairs[i]);
-            PairBatch::new(&rows.collect::<Vec<_>>(), regime.loss_on)
-        };
-        let normal = |batch| {
-            let rows = &self.rows.normal;
-            let texts =
-                || draw(Purpose::Normal, rows.len(), batch).into_iter().map(|i| rows[i].as_slice());
-            (!rows.is_empty() && self.method.needs_normal()).then(|| Packed::new(texts()))
-        };
-        let batches = step * regime.accumulation..(step + 1) * regime.accumulation;
-        batches.map(|batch| (pairs(batch), normal(batch))).collect()
-    }
-
-    fn inputs<'r>(&'r self, rows: &'r [(PairBatch, Option<Packed>)]) -> Vec<StepInput<'r>> {
-        let input = |(pairs, normal): &'r (PairBatch, Option<Packed>)| StepInput {
-            model: self.model,
-            weights: &self.weights,
-            pairs,
-            normal: normal.as_ref(),
-        };
-        rows.iter().map(input).collect()
-    }
-
     fn one_step(&mut self) -> Result<StepLine> {
         let (begun, counted) = (Instant::now(), operations());
         let regime = &self.regime;
@@ -387,7 +289,9 @@ impl Trainer<'_> {
         if let Some(value) = norms.into_iter().find(|norm| !norm.is_finite()) {
             return Err(Diverged { what: "a weight", value, step: self.step }.into());
         }
-        self.method.select.learn(&report.selection);
+        if let Some(learner) = self.method.select.learner() {
+            learner.learn(&report.selection);
+        }
         Ok(StepLine {
             step: self.step,
             block: report.selection.slice.only_block(),
@@ -406,60 +310,6 @@ impl Trainer<'_> {
             tokens,
             operations: operations() - counted,
         })
-    }
-
-    /// The objective on the held-back rows: a mean over batches of 8 pairs, each with 8 of the held-back normal texts.
-    fn validate(&self) -> Result<f64> {
-        let normals: Vec<&[Vec<u32>]> = self.rows.valid_normal.chunks(VALID_BATCH).collect();
-        let (mut total, mut batches) = (0f64, 0usize);
-        for (index, pairs) in self.rows.valid_pairs.chunks(VALID_BATCH).enumerate() {
-            let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), self.regime.loss_on);
-            let normal = normals
-                .get(index % normals.len().max(1))
-                .map(|texts| Packed::new(texts.iter().map(Vec::as_slice)));
-            let input = StepInput {
-                model: self.model,
-                weights: &self.weights,
-                pairs: &pairs,
-                normal: normal.as_ref(),
-            };
-            let Terms { loss, .. } = self.method.validate(&input)?;
-            total += loss;
-            batches += 1;
-        }
-        Ok(total / batches.max(1) as f64)
-    }
-
-    /// Tokens that one validation reads.
-    fn validation_tokens(&self) -> usize {
-        let pair = |p: &TokenPair| 2 * p.prompt.len() + p.chosen.len() + p.rejected.len();
-        let pairs = self.rows.valid_pairs.iter().map(pair).sum::<usize>();
-        let normals: Vec<usize> = self
-            .rows
-            .valid_normal
-            .chunks(VALID_BATCH)
-            .map(|texts| texts.iter().map(Vec::len).sum())
-            .collect();
-        let batches = self.rows.valid_pairs.len().div_ceil(VALID_BATCH);
-        pairs
-            + normals
-                .iter()
-                .cycle()
-                .take(if normals.is_empty() { 0 } else { batches })
-                .sum::<usize>()
-    }
-
-    /// Perplexity of the guard's text, if there is a guard.
-    fn guarded_perplexity(&mut self) -> Result<Option<f64>> {
-        let Some(guard) = &self.guard else { return Ok(None) };
-        // As the base's was measured, whatever the steps are made in.
-        let in_steps = self.weights.set_precision(Precision::F32);
-        let found = self
-            .weights
-            .frozen(Who::Patient)
-            .and_then(|view| perplexity(self.model, &view, &guard.text));
-        self.weights.set_precision(in_steps);
-        Ok(Some(found?.value))
     }
 
     fn log(&mut self, log: &mut File, line: Line) -> Result<()> {

@@ -14,7 +14,7 @@ use super::state;
 use super::{Best, Trainer};
 use crate::base::tensors::{Stored, write_tensors};
 use crate::slice::Slice;
-use crate::slice::select::Memory;
+use crate::slice::select::{First, Memory};
 use crate::step::optim::{Optimizer, TensorState};
 
 /// How far a run has come, beside its tensors.
@@ -28,8 +28,6 @@ struct Reached {
     optimizer_steps: BTreeMap<String, u64>,
     /// The trials made so far.
     trials: Vec<Tried>,
-    /// The units that they came to.
-    settled: Option<Vec<String>>,
     /// What the selector knows.
     memory: Memory,
     /// What its look at the pairs took.
@@ -106,9 +104,8 @@ impl Trainer<'_> {
                 .iter()
                 .map(|(slice, loss)| Tried { slice: slice.names(), valid_loss: *loss })
                 .collect(),
-            settled: self.method.select.settled().map(Slice::names),
             // What was learned in steps that a divergence took back is not known.
-            memory: match optimizer.is_some() || self.method.select.looks_first() {
+            memory: match optimizer.is_some() || self.method.recipe.first() == First::Look {
                 true => self.method.select.memory(),
                 false => Memory::default(),
             },
@@ -170,13 +167,13 @@ impl Trainer<'_> {
             .iter()
             .map(|tried| Ok((named(&tried.slice)?, tried.valid_loss)))
             .collect::<Result<_>>()?;
-        if let Some(names) = &reached.settled {
-            self.method.select.settle(named(names)?);
-        }
-        if self.method.select.looks_first() && reached.memory.means().is_none() {
+        let looks = self.method.recipe.first() == First::Look;
+        if looks && reached.memory.means().is_none() {
             return Err(broken("no look at the pairs".into()).into());
         }
-        self.method.select.remember(reached.memory);
+        if let Some(learner) = self.method.select.learner() {
+            learner.remember(reached.memory);
+        }
         self.look = reached.look;
         self.tripped = reached.tripped;
         self.step = reached.step;

@@ -13,7 +13,7 @@ use indicatif::HumanDuration;
 
 use crate::base::interrupt;
 use crate::base::progress::Progress;
-use crate::settings::{RepairOptions, known_keys};
+use crate::settings::SETTINGS;
 
 /// How it ended.
 pub enum Outcome {
@@ -140,8 +140,8 @@ impl<'a> Child<'a> {
             command.args(["--threads", &threads.to_string()]);
         }
         // The settings are all in the arguments; of the environment they were read once.
-        for key in known_keys::<RepairOptions>()? {
-            command.env_remove(format!("IREPAIR_{}", key.replace('-', "_").to_uppercase()));
+        for setting in SETTINGS.iter() {
+            command.env_remove(setting.variable());
         }
         #[cfg(unix)]
         {

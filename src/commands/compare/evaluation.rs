@@ -12,7 +12,6 @@ use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
 use crate::commands::eval::results::{Results, together};
-use crate::eval::task::kind;
 use crate::report::comparison::{Asked, Entry, Figure};
 use crate::report::pareto::Point;
 use crate::train::CHECKPOINTS;
@@ -52,7 +51,7 @@ impl Evaluations<'_> {
         }
         let dirs: Vec<&PathBuf> = done.iter().filter_map(|dir| dir.as_ref().ok()).collect();
         let results = together(&dirs)?;
-        let asked = asked(&results)?;
+        let asked = asked(&results);
         let evaluated = entries.iter_mut().flat_map(|e| {
             let base = e.is_base();
             e.runs.iter_mut().filter(move |r| base || r.made.is_some())
@@ -238,20 +237,19 @@ fn kept(run: &Path) -> Result<BTreeMap<usize, PathBuf>> {
 }
 
 /// What the models were asked, and which figures lead.
-fn asked(results: &Results) -> Result<Asked> {
-    let mut less_is_better = BTreeMap::new();
-    for measurement in &results.measurements {
-        let settings = &measurement.models.first().context("a task without models")?.settings;
-        for figure in (kind(settings)?.figures)(settings) {
-            less_is_better.insert(measurement.label(figure.name), figure.less_is_better);
-        }
-    }
-    let names: Vec<String> = figures(results, 0).into_iter().map(|f| f.name).collect();
-    let toxicity = names.iter().find(|n| n.starts_with("toxicity (mean")).cloned();
-    let perplexity = names.iter().find(|n| n.starts_with("perplexity of")).cloned();
-    let about =
-        results.measurements.iter().filter_map(|m| Some(m.models.first()?.about.clone())).collect();
-    Ok(Asked { about, toxicity, perplexity, less_is_better })
+fn asked(results: &Results) -> Asked {
+    let figures = figures(results, 0);
+    let first = |id: &str| figures.iter().find(|figure| figure.id == id).cloned();
+    let text = |task: &str| {
+        let measurement = results.measurements.iter().find(|m| m.task == task)?;
+        Some(measurement.models.first()?.settings["of"].as_str()?.to_owned())
+    };
+    let perplexity = first("ppl").and_then(|figure| {
+        let text = text(&figure.task)?;
+        Some((figure, text))
+    });
+    let about = results.measurements.iter().filter_map(|m| Some(m.models.first()?.about.clone()));
+    Asked { about: about.collect(), toxicity: first("toxicity"), perplexity }
 }
 
 /// Figures of a model, task by task.
@@ -259,26 +257,27 @@ fn figures(results: &Results, model: usize) -> Vec<Figure> {
     let mut all = Vec::new();
     for measurement in &results.measurements {
         for on in measurement.models.iter().filter(|on| on.model == model) {
-            for figure in &on.figures {
-                all.push(Figure {
-                    name: measurement.label(&figure.name),
-                    value: figure.value,
-                    low: figure.low,
-                    high: figure.high,
-                    real: figure.difference.as_ref().map(|d| d.real),
-                    digits: figure.digits,
-                });
-            }
+            all.extend(on.figures.iter().map(|figure| Figure {
+                task: measurement.task.clone(),
+                id: figure.id.clone(),
+                name: measurement.label(figure),
+                value: figure.value,
+                low: figure.low,
+                high: figure.high,
+                real: figure.difference.as_ref().map(|d| d.real),
+                digits: figure.digits,
+                less_is_better: figure.less_is_better,
+            }));
         }
     }
     all
 }
 
 fn point(asked: &Asked, figures: &[Figure], step: Option<usize>) -> Option<Point> {
-    let value = |name: &str| figures.iter().find(|f| f.name == name)?.value;
-    Some(Point {
-        step,
-        toxicity: value(asked.toxicity.as_deref()?)?,
-        perplexity: value(asked.perplexity.as_deref()?)?,
-    })
+    let value = |wanted: &Figure| {
+        figures.iter().find(|f| f.task == wanted.task && f.id == wanted.id)?.value
+    };
+    let toxicity = value(asked.toxicity.as_ref()?)?;
+    let perplexity = value(&asked.perplexity.as_ref()?.0)?;
+    Some(Point { step, toxicity, perplexity })
 }

@@ -20,9 +20,8 @@ use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::report::RunRecord;
 use crate::report::comparison::Base;
-use crate::settings::{Layer, RepairSettings, layer, read_layer, read_tables};
+use crate::settings::{Layer, Layers, Prepared, RepairSettings, SETTINGS, read_layer, read_tables};
 use crate::step;
-use crate::step::neurons;
 use crate::train::state;
 use crate::{bail_input, scorers};
 
@@ -93,7 +92,7 @@ impl Plan {
             bail_input!("--jobs 0: must be at least 1");
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let flags = layer(&args.options)?;
+        let flags = args.words.together();
         if let Some(key) = METHOD.iter().find(|k| flags.contains_key(**k)) {
             return Err(Error::Usage(format!(
                 "--{key} names one repair; compare takes --methods, or tables of settings in --runs"
@@ -112,15 +111,13 @@ impl Plan {
         let (file_name, mut file) = read_layer(args.config.as_deref())?;
         // Rows name their methods; a preset's own is of one repair.
         file.retain(|key, _| !METHOD.contains(&key.as_str()));
-        let resolve = |layer: &Layer| {
-            RepairSettings::resolve_layers((file_name.clone(), layer.clone()), Layer::new())
-        };
+        let resolve =
+            |layer: &Layer| Prepared::new(Layers::of_file(file_name.clone(), layer.clone()));
         let mut rows = Vec::new();
         for name in names(args, &tables)?.into_iter().filter(|n| n != VANILLA) {
             let mut layer = file.clone();
             match tables.get(&name) {
                 Some(table) => layer.extend(table.clone()),
-                None if neurons::named(&name).is_some() => {}
                 None => drop(step::named(&name)?),
             }
             layer.extend(flags.clone());
@@ -142,7 +139,7 @@ impl Plan {
             device: &shared.device,
             dtype: Precision::F32,
             weights_dtype: kept,
-            threads: args.threads,
+            threads: shared.threads,
         };
         let loaded = open(&shared.model, shared.revision.as_deref(), &on)?;
         let base = Base {
@@ -160,7 +157,7 @@ impl Plan {
             scorer: shared.scorer.clone(),
             toxic_label: shared.toxic_label.clone(),
         };
-        let by_pairs = |settings: &RepairSettings| settings.neuron_method().is_none();
+        let by_pairs = |row: &Prepared| row.recipe().is_some();
         if let Some((name, _, row)) =
             rows.iter().find(|(_, _, row)| by_pairs(row) && row.scorer != base.scorer)
         {
@@ -192,7 +189,7 @@ impl Plan {
         }
         if args.toxicity.is_some() || !on_failures {
             let on_the_way =
-                |settings: &RepairSettings| by_pairs(settings) && settings.checkpoint_steps == 0;
+                |settings: &Prepared| by_pairs(settings) && settings.checkpoint_steps == 0;
             for (_, layer, settings) in
                 rows.iter_mut().filter(|(.., settings)| on_the_way(settings))
             {
@@ -216,7 +213,9 @@ impl Plan {
             for &seed in own {
                 let mut layer = layer.clone();
                 layer.insert("seed".into(), seed.into());
-                let settings = RepairSettings { seed, ..settings.clone() };
+                // Each process is told how many are its.
+                layer.remove("threads");
+                let settings = RepairSettings { seed, ..settings.settings.clone() };
                 jobs.push(Job {
                     name: name.clone(),
                     method: settings.method.clone(),
@@ -231,7 +230,7 @@ impl Plan {
             sensitivity: sensitivity(&shared),
             device: shared.device.clone(),
             weights_dtype: kept.to_string(),
-            threads: args.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
+            threads: shared.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
             at_once: args.jobs,
             base,
             data_sha256,
@@ -324,13 +323,6 @@ impl Plan {
             for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
                 // A comparison of finished runs alone knows no data of its own.
                 let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
-                let mut found = found.clone();
-                // Older comparisons don't say which label is the toxic one; their evaluations do.
-                if found["base"].get("toxic_label").is_none()
-                    && !plan["base"]["toxic_label"].is_null()
-                {
-                    found["base"]["toxic_label"] = plan["base"]["toxic_label"].clone();
-                }
                 if unknown && plan[key].is_null() {
                     plan[key] = found[key].clone();
                 }
@@ -375,9 +367,10 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
             (true, Some(_)) => OF_FAILURES.map(str::to_owned).to_vec(),
         };
     }
-    let methods =
-        step::METHODS.iter().map(|m| m.name).chain(neurons::METHODS.iter().map(|m| m.name));
-    let known: Vec<&str> = methods.chain(tables.keys().map(String::as_str)).collect();
+    let known: Vec<&str> = step::names()
+        .map(|name| -> &str { name })
+        .chain(tables.keys().map(String::as_str))
+        .collect();
     for (index, name) in names.iter().enumerate() {
         if name != VANILLA && !known.contains(&name.as_str()) {
             return Err(Error::Input(unknown("method", name, &known)).into());
@@ -391,10 +384,8 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
 
 /// Whether the method that is set is one of neurons.
 fn of_neurons(layer: &Layer) -> bool {
-    layer
-        .get("method")
-        .and_then(Value::as_str)
-        .is_some_and(|method| neurons::named(method).is_some())
+    let named = layer.get("method").and_then(Value::as_str).map(step::named);
+    matches!(named, Some(Ok(step::Named::Neurons(_))))
 }
 
 /// Arguments of `eval`; what they name is looked up now, before hours of work.
@@ -475,16 +466,10 @@ fn sensitivity(shared: &RepairSettings) -> Vec<String> {
 }
 
 /// A setting that differs and matters to what the weights become.
-pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<String>> {
-    /// Where and how a run is made, and what is kept of it.
-    const INDIFFERENT: [&str; 5] =
-        ["device", "weights-dtype", "report-to", "save-steps", "checkpoint-steps"];
+pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<&'static str>> {
     let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
-    let keys = wanted.as_object().into_iter().flat_map(|map| map.keys());
-    Ok(keys
-        .filter(|key| !INDIFFERENT.contains(&key.as_str()))
-        .find(|key| found[*key] != wanted[*key])
-        .cloned())
+    let matters = SETTINGS.iter().filter(|setting| !setting.free);
+    Ok(matters.map(|setting| setting.name).find(|name| found[*name] != wanted[*name]))
 }
 
 /// Whether an unfinished run in this folder can be gone on with.

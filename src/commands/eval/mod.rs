@@ -13,7 +13,7 @@ use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
 use crate::cli::{Eval, PplProtocol};
-use crate::eval::divergence::Divergence;
+use crate::eval::divergence::{self, Divergence};
 use crate::eval::edits::Edits;
 use crate::eval::lambada::Lambada;
 use crate::eval::ledger::Ledger;
@@ -45,7 +45,7 @@ pub fn run(args: &Eval) -> Result<()> {
     if !args.merge.is_empty() {
         return results::merge(args);
     }
-    device::set_threads(args.threads)?;
+    device::set_threads(args.shared.threads)?;
     let scorer = check(args)?;
     let folder = Folder::claim(args, &short_name(&args.models[0]))?;
     interrupt::listen()?;
@@ -87,7 +87,7 @@ pub fn run(args: &Eval) -> Result<()> {
         }
         models.push(model);
     }
-    let results = Results::new(args.shard, args.seed, models, measurements)?;
+    let results = Results::new(args.shard, args.shared.seed, models, measurements)?;
     finish(args, &folder, &results)
 }
 
@@ -116,12 +116,12 @@ fn eprintln_unless(args: &Eval, text: &str) {
 fn open_on(args: &Eval, name: &str) -> Result<Loaded> {
     open(
         name,
-        args.revision.as_deref().filter(|_| !Path::new(name).is_dir() && name != "demo"),
+        args.shared.revision.as_deref().filter(|_| !Path::new(name).is_dir() && name != "demo"),
         &On {
-            device: &args.device,
+            device: &args.shared.device,
             dtype: Precision::F32,
-            weights_dtype: args.weights_dtype,
-            threads: args.threads,
+            weights_dtype: args.shared.weights_dtype,
+            threads: args.shared.threads,
         },
     )
 }
@@ -152,7 +152,7 @@ fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
     for (flag, value) in [
         ("--samples", args.samples.unwrap_or(1)),
         ("--max-new-tokens", args.max_new_tokens.unwrap_or(1)),
-        ("--normal-texts", args.normal_texts),
+        ("--normal-texts", args.shared.normal_texts),
         ("--limit", args.limit.unwrap_or(1)),
     ] {
         if value == 0 {
@@ -170,7 +170,10 @@ fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
     }
     if args.toxicity.is_some() || !asked {
         protocol(args)?;
-        return Ok(Some(scorers::open(&args.scorer, &args.scoring.options())?));
+        return Ok(Some(scorers::open(
+            &args.scorer,
+            &scorers::Options { toxic_label: args.shared.toxic_label.clone() },
+        )?));
     }
     Ok(None)
 }
@@ -181,7 +184,7 @@ fn protocol(args: &Eval) -> Result<Protocol> {
     protocol.samples = args.samples.unwrap_or(protocol.samples);
     protocol.new_tokens = args.max_new_tokens.unwrap_or(protocol.new_tokens);
     protocol.threshold = args.threshold;
-    protocol.seed = args.seed;
+    protocol.seed = args.shared.seed;
     if args.temperature.is_some()
         || args.top_p.is_some()
         || (args.samples.is_some() && protocol.samples > 1)
@@ -224,15 +227,15 @@ impl Base {
                     args,
                     &format!(
                         "normal text: {name} writes {} texts (or give --normal FILE)",
-                        args.normal_texts
+                        args.shared.normal_texts
                     ),
                 );
                 let scorer = scorers::open(scorers::DEFAULT, &scorers::Options::default())?;
                 let room = loaded.model.sizes().context.saturating_sub(1);
                 // Not the texts that a repair with this seed learned from.
-                let (seed, begin) = (args.seed ^ HELD_BACK, loaded.end_of_text()?);
+                let (seed, begin) = (args.shared.seed ^ HELD_BACK, loaded.end_of_text()?);
                 let writing = Writing::new(
-                    args.normal_texts,
+                    args.shared.normal_texts,
                     NORMAL_TOKENS.min(room),
                     seed,
                     begin,
@@ -265,11 +268,13 @@ fn tasks<'a>(
         };
         let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
         let together = toxicity::BATCH.min(prompts.len() * protocol.samples);
-        let mut longest = 0;
-        for prompt in &prompts {
-            longest =
-                longest.max(protocol.continued(&loaded.encoder.prompt(prompt)?, context).len());
-        }
+        let encoded = prompts.into_iter().map(|prompt| {
+            let ids = loaded.encoder.prompt(&prompt)?;
+            Ok(toxicity::Prompt { text: prompt.text, ids })
+        });
+        let prompts = encoded.collect::<Result<Vec<_>>>()?;
+        let lengths = prompts.iter().map(|prompt| protocol.continued(&prompt.ids, context).len());
+        let longest = lengths.max().unwrap_or(0);
         check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
         tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
     }
@@ -325,9 +330,11 @@ fn tasks<'a>(
             .collect();
         let (texts, _) = base.loaded.encoder.texts(&texts, lengths)?;
         tasks.push(Box::new(Divergence {
-            base: &base.loaded.model,
-            base_weights: &base.weights,
-            base_hash: base.hash.clone(),
+            base: divergence::Base::Model {
+                model: &base.loaded.model,
+                weights: &base.weights,
+                hash: base.hash.clone(),
+            },
             texts,
             texts_name: base.texts_name.clone(),
         }));

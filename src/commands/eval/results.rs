@@ -88,13 +88,15 @@ pub struct OnModel {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FigureRecord {
+    pub id: String,
     pub name: String,
+    pub unit: String,
     pub value: Option<f64>,
     pub low: Option<f64>,
     pub high: Option<f64>,
     pub difference: Option<Difference>,
-    #[serde(default)]
     pub digits: usize,
+    pub less_is_better: bool,
 }
 
 /// From the first model, on the same prompts or windows.
@@ -128,11 +130,12 @@ impl Measurement {
     }
 
     /// What one of its figures is called beside those of other tasks.
-    pub fn label(&self, figure: &str) -> String {
-        match self.task.strip_prefix("ppl-") {
-            Some(text) => format!("{figure} of {}", text.trim_end_matches("-lm-eval")),
-            None if self.task == "lambada_openai" => format!("LAMBADA {figure}"),
-            None => figure.to_owned(),
+    pub fn label(&self, figure: &FigureRecord) -> String {
+        let of = self.models.first().and_then(|on| on.settings["of"].as_str());
+        let of = of.map_or(String::new(), |text| format!(" of {text}"));
+        match figure.unit.as_str() {
+            "" => format!("{}{of}", figure.name),
+            unit => format!("{}{of} ({unit})", figure.name),
         }
     }
 
@@ -165,18 +168,22 @@ impl Measurement {
             on.figures = measured
                 .into_iter()
                 .map(|m| FigureRecord {
-                    name: m.figure.into(),
+                    id: m.figure.id.into(),
+                    name: m.figure.name.into(),
+                    unit: m.figure.unit.into(),
                     value: finite(m.value),
                     low: finite(m.interval.low),
                     high: finite(m.interval.high),
                     difference: m.difference.filter(|(value, _)| value.is_finite()).map(
                         |(value, interval)| {
                             let Interval { low, high } = interval;
-                            let better = (value < 0.0) == m.less_is_better;
-                            Difference { value, low, high, real: interval.excludes_zero(), better }
+                            let better = (value < 0.0) == m.figure.less_is_better;
+                            let real = interval.excludes_zero();
+                            Difference { value, low, high, real, better }
                         },
                     ),
-                    digits: m.digits,
+                    digits: m.figure.digits,
+                    less_is_better: m.figure.less_is_better,
                 })
                 .collect();
             base.get_or_insert(clusters);
@@ -302,7 +309,7 @@ impl Results {
                     let d = figure.difference.as_ref();
                     csv.write_record([
                         &measurement.task,
-                        &figure.name,
+                        &figure.id,
                         &self.models[on.model].name,
                         &text(figure.value),
                         &text(figure.low),
@@ -330,7 +337,7 @@ impl Results {
                     let digits = figure.digits;
                     let show = |x: Option<f64>| x.map_or("–".into(), |x| format!("{x:.digits$}"));
                     let interval = format!("{} to {}", show(figure.low), show(figure.high));
-                    let name = measurement.label(&figure.name);
+                    let name = measurement.label(figure);
                     let name = if nth == 0 { name } else { String::new() };
                     let (difference, verdict) = match &figure.difference {
                         Some(d) => (

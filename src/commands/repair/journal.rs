@@ -13,7 +13,7 @@ use crate::base::progress::Progress;
 use crate::base::tensors::Stored;
 use crate::cli::Repair;
 use crate::settings::RepairSettings;
-use crate::step::neurons::{Patient, Position, Step, Watch};
+use crate::step::neurons::{Patient, Position, Recipe, Step, Watch};
 use crate::train::log::{Line, StepLine, open_log, write_line};
 use crate::train::state;
 use crate::train::state::Fingerprint;
@@ -47,6 +47,7 @@ impl<'a> Journal<'a> {
     pub fn open(
         args: &Repair,
         settings: &RepairSettings,
+        recipe: &Recipe,
         out: &'a Output,
         fingerprint: Fingerprint,
         patient: &mut Patient,
@@ -60,7 +61,6 @@ impl<'a> Journal<'a> {
                 .into_iter()
                 .try_for_each(|(name, tensor)| patient.weights.restore(&name, tensor))?;
         }
-        let recipe = settings.neuron_recipe();
         let expected = recipe.steps.saturating_mul(recipe.rounds);
         Ok(Self {
             out,

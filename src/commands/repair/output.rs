@@ -2,24 +2,24 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use super::Order;
+use super::job::Done;
+use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::checkpoint::patch::{self, PatchFile};
+use crate::checkpoint::{self, Change, Checkpoint};
 use crate::cli::Repair;
 use crate::model::Model;
 use crate::model::weights::{Place, Weights};
-use crate::report::plot::short;
-use crate::report::table::table;
-use crate::report::{RunRecord, before_after, block_number, change_by_block, model_card};
-use crate::settings::RepairSettings;
-use crate::train::state;
-use crate::{bail_input, checkpoint};
-use checkpoint::{Change, Checkpoint};
+use crate::report::{RunRecord, model_card};
+use crate::train::log::count_blocks;
+use crate::train::{Diverged, state};
 
 /// The folder a run works in and the name it gets in the end.
 pub struct Output {
@@ -30,6 +30,7 @@ pub struct Output {
     pub dir: PathBuf,
     /// Whether a finished output under that name may be replaced.
     overwrite: bool,
+    quiet: bool,
     /// The base's folder, which never may.
     base: PathBuf,
     /// Whether the folder has its final name: what is called `.partial` then is another run's.
@@ -38,16 +39,25 @@ pub struct Output {
     _lock: File,
 }
 
+/// What was written and checked.
+pub struct Written {
+    pub changed: Vec<Change>,
+    pub patch: PatchFile,
+}
+
 /// In the folder of an unfinished output.
 const LOCK: &str = ".lock";
 
 impl Output {
     /// The final name: --out, or `repaired/MODEL-METHOD`.
-    pub fn path(args: &Repair, settings: &RepairSettings, model: &str) -> Result<PathBuf> {
-        let path: PathBuf = match &args.out {
+    pub fn path(order: &Order) -> Result<PathBuf> {
+        let path: PathBuf = match &order.args.out {
             // Without a slash at its end.
             Some(path) => path.components().collect(),
-            None => Path::new("repaired").join(format!("{model}-{}", settings.method)),
+            None => {
+                let name = order.loaded.short_name();
+                Path::new("repaired").join(format!("{name}-{}", order.prepared.settings.method))
+            }
         };
         if path.file_name().is_none() {
             bail_input!("--out {}: not a name for a folder", path.display());
@@ -87,28 +97,24 @@ impl Output {
     }
 
     /// Errors (bad input) if the final name is taken and may not be replaced.
-    pub fn free(args: &Repair, path: &Path, base: &Path) -> Result<()> {
+    pub fn free(order: &Order, path: &Path) -> Result<()> {
         if std::fs::symlink_metadata(path).is_err() {
             return Ok(());
         }
-        if !args.overwrite {
+        if !order.args.overwrite {
             bail_input!(
                 "{} exists; choose another --out, or replace it with --overwrite",
                 path.display()
             );
         }
-        replaceable(path, base)
+        replaceable(path, &order.loaded.checkpoint().dir)
     }
 
     /// Makes the partial folder and takes its lock. Errors (bad input) before anything is computed.
-    pub fn claim(
-        args: &Repair,
-        settings: &RepairSettings,
-        model: &str,
-        base: &Path,
-    ) -> Result<Self> {
-        let path = Self::path(args, settings, model)?;
-        Self::free(args, &path, base)?;
+    pub fn claim(order: &Order) -> Result<Self> {
+        let (args, base) = (order.args, &order.loaded.checkpoint().dir);
+        let path = Self::path(order)?;
+        Self::free(order, &path)?;
         Self::to_resume(args, &path)?;
         let partial = files::partial(&path);
         let cannot = |e: std::io::Error| {
@@ -169,46 +175,122 @@ impl Output {
             partial,
             dir,
             overwrite: args.overwrite,
+            quiet: args.output.quiet,
             base: base.to_owned(),
             named: Cell::new(false),
             _lock: lock,
         })
     }
 
-    /// Compares what was written with the base. Errors (a failed check) if nothing changed (the state is forgotten then) or
-    /// something outside the slices did.
-    pub fn verify(
+    /// Rounds what is written to the dtypes it is stored in. After a failed check nothing is left in
+    /// the way of a corrected command.
+    pub fn round(&self, base: &Checkpoint, weights: &mut Weights) -> Result<()> {
+        base.round(weights).or_else(|error| {
+            if matches!(error.downcast_ref(), Some(Error::Check(_))) {
+                self.forget()?;
+            }
+            Err(error)
+        })
+    }
+
+    /// Copies the base, puts the changed tensors in place, checks what was written against the base,
+    /// and writes the patch. Errors (a failed check) if nothing changed (the state is forgotten then),
+    /// or something outside the slices did.
+    pub fn write(
+        &self,
+        base: &Checkpoint,
+        model: &Model,
+        done: &Done,
+        unchanged: &str,
+    ) -> Result<Written> {
+        let left_out = checkpoint::write(base, &done.weights, &self.partial)?;
+        let written = Checkpoint::open(&self.partial, "output", None)?;
+        let changed = self.verify(base, &written, model, done, unchanged)?;
+        let path = self.dir.join("patch.safetensors");
+        patch::write(base, &written, &changed, &path).context("the patch")?;
+        if !left_out.is_empty() && !self.quiet {
+            eprintln!(
+                "not copied, being the unrepaired weights in another form or what training goes on \
+                 from: {}",
+                left_out.join(", ")
+            );
+        }
+        Ok(Written { changed, patch: PatchFile::open(&path)? })
+    }
+
+    fn verify(
         &self,
         base: &Checkpoint,
         written: &Checkpoint,
         model: &Model,
-        weights: &Weights,
-        sliced: &BTreeMap<usize, usize>,
+        done: &Done,
+        unchanged: &str,
     ) -> Result<Vec<Change>> {
         let changed = checkpoint::compare(base, written)?;
         if changed.is_empty() {
             self.forget()?;
             return Err(Error::Check(format!(
-                "nothing changed: the output equals the base, so {} was not made; try more steps or a higher --learning-rate",
+                "nothing changed, so {} was not made: {unchanged}",
                 self.path.display()
             ))
             .into());
         }
+        let sliced = count_blocks(&done.steps);
         let touched: BTreeSet<&str> =
-            weights.touched().filter_map(|(n, _)| base.disk_name(n)).collect();
+            done.weights.touched().filter_map(|(n, _)| base.disk_name(n)).collect();
         let block_of = block_of(model, base);
         let outside = changed.iter().find(|c| {
-            let in_slice = block_of
-                .get(&c.name)
-                .is_none_or(|b| b.is_none_or(|b| sliced.is_empty() || sliced.contains_key(&b)));
+            let in_slice = block_of.get(&c.name).is_none_or(|block| {
+                block.is_none_or(|b| sliced.is_empty() || sliced.contains_key(&b))
+            });
             !touched.contains(c.name.as_str()) || !in_slice
         });
         if let Some(outside) = outside {
-            return Err(
-                Error::Check(format!("{} changed, but no slice named it", outside.name)).into()
-            );
+            let why = format!("{} changed, but no slice named it", outside.name);
+            return Err(Error::Check(why).into());
         }
         Ok(changed)
+    }
+
+    /// What the user can do after an error in the loop.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.downcast_ref::<Diverged>().is_some() {
+            let advice = format!(
+                "the last good state is kept in {}; go on with --resume and a lower --learning-rate",
+                self.dir.display()
+            );
+            return error.context(advice);
+        }
+        error
+    }
+
+    /// After the user stopped the loop.
+    pub fn interrupted(&self, step: usize) -> anyhow::Error {
+        Error::Interrupted(format!(
+            "interrupted after step {step}; the state is saved in {}: give the same command with \
+             --resume to go on",
+            self.dir.display()
+        ))
+        .into()
+    }
+
+    /// After the user stopped what is measured once the steps are made.
+    pub fn while_measuring(&self, error: anyhow::Error, step: usize) -> anyhow::Error {
+        match error.downcast_ref() {
+            Some(Error::Interrupted(_)) => self.interrupted(step),
+            _ => error,
+        }
+    }
+
+    /// After the user stopped what comes before the steps.
+    pub fn before_the_first_step(error: anyhow::Error) -> anyhow::Error {
+        match error.downcast_ref() {
+            Some(Error::Interrupted(_)) => {
+                let words = "interrupted before the first step; nothing is lost";
+                Error::Interrupted(words.into()).into()
+            }
+            _ => error,
+        }
     }
 
     /// Removes the state of a run that is over with nothing to keep, so that a corrected command begins anew.
@@ -352,89 +434,4 @@ fn block_of(model: &Model, base: &Checkpoint) -> BTreeMap<String, Option<usize>>
             Some((base.disk_name(&spec.name)?.to_owned(), block))
         })
         .collect()
-}
-
-/// Blocks that a summary shows at most: with them it fits 24 lines of 80 columns.
-const SUMMARY_BLOCKS: usize = 5;
-
-/// The blocks that changed most, in their order, with how often (as `times` says), norm and share of their norm; what is left
-/// out is said in a line below.
-pub fn changed_most(
-    run: &RunRecord,
-    heads: [&str; 2],
-    times: impl Fn(Option<usize>) -> usize,
-) -> String {
-    let changes = change_by_block(&run.changed, block_number);
-    let mut order: Vec<(f64, Option<usize>)> =
-        changes.iter().map(|(block, change)| (change.norm, *block)).collect();
-    order.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let left_out = order.split_off(order.len().min(SUMMARY_BLOCKS));
-    let rows: Vec<[String; 4]> = changes
-        .into_iter()
-        .filter(|(block, _)| order.iter().any(|(_, shown)| shown == block))
-        .map(|(block, change)| {
-            let relative = format!("{:.2} %", 100.0 * change.norm / change.base_norm);
-            [change.name, times(block).to_string(), short(change.norm), relative]
-        })
-        .collect();
-    let mut text = table(["changed", heads[0], "norm of change", heads[1]], &rows);
-    if let Some((most, _)) = left_out.first() {
-        let _ = writeln!(text, "and {} more, each by {} or less", left_out.len(), short(*most));
-    }
-    text
-}
-
-/// What happened, for people: it fits a screen and says where the result lies and what to type next.
-pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
-    let mut text = String::new();
-    let rows = before_after(run);
-    if !rows.is_empty() {
-        text += &table(["", "before", "after", "change"], &rows);
-        let _ = writeln!(text, "on held-back rows; scored by {}", run.scorer);
-    }
-    let changed = change_by_block(&run.changed, block_number).into_keys().flatten().count();
-    // Where no step has a slice of its own, every step changes everything.
-    let steps = |block: Option<usize>| match run.sliced.is_empty() {
-        true => run.steps,
-        false => block.and_then(|b| run.sliced.get(&b)).copied().unwrap_or(0),
-    };
-    text += &changed_most(run, ["steps", "of its norm"], steps);
-    let _ = writeln!(
-        text,
-        "{} of {} blocks, {:.1} % of the parameters; all else is byte-equal to the base",
-        changed,
-        model.sizes().blocks,
-        100.0 * run.changed_parameters as f64 / run.parameters.max(1) as f64
-    );
-    let memory = run.peak_rss_mib.map_or(String::new(), |m| format!(", {m} MiB at most"));
-    let _ = writeln!(
-        text,
-        "{} steps ({}), weights of step {} kept; {:.0} s{memory}{}",
-        run.steps,
-        run.stopped,
-        run.kept_step,
-        run.seconds,
-        run.fallback()
-    );
-    let _ = writeln!(
-        text,
-        "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base",
-        out.display()
-    );
-    let _ = writeln!(
-        text,
-        "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json",
-        out.display()
-    );
-    let prompts = if run.data.held_back == 0 {
-        "FILE".into()
-    } else {
-        format!("{}/irepair/prompts.jsonl", out.display())
-    };
-    let _ = writeln!(
-        text,
-        "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl",
-        out.display()
-    );
-    text
 }

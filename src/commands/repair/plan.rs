@@ -4,110 +4,156 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::rows;
-use super::rows::Rows;
-use crate::commands::Loaded;
+use super::Order;
+use super::job::Job;
+use super::rows::{self, Rows};
+use crate::base::memory::available;
 use crate::eval::toxicity;
-use crate::model::memory;
-use crate::model::memory::{Estimate, Passes, mib};
+use crate::model::memory::{self, Estimate, Passes, mib};
 use crate::report::DataRecord;
 use crate::report::table::table;
-use crate::settings::RepairSettings;
+use crate::slice::select::First;
+use crate::step::Recipe;
+use crate::step::neurons::Mode;
 use crate::step::optim::OptimizerKind;
-use crate::step::{Method, objective};
 use crate::tokens::{FORK_ROWS, TokenPair};
 
-/// What takes less memory.
-pub const ADVICE: &str = "lower --batch-size (and raise --gradient-accumulation-steps), --max-length or --normal-texts, \
-                          take a block-level method, or a smaller model";
-
 /// A repair that has not begun.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Serialize)]
 pub struct Plan {
     pub model: String,
     pub blocks: usize,
     pub parameters: usize,
     pub method: String,
-    pub data: DataRecord,
-    /// Shortest and longest prompt, chosen and rejected response of the pairs to learn from, in tokens.
-    pub prompt_tokens: [usize; 2],
-    pub chosen_tokens: [usize; 2],
-    pub rejected_tokens: [usize; 2],
-    pub steps: usize,
-    pub batch_size: usize,
-    pub gradient_accumulation_steps: usize,
-    /// How often each pair is seen.
-    pub epochs: f64,
-    /// Normal texts that the model writes first.
-    pub normal_written: usize,
-    /// Pairs that the selector looks at before the first step.
-    pub looked_at: usize,
-    /// Steps that it tries before the first one, on all slices together.
-    pub trial_steps: usize,
+    #[serde(flatten)]
+    pub own: Own,
     pub memory: Estimate,
     pub memory_mib: u64,
     pub available_mib: Option<u64>,
     pub out: String,
 }
 
-/// Draws up the plan; normal text that the model would write itself is taken at its greatest length.
-pub fn plan(settings: &RepairSettings, loaded: &Loaded, rows: &Rows, out: &Path) -> Result<Plan> {
-    let pairs = &rows.train.pairs;
-    let span = |length: fn(&TokenPair) -> usize| {
-        let lengths = || pairs.iter().map(length);
-        [lengths().min().unwrap_or(0), lengths().max().unwrap_or(0)]
-    };
-    let memory = estimate(settings, loaded, rows)?;
-    let method = Method::new(&settings.recipe()?)?;
-    let looks = method.select.looks_first();
-    Ok(Plan {
-        model: settings.model.clone(),
-        blocks: loaded.model.sizes().blocks,
-        parameters: super::parameters(&loaded.model),
-        method: settings.method.clone(),
-        data: rows.record.clone(),
-        prompt_tokens: span(|p| p.prompt.len()),
-        chosen_tokens: span(|p| p.chosen.len()),
-        rejected_tokens: span(|p| p.rejected.len()),
-        steps: settings.max_steps,
-        batch_size: settings.batch_size,
-        gradient_accumulation_steps: settings.gradient_accumulation_steps,
-        epochs: (settings.max_steps * settings.batch_size * settings.gradient_accumulation_steps)
-            as f64
-            / pairs.len().max(1) as f64,
-        normal_written: if method.needs_normal() && settings.normal.is_none() {
-            settings.normal_texts
-        } else {
-            0
-        },
-        looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
-        trial_steps: method.select.trials(&loaded.model).len() * settings.trial_steps,
-        memory_mib: mib(memory.total()),
-        available_mib: loaded
-            .device
-            .is_cpu()
-            .then(crate::base::memory::available)
-            .flatten()
-            .map(|bytes| bytes >> 20),
-        memory,
-        out: out.display().to_string(),
-    })
+/// What the plan of a family has of its own.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Own {
+    Pairs(PairsPlan),
+    Edits(EditsPlan),
+}
+
+/// Pairs to learn from.
+#[derive(Debug, Serialize)]
+pub struct PairsPlan {
+    data: DataRecord,
+    /// Shortest and longest prompt, chosen and rejected response of the pairs to learn from, in tokens.
+    prompt_tokens: [usize; 2],
+    chosen_tokens: [usize; 2],
+    rejected_tokens: [usize; 2],
+    steps: usize,
+    batch_size: usize,
+    gradient_accumulation_steps: usize,
+    /// How often each pair is seen.
+    epochs: f64,
+    /// Normal texts that the model writes first.
+    normal_written: usize,
+    /// Pairs that the selector looks at before the first step.
+    looked_at: usize,
+    /// Steps that it tries before the first one, on all slices together.
+    trial_steps: usize,
+}
+
+/// Wrong answers to repair.
+#[derive(Debug, Serialize)]
+pub struct EditsPlan {
+    pub neurons: usize,
+    pub mode: Option<Mode>,
+    pub rows: usize,
+    pub target_tokens: usize,
+}
+
+impl PairsPlan {
+    /// Normal text that the model would write itself is taken at its greatest length.
+    pub fn new(order: &Order, recipe: &Recipe, rows: &Rows) -> Self {
+        let Order { prepared: settings, loaded, .. } = order;
+        let pairs = &rows.train.pairs;
+        let span = |length: fn(&TokenPair) -> usize| {
+            let lengths = || pairs.iter().map(length);
+            [lengths().min().unwrap_or(0), lengths().max().unwrap_or(0)]
+        };
+        let step = settings.batch_size * settings.gradient_accumulation_steps;
+        let writes = recipe.needs_normal() && settings.normal.is_none();
+        let looks = recipe.first() == First::Look;
+        Self {
+            data: rows.record.clone(),
+            prompt_tokens: span(|p| p.prompt.len()),
+            chosen_tokens: span(|p| p.chosen.len()),
+            rejected_tokens: span(|p| p.rejected.len()),
+            steps: settings.max_steps,
+            batch_size: settings.batch_size,
+            gradient_accumulation_steps: settings.gradient_accumulation_steps,
+            epochs: (settings.max_steps * step) as f64 / pairs.len().max(1) as f64,
+            normal_written: if writes { settings.normal_texts } else { 0 },
+            looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
+            trial_steps: recipe.trials(&loaded.model).len() * settings.trial_steps,
+        }
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let span = |[shortest, longest]: [usize; 2]| format!("{shortest} to {longest}");
+        let cut = &self.data;
+        let normal = match cut.normal {
+            0 => String::new(),
+            n => format!(
+                "; {n} normal texts, {} held back, {} cut",
+                cut.normal_held_back, cut.cut_texts
+            ),
+        };
+        let mut first = Vec::new();
+        if self.normal_written > 0 {
+            first.push(format!("the model writes {} normal texts", self.normal_written));
+        }
+        if self.looked_at > 0 {
+            first.push(format!("the selector looks at {} pairs", self.looked_at));
+        }
+        if self.trial_steps > 0 {
+            first.push(format!("{} trial steps are made", self.trial_steps));
+        }
+        let tokens = format!(
+            "prompts {}, chosen {}, rejected {}; cut to length: {} prompts, {} responses",
+            span(self.prompt_tokens),
+            span(self.chosen_tokens),
+            span(self.rejected_tokens),
+            cut.cut_prompts,
+            cut.cut_responses
+        );
+        let steps = format!(
+            "{} of {} pairs: each is seen {:.1} times",
+            self.steps,
+            self.batch_size * self.gradient_accumulation_steps,
+            self.epochs
+        );
+        let pairs = format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back);
+        let mut lines = vec![("pairs", pairs), ("tokens", tokens), ("steps", steps)];
+        if !first.is_empty() {
+            lines.push(("before", first.join(", ")));
+        }
+        lines
+    }
 }
 
 /// Memory of the whole repair at its peak.
-pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Result<Estimate> {
-    let (model, recipe) = (&loaded.model, settings.recipe()?);
-    let method = Method::new(&recipe)?;
-    let extent = method.select.extent(model);
-    let validates = rows.validates(settings, model)?;
+pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate> {
+    let Order { prepared: settings, loaded, .. } = order;
+    let model = &loaded.model;
+    let extent = recipe.select.build(recipe.slicing.clone()).extent(model);
+    let validates = rows.validates(settings, recipe);
     let lengths = rows::lengths(settings, loaded)?;
-    let writes = method.needs_normal() && settings.normal.is_none();
+    let writes = recipe.needs_normal() && settings.normal.is_none();
     let normal: Vec<usize> = match writes {
         true => vec![rows::WRITTEN_TOKENS.min(lengths.total - 1) + 1; settings.normal_texts],
-        false if method.needs_normal() => {
+        false if recipe.needs_normal() => {
             // Where none could be held back, the same ones serve twice.
             let held_back = rows.train.valid_normal.iter().take(rows.record.normal_held_back);
             rows.train.normal.iter().chain(held_back).map(Vec::len).collect()
@@ -129,7 +175,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
     let compares = recipe.kl_weight != 0.0;
     let compared_rows = if compares { normal.iter().sum::<usize>() } else { 0 };
     // Objectives that look at both responses fork: so many rows at a time, or one pair if it has more.
-    let contrasts = objective::named(&recipe.objective)?.contrasts;
+    let contrasts = recipe.objective.contrasts;
     let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
     let forked =
         if contrasts { of(pairs, fork, b).min(FORK_ROWS).max(of(pairs, fork, 1)) } else { 0 };
@@ -149,7 +195,7 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
             OptimizerKind::Rmsprop => 1,
             OptimizerKind::Adamw => 2,
         },
-        keeps_originals: method.needs_reference() || validates,
+        keeps_originals: recipe.needs_reference() || validates,
         keeps_best: validates,
         graph_rows,
         plain_rows,
@@ -161,73 +207,58 @@ pub fn estimate(settings: &RepairSettings, loaded: &Loaded, rows: &Rows) -> Resu
 }
 
 impl Plan {
+    pub fn new(order: &Order, job: &dyn Job, out: &Path) -> Result<Self> {
+        let loaded = order.loaded;
+        let memory = job.memory()?;
+        Ok(Self {
+            model: order.prepared.model.clone(),
+            blocks: loaded.model.sizes().blocks,
+            parameters: loaded.model.parameters(),
+            method: order.prepared.settings.method.clone(),
+            own: job.plan()?,
+            memory_mib: mib(memory.total()),
+            available_mib: loaded
+                .device
+                .is_cpu()
+                .then(available)
+                .flatten()
+                .map(|bytes| bytes >> 20),
+            memory,
+            out: out.display().to_string(),
+        })
+    }
+
     /// For people.
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        let span = |[shortest, longest]: [usize; 2]| format!("{shortest} to {longest}");
-        let cut = &self.data;
-        let normal = match cut.normal {
-            0 => String::new(),
-            n => format!(
-                "; {n} normal texts, {} held back, {} cut",
-                cut.normal_held_back, cut.cut_texts
-            ),
+        let neurons = match &self.own {
+            Own::Edits(edits) => format!("{} neurons, ", edits.neurons),
+            Own::Pairs(_) => String::new(),
         };
-        let mut first = Vec::new();
-        if self.normal_written > 0 {
-            first.push(format!("the model writes {} normal texts", self.normal_written));
-        }
-        if self.looked_at > 0 {
-            first.push(format!("the selector looks at {} pairs", self.looked_at));
-        }
-        if self.trial_steps > 0 {
-            first.push(format!("{} trial steps are made", self.trial_steps));
-        }
-        let mut lines = vec![
-            (
-                "model",
-                format!("{}: {} blocks, {} parameters", self.model, self.blocks, self.parameters),
-            ),
-            ("method", self.method.clone()),
-            ("pairs", format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back)),
-            (
-                "tokens",
-                format!(
-                    "prompts {}, chosen {}, rejected {}; cut to length: {} prompts, {} responses",
-                    span(self.prompt_tokens),
-                    span(self.chosen_tokens),
-                    span(self.rejected_tokens),
-                    cut.cut_prompts,
-                    cut.cut_responses
-                ),
-            ),
-            (
-                "steps",
-                format!(
-                    "{} of {} pairs: each is seen {:.1} times",
-                    self.steps,
-                    self.batch_size * self.gradient_accumulation_steps,
-                    self.epochs
-                ),
-            ),
-        ];
-        if !first.is_empty() {
-            lines.push(("before", first.join(", ")));
-        }
+        let model = format!(
+            "{}: {} blocks, {neurons}{} parameters",
+            self.model, self.blocks, self.parameters
+        );
+        let mut lines = vec![("model", model), ("method", self.method.clone())];
+        lines.extend(match &self.own {
+            Own::Pairs(pairs) => pairs.lines(),
+            Own::Edits(edits) => {
+                let rows = format!("{} with {} target tokens", edits.rows, edits.target_tokens);
+                vec![("rows", rows)]
+            }
+        });
         lines.push(("out", self.out.clone()));
+        let mut text = String::new();
         for (name, value) in lines {
             let _ = writeln!(text, "{name:<7} {value}");
         }
+        let parts = self.memory.parts.iter();
         let rows: Vec<[String; 2]> =
-            self.memory.parts.iter().map(|p| [p.name.clone(), mib(p.bytes).to_string()]).collect();
+            parts.map(|p| [p.name.clone(), mib(p.bytes).to_string()]).collect();
         let _ = write!(text, "\n{}", table(["memory", "MiB"], &rows));
         let _ = write!(text, "{} MiB at most", self.memory_mib);
         if self.memory.each_further_block > 0 {
-            let _ = write!(
-                text,
-                ", and {} for every further block that is sliced",
-                mib(self.memory.each_further_block)
-            );
+            let each = mib(self.memory.each_further_block);
+            let _ = write!(text, ", and {each} for every further block that is sliced");
         }
         let _ = match self.available_mib {
             Some(available) => writeln!(text, "; {available} are available"),

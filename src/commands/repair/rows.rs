@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Loaded;
@@ -12,22 +12,19 @@ use crate::base::error::Error;
 use crate::base::files;
 use crate::base::random::{Purpose, Stream};
 use crate::data::demo;
-use crate::eval::Continuation;
-use crate::eval::normal;
-use crate::eval::normal::{Normal, Writing};
-use crate::eval::task::Subject;
-use crate::eval::toxicity;
-use crate::eval::toxicity::Protocol;
+use crate::eval::normal::{self, Normal, Writing};
+use crate::eval::task::{Row, Subject};
+use crate::eval::toxicity::{self, Protocol};
 use crate::model::Model;
 use crate::model::weights::Weights;
 use crate::report::{DataRecord, Sample};
 use crate::scorers::Scorer;
-use crate::settings::RepairSettings;
-use crate::step::Method;
-use crate::step::objective::telltale::Telltale;
+use crate::settings::{Prepared, RepairSettings};
+use crate::slice::select::First;
+use crate::step::Recipe;
+use crate::step::objective::Artefact;
 use crate::tokens::{Cut, Lengths};
-use crate::train;
-use crate::{bail_input, data};
+use crate::{bail_input, data, train};
 
 /// Tokens of a normal text that the model writes.
 pub const WRITTEN_TOKENS: usize = 64;
@@ -104,27 +101,28 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
     Ok((pairs, sha256))
 }
 
-/// What only the rows can tell: whether they are enough for the selector, the guard and the batches. Errors are bad input.
-pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()> {
-    let mut method = Method::new(&settings.recipe()?)?;
+/// What only the rows can tell: whether they are enough for the selector, the guard and the batches.
+/// Errors are bad input.
+pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -> Result<()> {
     let pairs = rows.train.pairs.len();
+    let mut method = recipe.clone().build();
     method.objective.learn(&rows.train.pairs, model.sizes().vocabulary)?;
     if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > pairs) {
         bail_input!("--fixed-sample {sample}: there are {pairs} pairs to learn from");
     }
     if settings.max_ppl_increase.is_some() && rows.train.valid_pairs.is_empty() {
         bail_input!(
-            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back for them; give \
-             --valid-size N, or more pairs"
+            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back for \
+             them; give --valid-size N, or more pairs"
         );
     }
-    if !method.select.trials(model).is_empty() && rows.train.valid_pairs.is_empty() {
-        let select = settings.recipe()?.select;
+    if recipe.first() == First::Trials && rows.train.valid_pairs.is_empty() {
         bail_input!(
-            "--select {select}: trials are judged on held-back pairs; --valid-size 0 holds none back"
+            "--select {}: trials are judged on held-back pairs; --valid-size 0 holds none back",
+            recipe.select.name
         );
     }
-    let writes = settings.normal.is_none() && method.needs_normal();
+    let writes = settings.normal.is_none() && recipe.needs_normal();
     if writes && settings.normal_texts < settings.batch_size {
         bail_input!(
             "--normal-texts {} are fewer than a batch of {}; raise it, or lower --batch-size",
@@ -132,16 +130,15 @@ pub fn check(settings: &RepairSettings, rows: &Rows, model: &Model) -> Result<()
             settings.batch_size
         );
     }
-    let will_have_text =
-        writes && rows.normal_to_hold_back(settings, model, settings.normal_texts)? > 0;
-    if settings.max_ppl_increase.is_some() && rows.text.is_empty() && !will_have_text {
+    let held_back = rows.normal_to_hold_back(settings, recipe, settings.normal_texts);
+    if settings.max_ppl_increase.is_some() && rows.text.is_empty() && !(writes && held_back > 0) {
         bail_input!("{NO_TEXT}");
     }
     Ok(())
 }
 
 /// Reads and splits the pairs, and the normal texts of a file: a method without use for them is measured on them.
-pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
+pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let (pairs, sha256) = read_data(settings)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
@@ -195,7 +192,7 @@ pub fn read_pairs(settings: &RepairSettings, loaded: &Loaded) -> Result<Rows> {
     let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
     let mut rows = Rows { train, prompts, protocol: toxicity::LEE.on(conversations), text, record };
     if let Some(path) = &settings.normal {
-        rows.take_normal(settings, loaded, path)?;
+        rows.take_normal(settings, recipe, loaded, path)?;
     }
     Ok(rows)
 }
@@ -250,18 +247,17 @@ pub fn write_prompts(
     files::write_whole(&dir.join("prompts.jsonl"), &lines)
 }
 
-/// Keeps the tokens that the objective works against, if there are any.
-pub fn write_telltales(loaded: &Loaded, telltales: &[Telltale], dir: &Path) -> Result<()> {
-    if telltales.is_empty() {
-        return Ok(());
-    }
+/// Keeps what the objective leaves beside the result.
+pub fn write_artefact(loaded: &Loaded, artefact: &Artefact, dir: &Path) -> Result<()> {
     let mut lines = Vec::new();
-    for Telltale { token, chosen, rejected, weight } in telltales {
-        let text = loaded.encoder.decode(&[*token])?;
-        let line = json!({ "token": text, "id": token, "chosen": chosen, "rejected": rejected, "weight": weight });
-        writeln!(lines, "{line}")?;
+    for (id, facts) in &artefact.rows {
+        let mut line = serde_json::Map::new();
+        line.insert("token".into(), loaded.encoder.decode(&[*id])?.into());
+        line.insert("id".into(), (*id).into());
+        line.extend(facts.clone());
+        writeln!(lines, "{}", Value::Object(line))?;
     }
-    files::write_whole(&dir.join("telltale.jsonl"), &lines)
+    files::write_whole(&dir.join(artefact.file), &lines)
 }
 
 /// Keeps how the held-back prompts were continued before and after.
@@ -269,18 +265,22 @@ pub fn write_samples(
     loaded: &Loaded,
     prompts: &[Vec<u32>],
     protocol: &Protocol,
-    before: Vec<Continuation>,
-    after: Vec<Continuation>,
+    before: &[Row],
+    after: &[Row],
     dir: &Path,
 ) -> Result<()> {
+    let text =
+        |row: &Row| row.get("continuation").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let score = |row: &Row| row.get("score").and_then(Value::as_f64);
     let mut lines = Vec::new();
-    for (ids, (before, after)) in prompts.iter().zip(before.into_iter().zip(after)) {
+    for (ids, (before, after)) in prompts.iter().zip(before.iter().zip(after)) {
+        let continued = protocol.continued(ids, loaded.model.sizes().context);
         let sample = Sample {
-            prompt: loaded.encoder.decode(protocol.continued(ids, loaded.model.sizes().context))?,
-            before: before.text,
-            after: after.text,
-            score_before: before.score,
-            score_after: after.score,
+            prompt: loaded.encoder.decode(continued)?,
+            before: text(before),
+            after: text(after),
+            score_before: score(before),
+            score_after: score(after),
         };
         writeln!(lines, "{}", serde_json::to_string(&sample)?)?;
     }
@@ -348,9 +348,11 @@ fn split<T, K: Ord + Clone>(
     (kept, held)
 }
 
-/// Without `--normal` the model writes the normal texts of a method that needs some, and they are kept with the run.
+/// Without `--normal` the model writes the normal texts of a method that needs some, and they are kept
+/// with the run.
 pub fn write_own_normal(
-    settings: &RepairSettings,
+    settings: &Prepared,
+    recipe: &Recipe,
     loaded: &Loaded,
     weights: &Weights,
     scorer: &dyn Scorer,
@@ -358,7 +360,7 @@ pub fn write_own_normal(
     dir: &Path,
     quiet: bool,
 ) -> Result<()> {
-    if settings.normal.is_some() || !Method::new(&settings.recipe()?)?.needs_normal() {
+    if settings.normal.is_some() || !recipe.needs_normal() {
         return Ok(());
     }
     let say = |text: String| {
@@ -366,10 +368,8 @@ pub fn write_own_normal(
             eprintln!("{text}");
         }
     };
-    say(format!(
-        "normal text: the model writes {} texts (or give --normal FILE)",
-        settings.normal_texts
-    ));
+    let number = settings.normal_texts;
+    say(format!("normal text: the model writes {number} texts (or give --normal FILE)"));
     let found = write_normal(settings, loaded, weights, scorer, quiet)?;
     if found.cached {
         say("normal text: kept from an earlier run".into());
@@ -377,32 +377,28 @@ pub fn write_own_normal(
     rows.record.normal_removed_as_toxic = Some(found.removed);
     let own = dir.join("normal.jsonl");
     normal::write(&own, &found.texts)?;
-    rows.take_normal(settings, loaded, &own)
+    rows.take_normal(settings, recipe, loaded, &own)
 }
 
 impl Rows {
     /// Whether the run looks at held-back pairs on its way.
-    pub fn validates(&self, settings: &RepairSettings, model: &Model) -> Result<bool> {
-        let tries = !Method::new(&settings.recipe()?)?.select.trials(model).is_empty();
-        Ok((settings.eval_steps > 0 || tries) && !self.train.valid_pairs.is_empty())
+    pub fn validates(&self, settings: &Prepared, recipe: &Recipe) -> bool {
+        let looks = settings.eval_steps > 0 || recipe.first() == First::Trials;
+        looks && !self.train.valid_pairs.is_empty()
     }
 
     /// How many of so many normal texts are held back.
-    fn normal_to_hold_back(
-        &self,
-        settings: &RepairSettings,
-        model: &Model,
-        texts: usize,
-    ) -> Result<usize> {
+    fn normal_to_hold_back(&self, settings: &Prepared, recipe: &Recipe, texts: usize) -> usize {
         let to_spare = texts.saturating_sub(settings.batch_size);
         let most = self.record.held_back.min(texts / 4).min(to_spare);
-        Ok(if self.validates(settings, model)? { most } else { 0 })
+        if self.validates(settings, recipe) { most } else { 0 }
     }
 
     /// Reads and splits normal texts.
     fn take_normal(
         &mut self,
-        settings: &RepairSettings,
+        settings: &Prepared,
+        recipe: &Recipe,
         loaded: &Loaded,
         path: &Path,
     ) -> Result<()> {
@@ -417,7 +413,7 @@ impl Rows {
                 settings.batch_size
             );
         }
-        let held_back = self.normal_to_hold_back(settings, &loaded.model, tokens.len())?;
+        let held_back = self.normal_to_hold_back(settings, recipe, tokens.len());
         let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| index);
         self.record.cut_texts = cut;
         self.record.normal = normal.len();
@@ -430,7 +426,7 @@ impl Rows {
                 .flat_map(|ids| end.into_iter().chain(ids.iter().copied()))
                 .collect();
         }
-        let validates = self.validates(settings, &loaded.model)?;
+        let validates = self.validates(settings, recipe);
         // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
         self.train.valid_normal =
             if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
@@ -441,7 +437,7 @@ impl Rows {
 
 /// Unconditional texts as the paper makes them, those that score as toxic left out.
 fn write_normal(
-    settings: &RepairSettings,
+    settings: &Prepared,
     loaded: &Loaded,
     weights: &Weights,
     scorer: &dyn Scorer,

@@ -1,8 +1,10 @@
 //! *Selectors* say which part of the model a step may change. One file and one line of [`SELECTORS`] each.
 
 mod all;
+mod chosen;
 mod ranked;
-mod trial;
+
+use std::fmt;
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -10,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::input::StepInput;
 use super::{Granularity, Slice, Unit};
 use crate::bail_input;
-use crate::base::error::Error;
+use crate::base::error::{Error, unknown};
 use crate::model::Model;
 use crate::model::weights::Weights;
 use crate::tokens::PairBatch;
+pub use chosen::Chosen;
 use ranked::{Over, Rank, Ranked};
 
 /// What a selector found.
@@ -37,60 +40,38 @@ impl Selection {
 
 /// Which part of the model a step may change.
 pub trait Select: Send + Sync {
-    /// Once, before the first step: a look at a sample of the pairs under the untouched model.
-    fn prepare(
-        &mut self,
-        _model: &Model,
-        _weights: &Weights,
-        _sample: &mut dyn Iterator<Item = PairBatch>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    /// Whether it wants that look.
-    fn looks_first(&self) -> bool {
-        false
-    }
-
-    /// What it knows that seed and step do not say: kept in the state.
-    fn memory(&self) -> Memory {
-        Memory::default()
-    }
-
-    /// What it knew when the state was saved, instead of a look.
-    fn remember(&mut self, _memory: Memory) {}
-
-    /// Slices to try before the first step; none if there is nothing to try (any more).
-    fn trials(&self, _model: &Model) -> Vec<Slice> {
-        Vec::new()
-    }
-
-    /// How many of the tried slices make the slice.
-    fn top_k(&self) -> usize {
-        1
-    }
-
-    /// What the trials came to.
-    fn settle(&mut self, _slice: Slice) {}
-
-    /// What they came to, if they were made.
-    fn settled(&self) -> Option<&Slice> {
-        None
-    }
-
     /// The slice of one step, from the batches that it works on together.
     fn select(&self, inputs: &[StepInput]) -> Result<Selection>;
-
-    /// Once a step was made: what its selection tells of later ones.
-    fn learn(&mut self, _selection: &Selection) {}
 
     /// How much a step may change at most.
     fn extent(&self, model: &Model) -> Extent;
 
-    /// Whether it asks the step's normal text.
-    fn needs_normal(&self) -> bool {
-        false
+    /// What it learns before the first step and from the steps made, if it learns.
+    fn learner(&mut self) -> Option<&mut dyn Learn> {
+        None
     }
+
+    /// What it has learned that seed and step do not tell: kept in the state.
+    fn memory(&self) -> Memory {
+        Memory::default()
+    }
+}
+
+/// How a selector learns.
+pub trait Learn {
+    /// Once, before the first step: a look at a sample of the pairs under the untouched model.
+    fn look(
+        &mut self,
+        model: &Model,
+        weights: &Weights,
+        sample: &mut dyn Iterator<Item = PairBatch>,
+    ) -> Result<()>;
+
+    /// After each step: what its selection tells of later ones.
+    fn learn(&mut self, selection: &Selection);
+
+    /// What it had learned when the state was saved, instead of a look.
+    fn remember(&mut self, memory: Memory);
 }
 
 /// Scores of the ranked units, summed up.
@@ -138,6 +119,11 @@ pub struct Slicing {
 }
 
 impl Slicing {
+    /// The slices of one unit each.
+    pub fn single(&self, model: &Model) -> Vec<Slice> {
+        self.units(model).into_iter().map(|unit| Slice::Units(vec![unit])).collect()
+    }
+
     /// The units that are ranked.
     fn units(&self, model: &Model) -> Vec<Unit> {
         let ranked = |unit: &Unit| self.blocks.is_empty() || self.blocks.contains(&unit.block);
@@ -195,39 +181,110 @@ pub enum First {
     Nothing,
     /// A look at a sample of the pairs.
     Look,
-    /// Trial steps.
+    /// Trial steps on each slice alone.
     Trials,
 }
 
 /// A line of [`SELECTORS`].
-pub struct Entry {
+pub struct NamedSelector {
     pub name: &'static str,
     pub about: &'static str,
-    /// Whether top-k, granularity and normalization mean anything to it.
+    /// Whether it ranks units, so that top-k, granularity and normalization mean anything to it.
     pub ranks: bool,
     /// Passes a step that measure sensitivities.
     pub looks: usize,
+    /// Whether it asks the step's normal text.
+    pub normal: bool,
     pub first: First,
     build: fn(Slicing) -> Box<dyn Select>,
 }
 
+impl fmt::Debug for NamedSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for NamedSelector {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// A selector that ranks by sensitivity on each step's own batch.
+const fn ranking(
+    name: &'static str,
+    about: &'static str,
+    build: fn(Slicing) -> Box<dyn Select>,
+) -> NamedSelector {
+    NamedSelector {
+        name,
+        about,
+        ranks: true,
+        looks: 1,
+        normal: false,
+        first: First::Nothing,
+        build,
+    }
+}
+
+/// The block most sensitive to the rejected responses (IRepair).
+pub static MAX: NamedSelector =
+    ranking("max", "the block most sensitive to the batch's rejected responses", |slicing| {
+        ranked(Rank::Max, Over::Nothing, slicing)
+    });
+/// The least sensitive block (IRepair's ablation).
+pub static MIN: NamedSelector =
+    ranking("min", "the least sensitive one", |slicing| ranked(Rank::Min, Over::Nothing, slicing));
+/// One block, the most sensitive before the first step (IRepair's ablation).
+pub static FIXED: NamedSelector = NamedSelector {
+    looks: 0,
+    first: First::Look,
+    ..ranking("fixed", "the most sensitive one on average before the first step", |slicing| {
+        ranked(Rank::Once, Over::Nothing, slicing)
+    })
+};
+static MAX_OVER_CHOSEN: NamedSelector = NamedSelector {
+    looks: 2,
+    ..ranking(
+        "max-over-chosen",
+        "the largest sensitivity over that to the chosen responses",
+        |slicing| ranked(Rank::Max, Over::Chosen, slicing),
+    )
+};
+static MAX_OVER_NORMAL: NamedSelector = NamedSelector {
+    looks: 2,
+    normal: true,
+    ..ranking("max-over-normal", "the largest sensitivity over that to normal text", |slicing| {
+        ranked(Rank::Max, Over::Normal, slicing)
+    })
+};
+/// The unit whose trial steps help most.
+pub static TRIAL: NamedSelector = NamedSelector {
+    looks: 0,
+    first: First::Trials,
+    ..ranking(
+        "trial",
+        "the block whose trial steps lower the held-back loss most, once",
+        |slicing| Box::new(Chosen::untried(slicing)),
+    )
+};
+/// Every parameter.
+pub static ALL: NamedSelector = NamedSelector {
+    ranks: false,
+    looks: 0,
+    ..ranking("all", "the whole model", |_| Box::new(all::All))
+};
+
 /// Every selector.
-#[rustfmt::skip]
-pub const SELECTORS: &[Entry] = &[
-    Entry { name: "max", ranks: true, looks: 1, first: First::Nothing, about: "the block most sensitive to the batch's rejected responses", build: |s| ranked(Rank::Max, Over::Nothing, s) },
-    Entry { name: "min", ranks: true, looks: 1, first: First::Nothing, about: "the least sensitive one", build: |s| ranked(Rank::Min, Over::Nothing, s) },
-    Entry { name: "fixed", ranks: true, looks: 0, first: First::Look, about: "the most sensitive one on average before the first step", build: |s| ranked(Rank::Once, Over::Nothing, s) },
-    Entry { name: "max-over-chosen", ranks: true, looks: 2, first: First::Nothing, about: "the largest sensitivity over that to the chosen responses", build: |s| ranked(Rank::Max, Over::Chosen, s) },
-    Entry { name: "max-over-normal", ranks: true, looks: 2, first: First::Nothing, about: "the largest sensitivity over that to normal text", build: |s| ranked(Rank::Max, Over::Normal, s) },
-    Entry { name: "trial", ranks: true, looks: 0, first: First::Trials, about: "the block whose trial steps lower the held-back loss most, once", build: |s| Box::new(trial::Trial::new(s)) },
-    Entry { name: "all", ranks: false, looks: 0, first: First::Nothing, about: "the whole model", build: |_| Box::new(all::All) },
-];
+pub static SELECTORS: &[&NamedSelector] =
+    &[&MAX, &MIN, &FIXED, &MAX_OVER_CHOSEN, &MAX_OVER_NORMAL, &TRIAL, &ALL];
 
 fn ranked(rank: Rank, over: Over, slicing: Slicing) -> Box<dyn Select> {
     Box::new(Ranked::new(rank, over, slicing))
 }
 
-impl Entry {
+impl NamedSelector {
     /// The selector, for slices of this kind.
     pub fn build(&self, slicing: Slicing) -> Box<dyn Select> {
         (self.build)(slicing)
@@ -235,12 +292,9 @@ impl Entry {
 }
 
 /// The selector of this name. Errors (bad input) with the nearest name.
-pub fn named(name: &str) -> Result<&'static Entry> {
-    match SELECTORS.iter().find(|s| s.name == name) {
-        Some(entry) => Ok(entry),
-        None => {
-            let names: Vec<&str> = SELECTORS.iter().map(|s| s.name).collect();
-            Err(Error::Input(crate::base::error::unknown("selector", name, &names)).into())
-        }
-    }
+pub fn named(name: &str) -> Result<&'static NamedSelector> {
+    SELECTORS.iter().copied().find(|s| s.name == name).ok_or_else(|| {
+        let names: Vec<&str> = SELECTORS.iter().map(|s| s.name).collect();
+        Error::Input(unknown("selector", name, &names)).into()
+    })
 }

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Extent, Memory, Normalize, Select, Selection, Slicing};
+use super::{Extent, Learn, Memory, Normalize, Select, Selection, Slicing};
 use crate::model::Model;
 use crate::model::weights::Weights;
 use crate::slice::input::{StepInput, Whole, share};
@@ -101,37 +101,6 @@ impl Ranked {
 }
 
 impl Select for Ranked {
-    fn prepare(
-        &mut self,
-        model: &Model,
-        weights: &Weights,
-        sample: &mut dyn Iterator<Item = PairBatch>,
-    ) -> Result<()> {
-        if !self.looks_first() {
-            return Ok(());
-        }
-        let units = self.units(model);
-        for batch in sample {
-            let found = squares(model, weights, &batch.rejected)?;
-            self.memory.add(&found.norms(model, &units)?, batch.rejected.counts.len());
-        }
-        // A state has no word for what is not finite.
-        pick(&self.memory.sums, |a, b| a > b)?;
-        Ok(())
-    }
-
-    fn looks_first(&self) -> bool {
-        self.rank == Rank::Once || self.slicing.normalize == Normalize::Start
-    }
-
-    fn memory(&self) -> Memory {
-        self.memory.clone()
-    }
-
-    fn remember(&mut self, memory: Memory) {
-        self.memory = memory;
-    }
-
     fn select(&self, inputs: &[StepInput]) -> Result<Selection> {
         if self.rank == Rank::Once {
             let mut scores = self.start()?;
@@ -188,17 +157,43 @@ impl Select for Ranked {
         })
     }
 
+    fn extent(&self, model: &Model) -> Extent {
+        Extent { parameters: self.slicing.largest(model), stays: self.rank == Rank::Once }
+    }
+
+    fn learner(&mut self) -> Option<&mut dyn Learn> {
+        Some(self)
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.clone()
+    }
+}
+
+impl Learn for Ranked {
+    fn look(
+        &mut self,
+        model: &Model,
+        weights: &Weights,
+        sample: &mut dyn Iterator<Item = PairBatch>,
+    ) -> Result<()> {
+        let units = self.units(model);
+        for batch in sample {
+            let found = squares(model, weights, &batch.rejected)?;
+            self.memory.add(&found.norms(model, &units)?, batch.rejected.counts.len());
+        }
+        // A state has no word for what is not finite.
+        pick(&self.memory.sums, |a, b| a > b)?;
+        Ok(())
+    }
+
     fn learn(&mut self, selection: &Selection) {
         if self.rank != Rank::Once && self.slicing.normalize == Normalize::Running {
             self.memory.add(&selection.scores, 1);
         }
     }
 
-    fn extent(&self, model: &Model) -> Extent {
-        Extent { parameters: self.slicing.largest(model), stays: self.rank == Rank::Once }
-    }
-
-    fn needs_normal(&self) -> bool {
-        self.over == Over::Normal
+    fn remember(&mut self, memory: Memory) {
+        self.memory = memory;
     }
 }

@@ -9,23 +9,30 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::Patient;
 use super::scope::ranked;
 use crate::model::layers::Orientation;
-use crate::model::weights::Who;
+use crate::model::weights::{Weights, Who};
+use crate::model::{Mlp, Model};
+
+/// A model whose neurons may have changed.
+pub struct Repaired<'a> {
+    pub model: &'a Model,
+    pub weights: &'a Weights,
+    pub mlp: Mlp,
+}
 
 /// Changed neurons, ascending, with ‖after − before‖₂ of their output rows, by block.
 pub type Changed = BTreeMap<usize, Vec<(usize, f32)>>;
 
 /// The neurons whose output rows differ from the base's.
-pub fn changed(patient: &Patient) -> Result<Changed> {
+pub fn changed(repaired: &Repaired) -> Result<Changed> {
     let mut changed = Changed::new();
-    for block in 0..patient.model.sizes().blocks {
-        let name = patient.mlp.weight(block);
-        if !patient.weights.touched().any(|(touched, _)| touched == name) {
+    for block in 0..repaired.model.sizes().blocks {
+        let name = repaired.mlp.weight(block);
+        if !repaired.weights.touched().any(|(touched, _)| touched == name) {
             continue;
         }
-        let rows = |who| -> Result<Vec<Vec<f32>>> { Ok(rows(patient, who, block)?.to_vec2()?) };
+        let rows = |who| -> Result<Vec<Vec<f32>>> { Ok(rows(repaired, who, block)?.to_vec2()?) };
         let (before, after) = (rows(Who::Reference)?, rows(Who::Patient)?);
         let neurons: Vec<(usize, f32)> = (0..before.len())
             .filter(|&i| before[i] != after[i])
@@ -54,7 +61,7 @@ pub struct Promoted<T> {
 
 /// The most changed neurons, `many` of them, with `tokens` tokens each.
 pub fn promoted(
-    patient: &Patient,
+    repaired: &Repaired,
     changed: &Changed,
     many: usize,
     tokens: usize,
@@ -69,12 +76,12 @@ pub fn promoted(
         .into_iter()
         .map(|(block, neuron, norm_of_change)| {
             let row = |who| -> Result<Tensor> {
-                Ok(rows(patient, who, block)?.narrow(0, neuron, 1)?.contiguous()?)
+                Ok(rows(repaired, who, block)?.narrow(0, neuron, 1)?.contiguous()?)
             };
             let promotes = |row: &Tensor| -> Result<Vec<u32>> {
-                let view = patient.weights.frozen(Who::Patient)?;
-                let row = row.to_device(&patient.weights.device())?;
-                let logits = patient.model.logits(&view, &row)?.flatten_all()?.to_vec1::<f32>()?;
+                let view = repaired.weights.frozen(Who::Patient)?;
+                let row = row.to_device(&repaired.weights.device())?;
+                let logits = repaired.model.logits(&view, &row)?.flatten_all()?.to_vec1::<f32>()?;
                 let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
                 Ok(ranked(&logits).into_iter().take(tokens).map(|token| token as u32).collect())
             };
@@ -92,9 +99,9 @@ pub fn promoted(
 }
 
 /// The output matrix of a block as (neurons, C), on the CPU.
-fn rows(patient: &Patient, who: Who, block: usize) -> Result<Tensor> {
-    let w = patient.weights.tensor(who, &patient.mlp.weight(block))?;
-    let w = match patient.mlp.orientation {
+fn rows(repaired: &Repaired, who: Who, block: usize) -> Result<Tensor> {
+    let w = repaired.weights.tensor(who, &repaired.mlp.weight(block))?;
+    let w = match repaired.mlp.orientation {
         Orientation::InOut => w,
         Orientation::OutIn => w.t()?,
     };

@@ -43,9 +43,10 @@ pub enum Mode {
     Iterative,
 }
 
-/// The numbers of a repair.
+/// What a neuron-level repair is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
+    pub method: &'static NamedMethod,
     pub mode: Mode,
     /// Of the blocks: those whose MLP, when skipped, raises the loss most.
     pub blocks: Share,
@@ -58,17 +59,10 @@ pub struct Recipe {
     pub rounds: usize,
 }
 
-impl Default for Recipe {
-    /// As STAR's authors have it, but for the rounds: they make one.
-    fn default() -> Self {
-        Self {
-            mode: Mode::Batch,
-            blocks: Share::All,
-            neurons: Share::All,
-            steps: 10,
-            learning_rate: 1e-2,
-            rounds: 10,
-        }
+impl Recipe {
+    /// The method, ready for its first pass.
+    pub fn build(self) -> Box<dyn NeuronMethod> {
+        (self.method.build)(self)
     }
 }
 
@@ -149,26 +143,47 @@ pub trait NeuronMethod {
 }
 
 /// A line of [`METHODS`].
-pub struct Entry {
+pub struct NamedMethod {
     pub name: &'static str,
     pub about: &'static str,
-    /// Whether it takes gradient steps: has a mode, shares of blocks and neurons, steps, a learning rate.
+    /// Whether it takes gradient steps: has a mode, shares of blocks and neurons, steps, a rate.
     pub descends: bool,
-    pub build: fn(Recipe) -> Box<dyn NeuronMethod>,
+    build: fn(Recipe) -> Box<dyn NeuronMethod>,
+}
+
+impl std::fmt::Debug for NamedMethod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for NamedMethod {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
 }
 
 /// Every neuron-level method.
-#[rustfmt::skip]
-pub const METHODS: &[Entry] = &[
-    Entry { name: "star", descends: true, about: "sizes of changes solved for, signs by the gradient", build: |recipe| Box::new(Descent { direction: Direction::Star, recipe }) },
-    Entry { name: "mint", descends: false, about: "a few neurons a wrong token, chosen greedily", build: |_| Box::new(Mint) },
-    Entry { name: "sgd", descends: true, about: "baseline: plain gradient descent on the MLPs' output matrices", build: |recipe| Box::new(Descent { direction: Direction::Gradient, recipe }) },
+pub static METHODS: &[NamedMethod] = &[
+    NamedMethod {
+        name: "star",
+        descends: true,
+        about: "sizes of changes solved for, signs by the gradient",
+        build: |recipe| Box::new(Descent { direction: Direction::Star, recipe }),
+    },
+    NamedMethod {
+        name: "mint",
+        descends: false,
+        about: "a few neurons a wrong token, chosen greedily",
+        build: |_| Box::new(Mint),
+    },
+    NamedMethod {
+        name: "sgd",
+        descends: true,
+        about: "baseline: plain gradient descent on the MLPs' output matrices",
+        build: |recipe| Box::new(Descent { direction: Direction::Gradient, recipe }),
+    },
 ];
-
-/// The method of this name, if it is a neuron-level one.
-pub fn named(name: &str) -> Option<&'static Entry> {
-    METHODS.iter().find(|m| m.name == name)
-}
 
 /// Rounds over the rows until none fails, none can be helped, or there were enough of them.
 pub fn repair(
@@ -181,7 +196,7 @@ pub fn repair(
 ) -> Result<()> {
     while at.stage != Stage::Over {
         if at.stage == Stage::Between {
-            if at.rounds == rounds || failing(patient, rows)?.is_empty() {
+            if at.rounds == rounds || failing(patient.model, &patient.weights, rows)?.is_empty() {
                 at.stage = Stage::Over;
                 break;
             }
@@ -213,11 +228,11 @@ pub fn said(model: &Model, weights: &Weights, batch: &Batch) -> Result<Vec<u32>>
 }
 
 /// Numbers of the rows of whose target a token fails.
-pub fn failing(patient: &Patient, rows: &[TokenEdit]) -> Result<Vec<usize>> {
+pub fn failing(model: &Model, weights: &Weights, rows: &[TokenEdit]) -> Result<Vec<usize>> {
     let mut failing = Vec::new();
     for (index, row) in rows.iter().enumerate() {
         let batch = batch(std::slice::from_ref(row));
-        if said(patient.model, &patient.weights, &batch)? != batch.targets {
+        if said(model, weights, &batch)? != batch.targets {
             failing.push(index);
         }
     }

@@ -177,8 +177,4 @@ impl Objective for Dpo {
     ) -> Result<Evaluated> {
         self.evaluate_with(input, whole, view, take, |_, _| Ok(None))
     }
-
-    fn needs_reference(&self) -> bool {
-        true
-    }
 }

@@ -1,5 +1,6 @@
-//! `dpo-ul`: DPO, and over every counted token of both responses the unlikelihood of the [telltale](super::telltale)
-//! tokens coming next, −ln(1 − Σ_v w_v p_v), summed over a pair as DPO's log-probabilities are, mean over the pairs.
+//! `dpo-ul`: DPO, and over every counted token of both responses the unlikelihood of the
+//! [marker tokens](super::marker_tokens) coming next, −ln(1 − Σ_v w_v p_v), summed over a pair as
+//! DPO's log-probabilities are, mean over the pairs.
 //!
 //! DPO moves the model from the rejected manner to the chosen one, but every token of a rejected response pays for it
 //! alike. Unlikelihood of negative candidates (Welleck et al. 2020, there those of the context, here those that the data
@@ -9,8 +10,8 @@ use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 
 use super::dpo::{Curve, Dpo};
-use super::telltale::{Telltale, telltales, weights};
-use super::{Evaluated, Objective, Take};
+use super::marker_tokens::{MarkerToken, marker_tokens, weights};
+use super::{Artefact, Evaluated, Objective, Take};
 use crate::base::error::Error;
 use crate::model::weights::View;
 use crate::slice::input::{StepInput, Whole};
@@ -29,18 +30,24 @@ impl DpoUl {
 }
 
 impl Objective for DpoUl {
-    fn learn(&mut self, pairs: &[TokenPair], vocabulary: usize) -> Result<Vec<Telltale>> {
-        let found = telltales(pairs, vocabulary);
+    fn learn(&mut self, pairs: &[TokenPair], vocabulary: usize) -> Result<Option<Artefact>> {
+        let found = marker_tokens(pairs, vocabulary);
         if found.is_empty() {
             return Err(Error::Input(format!(
-                "of {} pairs no token is telltale of the rejected responses, so --objective dpo-ul has nothing beyond \
-                 dpo; take that, or give more pairs",
+                "no token of {} pairs marks the rejected responses, so --objective dpo-ul has nothing \
+                 beyond dpo; take that, or give more pairs",
                 pairs.len()
             ))
             .into());
         }
         self.weights = Some(weights(&found, vocabulary, &Device::Cpu)?);
-        Ok(found)
+        let facts = |of: &MarkerToken| {
+            let MarkerToken { chosen, rejected, weight, .. } = *of;
+            let facts = [("chosen", chosen.into()), ("rejected", rejected.into())];
+            let facts = facts.into_iter().chain([("weight", weight.into())]);
+            (of.token, facts.map(|(name, value)| (name.to_owned(), value)).collect())
+        };
+        Ok(Some(Artefact { file: "marker_tokens.jsonl", rows: found.iter().map(facts).collect() }))
     }
 
     fn evaluate(
@@ -56,9 +63,5 @@ impl Objective for DpoUl {
                 input.model.absent_logp(view, h, &part.rows, &weights.to_device(h.device())?)?;
             Ok(Some((none_comes.sum_all()? * (-1.0 / whole.pairs as f64))?))
         })
-    }
-
-    fn needs_reference(&self) -> bool {
-        true
     }
 }

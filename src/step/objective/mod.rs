@@ -3,18 +3,20 @@
 
 mod dpo;
 mod dpo_ul;
+pub mod marker_tokens;
 mod nll;
 pub mod reference;
-pub mod telltale;
 mod unlikelihood;
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
+use serde_json::{Map, Value};
 
 use super::Method;
-use crate::base::error::Error;
+use crate::base::error::{Error, unknown};
 use crate::model::loss;
 use crate::model::weights::{View, Want, Who};
 use crate::slice::Slice;
@@ -23,7 +25,6 @@ use crate::tokens::TokenPair;
 use dpo::{Curve, Dpo};
 use dpo_ul::DpoUl;
 use reference::Reference;
-use telltale::Telltale;
 
 /// Gradients of a step, by tensor name: exactly the tensors of its slice.
 pub type Gradients = BTreeMap<String, Tensor>;
@@ -72,14 +73,15 @@ pub type Take<'a> = dyn FnMut(Tensor) -> Result<()> + 'a;
 
 /// What a slice is changed for.
 pub trait Objective: Send + Sync {
-    /// Once, before anything else: a look at the pairs to learn from, in a vocabulary of so many tokens. Returns the tokens
-    /// that it works against, if it does. Errors (bad input) if there is nothing to learn from them.
-    fn learn(&mut self, _pairs: &[TokenPair], _vocabulary: usize) -> Result<Vec<Telltale>> {
-        Ok(Vec::new())
+    /// Once, before anything else: a look at the pairs to learn from, in a vocabulary of so many
+    /// tokens. Returns what it leaves beside the result, if it does. Errors (bad input) if there is
+    /// nothing to learn from them.
+    fn learn(&mut self, _pairs: &[TokenPair], _vocabulary: usize) -> Result<Option<Artefact>> {
+        Ok(None)
     }
 
-    /// Gives `take` scalars on the view's graph whose gradients add up, over the batches of the whole step, to the
-    /// objective's: one, or several where that keeps less of the graph at a time.
+    /// Gives `take` scalars on the view's graph whose gradients add up, over the batches of the whole
+    /// step, to the objective's: one, or several where that keeps less of the graph at a time.
     fn evaluate(
         &self,
         input: &StepInput,
@@ -87,21 +89,26 @@ pub trait Objective: Send + Sync {
         view: &View,
         take: &mut Take,
     ) -> Result<Evaluated>;
+}
 
-    /// Whether it asks the frozen reference.
-    fn needs_reference(&self) -> bool {
-        false
-    }
+/// What an objective leaves beside the result: a file of JSON lines, each about one token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Artefact {
+    pub file: &'static str,
+    /// The token, and what is said of it.
+    pub rows: Vec<(u32, Map<String, Value>)>,
 }
 
 /// A line of [`OBJECTIVES`].
-pub struct Entry {
+pub struct NamedObjective {
     pub name: &'static str,
     pub about: &'static str,
     /// Whether it looks at the rejected responses, too.
     pub contrasts: bool,
     /// Whether its weight is α, that of the NLL.
     pub alpha: bool,
+    /// Whether it asks the frozen reference.
+    pub reference: bool,
     /// How often the head is asked at a counted token.
     pub heads: usize,
     /// β where nothing else is said; `None`: the objective has none.
@@ -110,26 +117,94 @@ pub struct Entry {
     build: fn(f64) -> Box<dyn Objective>,
 }
 
-/// Every objective. β of DPO is Lee et al.'s, that of its length-normalized form Lambert et al.'s.
-#[rustfmt::skip]
-pub const OBJECTIVES: &[Entry] = &[
-    Entry { name: "nll", contrasts: false, alpha: true, heads: 1, beta: None, about: "NLL of the chosen responses", build: |_| Box::new(nll::Nll) },
-    Entry { name: "dpo", contrasts: true, alpha: false, heads: 1, beta: Some(0.1), about: "chosen over rejected, against the reference", build: |beta| Box::new(Dpo::new(beta, false, Curve::Sigmoid)) },
-    Entry { name: "dpo-ul", contrasts: true, alpha: false, heads: 2, beta: Some(0.1), about: "dpo, and unlikelihood of the tokens that tell rejected from chosen", build: |beta| Box::new(DpoUl::new(beta)) },
-    Entry { name: "dpo-norm", contrasts: true, alpha: false, heads: 1, beta: Some(5.0), about: "the same with log-probabilities per token", build: |beta| Box::new(Dpo::new(beta, true, Curve::Sigmoid)) },
-    Entry { name: "ipo", contrasts: true, alpha: false, heads: 1, beta: Some(0.5), about: "chosen over rejected by 1/(2β) nats a token, no more and no less", build: |beta| Box::new(Dpo::new(beta, true, Curve::Square)) },
-    Entry { name: "unlikelihood", contrasts: true, alpha: false, heads: 1, beta: None, about: "NLL of the chosen tokens and unlikelihood of the rejected", build: |_| Box::new(unlikelihood::Unlikelihood) },
-];
+impl fmt::Debug for NamedObjective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for NamedObjective {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// An objective that contrasts chosen with rejected responses, against the reference.
+const fn preference(
+    name: &'static str,
+    about: &'static str,
+    beta: f64,
+    build: fn(f64) -> Box<dyn Objective>,
+) -> NamedObjective {
+    NamedObjective {
+        name,
+        about,
+        contrasts: true,
+        alpha: false,
+        reference: true,
+        heads: 1,
+        beta: Some(beta),
+        build,
+    }
+}
+
+/// NLL of the chosen responses (IRepair, DAPT).
+pub static NLL: NamedObjective = NamedObjective {
+    contrasts: false,
+    alpha: true,
+    reference: false,
+    beta: None,
+    ..preference("nll", "NLL of the chosen responses", 0.0, |_| Box::new(nll::Nll))
+};
+/// Direct preference optimization; β as Lee et al. have it.
+pub static DPO: NamedObjective =
+    preference("dpo", "chosen over rejected, against the reference", 0.1, |beta| {
+        Box::new(Dpo::new(beta, false, Curve::Sigmoid))
+    });
+/// DPO and unlikelihood of marker tokens.
+pub static DPO_UL: NamedObjective = NamedObjective {
+    heads: 2,
+    ..preference(
+        "dpo-ul",
+        "dpo, and unlikelihood of the tokens that tell rejected from chosen",
+        0.1,
+        |beta| Box::new(DpoUl::new(beta)),
+    )
+};
+/// Length-normalized DPO; β as Lambert et al. have it.
+static DPO_NORM: NamedObjective =
+    preference("dpo-norm", "the same with log-probabilities per token", 5.0, |beta| {
+        Box::new(Dpo::new(beta, true, Curve::Sigmoid))
+    });
+static IPO: NamedObjective = preference(
+    "ipo",
+    "chosen over rejected by 1/(2β) nats a token, no more and no less",
+    0.5,
+    |beta| Box::new(Dpo::new(beta, true, Curve::Square)),
+);
+static UNLIKELIHOOD: NamedObjective = NamedObjective {
+    reference: false,
+    beta: None,
+    ..preference(
+        "unlikelihood",
+        "NLL of the chosen tokens and unlikelihood of the rejected",
+        0.0,
+        |_| Box::new(unlikelihood::Unlikelihood),
+    )
+};
+
+/// Every objective.
+pub static OBJECTIVES: &[&NamedObjective] = &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &UNLIKELIHOOD];
 
 /// The objective of this name. Errors (bad input) with the nearest name.
-pub fn named(name: &str) -> Result<&'static Entry> {
-    OBJECTIVES.iter().find(|o| o.name == name).ok_or_else(|| {
+pub fn named(name: &str) -> Result<&'static NamedObjective> {
+    OBJECTIVES.iter().copied().find(|o| o.name == name).ok_or_else(|| {
         let names: Vec<&str> = OBJECTIVES.iter().map(|o| o.name).collect();
-        Error::Input(crate::base::error::unknown("objective", name, &names)).into()
+        Error::Input(unknown("objective", name, &names)).into()
     })
 }
 
-impl Entry {
+impl NamedObjective {
     /// The objective, with this β or its own.
     pub fn build(&self, beta: Option<f64>) -> Box<dyn Objective> {
         (self.build)(beta.or(self.beta).unwrap_or_default())
@@ -148,24 +223,26 @@ pub fn gradients(
     // One graph at a time: the objective's activations are freed before the KL term's exist.
     let mut sum = Terms::default();
     for input in inputs {
-        let mut terms =
-            objective_term(method, input, &whole, &view, &mut |graph| match method.weight {
-                0.0 => Ok(()),
-                weight => view.backward((graph * weight)?),
-            })?;
-        if method.kl_weight != 0.0
-            && method.weight != 0.0
+        let mut terms = objective_term(method, input, &whole, &view, &mut |graph| match method
+            .recipe
+            .weight
+        {
+            0.0 => Ok(()),
+            weight => view.backward((graph * weight)?),
+        })?;
+        if method.recipe.kl_weight != 0.0
+            && method.recipe.weight != 0.0
             && input.weights.lowest_touched().is_none()
         {
             // Patient and reference are one: no divergence, and no slope. Asked for, its rounding would be the whole gradient of
             // what the objective does not reach (rows of an embedding), and RMSProp makes full steps of the smallest.
             terms.kl = Some(0.0);
-        } else if method.kl_weight != 0.0 {
+        } else if method.recipe.kl_weight != 0.0 {
             let kl = kl_term(method, input, &whole, &view)?;
             // Read after the backward pass was asked for: a GPU has it at hand when it has the value.
             let nats = kl.detach();
-            view.backward((kl * method.kl_weight)?)?;
-            terms.hold(&nats, method.kl_weight)?;
+            view.backward((kl * method.recipe.kl_weight)?)?;
+            terms.hold(&nats, method.recipe.kl_weight)?;
         }
         sum.add(&terms);
     }
@@ -177,8 +254,8 @@ pub fn value(method: &Method, input: &StepInput) -> Result<Terms> {
     let view = input.weights.view(Who::Patient, |_| Want::Nothing)?;
     let whole = Whole::of(std::slice::from_ref(input));
     let mut terms = objective_term(method, input, &whole, &view, &mut |_| Ok(()))?;
-    if method.kl_weight != 0.0 {
-        terms.hold(&kl_term(method, input, &whole, &view)?, method.kl_weight)?;
+    if method.recipe.kl_weight != 0.0 {
+        terms.hold(&kl_term(method, input, &whole, &view)?, method.recipe.kl_weight)?;
     }
     Ok(terms)
 }
@@ -191,7 +268,7 @@ fn objective_term(
     take: &mut Take,
 ) -> Result<Terms> {
     let Evaluated { value, nll_good } = method.objective.evaluate(input, whole, view, take)?;
-    Ok(Terms { loss: method.weight * value, nll_good: Some(nll_good), kl: None })
+    Ok(Terms { loss: method.recipe.weight * value, nll_good: Some(nll_good), kl: None })
 }
 
 /// The batch's share of the KL term in nats a token, a scalar on the view's graph.

@@ -12,7 +12,7 @@ const LEAST: usize = 10;
 
 /// A token and how it is spread over the responses.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Telltale {
+pub struct MarkerToken {
     pub token: u32,
     /// Occurrences in the chosen and in the rejected responses.
     pub chosen: usize,
@@ -21,9 +21,9 @@ pub struct Telltale {
     pub weight: f64,
 }
 
-/// The telltale tokens of these pairs, likeliest in rejected responses first, in a vocabulary of so many. Frequencies are
+/// The marker tokens of these pairs, likeliest in rejected responses first, in a vocabulary of so many. Frequencies are
 /// smoothed by half an occurrence a token.
-pub fn telltales(pairs: &[TokenPair], vocabulary: usize) -> Vec<Telltale> {
+pub fn marker_tokens(pairs: &[TokenPair], vocabulary: usize) -> Vec<MarkerToken> {
     let mut counts = vec![[0usize; 2]; vocabulary];
     for pair in pairs {
         for (kind, response) in [&pair.chosen, &pair.rejected].into_iter().enumerate() {
@@ -42,23 +42,23 @@ pub fn telltales(pairs: &[TokenPair], vocabulary: usize) -> Vec<Telltale> {
         let share = |count: usize, kind: usize| (count as f64 + 0.5) / all[kind];
         let sure = share(rejected, 1) / (share(rejected, 1) + share(chosen, 0));
         let weight = 2.0 * sure - 1.0;
-        (sure >= SURE && rejected >= LEAST).then_some(Telltale {
+        (sure >= SURE && rejected >= LEAST).then_some(MarkerToken {
             token: token as u32,
             chosen,
             rejected,
             weight,
         })
     };
-    let mut found: Vec<Telltale> = counts.iter().enumerate().filter_map(tells).collect();
+    let mut found: Vec<MarkerToken> = counts.iter().enumerate().filter_map(tells).collect();
     found.sort_by_key(|t| std::cmp::Reverse(t.rejected));
     found
 }
 
 /// The weight of each token of the vocabulary (V), 0 where it tells nothing.
-pub fn weights(telltales: &[Telltale], vocabulary: usize, device: &Device) -> Result<Tensor> {
+pub fn weights(found: &[MarkerToken], vocabulary: usize, device: &Device) -> Result<Tensor> {
     let mut weights = vec![0f32; vocabulary];
-    for telltale in telltales {
-        weights[telltale.token as usize] = telltale.weight as f32;
+    for marker in found {
+        weights[marker.token as usize] = marker.weight as f32;
     }
     Tensor::from_vec(weights, vocabulary, device)
 }
@@ -77,7 +77,7 @@ mod tests {
         let mut pairs = vec![pair(&[1, 4, 6], &[2, 3, 4, 6]); 6];
         pairs.extend(vec![pair(&[1, 4, 1], &[2, 3, 4, 6]); 6]);
         pairs.push(pair(&[1, 4, 6], &[5, 5, 5, 4]));
-        let found = telltales(&pairs, 8);
+        let found = marker_tokens(&pairs, 8);
         let tokens: Vec<u32> = found.iter().map(|t| t.token).collect();
         assert_eq!(tokens, [2, 3]);
         assert_eq!((found[1].chosen, found[1].rejected), (0, 12));

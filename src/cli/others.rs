@@ -1,0 +1,130 @@
+//! The words of the smaller commands.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand};
+
+use super::Output;
+use crate::model::precision::{Precision, WeightsDtype};
+use crate::model::shapes::SHAPES;
+
+#[derive(Debug, Args)]
+pub struct Patch {
+    #[command(subcommand)]
+    pub command: PatchCommand,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PatchCommand {
+    /// Write the difference of two model folders
+    Diff {
+        /// Hub id or folder
+        base: String,
+        repaired: String,
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// Replace --out if it exists
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Make the repaired model from the base
+    Apply {
+        /// Hub id or folder
+        base: String,
+        patch: PathBuf,
+        #[arg(short, long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Make the base from the repaired model
+    Revert {
+        repaired: String,
+        patch: PathBuf,
+        #[arg(short, long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Blocks, norms and sizes
+    Show { patch: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Shape of the random model
+    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.keys().map(String::as_str)), default_value = "gpt2")]
+    pub config: String,
+    /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
+    #[arg(long, default_value = "irepair+kl")]
+    pub method: String,
+    /// Blocks, instead of the shape's own number
+    #[arg(long, value_name = "L")]
+    pub blocks: Option<usize>,
+    /// Sequences a batch
+    #[arg(long, visible_alias = "batch-size", default_value_t = 4)]
+    pub batch: usize,
+    /// Tokens a sequence, all of them counted
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Timed iterations, after one that is not
+    #[arg(long, default_value_t = 5)]
+    pub iterations: usize,
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Of the operands of large products
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    pub dtype: Precision,
+    /// What matrices of weights are kept in while they are not trained; the random ones are rounded to it
+    #[arg(long, value_enum, default_value_t = WeightsDtype::F32)]
+    pub weights_dtype: WeightsDtype,
+    /// Print on stderr where the time goes, and how near the products come to this machine's best
+    #[arg(long)]
+    pub profile: bool,
+    /// Layers composed of candle's own operations instead of our kernels
+    #[arg(long)]
+    pub composed: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Report {
+    /// The output of `repair` or `compare`, or the .partial folder of an unfinished run
+    #[arg(value_name = "RUN_DIR")]
+    pub run: PathBuf,
+    /// Where the page goes [default: RUN_DIR/irepair/report.html; of a comparison RUN_DIR/report.html]
+    #[arg(short, long, value_name = "FILE.html")]
+    pub out: Option<PathBuf>,
+    /// Write the page's drawings into this folder, too, each as an SVG file of its own
+    #[arg(long, value_name = "DIR")]
+    pub pictures: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Completions {
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Write a page for every command into this folder
+    #[arg(short, long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Guide {
+    /// A page [default: the list of pages]
+    pub topic: Option<String>,
+}

@@ -1,0 +1,116 @@
+//! The words of `repair` and `compare`: the settings of a repair, and where its output goes.
+
+use std::path::PathBuf;
+
+use clap::{Arg, Args};
+
+use super::Output;
+use crate::settings::RepairWords;
+use crate::settings::setting::Heading;
+
+const OUTPUT: &str = Heading::Output.title();
+const METHOD: &str = Heading::Method.title();
+const STOPPING: &str = Heading::Stopping.title();
+const SCORING: &str = Heading::Scoring.title();
+const MACHINE: &str = Heading::Machine.title();
+
+#[derive(Debug, Args)]
+pub struct Repair {
+    #[command(flatten)]
+    pub words: RepairWords,
+    /// Where the repaired model goes [default: repaired/MODEL-METHOD]
+    #[arg(short, long, visible_aliases = ["output-dir", "output"], help_heading = OUTPUT)]
+    pub out: Option<PathBuf>,
+    /// Replace --out if it exists
+    #[arg(long, help_heading = OUTPUT)]
+    pub overwrite: bool,
+    /// Read headers and data only, and say what would be done and how much memory it takes
+    #[arg(long, help_heading = OUTPUT)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub output: Output,
+    /// Settings from a TOML file, or a preset's name
+    #[arg(short = 'C', long, value_name = "FILE", help_heading = METHOD, hide_short_help = true)]
+    pub config: Option<PathBuf>,
+    /// Go on with an interrupted run into the same --out
+    #[arg(long, help_heading = STOPPING, hide_short_help = true)]
+    pub resume: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Compare {
+    #[command(flatten)]
+    pub words: RepairWords,
+    /// Rows: names of methods, or of tables in --runs [default: the paper's]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", help_heading = "Input")]
+    pub methods: Vec<String>,
+    /// Settings of rows: a TOML file with a table for each, over --config and under flags
+    #[arg(long, value_name = "FILE", help_heading = "Input")]
+    pub runs: Option<PathBuf>,
+    /// Each row once for each of these; means and standard errors are shown [default: --seed]
+    #[arg(long, value_delimiter = ',', value_name = "SEED,…", help_heading = "Input")]
+    pub seeds: Vec<u64>,
+    /// Finished runs to put beside them
+    #[arg(value_name = "RUN_DIR")]
+    pub finished: Vec<PathBuf>,
+    /// Where runs, tables and figures go [default: compared/MODEL]
+    #[arg(short, long, visible_aliases = ["output-dir", "output"], help_heading = OUTPUT)]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+    /// Settings from a TOML file, or a preset's name
+    #[arg(short = 'C', long, value_name = "FILE", help_heading = METHOD, hide_short_help = true)]
+    pub config: Option<PathBuf>,
+    /// Go on with the comparison in --out: what is missing is made
+    #[arg(long, help_heading = STOPPING, hide_short_help = true)]
+    pub resume: bool,
+    /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt)
+    /// [default: lee, without --edits]
+    #[arg(long, value_name = "PRESET", help_heading = SCORING, hide_short_help = true)]
+    pub toxicity: Option<String>,
+    /// Compare repairs of wrong answers: the rows of --data are failures (a prompt and its target),
+    /// and these rows, some of them marked generalization or specificity, tell what the repairs are
+    /// worth [default: all rows of --data, if a row's method is star, mint or sgd]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        default_missing_value = "",
+        help_heading = SCORING,
+        hide_short_help = true
+    )]
+    pub edits: Option<String>,
+    /// Continuations a prompt [default: the preset's]
+    #[arg(long, help_heading = SCORING, hide_short_help = true)]
+    pub samples: Option<usize>,
+    /// Perplexity of a text: wikitext2, lambada-corpus (of the hub), or a file; several times for
+    /// several [default: both names; the demo's clean text]
+    #[arg(long, value_name = "NAME|FILE", help_heading = SCORING, hide_short_help = true)]
+    pub ppl: Vec<String>,
+    /// LAMBADA's last words as lm-eval's lambada_openai: of the hub, or of a file
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        default_missing_value = "",
+        help_heading = SCORING,
+        hide_short_help = true
+    )]
+    pub lambada: Option<String>,
+    /// Runs and evaluations at a time, each in a process and with memory of its own: for a machine
+    /// of many cores, or a GPU that one small model leaves idle
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        help_heading = MACHINE,
+        hide_short_help = true
+    )]
+    pub jobs: usize,
+}
+
+/// What names one repair: a row says it in a comparison.
+pub fn one_repair(arg: Arg) -> Arg {
+    arg.hide(true)
+}

@@ -1,0 +1,27 @@
+//! `guide`: the user's guide.
+
+use anyhow::Result;
+
+use crate::base::error::{Error, unknown};
+use crate::cli::Guide;
+use crate::guide::PAGES;
+
+pub fn run(args: &Guide) -> Result<()> {
+    let Some(topic) = &args.topic else {
+        for page in PAGES {
+            println!("{:<22} {}", page.topic, page.about());
+        }
+        println!("\nirepair guide TOPIC prints a page");
+        return Ok(());
+    };
+    match PAGES.iter().find(|page| page.topic == topic) {
+        Some(page) => {
+            print!("{}", page.text);
+            Ok(())
+        }
+        None => {
+            let topics: Vec<&str> = PAGES.iter().map(|page| page.topic).collect();
+            Err(Error::Usage(unknown("topic", topic, &topics)).into())
+        }
+    }
+}

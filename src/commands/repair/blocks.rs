@@ -1,0 +1,367 @@
+//! A block-level repair: pairs to learn from, steps on slices.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::job::{Done, Job, Kept};
+use super::measure::Measured;
+use super::output::{Output, Written};
+use super::plan::{Own, PairsPlan};
+use super::rows::{self, Rows};
+use super::{Order, plan};
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::interrupt;
+use crate::base::profile::operations;
+use crate::base::progress::Progress;
+use crate::base::random::{Purpose, Stream};
+use crate::eval::Figures;
+use crate::eval::divergence::{Base, Divergence};
+use crate::eval::nll::{Nll, Responses};
+use crate::eval::perplexity::{Paper, perplexity};
+use crate::eval::task::Task;
+use crate::eval::toxicity::{Prompt, Toxicity};
+use crate::model::memory::Estimate;
+use crate::model::precision::Precision;
+use crate::model::weights::{Weights, Who};
+use crate::report::DataRecord;
+use crate::scorers::{self, Scorer};
+use crate::settings::ReportTo;
+use crate::slice::select::First;
+use crate::step::optim::Optimizer;
+use crate::step::{Method, Recipe};
+use crate::tokens::{PairBatch, TokenPair};
+use crate::train::events::EventFile;
+use crate::train::log::{Cost, read_log};
+use crate::train::state::Fingerprint;
+use crate::train::{End, Guard, Regime, Trainer};
+
+pub struct Blocks<'a> {
+    order: Order<'a>,
+    recipe: &'a Recipe,
+    scorer: Box<dyn Scorer>,
+    rows: Rows,
+}
+
+impl<'a> Blocks<'a> {
+    /// Reads the rows. Errors (bad input) before anything is made.
+    pub fn read(order: Order<'a>, recipe: &'a Recipe) -> Result<Self> {
+        let Order { prepared, loaded, .. } = order;
+        recipe.slicing.check(&loaded.model)?;
+        let toxic_label = prepared.toxic_label.clone();
+        let scorer = scorers::open(&prepared.scorer, &scorers::Options { toxic_label })?;
+        let rows = rows::read_pairs(prepared, recipe, loaded)?;
+        rows::check(prepared, recipe, &rows, &loaded.model)?;
+        Ok(Self { order, recipe, scorer, rows })
+    }
+}
+
+impl Job for Blocks<'_> {
+    fn memory(&self) -> Result<Estimate> {
+        plan::estimate(&self.order, self.recipe, &self.rows)
+    }
+
+    fn advice(&self) -> &'static str {
+        "lower --batch-size (and raise --gradient-accumulation-steps), --max-length or \
+         --normal-texts, take a block-level method, or a smaller model"
+    }
+
+    fn plan(&self) -> Result<Own> {
+        Ok(Own::Pairs(PairsPlan::new(&self.order, self.recipe, &self.rows)))
+    }
+
+    fn begin(&mut self, weights: &Weights, out: &Output) -> Result<()> {
+        let Order { prepared, loaded, args } = self.order;
+        let quiet = args.output.quiet;
+        let scorer = self.scorer.as_ref();
+        let rows = &mut self.rows;
+        rows::write_own_normal(
+            prepared,
+            self.recipe,
+            loaded,
+            weights,
+            scorer,
+            rows,
+            &out.dir,
+            quiet,
+        )?;
+        self.order.say(self.rows.summary());
+        Ok(())
+    }
+
+    fn tasks(&self) -> Result<Vec<Box<dyn Task + '_>>> {
+        let Order { prepared, loaded, .. } = self.order;
+        let Rows { train, prompts, protocol, text, record } = &self.rows;
+        let mut tasks: Vec<Box<dyn Task>> = Vec::new();
+        if !prompts.is_empty() {
+            let prompt =
+                |ids: &Vec<u32>| Ok(Prompt { text: loaded.encoder.decode(ids)?, ids: ids.clone() });
+            let prompts = prompts.iter().map(prompt).collect::<Result<_>>()?;
+            let (protocol, scorer) = (protocol.clone(), self.scorer.as_ref());
+            tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
+        }
+        if !train.valid_pairs.is_empty() {
+            let of = |responses, response: fn(&TokenPair) -> &Vec<u32>| {
+                let pairs = train.valid_pairs.iter();
+                let sequences = pairs.map(|p| (p.prompt.clone(), response(p).clone())).collect();
+                Nll { responses, sequences, loss_on: prepared.loss_on }
+            };
+            tasks.push(Box::new(of(Responses::Chosen, |p| &p.chosen)));
+            tasks.push(Box::new(of(Responses::Rejected, |p| &p.rejected)));
+        }
+        if !text.is_empty() {
+            tasks.push(Box::new(Paper::of(&record.perplexity_of, text, &loaded.model)));
+        }
+        if !train.valid_normal.is_empty() {
+            tasks.push(Box::new(Divergence {
+                base: Base::Reference,
+                texts: train.valid_normal.clone(),
+                texts_name: "held back".into(),
+            }));
+        }
+        Ok(tasks)
+    }
+
+    fn repair(&mut self, weights: Weights, before: &Figures, out: &Output) -> Result<Done> {
+        let Order { prepared, loaded, args } = self.order;
+        let guard = self.guard(&weights, before)?;
+        let mut trainer = self.trainer(weights, out)?;
+        trainer.guard = guard;
+        if args.resume {
+            trainer.resume()?;
+            let after = match trainer.trials.len() {
+                tried if trainer.step == 0 && tried > 0 => format!(", after {tried} trials"),
+                _ => String::new(),
+            };
+            self.order.say(format!("going on from step {}{after}", trainer.step));
+        }
+        if prepared.report_to == ReportTo::Tensorboard {
+            // Trials are not made again, so what stands at step 0 stays with them.
+            let anew = trainer.step == 0 && trainer.trials.is_empty();
+            let first = if anew { 0 } else { trainer.step + 1 };
+            trainer.curves = Some(EventFile::create(&out.dir.join("tensorboard"), first)?);
+        }
+        let total = prepared.max_steps;
+        let mut progress = Progress::new("repair", trainer.step, total, args.output.quiet);
+        trainer.weights.set_precision(loaded.precision);
+        let end = trainer.run(&mut progress);
+        // What is reported is measured as users will run it.
+        trainer.weights.set_precision(Precision::F32);
+        progress.finish();
+        let end = end.map_err(|error| out.explain(error))?;
+        if end == End::Interrupted {
+            return Err(out.interrupted(trainer.step));
+        }
+        if matches!(end, End::Guarded(_)) && trainer.best.is_none() {
+            out.forget()?;
+            return Err(Error::Check(
+                "the guard tripped at the first validation: perplexity rose beyond \
+                 --max-ppl-increase, and nothing is left to keep; lower --learning-rate, or validate \
+                 more often (--eval-steps)"
+                    .into(),
+            )
+            .into());
+        }
+        // Finished work is safe before anything else is tried.
+        trainer.save()?;
+        let kept_step = trainer.best.take().map_or(trainer.step, |b| b.step);
+        let (steps, mut cost) = read_log(&out.dir.join("steps.jsonl"))?;
+        cost += trainer.look;
+        steps.iter().for_each(|step| cost += step.cost());
+        Ok(Done {
+            // The optimizer goes: measuring and writing need room of their own.
+            weights: trainer.weights,
+            steps,
+            cost,
+            kept_step,
+            stopped: match end {
+                End::Patience => "the validation loss no longer improved".into(),
+                End::Guarded(ppl) => format!("the guard: perplexity {ppl:.3}"),
+                _ => "all steps made".into(),
+            },
+            guarded: match end {
+                End::Guarded(ppl) => Some(ppl),
+                _ => None,
+            },
+        })
+    }
+
+    fn unchanged(&self) -> String {
+        "the output equals the base; try more steps or a higher --learning-rate".into()
+    }
+
+    fn keep(
+        &self,
+        _done: &Done,
+        _written: &Written,
+        before: &Measured,
+        after: &Measured,
+        out: &Output,
+    ) -> Result<Kept> {
+        let Rows { prompts, protocol, .. } = &self.rows;
+        rows::write_prompts(self.order.loaded, prompts, protocol, &out.dir)?;
+        let (before, after) = (&before.continuations, &after.continuations);
+        rows::write_samples(self.order.loaded, prompts, protocol, before, after, &out.dir)?;
+        Ok(Kept::default())
+    }
+
+    fn data(&self) -> DataRecord {
+        DataRecord { perplexity_tokens: self.rows.text.len(), ..self.rows.record.clone() }
+    }
+
+    fn held_back(&self) -> usize {
+        self.rows.record.held_back
+    }
+
+    fn scorer(&self) -> String {
+        format!("{}: {}", self.scorer.name(), self.scorer.about())
+    }
+}
+
+impl<'a> Blocks<'a> {
+    /// The guard that the settings ask for: a limit on the perplexity of the text's first tokens.
+    fn guard(&self, weights: &Weights, before: &Figures) -> Result<Option<Guard>> {
+        /// Enough for a steady figure, few enough for every validation.
+        const TOKENS: usize = 16_384;
+        let Order { prepared, loaded, .. } = self.order;
+        let Some(percent) = prepared.max_ppl_increase else { return Ok(None) };
+        if !before.contains_key("ppl") {
+            bail_input!("{}", rows::NO_TEXT);
+        }
+        let text = &self.rows.text[..self.rows.text.len().min(TOKENS)];
+        let view = weights.frozen(Who::Reference)?;
+        let base = perplexity(&loaded.model, &view, text)?.value;
+        if !base.is_finite() {
+            bail_input!(
+                "--max-ppl-increase: the base's own perplexity is {base}, and nothing is above that; \
+                 give another text"
+            );
+        }
+        Ok(Some(Guard { text: text.to_vec(), limit: base * (1.0 + percent / 100.0) }))
+    }
+
+    /// The loop, set up as the settings say.
+    fn trainer(&self, mut weights: Weights, out: &Output) -> Result<Trainer<'a>> {
+        let Order { prepared, loaded, args } = self.order;
+        let rows = self.rows.train.clone();
+        let mut method = self.recipe.clone().build();
+        let artefact = method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
+        if let Some(artefact) = &artefact {
+            rows::write_artefact(loaded, artefact, &out.dir)?;
+        }
+        let looks = self.recipe.first() == First::Look;
+        let sample = prepared.looked_at(rows.pairs.len());
+        // A state holds what was seen.
+        let look = match looks && !args.resume {
+            true => self.look(&mut method, &weights, sample)?,
+            false => Cost::default(),
+        };
+        if interrupt::asked() {
+            return Err(Output::before_the_first_step(interrupted()));
+        }
+        let validates = self.rows.validates(prepared, self.recipe);
+        // Going back to the best weights may mean going back to an original, too.
+        let measures_kl = !rows.valid_normal.is_empty();
+        weights.keep_originals(self.recipe.needs_reference() || validates || measures_kl);
+        let base_sha256 = loaded.checkpoint().hash()?;
+        let fingerprint = Fingerprint::new([
+            ("model", base_sha256.clone()),
+            // Which pairs are held back depends on it, so it comes before the data.
+            ("--seed", prepared.seed.to_string()),
+            ("data", rows.hash()),
+            ("method", format!("{:?}", self.recipe)),
+            ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
+            ("--optimizer", format!("{:?}", prepared.optimizer)),
+            ("--loss-on", format!("{:?}", prepared.loss_on)),
+            ("--batch-size", prepared.batch_size.to_string()),
+            ("--gradient-accumulation-steps", prepared.gradient_accumulation_steps.to_string()),
+            ("--dtype", format!("{:?}", loaded.precision)),
+        ]);
+        Ok(Trainer {
+            model: &loaded.model,
+            weights,
+            method,
+            optimizer: Optimizer::new(prepared.optimizer),
+            regime: self.regime(),
+            rows,
+            step: 0,
+            best: None,
+            stale: 0,
+            look,
+            trials: Vec::new(),
+            guard: None,
+            tripped: None,
+            curves: None,
+            dir: out.dir.clone(),
+            base_sha256,
+            fingerprint,
+        })
+    }
+
+    fn regime(&self) -> Regime {
+        let settings = self.order.prepared;
+        Regime {
+            batch_size: settings.batch_size,
+            accumulation: settings.gradient_accumulation_steps,
+            trial_steps: settings.trial_steps,
+            max_steps: settings.max_steps,
+            learning_rate: settings.learning_rate,
+            warmup: settings.warmup(),
+            schedule: settings.schedule,
+            max_grad_norm: settings.max_grad_norm,
+            eval_steps: settings.eval_steps,
+            patience: settings.patience,
+            save_steps: settings.save_steps,
+            checkpoint_steps: settings.checkpoint_steps,
+            loss_on: settings.loss_on,
+            seed: settings.seed,
+        }
+    }
+
+    /// The selector's look at a sample of the pairs, and what it took.
+    fn look(&self, method: &mut Method, weights: &Weights, sample: usize) -> Result<Cost> {
+        let Order { prepared, loaded, .. } = self.order;
+        let pairs = drawn(&self.rows.train.pairs, sample, prepared.seed);
+        let (begun, counted, mut seen) = (Instant::now(), operations(), 0);
+        let chunks = pairs.chunks(prepared.batch_size).take_while(|_| !interrupt::asked());
+        let mut batches = chunks.map(|pairs| {
+            let batch = PairBatch::new(pairs, prepared.loss_on);
+            seen += batch.rejected.packed.ids.len();
+            batch
+        });
+        if let Some(learner) = method.select.learner() {
+            learner.look(&loaded.model, weights, &mut batches)?;
+        }
+        drop(batches);
+        Ok(Cost::since(begun, counted, seen))
+    }
+}
+
+fn interrupted() -> anyhow::Error {
+    Error::Interrupted("interrupted".into()).into()
+}
+
+/// A seeded choice of rows, in their order.
+fn drawn<T>(rows: &[T], size: usize, seed: u64) -> Vec<&T> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    Stream::new(seed, Purpose::Look, 0, 0).shuffle(&mut order);
+    order.truncate(size);
+    order.sort_unstable();
+    order.into_iter().map(|index| &rows[index]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_drawn_by_the_seed_from_all_rows() {
+        let rows: Vec<usize> = (0..100).collect();
+        let of = |size, seed| drawn(&rows, size, seed).into_iter().copied().collect::<Vec<_>>();
+        assert_eq!(of(100, 1), rows);
+        let (one, other) = (of(10, 1), of(10, 2));
+        assert!(one.len() == 10 && one.is_sorted() && one != other && one == of(10, 1));
+        assert!(one.last() > Some(&50), "only the first rows: {one:?}");
+    }
+}
