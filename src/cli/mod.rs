@@ -28,7 +28,7 @@ Settings: defaults < preset < --config FILE < IREPAIR_* variables < flags.";
 
 const GENERATE: &str = "Examples:
   irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl
-  irepair generate --model gpt2 --unconditional 15000 --scorer lexicon --keep-below 0.5 --out n.jsonl";
+  irepair generate --model gpt2 --unconditional 15000 --scorer words --keep-below 0.5 --out n.jsonl";
 
 const EVAL: &str = "Examples:
   irepair eval --model gpt2-large --model repaired --toxicity --ppl wikitext2 --kl gpt2-large
@@ -83,7 +83,7 @@ pub enum Command {
     Patch(Patch),
     /// Time one iteration on random weights; prints one JSON line
     #[command(after_help = "Example:
-  irepair bench --config gpt2 --method irepair+kl --batch 4 --tokens 64 --iterations 5 --threads 2")]
+  irepair bench --config gpt2 --method irepair+kl --batch 4 --tokens 64 --iterations 5")]
     Bench(Bench),
     /// Print build features, devices, caches and versions
     #[command(after_help = "Example:\n  irepair doctor")]

@@ -50,10 +50,15 @@ pub enum PatchCommand {
     Show { patch: PathBuf },
 }
 
+/// The names of the shapes.
+fn shapes() -> PossibleValuesParser {
+    PossibleValuesParser::new(SHAPES.keys().map(String::as_str))
+}
+
 #[derive(Debug, Args)]
 pub struct Bench {
     /// Shape of the random model
-    #[arg(long, value_parser = PossibleValuesParser::new(SHAPES.keys().map(String::as_str)), default_value = "gpt2")]
+    #[arg(long, value_parser = shapes(), default_value = "gpt2")]
     pub config: String,
     /// As in `repair`, or `generate`: --tokens new ones after each of --batch prompts of 32
     #[arg(long, default_value = "irepair+kl")]
@@ -75,10 +80,11 @@ pub struct Bench {
     /// auto, cpu, cuda, cuda:N or metal
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Of the operands of large products
+    /// What operands of large products are rounded to
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     pub dtype: Precision,
-    /// What matrices of weights are kept in while they are not trained; the random ones are rounded to it
+    /// What matrices of weights are kept in while they are not trained; the random ones are rounded
+    /// to it
     #[arg(long, value_enum, default_value_t = WeightsDtype::F32)]
     pub weights_dtype: WeightsDtype,
     /// Print on stderr where the time goes, and how near the products come to this machine's best
@@ -101,7 +107,8 @@ pub struct Report {
     /// The output of `repair` or `compare`, or the .partial folder of an unfinished run
     #[arg(value_name = "RUN_DIR")]
     pub run: PathBuf,
-    /// Where the page goes [default: RUN_DIR/irepair/report.html; of a comparison RUN_DIR/report.html]
+    /// Where the page goes [default: RUN_DIR/irepair/report.html; of a comparison
+    /// RUN_DIR/report.html]
     #[arg(short, long, value_name = "FILE.html")]
     pub out: Option<PathBuf>,
     /// Write the page's drawings into this folder, too, each as an SVG file of its own

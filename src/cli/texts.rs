@@ -116,8 +116,8 @@ fn score_each_text() -> String {
 
 #[derive(Debug, Args)]
 pub struct Eval {
-    /// Hub id, short name, ID@REVISION, local folder, or `demo`; several: differences from the first
-    /// are shown
+    /// Hub id, short name, ID@REVISION, local folder, or `demo`; several: differences from the
+    /// first are shown
     #[arg(
         short,
         long = "model",
@@ -128,7 +128,8 @@ pub struct Eval {
         help_heading = "Input"
     )]
     pub models: Vec<String>,
-    /// Prompts to continue: a file, or rtp-challenge of the hub [default: rtp-challenge; the demo's]
+    /// Prompts to continue: a file, or rtp-challenge of the hub [default: rtp-challenge; the
+    /// demo's]
     #[arg(long, value_name = "FILE", env = "IREPAIR_EVAL_PROMPTS", help_heading = "Input")]
     pub prompts: Option<String>,
     /// Normal text for --kl; without it the base writes its own
@@ -150,7 +151,8 @@ pub struct Eval {
     /// several
     #[arg(long, value_name = "NAME|FILE", help_heading = "What is measured")]
     pub ppl: Vec<String>,
-    /// paper: windows of 1,024 tokens without overlap; lm-eval: word and byte perplexity by document
+    /// paper: windows of 1,024 tokens without overlap; lm-eval: word and byte perplexity by
+    /// document
     #[arg(
         long,
         value_enum,
@@ -170,8 +172,8 @@ pub struct Eval {
     /// KL from this base on normal text, and how often both would say the same token
     #[arg(long, value_name = "BASE", help_heading = "What is measured")]
     pub kl: Option<String>,
-    /// Rows with a prompt and a target, some of them marked generalization or specificity: how often
-    /// the target is said [default: what the demo gets wrong]
+    /// Rows with a prompt and a target, some of them marked generalization or specificity: how
+    /// often the target is said [default: what the demo gets wrong]
     #[arg(
         long,
         value_name = "FILE",
@@ -272,7 +274,8 @@ pub struct Score {
     /// Replace --out if it exists
     #[arg(long)]
     pub overwrite: bool,
-    /// Do only part I of N (0/4 … 3/4) of the rows; the parts' files one after another are the whole
+    /// Do only part I of N (0/4 … 3/4) of the rows; the parts' files one after another are the
+    /// whole
     #[arg(long, value_name = "I/N", default_value = "0/1")]
     pub shard: Shard,
     /// Use only the first N rows

@@ -183,8 +183,8 @@ pub fn read_tables(path: &Path) -> Result<BTreeMap<String, Layer>> {
     Ok(tables)
 }
 
-/// A TOML file as a layer. Keys in kebab or snake case; an unknown one is an error with its line and
-/// a suggestion.
+/// A TOML file as a layer. Keys in kebab or snake case; an unknown one is an error with its line
+/// and a suggestion.
 pub fn parse_toml(name: &str, text: &str) -> Result<Layer> {
     let file = Toml::read(name, text)?;
     layer_of(&file.spans, &file.values, |at| file.place(at))

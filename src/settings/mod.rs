@@ -40,8 +40,8 @@ pub enum Method {
     Neurons(neurons::Recipe),
 }
 
-/// The settings of a repair, checked, with the method that they come to. After this no name is looked
-/// up.
+/// The settings of a repair, checked, with the method that they come to. After this no name is
+/// looked up.
 #[derive(Debug, Clone)]
 pub struct Prepared {
     pub settings: RepairSettings,
@@ -128,8 +128,8 @@ impl Prepared {
         Error::Usage(format!("--method {method} has {why}, so --{name} contradicts it")).into()
     }
 
-    /// Errors (bad input, usage) on values that contradict each other. `named`: the method was named,
-    /// not put together of parts.
+    /// Errors (bad input, usage) on values that contradict each other. `named`: the method was
+    /// named, not put together of parts.
     fn check(&self, named: bool) -> Result<()> {
         let Some(recipe) = self.recipe() else { return Ok(()) };
         if recipe.weight == 0.0 && recipe.kl_weight == 0.0 {

@@ -51,8 +51,8 @@ settings! {
     Output {
         /// Also write the curves for TensorBoard, in OUT/irepair/tensorboard
         report_to: ReportTo, default(ReportTo::None), unused(uses::blocks), free();
-        /// Also keep the changed tensors as they are every so many steps, in OUT/irepair/checkpoints
-        /// (in f32, so as much as the slices each time); 0 = off
+        /// Also keep the changed tensors as they are every so many steps, in
+        /// OUT/irepair/checkpoints (in f32, so as much as the slices each time); 0 = off
         checkpoint_steps: usize, default(0), otherwise("0; compare: a quarter of the steps"),
             value("N"), unused(uses::blocks), free();
     }
@@ -105,8 +105,8 @@ settings! {
         batch_size: usize, default(4), at_least(1), short('b'),
             alias("per-device-train-batch-size"), unused(uses::blocks);
         /// Batches that a step works on as one: more pairs a step in the same memory; only
-        /// sensitivities are not those of one large batch, but the mean of the batches', weighted by
-        /// their tokens
+        /// sensitivities are not those of one large batch, but the mean of the batches', weighted
+        /// by their tokens
         gradient_accumulation_steps: usize, default(1), at_least(1), value("N"),
             unused(uses::blocks);
         /// Steps; of star and sgd: of each optimization
@@ -127,8 +127,8 @@ settings! {
         eval_steps: usize, default(25), unused(uses::blocks);
         /// Stop after so many validations without improvement; 0 = off
         patience: usize, default(30), unused(uses::blocks);
-        /// Stop, and go back to the best weights within it, when perplexity is so many percent above
-        /// the base's at a validation; exit code 4
+        /// Stop, and go back to the best weights within it, when perplexity is so many percent
+        /// above the base's at a validation; exit code 4
         max_ppl_increase: Option<f64>, otherwise("off"), value("PERCENT"), unused(uses::blocks);
         /// Save the state for --resume every so many steps
         save_steps: usize, default(100), at_least(1), free();

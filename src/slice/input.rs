@@ -14,14 +14,15 @@ pub struct StepInput<'a> {
 }
 
 impl StepInput<'_> {
-    /// Of all sequences.
+    /// Tokens of all sequences.
     pub fn tokens(&self) -> usize {
         let pairs = self.pairs.chosen.packed.ids.len() + self.pairs.rejected.packed.ids.len();
         pairs + self.normal.map_or(0, |n| n.ids.len())
     }
 }
 
-/// How much counts in all batches of a step together, so that their sums are the means of one large batch.
+/// How much counts in all batches of a step together, so that their sums are the means of one large
+/// batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Whole {
     pub pairs: usize,

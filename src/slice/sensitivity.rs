@@ -1,5 +1,6 @@
-//! The *sensitivity* of a block is the L2 norm of the gradient of the rejected responses' NLL over all its parameters
-//! (IRepair, Algorithm 1): how much the block carries of what the model should not say.
+//! The *sensitivity* of a block is the L2 norm of the gradient of the rejected responses' NLL over
+//! all its parameters (IRepair, Algorithm 1): how much the block carries of what the model should
+//! not say.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,9 @@ use crate::model::loss;
 use crate::model::weights::{Place, TensorSpec, View, Want, Weights, Who};
 use crate::tokens::Batch;
 
-/// ‖∂NLL(batch)/∂θ_b‖₂ of every block b of the patient, and the NLL itself in nats a token. Squares are accumulated in
-/// f64; embeddings, final norm and head belong to no block. Errors if a gradient is missing.
+/// ‖∂NLL(batch)/∂θ_b‖₂ of every block b of the patient, and the NLL itself in nats a token. Squares
+/// are accumulated in f64; embeddings, final norm and head belong to no block. Errors if a gradient
+/// is missing.
 pub fn sensitivity(model: &Model, weights: &Weights, batch: &Batch) -> Result<(Vec<f64>, f64)> {
     let found = squares(model, weights, batch)?;
     Ok((found.norms(model, &Unit::all(model.sizes().blocks, Granularity::Block))?, found.nll))
@@ -69,7 +71,8 @@ pub struct NotFinite {
     pub value: f64,
 }
 
-/// The block that `better(candidate, best)` prefers; the first of equals. Errors if a sensitivity is not finite.
+/// The block that `better(candidate, best)` prefers; the first of equals. Errors if a sensitivity
+/// is not finite.
 pub fn pick(sensitivity: &[f64], better: impl Fn(f64, f64) -> bool) -> Result<usize> {
     if let Some(block) = sensitivity.iter().position(|s| !s.is_finite()) {
         return Err(NotFinite { block, value: sensitivity[block] }.into());
@@ -83,7 +86,8 @@ pub fn pick(sensitivity: &[f64], better: impl Fn(f64, f64) -> bool) -> Result<us
     Ok(best)
 }
 
-/// Error density of the most sensitive fifth of the blocks (rounded, at least one) against the rest (IRepair, Figure 2).
+/// Error density of the most sensitive fifth of the blocks (rounded, at least one) against the rest
+/// (IRepair, Figure 2).
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Density {
     /// The blocks of the top 20 %, most sensitive first.

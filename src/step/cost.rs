@@ -1,8 +1,9 @@
-//! What a repair step costs, by Kaplan et al. 2020: a forward pass takes 2 operations a parameter and token and
-//! 2·T·C a block and token in attention, a backward pass as much again for the activations that it goes through and as
-//! much for the parameters that it differentiates. Here with what each method really does: no backward pass below the
-//! slice, a reference that shares the blocks below it, the head at the positions that count alone, and norms of gradients
-//! in their cheaper form.
+//! What a repair step costs, by Kaplan et al. 2020: a forward pass takes 2 operations a parameter
+//! and token and 2·T·C a block and token in attention, a backward pass as much again for the
+//! activations that it goes through and as much for the parameters that it differentiates. Here
+//! with what each method really does: no backward pass below the slice, a reference that shares the
+//! blocks below it, the head at the positions that count alone, and norms of gradients in their
+//! cheaper form.
 
 use super::Recipe;
 use crate::model::Model;
@@ -20,13 +21,15 @@ pub struct Work {
     pub sequences: usize,
     /// The lowest block of the slice; `None`: the whole model.
     pub block: Option<usize>,
-    /// The lowest block that this or an earlier step touched: below it the reference is the patient.
+    /// The lowest block that this or an earlier step touched: below it the reference is the
+    /// patient.
     pub touched: usize,
     /// Parameters in the slice.
     pub parameters: usize,
 }
 
-/// Floating-point operations of one step of a method on one batch; a slice is whole blocks side by side.
+/// Floating-point operations of one step of a method on one batch; a slice is whole blocks side by
+/// side.
 pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> f64 {
     let sizes = model.sizes();
     let (c, blocks) = (sizes.channels as f64, sizes.blocks as f64);
@@ -72,7 +75,8 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> f64 {
         total += forward(chosen, apart) + forward(rejected, apart);
     }
     if recipe.kl_weight != 0.0 {
-        // Once below what was touched, twice above it; the reference's logits are computed again with the head's gradient.
+        // Once below what was touched, twice above it; the reference's logits are computed again
+        // with the head's gradient.
         total += forward(normal, blocks)
             + forward(normal, blocks - work.touched as f64)
             + backward(normal);

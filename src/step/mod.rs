@@ -1,8 +1,8 @@
 //! A *step* changes a slice of the model for an objective.
 //!
-//! A block-level *method* is a selector times an objective: which part of the model a step may change,
-//! and what it is changed for. The names of the literature are names for pairs of them ([`METHODS`]).
-//! [Neuron-level methods](neurons) are another family.
+//! A block-level *method* is a selector times an objective: which part of the model a step may
+//! change, and what it is changed for. The names of the literature are names for pairs of them
+//! ([`METHODS`]). [Neuron-level methods](neurons) are another family.
 
 pub mod cost;
 pub mod neurons;
@@ -43,8 +43,8 @@ const fn method(
     NamedMethod { name, select, objective, weight, kl_weight, about }
 }
 
-/// Every block-level method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO: Rafailov
-/// et al. 2023; the trials: ours.
+/// Every block-level method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO:
+/// Rafailov et al. 2023; the trials: ours.
 pub static METHODS: &[NamedMethod] = &[
     method(
         "irepair+kl",
@@ -151,8 +151,9 @@ impl NamedMethod {
 }
 
 impl Recipe {
-    /// Of these parts, with the weight of the named method of the same parts, else of its like; what
-    /// has no name weighs 1. The KL term has no weight yet.
+    /// A method of these parts. Its weight is that of the named method of the same parts, or of its
+    /// like;
+    /// what has no name weighs 1. The KL term has no weight yet.
     pub fn of(
         select: &'static NamedSelector,
         objective: &'static NamedObjective,
@@ -224,7 +225,8 @@ impl Method {
         self.select = Box::new(Chosen::new(self.recipe.slicing.clone(), slice));
     }
 
-    /// Slice, then the gradients of the objective by the slice: those of one batch of all that the step works on.
+    /// Slice, then the gradients of the objective by the slice: those of one batch of all that the
+    /// step works on.
     pub fn step(&self, inputs: &[StepInput]) -> Result<StepReport> {
         let selection = self.select.select(inputs)?;
         let (terms, gradients) = objective::gradients(self, inputs, &selection.slice)?;

@@ -1,7 +1,8 @@
-//! Optimizers with state and step count *per tensor*, gradient clipping, and the learning-rate schedule.
+//! Optimizers with state and step count *per tensor*, gradient clipping, and the learning-rate
+//! schedule.
 //!
-//! A tensor that is not in a step's slice keeps its state untouched, as in PyTorch where a parameter without a gradient
-//! is skipped.
+//! A tensor that is not in a step's slice keeps its state untouched, as in PyTorch where a
+//! parameter without a gradient is skipped.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +54,8 @@ impl Optimizer {
         Self { kind, states: BTreeMap::new() }
     }
 
-    /// One step on the tensors that have a gradient; `scale` multiplies every gradient first (clipping).
+    /// One step on the tensors that have a gradient; `scale` multiplies every gradient first
+    /// (clipping).
     pub fn step(
         &mut self,
         weights: &mut Weights,
@@ -165,7 +167,8 @@ pub fn gradient_norm(gradients: &BTreeMap<String, Tensor>) -> Result<f64> {
     Ok(squares.iter().sum::<f64>().sqrt())
 }
 
-/// The factor that brings a norm down to `max_norm` (as PyTorch's `clip_grad_norm_`); 1 where it is below, or with 0.
+/// The factor that brings a norm down to `max_norm` (as PyTorch's `clip_grad_norm_`); 1 where it is
+/// below, or with 0.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
@@ -183,7 +186,8 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// Factor on the learning rate at `step` (from 0): (step + 1)/(warmup + 1) in the warm-up, then the schedule.
+    /// Factor on the learning rate at `step` (from 0): (step + 1)/(warmup + 1) in the warm-up, then
+    /// the schedule.
     pub fn factor(self, step: usize, warmup: usize, max_steps: usize) -> f64 {
         if step < warmup {
             return (step + 1) as f64 / (warmup + 1) as f64;
@@ -213,7 +217,8 @@ mod tests {
         assert_eq!(Schedule::Constant.factor(0, 0, 5), 1.0);
     }
 
-    /// Enough values for several jobs, an odd number of them, gradients clipped: in place as composed.
+    /// Enough values for several jobs, an odd number of them, gradients clipped: in place as
+    /// composed.
     #[test]
     fn in_place_as_composed() {
         let values = |seed: u64, n: usize| {

@@ -49,7 +49,8 @@ impl Trainer<'_> {
         rows.iter().map(input).collect()
     }
 
-    /// The objective on the held-back rows: a mean over batches of 8 pairs, each with 8 of the held-back normal texts.
+    /// The objective on the held-back rows: a mean over batches of 8 pairs, each with 8 of the
+    /// held-back normal texts.
     pub(super) fn validate(&self) -> Result<f64> {
         let normals: Vec<&[Vec<u32>]> = self.rows.valid_normal.chunks(VALID_BATCH).collect();
         let (mut total, mut batches) = (0f64, 0usize);

@@ -1,5 +1,5 @@
-//! The curves of a run as a TensorBoard event file: records of `tensorflow.Event`, each framed by its length and two
-//! masked CRC-32C (the TFRecord format).
+//! The curves of a run as a TensorBoard event file: records of `tensorflow.Event`, each framed by
+//! its length and two masked CRC-32C (the TFRecord format).
 
 use std::fs::File;
 use std::io::Write;
@@ -16,7 +16,8 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `dir`. `first` is the first step that will be written (again): TensorBoard drops what it has from there.
+    /// A new file in `dir`. `first` is the first step that will be written (again): TensorBoard
+    /// drops what it has from there.
     pub fn create(dir: &Path, first: usize) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
@@ -24,8 +25,8 @@ impl EventFile {
         let file = File::create(&path).with_context(|| path.display().to_string())?;
         let mut events = Self { file };
         events.record(&text_field(3, "brain.Event:2"))?;
-        // session_log { status: START }. TensorBoard takes the first one of a folder for the run's beginning and drops
-        // nothing for it, so a fresh file has one, too.
+        // session_log { status: START }. TensorBoard takes the first one of a folder for the run's
+        // beginning and drops nothing for it, so a fresh file has one, too.
         events.record(&[int_field(2, first as u64), bytes_field(7, &int_field(1, 1))].concat())?;
         Ok(events)
     }
@@ -116,8 +117,8 @@ fn text_field(number: u64, text: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// The file that tensorboard 2.21's `EventFileWriter(dir).close()` leaves begins with
-    /// `48 00 00 00 00 00 00 00 fe 92 48 9d`: the length of its first record and that length's masked CRC.
+    /// The file that tensorboard 2.21's `EventFileWriter(dir).close()` leaves begins with `48 00 00
+    /// 00 00 00 00 00 fe 92 48 9d`: the length of its first record and that length's masked CRC.
     #[test]
     fn records_are_framed_as_tensorboard_frames_them() {
         assert_eq!(masked_crc(&72u64.to_le_bytes()), [0xfe, 0x92, 0x48, 0x9d]);

@@ -28,7 +28,7 @@ pub struct TrialLine {
     pub trial: Vec<String>,
     /// `null` where the trial diverged.
     pub valid_loss: Option<f64>,
-    /// Of the trial's steps and its look at the held-back rows.
+    /// What the trial's steps and its look at the held-back rows took.
     #[serde(flatten)]
     pub cost: Cost,
 }
@@ -39,7 +39,8 @@ pub struct TrialLine {
 pub struct Cost {
     pub seconds: f64,
     pub tokens: usize,
-    /// Floating-point operations of products; 0 where they are not counted (other devices than the CPU).
+    /// Floating-point operations of products; 0 where they are not counted (other devices than the
+    /// CPU).
     pub operations: u64,
 }
 
@@ -65,10 +66,11 @@ pub struct StepLine {
     pub step: usize,
     /// The sliced block, 0-based; `null` where the slice is no single block.
     pub block: Option<usize>,
-    /// The slice, where it is more or less than one whole block: blocks (`3`) and sublayers (`3.mlp`).
+    /// The slice, where it is more or less than one whole block: blocks (`3`) and sublayers
+    /// (`3.mlp`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slice: Vec<String>,
-    /// Of every block, where it was measured.
+    /// The sensitivity of every block, where it was measured.
     pub sensitivity: Vec<f64>,
     pub loss: f64,
     pub nll_good: Option<f64>,
@@ -78,10 +80,11 @@ pub struct StepLine {
     pub lr: f64,
     pub grad_norm: f64,
     pub seconds: f64,
-    /// Of the step's chosen and rejected sequences and normal texts, all together.
+    /// Tokens of the chosen and rejected sequences and the normal texts, all together.
     #[serde(default)]
     pub tokens: usize,
-    /// Floating-point operations of the step's products; 0 where they are not counted (other devices than the CPU).
+    /// Floating-point operations of the step's products; 0 where they are not counted (other
+    /// devices than the CPU).
     #[serde(default)]
     pub operations: u64,
 }
@@ -129,7 +132,8 @@ pub struct ValidationLine {
     pub ppl: Option<f64>,
 }
 
-/// The log of a run, with what a run resumed after `step` steps and so many trials will write again cut off.
+/// The log of a run, with what a run resumed after `step` steps and so many trials will write again
+/// cut off.
 pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
     let path = dir.join("steps.jsonl");
     // Bytes that are no text spoil their own line alone.

@@ -1,4 +1,5 @@
-//! The loop: batch → step → log line → validate → keep the best → save. Nothing in here knows a method's name.
+//! The loop: batch → step → log line → validate → keep the best → save. Nothing in here knows a
+//! method's name.
 
 mod batches;
 pub mod events;
@@ -116,7 +117,8 @@ pub struct Trainer<'a> {
     pub stale: usize,
     /// What the selector's look at the pairs took.
     pub look: Cost,
-    /// The trials made so far, in their order, with the held-back loss; none where it was not finite.
+    /// The trials made so far, in their order, with the held-back loss; none where it was not
+    /// finite.
     pub trials: Vec<(Slice, Option<f64>)>,
     pub guard: Option<Guard>,
     /// The perplexity that the guard tripped at.

@@ -1,6 +1,8 @@
-//! Saving and resuming: everything the rest of a run depends on, in one file that is replaced as a whole.
+//! Saving and resuming: everything the rest of a run depends on, in one file that is replaced as a
+//! whole.
 //!
-//! Batches, samples and schedules are functions of (seed, step), so the step number stands for all of them.
+//! Batches, samples and schedules are functions of (seed, step), so the step number stands for all
+//! of them.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +50,8 @@ struct Tried {
 pub const CHECKPOINTS: &str = "checkpoints";
 
 impl Trainer<'_> {
-    /// Keeps the tensors touched so far in `checkpoints/step-N.safetensors`, in f32 under the model's names.
+    /// Keeps the tensors touched so far in `checkpoints/step-N.safetensors`, in f32 under the
+    /// model's names.
     pub fn keep(&self) -> Result<()> {
         let dir = self.dir.join(CHECKPOINTS);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
@@ -114,8 +117,9 @@ impl Trainer<'_> {
         state::save(&self.dir, &self.fingerprint, &reached, &tensors)
     }
 
-    /// After a divergence: the weights of now are the broken ones, and so is a state of this very step. An earlier state
-    /// on disk stays; else the best validated weights are saved, or the untouched base.
+    /// After a divergence: the weights of now are the broken ones, and so is a state of this very
+    /// step. An earlier state on disk stays; else the best validated weights are saved, or the
+    /// untouched base.
     pub(super) fn save_last_good(&self) -> Result<()> {
         // One of before the first step says less than the best weights.
         if state::progress::<Reached>(&self.dir)

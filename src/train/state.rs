@@ -1,4 +1,5 @@
-//! A *state* is everything that the rest of a run depends on, in one file that is replaced as a whole.
+//! A *state* is everything that the rest of a run depends on, in one file that is replaced as a
+//! whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use crate::base::tensors::{Stored, write_tensors};
 
 const FORMAT_VERSION: u32 = 6;
 
-/// What a state belongs to, part by part: another model, other data or other words on the command line are another run.
+/// What a state belongs to, part by part: another model, other data or other words on the command
+/// line are another run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprint(Vec<(String, String)>);
 
@@ -62,7 +64,8 @@ pub fn save(
     write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], tensors)
 }
 
-/// A saved state and its tensors. Errors (bad input) if there is none, or name what of it does not fit.
+/// A saved state and its tensors. Errors (bad input) if there is none, or name what of it does not
+/// fit.
 pub fn load<P: DeserializeOwned>(
     dir: &Path,
     fingerprint: &Fingerprint,
@@ -89,7 +92,8 @@ pub fn load<P: DeserializeOwned>(
         Fingerprint::deserialize(&value["fingerprint"]).map_err(|e| broken(dir, &e.to_string()))?;
     if let Some(what) = fingerprint.difference(&saved) {
         bail_input!(
-            "--resume: the saved state is of another {what}; run with the same one, or with --overwrite"
+            "--resume: the saved state is of another {what}; run with the same one, or with \
+             --overwrite"
         );
     }
     let header: Header<P> =

@@ -17,9 +17,9 @@ use crate::step::objective;
 use crate::step::optim::{Optimizer, clip_factor, gradient_norm};
 
 impl Trainer<'_> {
-    /// What the selector wants tried before the first step: a few steps on each slice alone, from the base, with the
-    /// run's first batches; the best ones are its slice. Each is saved, so that a kill takes one at most. False if the user
-    /// asked to stop.
+    /// What the selector wants tried before the first step: a few steps on each slice alone, from
+    /// the base, with the run's first batches; the best ones are its slice. Each is saved, so that
+    /// a kill takes one at most. False if the user asked to stop.
     pub(super) fn make_trials(&mut self, log: &mut File, progress: &mut Progress) -> Result<bool> {
         let slices = self.method.recipe.trials(self.model);
         for slice in slices.iter().skip(self.trials.len()) {
@@ -55,7 +55,8 @@ impl Trainer<'_> {
             self.save()?;
         }
         if !slices.is_empty() {
-            // A trial that diverged is the worst there is. Stable: of equals, the lowest comes first.
+            // A trial that diverged is the worst there is. Stable: of equals, the lowest comes
+            // first.
             let mut results = self.trials.clone();
             results.sort_by(|a, b| {
                 a.1.unwrap_or(f64::INFINITY).total_cmp(&b.1.unwrap_or(f64::INFINITY))

@@ -157,8 +157,8 @@ impl Job for Blocks<'_> {
             out.forget()?;
             return Err(Error::Check(
                 "the guard tripped at the first validation: perplexity rose beyond \
-                 --max-ppl-increase, and nothing is left to keep; lower --learning-rate, or validate \
-                 more often (--eval-steps)"
+                 --max-ppl-increase, and nothing is left to keep; lower --learning-rate, or \
+                 validate more often (--eval-steps)"
                     .into(),
             )
             .into());
@@ -234,8 +234,8 @@ impl<'a> Blocks<'a> {
         let base = perplexity(&loaded.model, &view, text)?.value;
         if !base.is_finite() {
             bail_input!(
-                "--max-ppl-increase: the base's own perplexity is {base}, and nothing is above that; \
-                 give another text"
+                "--max-ppl-increase: the base's own perplexity is {base}, and nothing is above \
+                 that; give another text"
             );
         }
         Ok(Some(Guard { text: text.to_vec(), limit: base * (1.0 + percent / 100.0) }))

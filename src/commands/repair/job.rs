@@ -35,8 +35,8 @@ pub trait Job {
     /// What is said where nothing changed.
     fn unchanged(&self) -> String;
 
-    /// Leaves its own files in the output, and says what its record has of its own. Errors (a failed
-    /// check) if what was written is not what it made.
+    /// Leaves its own files in the output, and says what its record has of its own. Errors (a
+    /// failed check) if what was written is not what it made.
     fn keep(
         &self,
         done: &Done,

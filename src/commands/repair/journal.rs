@@ -1,4 +1,5 @@
-//! The *journal* of a neuron-level repair: its log as it goes on, and the state that `--resume` goes on from.
+//! The *journal* of a neuron-level repair: its log as it goes on, and the state that `--resume`
+//! goes on from.
 
 use std::fs::File;
 use std::time::Instant;
@@ -38,7 +39,7 @@ pub struct Reached {
     pub steps: usize,
     /// The worst ‖ZΔ − S‖ / ‖S‖ so far.
     pub worst_residual: f64,
-    /// Of the repair alone.
+    /// Seconds of the repair alone.
     pub seconds: f64,
 }
 
@@ -94,7 +95,8 @@ impl<'a> Journal<'a> {
         state::save(&self.out.dir, &self.fingerprint, &self.reached, &tensors)
     }
 
-    /// Saves the state of a repair that is over: finished work is safe before anything else is tried.
+    /// Saves the state of a repair that is over: finished work is safe before anything else is
+    /// tried.
     pub fn finish(mut self, patient: &Patient, at: &Position) -> Result<Reached> {
         self.progress.finish();
         self.save(patient, at)?;

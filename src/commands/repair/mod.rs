@@ -122,8 +122,8 @@ impl job::Done {
     fn verdict(&self, out: &Output) -> Result<()> {
         let Some(ppl) = self.guarded else { return Ok(()) };
         Err(Error::Check(format!(
-            "the guard tripped: perplexity {ppl:.3} is more than --max-ppl-increase above the base's; \
-             the weights of step {} are kept in {}",
+            "the guard tripped: perplexity {ppl:.3} is more than --max-ppl-increase above the \
+             base's; the weights of step {} are kept in {}",
             self.kept_step,
             out.path.display()
         ))

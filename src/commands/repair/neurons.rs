@@ -37,7 +37,7 @@ pub struct Neurons<'a> {
     mlp: Mlp,
     /// The failures of the file; once begun, those that the model fails.
     rows: Vec<TokenEdit>,
-    /// Of prompts and targets.
+    /// Hash of prompts and targets.
     sha256: String,
     /// How many rows are no failures.
     of_other_kinds: usize,
@@ -122,8 +122,8 @@ impl Job for Neurons<'_> {
             ..Passes::default()
         };
         let mut memory = memory::estimate(&loaded.model, loaded.weights_dtype, &passes);
-        // Neurons, steers and solutions in double precision, of as many blocks at a time as there are
-        // threads.
+        // Neurons, steers and solutions in double precision, of as many blocks at a time as there
+        // are threads.
         let system = 2 * matrix + positions * (2 * width + 3 * sizes.channels + positions);
         let at_a_time = rayon::current_num_threads().min(sizes.blocks);
         let bytes = (system * at_a_time * 8) as u64;
@@ -156,7 +156,8 @@ impl Job for Neurons<'_> {
             n => format!("; {n} rows of other kinds left to eval --edits"),
         };
         self.order.say(format!(
-            "{all} rows: {} to repair, {} skipped because the model already says their target{others}",
+            "{all} rows: {} to repair, {} skipped because the model already says their \
+             target{others}",
             self.rows.len(),
             self.skipped,
         ));

@@ -74,8 +74,8 @@ impl Output {
         Ok(())
     }
 
-    /// Errors (bad input) if there is an unfinished run, or an output without its name, and neither is it to go on nor may
-    /// it be replaced.
+    /// Errors (bad input) if there is an unfinished run, or an output without its name, and neither
+    /// is it to go on nor may it be replaced.
     pub fn not_begun(args: &Repair, path: &Path) -> Result<()> {
         let partial = files::partial(path);
         if args.resume || args.overwrite {
@@ -89,7 +89,8 @@ impl Output {
         }
         if is_output(&partial) {
             bail_input!(
-                "{} is a finished output that could not get its name; rename it, or start again with --overwrite",
+                "{} is a finished output that could not get its name; rename it, or start again \
+                 with --overwrite",
                 partial.display()
             );
         }
@@ -182,8 +183,8 @@ impl Output {
         })
     }
 
-    /// Rounds what is written to the dtypes it is stored in. After a failed check nothing is left in
-    /// the way of a corrected command.
+    /// Rounds what is written to the dtypes it is stored in. After a failed check nothing is left
+    /// in the way of a corrected command.
     pub fn round(&self, base: &Checkpoint, weights: &mut Weights) -> Result<()> {
         base.round(weights).or_else(|error| {
             if matches!(error.downcast_ref(), Some(Error::Check(_))) {
@@ -193,9 +194,9 @@ impl Output {
         })
     }
 
-    /// Copies the base, puts the changed tensors in place, checks what was written against the base,
-    /// and writes the patch. Errors (a failed check) if nothing changed (the state is forgotten then),
-    /// or something outside the slices did.
+    /// Copies the base, puts the changed tensors in place, checks what was written against the
+    /// base, and writes the patch. Errors (a failed check) if nothing changed (the state is
+    /// forgotten then), or something outside the slices did.
     pub fn write(
         &self,
         base: &Checkpoint,
@@ -256,7 +257,8 @@ impl Output {
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         if error.downcast_ref::<Diverged>().is_some() {
             let advice = format!(
-                "the last good state is kept in {}; go on with --resume and a lower --learning-rate",
+                "the last good state is kept in {}; go on with --resume and a lower \
+                 --learning-rate",
                 self.dir.display()
             );
             return error.context(advice);
@@ -293,7 +295,8 @@ impl Output {
         }
     }
 
-    /// Removes the state of a run that is over with nothing to keep, so that a corrected command begins anew.
+    /// Removes the state of a run that is over with nothing to keep, so that a corrected command
+    /// begins anew.
     pub fn forget(&self) -> Result<()> {
         let saved = self.dir.join("state");
         if saved.exists() {
@@ -302,8 +305,8 @@ impl Output {
         Ok(())
     }
 
-    /// Writes the records, gives the folder its name, and removes the state. Whatever fails or ends it on the way, a whole
-    /// output is left, and a state to resume from until it has its name.
+    /// Writes the records, gives the folder its name, and removes the state. Whatever fails or ends
+    /// it on the way, a whole output is left, and a state to resume from until it has its name.
     pub fn finish(&self, run: &RunRecord, base: &Checkpoint) -> Result<()> {
         files::write_whole(
             &self.dir.join("run.json"),
@@ -320,7 +323,8 @@ impl Output {
             std::fs::remove_file(&report).with_context(|| report.display().to_string())?;
         }
         self.rename()?;
-        // Names, too, are on disk before the state is gone; where folders can't be synced, nothing more can be done.
+        // Names, too, are on disk before the state is gone; where folders can't be synced, nothing
+        // more can be done.
         let parent = self
             .path
             .parent()
@@ -355,7 +359,8 @@ impl Output {
             // It may have come since the run began.
             if !self.overwrite {
                 bail_input!(
-                    "{} exists since this run began; the result is whole in {}: move one of them, and give the same command \
+                    "{} exists since this run began; the result is whole in {}: move one of them, \
+                     and give the same command \
                      with --resume, or rename it",
                     self.path.display(),
                     self.partial.display()
@@ -386,14 +391,16 @@ impl Output {
 }
 
 impl Drop for Output {
-    /// A run that ended in an error leaves its folder only if there is a state to resume from, or a finished output.
+    /// A run that ended in an error leaves its folder only if there is a state to resume from, or a
+    /// finished output.
     fn drop(&mut self) {
         if !self.named.get()
             && self.partial.exists()
             && !state::path(&self.dir).exists()
             && !is_output(&self.partial)
         {
-            // Nothing can be done about a failure here, and the error that brought us here matters more.
+            // Nothing can be done about a failure here, and the error that brought us here matters
+            // more.
             std::fs::remove_dir_all(&self.partial).ok();
         }
     }
@@ -404,12 +411,14 @@ fn is_output(path: &Path) -> bool {
     path.join("irepair").join("run.json").is_file()
 }
 
-/// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not the base.
+/// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not
+/// the base.
 fn replaceable(path: &Path, base: &Path) -> Result<()> {
     let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
     if !is_output(path) && !is_empty {
         bail_input!(
-            "{} is no output of irepair, and --overwrite replaces nothing else; choose another --out",
+            "{} is no output of irepair, and --overwrite replaces nothing else; choose another \
+             --out",
             path.display()
         );
     }

@@ -1,4 +1,5 @@
-//! What a repair will do and take, before anything large is read: `--dry-run`, and the check of memory.
+//! What a repair will do and take, before anything large is read: `--dry-run`, and the check of
+//! memory.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -47,7 +48,8 @@ pub enum Own {
 #[derive(Debug, Serialize)]
 pub struct PairsPlan {
     data: DataRecord,
-    /// Shortest and longest prompt, chosen and rejected response of the pairs to learn from, in tokens.
+    /// Shortest and longest prompt, chosen and rejected response of the pairs to learn from, in
+    /// tokens.
     prompt_tokens: [usize; 2],
     chosen_tokens: [usize; 2],
     rejected_tokens: [usize; 2],
@@ -174,7 +176,8 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
     let normal_rows = longest(normal.clone(), b);
     let compares = recipe.kl_weight != 0.0;
     let compared_rows = if compares { normal.iter().sum::<usize>() } else { 0 };
-    // Objectives that look at both responses fork: so many rows at a time, or one pair if it has more.
+    // Objectives that look at both responses fork: so many rows at a time, or one pair if it has
+    // more.
     let contrasts = recipe.objective.contrasts;
     let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
     let forked =

@@ -30,7 +30,8 @@ use crate::{bail_input, data, train};
 pub const WRITTEN_TOKENS: usize = 64;
 
 /// What is said of a guard that has nothing to measure.
-pub const NO_TEXT: &str = "--max-ppl-increase needs a text to measure perplexity on: give --eval-text FILE, or --normal FILE";
+pub const NO_TEXT: &str = "--max-ppl-increase needs a text to measure perplexity on: give \
+ --eval-text FILE, or --normal FILE";
 
 /// Everything a repair reads.
 pub struct Rows {
@@ -101,8 +102,8 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
     Ok((pairs, sha256))
 }
 
-/// What only the rows can tell: whether they are enough for the selector, the guard and the batches.
-/// Errors are bad input.
+/// What only the rows can tell: whether they are enough for the selector, the guard and the
+/// batches. Errors are bad input.
 pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -> Result<()> {
     let pairs = rows.train.pairs.len();
     let mut method = recipe.clone().build();
@@ -112,8 +113,8 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
     }
     if settings.max_ppl_increase.is_some() && rows.train.valid_pairs.is_empty() {
         bail_input!(
-            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back for \
-             them; give --valid-size N, or more pairs"
+            "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back \
+             for them; give --valid-size N, or more pairs"
         );
     }
     if recipe.first() == First::Trials && rows.train.valid_pairs.is_empty() {
@@ -137,7 +138,8 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
     Ok(())
 }
 
-/// Reads and splits the pairs, and the normal texts of a file: a method without use for them is measured on them.
+/// Reads and splits the pairs, and the normal texts of a file: a method without use for them is
+/// measured on them.
 pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let (pairs, sha256) = read_data(settings)?;
@@ -151,14 +153,16 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
     let (left, held_back) = (pairs.len(), valid_pairs.len());
     if left < settings.batch_size {
         bail_input!(
-            "{all} pairs less {held_back} held back are fewer than a batch of {}; lower --batch-size or --valid-size",
+            "{all} pairs less {held_back} held back are fewer than a batch of {}; lower \
+             --batch-size or --valid-size",
             settings.batch_size
         );
     }
     let step = settings.batch_size * settings.gradient_accumulation_steps;
     if left < step {
         bail_input!(
-            "{left} pairs to learn from are fewer than a step of {} batches of {}; lower --gradient-accumulation-steps",
+            "{left} pairs to learn from are fewer than a step of {} batches of {}; lower \
+             --gradient-accumulation-steps",
             settings.gradient_accumulation_steps,
             settings.batch_size
         );
@@ -226,8 +230,8 @@ pub fn perplexity_name(settings: &RepairSettings) -> String {
     }
 }
 
-/// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not those of
-/// conversations, which are more than their words.
+/// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not
+/// those of conversations, which are more than their words.
 pub fn write_prompts(
     loaded: &Loaded,
     prompts: &[Vec<u32>],
@@ -294,7 +298,8 @@ fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u
     prompts.iter().map(|p| loaded.encoder.prompt(p)).collect()
 }
 
-/// A corpus as one text: `.txt` and `.raw` whole as they are, the `text` of rows joined with two newlines.
+/// A corpus as one text: `.txt` and `.raw` whole as they are, the `text` of rows joined with two
+/// newlines.
 fn read_corpus(path: &Path) -> Result<String> {
     let name = path.to_string_lossy().to_lowercase();
     if [".jsonl", ".json", ".jsonl.gz", ".json.gz"].iter().any(|e| name.ends_with(e)) {
@@ -305,8 +310,9 @@ fn read_corpus(path: &Path) -> Result<String> {
         .map_err(|e| Error::Input(format!("--eval-text {}: {e}", path.display())))?)
 }
 
-/// Holds back a seeded choice of rows; both parts keep the order of the file. Rows of one group go together: held-back
-/// pairs whose prompts were learned from would say nothing of other prompts. So a few more than `held_back` may be.
+/// Holds back a seeded choice of rows; both parts keep the order of the file. Rows of one group go
+/// together: held-back pairs whose prompts were learned from would say nothing of other prompts. So
+/// a few more than `held_back` may be.
 fn split<T, K: Ord + Clone>(
     rows: Vec<T>,
     held_back: usize,
@@ -348,8 +354,8 @@ fn split<T, K: Ord + Clone>(
     (kept, held)
 }
 
-/// Without `--normal` the model writes the normal texts of a method that needs some, and they are kept
-/// with the run.
+/// Without `--normal` the model writes the normal texts of a method that needs some, and they are
+/// kept with the run.
 pub fn write_own_normal(
     settings: &Prepared,
     recipe: &Recipe,
@@ -407,7 +413,8 @@ impl Rows {
             loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
         if tokens.len() < settings.batch_size {
             bail_input!(
-                "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more normal text",
+                "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more \
+                 normal text",
                 path.display(),
                 tokens.len(),
                 settings.batch_size
@@ -427,7 +434,8 @@ impl Rows {
                 .collect();
         }
         let validates = self.validates(settings, recipe);
-        // Too few to hold any back: the KL term of the validation then looks at texts it also learned from.
+        // Too few to hold any back: the KL term of the validation then looks at texts it also
+        // learned from.
         self.train.valid_normal =
             if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
         self.train.normal = normal;

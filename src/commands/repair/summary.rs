@@ -1,4 +1,5 @@
-//! What happened, for people: it fits a screen and says where the result lies and what to type next.
+//! What happened, for people: it fits a screen and says where the result lies and what to type
+//! next.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,8 +12,8 @@ use crate::report::{EditsRecord, RunRecord, before_after, block_number, change_b
 /// Blocks that a summary shows at most: with them it fits 24 lines of 80 columns.
 const SUMMARY_BLOCKS: usize = 5;
 
-/// The blocks that changed most, in their order, with how often (as `times` says), norm and share of their norm; what is left
-/// out is said in a line below.
+/// The blocks that changed most, in their order, with how often (as `times` says), norm and share
+/// of their norm; what is left out is said in a line below.
 fn changed_most(
     run: &RunRecord,
     heads: [&str; 2],
@@ -109,8 +110,8 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
     if edits.worst_residual > 0.01 {
         let _ = writeln!(
             text,
-            "the systems can't be met in full: up to {:.0} % of what the targets ask is left (too few \
-             neurons for as many tokens, or prompts that look alike)",
+            "the systems can't be met in full: up to {:.0} % of what the targets ask is left (too \
+             few neurons for as many tokens, or prompts that look alike)",
             100.0 * edits.worst_residual
         );
     }

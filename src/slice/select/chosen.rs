@@ -1,10 +1,10 @@
 //! `trial`: the unit whose trial steps lower the held-back objective most, chosen once before the
 //! first step.
 //!
-//! A gradient's norm says where the error can be moved, not at what price: the first block of a model
-//! has the largest one, and moving it moves everything. A trial asks the objective itself, its KL term
-//! included: a few steps on each unit alone, with the run's own optimizer and batches, then the
-//! objective on the held-back rows. `train::trials` makes them; here is what they come to.
+//! A gradient's norm says where the error can be moved, not at what price: the first block of a
+//! model has the largest one, and moving it moves everything. A trial asks the objective itself,
+//! its KL term included: a few steps on each unit alone, with the run's own optimizer and batches,
+//! then the objective on the held-back rows. `train::trials` makes them; here is what they come to.
 
 use anyhow::{Context, Result};
 

@@ -1,4 +1,5 @@
-//! *Selectors* say which part of the model a step may change. One file and one line of [`SELECTORS`] each.
+//! *Selectors* say which part of the model a step may change. One file and one line of
+//! [`SELECTORS`] each.
 
 mod all;
 mod chosen;
@@ -25,7 +26,7 @@ pub struct Selection {
     pub slice: Slice,
     /// Every block's sensitivity, where the selector measured it.
     pub sensitivity: Vec<f64>,
-    /// Of the ranked units, before they are normalized, where they were measured.
+    /// Scores of the ranked units before they are normalized, where they were measured.
     pub scores: Vec<f64>,
     /// NLL of the rejected responses in nats a token, which measuring brings along.
     pub nll_rejected: Option<f64>,
@@ -78,7 +79,7 @@ pub trait Learn {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// Of each unit; empty: nothing was seen.
+    /// The sum of each unit; empty: nothing was seen.
     pub sums: Vec<f64>,
     /// How many are in a sum.
     pub count: usize,

@@ -1,6 +1,7 @@
-//! The selectors that rank units by their sensitivity to the rejected responses and take the first `top_k`: on the batch
-//! at hand and the current model (IRepair and its ablation `min`), once before the first step (its ablation `fixed`),
-//! or by what is specific to the error: the sensitivity over that to the chosen responses or to normal text.
+//! The selectors that rank units by their sensitivity to the rejected responses and take the first
+//! `top_k`: on the batch at hand and the current model (IRepair and its ablation `min`), once
+//! before the first step (its ablation `fixed`), or by what is specific to the error: the
+//! sensitivity over that to the chosen responses or to normal text.
 
 use anyhow::{Context, Result};
 

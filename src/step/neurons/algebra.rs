@@ -1,4 +1,5 @@
-//! Linear algebra that candle has not, in double precision. Singular systems have an answer, too: the least-norm one.
+//! Linear algebra that candle has not, in double precision. Singular systems have an answer, too:
+//! the least-norm one.
 
 use anyhow::{Context, Result, ensure};
 use faer::{Mat, MatRef, Side};
@@ -32,12 +33,14 @@ impl Solution {
     }
 }
 
-/// Z⁺S: of all X that bring ZX nearest to S, the smallest. Z (n,m) is of single precision, so singular values below
-/// max(n, m)·2⁻²³ of the largest count as zero. Errors if a value is not finite.
+/// Z⁺S: of all X that bring ZX nearest to S, the smallest. Z (n,m) is of single precision, so
+/// singular values below max(n, m)·2⁻²³ of the largest count as zero. Errors if a value is not
+/// finite.
 pub fn least_norm(z: MatRef<f64>, s: MatRef<f64>) -> Result<Solution> {
     let (n, m) = (z.nrows(), z.ncols());
     let smallest = n.max(m) as f64 * f64::from(f32::EPSILON);
-    // The Gram matrix of the shorter side has the squared singular values; double precision has digits enough for them.
+    // The Gram matrix of the shorter side has the squared singular values; double precision has
+    // digits enough for them.
     let wide = n <= m;
     let gram = if wide { z * z.transpose() } else { z.transpose() * z };
     let (vectors, values) = spectrum(gram.as_ref(), smallest * smallest)?;
@@ -46,7 +49,7 @@ pub fn least_norm(z: MatRef<f64>, s: MatRef<f64>) -> Result<Solution> {
     let mut explained = 0.0;
     for (i, value) in values.iter().enumerate() {
         for j in 0..coefficients.ncols() {
-            // Of S in the direction that Z reaches by this singular value.
+            // The part of S in the direction that Z reaches by this singular value.
             explained += if wide {
                 coefficients[(i, j)].powi(2)
             } else {
@@ -66,10 +69,11 @@ pub fn least_norm(z: MatRef<f64>, s: MatRef<f64>) -> Result<Solution> {
     Ok(Solution { factors, rank, residual })
 }
 
-/// (WᵀW)⁺ for W of rows of `columns` values: (columns, columns). Singular values of W below √(columns·2⁻⁵²) of the
-/// largest count as zero.
+/// (WᵀW)⁺ for W of rows of `columns` values: (columns, columns). Singular values of W below
+/// √(columns·2⁻⁵²) of the largest count as zero.
 pub fn inverse_gram(w: &[f32], columns: usize) -> Result<Mat<f64>> {
-    /// Rows of a part; the parts are added in order, so that the sum does not depend on the number of threads.
+    /// Rows of a part; the parts are added in order, so that the sum does not depend on the number
+    /// of threads.
     const ROWS: usize = 4096;
     let parts: Vec<Mat<f64>> = w
         .par_chunks(ROWS * columns)
@@ -85,7 +89,8 @@ pub fn inverse_gram(w: &[f32], columns: usize) -> Result<Mat<f64>> {
     Ok(scaled * vectors.transpose())
 }
 
-/// Eigenvectors (columns) and eigenvalues of a positive semidefinite matrix above `smallest` of the largest.
+/// Eigenvectors (columns) and eigenvalues of a positive semidefinite matrix above `smallest` of the
+/// largest.
 fn spectrum(gram: MatRef<f64>, smallest: f64) -> Result<(Mat<f64>, Vec<f64>)> {
     let finite = (0..gram.ncols()).all(|j| (0..gram.nrows()).all(|i| gram[(i, j)].is_finite()));
     ensure!(finite, "a linear system with a value that is not finite");
@@ -112,7 +117,7 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// Of full rank; a plain wave would have rank 2.
+    /// A matrix of full rank; a plain wave would have rank 2.
     fn wave(rows: usize, columns: usize, step: f32) -> Vec<f32> {
         (0..rows * columns).map(|i| ((i * i) as f32 * step).sin()).collect()
     }
@@ -132,14 +137,16 @@ mod tests {
             "{}",
             found.residual
         );
-        // The smallest solution lies in the span of Z's rows: one orthogonal to it would add nothing.
+        // The smallest solution lies in the span of Z's rows: one orthogonal to it would add
+        // nothing.
         let again = least_norm(z.as_ref(), (&z * &found.x()).as_ref()).expect("solves");
         assert!(largest(&(again.x() - &found.x())) < 1e-12);
     }
 
     #[test]
     fn a_singular_system_has_a_residual_and_no_nan() {
-        // The same position twice, with contradicting wishes: their mean is nearest, at 1/√2 of them.
+        // The same position twice, with contradicting wishes: their mean is nearest, at 1/√2 of
+        // them.
         let z = matrix(&[1.0, 2.0, 1.0, 2.0], 2);
         let s = matrix(&[1.0, 0.0], 1);
         let found = least_norm(z.as_ref(), s.as_ref()).expect("solves");

@@ -26,7 +26,7 @@ pub struct Basis {
 const TENSOR: &str = "inverse_gram";
 
 impl Basis {
-    /// Of the model's head.
+    /// The basis of the model's head.
     pub fn compute(model: &Model, weights: &Weights) -> Result<Self> {
         let head = Self::head(model, weights)?;
         let inverse = inverse_gram(&head.flatten_all()?.to_vec1()?, head.dim(1)?)?;
@@ -71,8 +71,8 @@ impl Basis {
         Ok((0..difference.len()).map(column).collect())
     }
 
-    /// The *steer* of a failing position: `B[right] − B[wrong]` divided by its interquartile range; zero where nothing is
-    /// wrong.
+    /// The *steer* of a failing position: `B[right] − B[wrong]` divided by its interquartile range;
+    /// zero where nothing is wrong.
     pub fn steer(&self, right: u32, wrong: u32) -> Result<Vec<f64>> {
         let mut steer = self.toward(right, wrong)?;
         let mut sorted = steer.clone();

@@ -1,7 +1,7 @@
 //! What a repair changed: which neurons, how far, and which tokens the most changed ones promote.
 //!
-//! A neuron *promotes* the tokens whose logits its output row raises most: the largest of the head times that row (Geva et
-//! al., arXiv 2203.14680).
+//! A neuron *promotes* the tokens whose logits its output row raises most: the largest of the head
+//! times that row (Geva et al., arXiv 2203.14680).
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Steps on the MLPs' output matrices. STAR solves for the size of each weight's change and lets the gradient choose its
-//! sign; SGD follows the gradient.
+//! Steps on the MLPs' output matrices. STAR solves for the size of each weight's change and lets
+//! the gradient choose its sign; SGD follows the gradient.
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
@@ -123,7 +123,8 @@ impl Descent {
         let norm = gradient_norm(&gradients)?;
         if !loss.is_finite() || !norm.is_finite() {
             bail!(
-                "the NLL of the targets is {loss}, the norm of its gradient {norm}; lower --learning-rate"
+                "the NLL of the targets is {loss}, the norm of its gradient {norm}; lower \
+                 --learning-rate"
             );
         }
         let mut residual = 0f64;
@@ -195,7 +196,8 @@ pub fn solve(z: &Tensor, kept: &[usize], steers: &Mat<f64>) -> Result<Solution> 
     least_norm(z.as_ref(), steers.as_ref())
 }
 
-/// An output matrix after a step: its kept neurons moved against the gradient, by its size or, with a solution, by |Δ|.
+/// An output matrix after a step: its kept neurons moved against the gradient, by its size or, with
+/// a solution, by |Δ|.
 fn moved(
     mlp: &Mlp,
     w: &Tensor,
@@ -221,7 +223,8 @@ fn moved_composed(
     learning_rate: f64,
 ) -> Result<Tensor> {
     let channels = w.elem_count() / mlp.neurons;
-    // (neurons, channels), or (neurons, 1) where a neuron's channels have one size; 0 where it isn't kept.
+    // (neurons, channels), or (neurons, 1) where a neuron's channels have one size; 0 where it
+    // isn't kept.
     let width = if solution.is_some() { channels } else { 1 };
     let solution = solution.map(Solution::x);
     let mut sizes = vec![0f32; mlp.neurons * width];
@@ -239,7 +242,8 @@ fn moved_composed(
     Ok((w - (against.broadcast_mul(&sizes)? * learning_rate)?)?)
 }
 
-/// [`moved`] on the CPU, in one pass and one allocation: over a few tokens a step costs little more than this.
+/// [`moved`] on the CPU, in one pass and one allocation: over a few tokens a step costs little more
+/// than this.
 fn moved_in_place(
     mlp: &Mlp,
     w: &Tensor,
@@ -286,8 +290,8 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    /// The step of other devices is the CPU's, whatever way the matrix lies, with and without a solution; a neuron that isn't
-    /// kept and a weight without a gradient stay.
+    /// The step of other devices is the CPU's, whatever way the matrix lies, with and without a
+    /// solution; a neuron that isn't kept and a weight without a gradient stay.
     #[test]
     fn both_forms_of_a_step_are_one() {
         let (neurons, channels, kept) = (6, 4, [1usize, 2, 5]);

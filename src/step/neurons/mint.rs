@@ -1,4 +1,5 @@
-//! MINT: a few neurons a wrong token, one small move of an output row after another, each time the one that helps most.
+//! MINT: a few neurons a wrong token, one small move of an output row after another, each time the
+//! one that helps most.
 
 use std::collections::BTreeMap;
 
@@ -159,7 +160,8 @@ pub fn candidates(patient: &Patient, batch: &Batch, begin: usize) -> Result<Vec<
         .collect())
 }
 
-/// t (C): `B[right] − B[wrong]` divided by (max − min) of itself. The paper's factor (block + 1)/L cancels in this.
+/// t (C): `B[right] − B[wrong]` divided by (max − min) of itself. The paper's factor (block + 1)/L
+/// cancels in this.
 fn traction(patient: &Patient, right: u32, wrong: u32) -> Result<Vec<f32>> {
     let toward = patient.basis.toward(right, wrong)?;
     let range = toward.iter().copied().fold(f64::NEG_INFINITY, f64::max)

@@ -1,8 +1,9 @@
-//! A neuron-level *method* changes what some neurons (MLP hidden units) add to the residual stream, until a prompt's
-//! *target* is what the model says: wrong answers call for a change of a few rows, where a behaviour calls for a block's.
+//! A neuron-level *method* changes what some neurons (MLP hidden units) add to the residual stream,
+//! until a prompt's *target* is what the model says: wrong answers call for a change of a few rows,
+//! where a behaviour calls for a block's.
 //!
-//! A target token *fails* if it is not the likeliest one after the prompt and the true tokens before it. STAR and MINT:
-//! Gu et al., arXiv 2503.12899 and 2312.05356.
+//! A target token *fails* if it is not the likeliest one after the prompt and the true tokens
+//! before it. STAR and MINT: Gu et al., arXiv 2503.12899 and 2312.05356.
 
 pub mod algebra;
 pub mod basis;
@@ -48,11 +49,11 @@ pub enum Mode {
 pub struct Recipe {
     pub method: &'static NamedMethod,
     pub mode: Mode,
-    /// Of the blocks: those whose MLP, when skipped, raises the loss most.
+    /// Which blocks: those whose MLP, when skipped, raises the loss most.
     pub blocks: Share,
-    /// Of each block's neurons: those of the highest attribution.
+    /// Which neurons of each block: those of the highest attribution.
     pub neurons: Share,
-    /// Of one optimization.
+    /// Steps of one optimization.
     pub steps: usize,
     pub learning_rate: f64,
     /// Passes over the rows; a later repair can undo an earlier one.
@@ -77,7 +78,7 @@ pub struct Step {
     pub learning_rate: f64,
     /// The worst ‖ZΔ − S‖ / ‖S‖ of the blocks' systems; 0 without one.
     pub residual: f64,
-    /// Of the batch.
+    /// Tokens of the batch.
     pub tokens: usize,
     pub seconds: f64,
     /// Floating-point operations of its products, where they are counted.
@@ -100,7 +101,7 @@ pub struct Pass {
 pub struct Position {
     /// Rounds that are over.
     pub rounds: usize,
-    /// Of these rounds.
+    /// What those rounds tried.
     pub tried: usize,
     pub stage: Stage,
     /// The round under way, or the last one.
@@ -131,8 +132,8 @@ pub trait Watch {
 
 /// How neurons are changed.
 pub trait NeuronMethod {
-    /// Goes over the rows, of which some fail, once, or on with that from its position. Target tokens that don't fail are
-    /// left alone.
+    /// Goes over the rows, of which some fail, once, or on with that from its position. Target
+    /// tokens that don't fail are left alone.
     fn pass(
         &self,
         patient: &mut Patient,

@@ -124,8 +124,8 @@ pub fn block_order(patient: &Patient, batch: &Batch) -> Result<Vec<(usize, f64)>
     Ok(ranked(&losses).into_iter().map(|block| (block, losses[block])).collect())
 }
 
-/// ‖∂p/∂a ∘ a‖₂ over the target positions of every neuron of the blocks, where a is its activation and p the sum of the
-/// targets' probabilities.
+/// ‖∂p/∂a ∘ a‖₂ over the target positions of every neuron of the blocks, where a is its activation
+/// and p the sum of the targets' probabilities.
 pub fn attribution(
     patient: &Patient,
     batch: &Batch,

@@ -1,6 +1,7 @@
-//! `dpo`: −log σ(β·[(log π(y⁺|x) − log π(y⁻|x)) − (log ref(y⁺|x) − log ref(y⁻|x))]), log-probabilities summed over the
-//! counted tokens, mean over the pairs (Rafailov et al. 2023). `dpo-norm`: log-probabilities divided by the number of
-//! counted tokens (length-normalized DPO of Tülu 3, Lambert et al. 2024; TRL's `sigmoid_norm`).
+//! `dpo`: −log σ(β·[(log π(y⁺|x) − log π(y⁻|x)) − (log ref(y⁺|x) − log ref(y⁻|x))]),
+//! log-probabilities summed over the counted tokens, mean over the pairs (Rafailov et al. 2023).
+//! `dpo-norm`: log-probabilities divided by the number of counted tokens (length-normalized DPO of
+//! Tülu 3, Lambert et al. 2024; TRL's `sigmoid_norm`).
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -41,7 +42,8 @@ impl Curve {
     }
 }
 
-/// A pair: ids of prompt, chosen and rejected, where the chosen ones lie, and how many of each response count.
+/// A pair: ids of prompt, chosen and rejected, where the chosen ones lie, and how many of each
+/// response count.
 type Fork = (Vec<u32>, Range<usize>, [usize; 2]);
 
 pub struct Dpo {
@@ -49,8 +51,9 @@ pub struct Dpo {
     /// Whether log-probabilities are means over a response's tokens instead of sums.
     normalized: bool,
     curve: Curve,
-    /// log ref(y|x) of the chosen and the rejected response of each pair seen: the reference never moves, so on
-    /// the CPU each is computed once (on other devices what batch it is read in would show).
+    /// log ref(y|x) of the chosen and the rejected response of each pair seen: the reference never
+    /// moves, so on the CPU each is computed once (on other devices what batch it is read in would
+    /// show).
     reference: Mutex<HashMap<Fork, [f64; 2]>>,
 }
 
@@ -59,7 +62,7 @@ impl Dpo {
         Self { beta, normalized, curve, reference: Mutex::new(HashMap::new()) }
     }
 
-    /// Of each ending of the batch's forks, chosen and rejected in turn.
+    /// log ref(y|x) of each ending of the batch's forks, chosen and rejected in turn.
     fn reference_logps(
         &self,
         reference: &Reference,
@@ -92,7 +95,8 @@ impl Dpo {
     }
 }
 
-/// Summed log-probability of each ending's counted tokens (2 · pairs) from final hidden states (N,C).
+/// Summed log-probability of each ending's counted tokens (2 · pairs) from final hidden states
+/// (N,C).
 fn sequence_logps(model: &Model, view: &View, batch: &Batch, h: &Tensor) -> Result<Tensor> {
     let logp = model.token_logp(view, h, &batch.rows, &batch.targets)?;
     let mut sums = Vec::with_capacity(batch.counts.len());
@@ -110,8 +114,8 @@ fn numbers(values: &Tensor) -> Result<Vec<f64>> {
 }
 
 impl Dpo {
-    /// As [`Objective::evaluate`]; `also` adds a scalar of its own from the final hidden states (N,C) of each part of the
-    /// batch.
+    /// As [`Objective::evaluate`]; `also` adds a scalar of its own from the final hidden states
+    /// (N,C) of each part of the batch.
     pub fn evaluate_with(
         &self,
         input: &StepInput,
@@ -148,8 +152,8 @@ impl Dpo {
                         .map(|slope| slope as f32),
                 );
             }
-            // The slopes are put in as factors: −log σ composed of relu and |z| would have none at z = 0, where every run
-            // begins.
+            // The slopes are put in as factors: −log σ composed of relu and |z| would have none at
+            // z = 0, where every run begins.
             let slopes = Tensor::from_vec(slopes, part.counts.len(), logps.device())?;
             let mut graph = (logps * slopes)?.sum_all()?;
             let mut told = None;

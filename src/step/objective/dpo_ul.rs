@@ -1,10 +1,11 @@
-//! `dpo-ul`: DPO, and over every counted token of both responses the unlikelihood of the
-//! [marker tokens](super::marker_tokens) coming next, −ln(1 − Σ_v w_v p_v), summed over a pair as
-//! DPO's log-probabilities are, mean over the pairs.
+//! `dpo-ul`: DPO, and over every counted token of both responses the unlikelihood of the [marker
+//! tokens](super::marker_tokens) coming next, −ln(1 − Σ_v w_v p_v), summed over a pair as DPO's
+//! log-probabilities are, mean over the pairs.
 //!
-//! DPO moves the model from the rejected manner to the chosen one, but every token of a rejected response pays for it
-//! alike. Unlikelihood of negative candidates (Welleck et al. 2020, there those of the context, here those that the data
-//! tell) goes to the few tokens that carry the error, wherever they would come.
+//! DPO moves the model from the rejected manner to the chosen one, but every token of a rejected
+//! response pays for it alike. Unlikelihood of negative candidates (Welleck et al. 2020, there
+//! those of the context, here those that the data tell) goes to the few tokens that carry the
+//! error, wherever they would come.
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -34,8 +35,8 @@ impl Objective for DpoUl {
         let found = marker_tokens(pairs, vocabulary);
         if found.is_empty() {
             return Err(Error::Input(format!(
-                "no token of {} pairs marks the rejected responses, so --objective dpo-ul has nothing \
-                 beyond dpo; take that, or give more pairs",
+                "no token of {} pairs marks the rejected responses, so --objective dpo-ul has \
+                 nothing beyond dpo; take that, or give more pairs",
                 pairs.len()
             ))
             .into());

@@ -1,5 +1,5 @@
-//! Tokens that tell a rejected response from a chosen one, found by counting: nobody lists them, and a language that no
-//! word list knows has them, too.
+//! Tokens that tell a rejected response from a chosen one, found by counting: nobody lists them,
+//! and a language that no word list knows has them, too.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -17,12 +17,13 @@ pub struct MarkerToken {
     /// Occurrences in the chosen and in the rejected responses.
     pub chosen: usize,
     pub rejected: usize,
-    /// 2P − 1, where P is the probability that an occurrence comes from a rejected response: in (0.8, 1).
+    /// 2P − 1, where P is the probability that an occurrence comes from a rejected response: in
+    /// (0.8, 1).
     pub weight: f64,
 }
 
-/// The marker tokens of these pairs, likeliest in rejected responses first, in a vocabulary of so many. Frequencies are
-/// smoothed by half an occurrence a token.
+/// The marker tokens of these pairs, likeliest in rejected responses first, in a vocabulary of so
+/// many. Frequencies are smoothed by half an occurrence a token.
 pub fn marker_tokens(pairs: &[TokenPair], vocabulary: usize) -> Vec<MarkerToken> {
     let mut counts = vec![[0usize; 2]; vocabulary];
     for pair in pairs {
@@ -73,7 +74,8 @@ mod tests {
 
     #[test]
     fn what_is_frequent_in_rejected_responses_alone_tells() {
-        // 3: in rejected ones alone. 4: in both. 5: in rejected ones alone, but rare. 6: mostly, not surely.
+        // 3: in rejected ones alone. 4: in both. 5: in rejected ones alone, but rare. 6: mostly,
+        // not surely.
         let mut pairs = vec![pair(&[1, 4, 6], &[2, 3, 4, 6]); 6];
         pairs.extend(vec![pair(&[1, 4, 1], &[2, 3, 4, 6]); 6]);
         pairs.push(pair(&[1, 4, 6], &[5, 5, 5, 4]));

@@ -1,5 +1,5 @@
-//! *Objectives* say what the slice is changed for; the KL term that holds the model to what it was can go with any of
-//! them. One file and one line of [`OBJECTIVES`] each.
+//! *Objectives* say what the slice is changed for; the KL term that holds the model to what it was
+//! can go with any of them. One file and one line of [`OBJECTIVES`] each.
 
 mod dpo;
 mod dpo_ul;
@@ -80,8 +80,9 @@ pub trait Objective: Send + Sync {
         Ok(None)
     }
 
-    /// Gives `take` scalars on the view's graph whose gradients add up, over the batches of the whole
-    /// step, to the objective's: one, or several where that keeps less of the graph at a time.
+    /// Gives `take` scalars on the view's graph whose gradients add up, over the batches of the
+    /// whole step, to the objective's: one, or several where that keeps less of the graph at a
+    /// time.
     fn evaluate(
         &self,
         input: &StepInput,
@@ -234,12 +235,14 @@ pub fn gradients(
             && method.recipe.weight != 0.0
             && input.weights.lowest_touched().is_none()
         {
-            // Patient and reference are one: no divergence, and no slope. Asked for, its rounding would be the whole gradient of
-            // what the objective does not reach (rows of an embedding), and RMSProp makes full steps of the smallest.
+            // Patient and reference are one: no divergence, and no slope. Asked for, its rounding
+            // would be the whole gradient of what the objective does not reach (rows of an
+            // embedding), and RMSProp makes full steps of the smallest.
             terms.kl = Some(0.0);
         } else if method.recipe.kl_weight != 0.0 {
             let kl = kl_term(method, input, &whole, &view)?;
-            // Read after the backward pass was asked for: a GPU has it at hand when it has the value.
+            // Read after the backward pass was asked for: a GPU has it at hand when it has the
+            // value.
             let nats = kl.detach();
             view.backward((kl * method.recipe.kl_weight)?)?;
             terms.hold(&nats, method.recipe.kl_weight)?;
@@ -276,7 +279,8 @@ fn kl_term(method: &Method, input: &StepInput, whole: &Whole, view: &View) -> Re
     let packed = input.normal.context("a KL term needs normal text")?;
     let reference = Reference::beside(input.model, input.weights, view)?;
     let begun = reference.begin(packed)?;
-    // Reference first: it needs no graph, so its activations are freed before the patient's are made.
+    // Reference first: it needs no graph, so its activations are freed before the patient's are
+    // made.
     let ref_h = method.reference.hidden(&reference, packed, begun.as_ref())?;
     let h = reference.go_on(view, packed, begun.as_ref())?;
     let kl = loss::kl_of(input.model, view, &reference.view, &h, &ref_h, packed)?;

@@ -1,8 +1,9 @@
-//! What the frozen reference makes of a batch. It never moves, so it shares the patient's way as far as that is untouched,
-//! and what it makes of a text that comes again every epoch is kept.
+//! What the frozen reference makes of a batch. It never moves, so it shares the patient's way as
+//! far as that is untouched, and what it makes of a text that comes again every epoch is kept.
 //!
-//! A run that was interrupted meets a text in another batch first. So on the CPU texts are read together only where their
-//! rows do not depend on each other to the bit, and alone elsewhere; on other devices nothing is kept.
+//! A run that was interrupted meets a text in another batch first. So on the CPU texts are read
+//! together only where their rows do not depend on each other to the bit, and alone elsewhere; on
+//! other devices nothing is kept.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -21,8 +22,8 @@ pub const MOST: usize = 256 << 20;
 pub struct Reference<'w> {
     pub model: &'w Model,
     pub view: View<'w>,
-    /// Blocks below the lowest tensor that was changed or that the patient's pass wants something of; `None`: not even the
-    /// embedding.
+    /// Blocks below the lowest tensor that was changed or that the patient's pass wants something
+    /// of; `None`: not even the embedding.
     shared: Option<usize>,
 }
 
@@ -43,7 +44,8 @@ impl<'w> Reference<'w> {
         self.view.kernels() == Kernels::Cpu && !self.view.rows_stand_alone()
     }
 
-    /// Hidden states (N,C) after the shared blocks, if there are any: the beginning of the patient's way, too.
+    /// Hidden states (N,C) after the shared blocks, if there are any: the beginning of the
+    /// patient's way, too.
     pub fn begin(&self, packed: &Packed) -> Result<Option<Tensor>> {
         let Some(shared) = self.shared else { return Ok(None) };
         let way = |packed: &Packed| {
@@ -92,7 +94,8 @@ struct Kept {
 }
 
 impl Known {
-    /// Final hidden states (N,C) of a batch that the reference has begun: those known, or else read.
+    /// Final hidden states (N,C) of a batch that the reference has begun: those known, or else
+    /// read.
     pub fn hidden(
         &self,
         reference: &Reference,

@@ -1,5 +1,5 @@
-//! `unlikelihood`: the mean NLL of the chosen responses' tokens and the mean of −log(1 − p) over the rejected responses'
-//! tokens (Welleck et al. 2020).
+//! `unlikelihood`: the mean NLL of the chosen responses' tokens and the mean of −log(1 − p) over
+//! the rejected responses' tokens (Welleck et al. 2020).
 
 use anyhow::Result;
 
