@@ -173,6 +173,13 @@ impl Progress {
         }
     }
 
+    /// Clears the bar for other lines; it is drawn again at the next step.
+    pub fn suspend(&self) {
+        if let Some(bar) = &self.bar {
+            bar.set_message("");
+        }
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {

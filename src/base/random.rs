@@ -21,6 +21,10 @@ pub enum Purpose {
     Bootstrap,
     /// Random weights and ids of `bench`.
     Bench,
+    /// Which prompts are sampled.
+    Prompts,
+    /// Which of a prompt's texts make pairs.
+    Pairing,
 }
 
 /// A stream of its own for (seed, purpose, a, b): an epoch's order, or a prompt's sample.

@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod nll;
 pub mod normal;
 pub mod perplexity;
+pub mod samples;
 pub mod sources;
 pub mod task;
 pub mod toxicity;

@@ -111,6 +111,7 @@ fn continuations(
 }
 
 /// A prompt that is continued.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     pub text: String,
     pub ids: Vec<u32>,

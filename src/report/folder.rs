@@ -79,6 +79,8 @@ impl RunFolder {
                 Line::Step(line) => drop(steps.insert(line.step, line)),
                 Line::Validation(line) => drop(validations.insert(line.step, line)),
                 Line::Trial(line) => trials.push(line),
+                // What rounds came to is told beside the steps.
+                Line::Round(_) => {}
             }
         }
         let end = record.as_ref().map_or(usize::MAX, |r| r.steps);

@@ -129,6 +129,9 @@ pub struct DataRecord {
     #[serde(default)]
     pub sha256: String,
     pub pairs: usize,
+    /// Prompts that texts were sampled from; 0: the pairs are of a file.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub prompts: usize,
     pub held_back: usize,
     pub normal: usize,
     pub normal_held_back: usize,
@@ -155,6 +158,10 @@ pub struct Sample {
     pub after: String,
     pub score_before: Option<f64>,
     pub score_after: Option<f64>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// The figures of a repair, in the order they are shown in.

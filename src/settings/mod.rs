@@ -68,14 +68,17 @@ impl Prepared {
         let said = Said::of(&layers)?;
         let mut all = Layer::new();
         for setting in SETTINGS.iter() {
-            let default = match said.is_of_neurons() {
-                true => setting.neuron_default.as_ref().or(setting.default.as_ref()),
-                false => setting.default.as_ref(),
+            let own = match (&said, said.is_online(&layers)) {
+                (_, true) => setting.online_default.as_ref(),
+                (Said::Named(Named::Neurons(_)), _) => setting.neuron_default.as_ref(),
+                _ => None,
             };
+            let default = own.or(setting.default.as_ref());
             all.extend(default.map(|value| (setting.name.to_owned(), value.clone())));
         }
         let on_demo = layers.given("model").is_none_or(|model| model == "demo");
-        if on_demo && !said.is_of_neurons() {
+        let online = said.is_online(&layers);
+        if on_demo && !said.is_of_neurons() && !online {
             all.extend(layers::preset("demo")?);
         }
         layers.all().into_iter().for_each(|layer| all.extend(layer.clone()));
@@ -88,13 +91,20 @@ impl Prepared {
         }
         let settings: RepairSettings = serde_json::from_value(Value::Object(all))
             .map_err(|e| Error::Input(format!("{}: {e}", layers.file_name)))?;
-        if settings.data.is_none() && settings.model != "demo" {
-            bail_input!(
-                "--data is missing: give a file of pairs to repair {} with",
+        let needed = if online { &settings.prompts } else { &settings.data };
+        match needed {
+            None if settings.model == "demo" => {}
+            None if online => {
+                bail_input!("--prompts is missing: give a file of prompts to sample from")
+            }
+            None => bail_input!(
+                "--data is missing: give a file of pairs to repair {} with, or --prompts and a \
+                 --scorer",
                 settings.model
-            );
+            ),
+            Some(_) => {}
         }
-        let method = said.method(&settings);
+        let method = said.method(&settings, online);
         let prepared = Self { settings, method };
         prepared.check_uses(&layers)?;
         prepared.check(matches!(said, Said::Named(_)))?;
@@ -163,6 +173,17 @@ impl Prepared {
             }
             _ => {}
         }
+        let Self { settings, .. } = self;
+        if recipe.online && settings.rejected_above <= settings.chosen_below {
+            bail_input!(
+                "--rejected-above {} is not above --chosen-below {}: no text can be both",
+                settings.rejected_above,
+                settings.chosen_below
+            );
+        }
+        if !(settings.top_p > 0.0 && settings.top_p <= 1.0) {
+            bail_input!("--top-p {}: must be above 0 and at most 1", settings.top_p);
+        }
         let guarded = self.settings.max_ppl_increase.is_some();
         if guarded && self.settings.eval_steps == 0 {
             let why = "--max-ppl-increase is checked at validations; --eval-steps 0 has none";
@@ -217,7 +238,10 @@ impl Said {
     fn of(layers: &Layers) -> Result<Self> {
         let given = |name: &str| layers.given(name).and_then(Value::as_str);
         match (given("method"), given("select"), given("objective")) {
-            (None, None, None) => Ok(Self::Named(step::named("irepair+kl")?)),
+            (None, None, None) => Ok(Self::Named(step::named(match layers.given("prompts") {
+                Some(_) => "online-dpo+kl",
+                None => "irepair+kl",
+            })?)),
             (Some(method), None, None) => Ok(Self::Named(step::named(method)?)),
             (None, select, objective) => Ok(Self::Parts(
                 select.map_or(Ok(&select::MAX), select::named)?,
@@ -235,6 +259,17 @@ impl Said {
         matches!(self, Self::Named(Named::Neurons(_)))
     }
 
+    /// Whether its pairs are the model's own texts.
+    fn is_online(&self, layers: &Layers) -> bool {
+        match self {
+            Self::Named(Named::Blocks(method)) => {
+                method.online || layers.given("prompts").is_some()
+            }
+            Self::Named(Named::Neurons(_)) => false,
+            Self::Parts(..) => layers.given("prompts").is_some(),
+        }
+    }
+
     /// The method's one name.
     fn name(&self, with_kl: bool) -> String {
         match self {
@@ -248,7 +283,7 @@ impl Said {
     }
 
     /// The method with the numbers of these settings.
-    fn method(&self, settings: &RepairSettings) -> Method {
+    fn method(&self, settings: &RepairSettings, online: bool) -> Method {
         let mut recipe = match self {
             Self::Named(Named::Neurons(method)) => {
                 return Method::Neurons(neurons::Recipe {
@@ -270,6 +305,7 @@ impl Said {
         recipe.weight = settings.nll_weight.unwrap_or(recipe.weight);
         recipe.kl_weight = settings.kl_weight.unwrap_or(recipe.kl_weight);
         recipe.beta = settings.beta.or(recipe.beta);
+        recipe.online = online;
         recipe.slicing = Slicing {
             granularity: settings.slice.unwrap_or(recipe.slicing.granularity),
             top_k: settings.top_k.unwrap_or(recipe.slicing.top_k),

@@ -26,7 +26,11 @@ settings! {
         /// Branch, tag or commit of a hub model
         revision: Option<String>, alias("model-revision");
         /// Pairs: a .jsonl, .json, .jsonl.gz, .csv or .parquet file, or a folder of them
-        data: Option<PathBuf>, otherwise("the demo's"), alias("dataset"), alias("dataset-name");
+        data: Option<PathBuf>, otherwise("the demo's"), alias("dataset"), alias("dataset-name"),
+            unused(uses::pairs);
+        /// Prompts, without pairs: the model's own continuations of them, told apart by --scorer, are
+        /// the pairs (online methods)
+        prompts: Option<PathBuf>, value("FILE"), otherwise("the demo's"), unused(uses::online);
         /// Names of keys in the rows: prompt=question,chosen=good,…
         map: Vec<String>, default(Vec::<String>::new()), otherwise("found by the keys"),
             value("OURS=THEIRS");
@@ -89,6 +93,10 @@ settings! {
         nll_weight: Option<f64>, otherwise(super::help::nll_weights()), unused(uses::nll);
         /// Weight of the KL term
         kl_weight: Option<f64>, otherwise(super::help::kl_weights()), unused(uses::blocks);
+        /// Keep KL on normal text at this many nats a token: the weight of the KL term goes up where
+        /// a step's KL is above, and down where it is below
+        kl_budget: Option<f64>, otherwise("none: the weight stays"), value("NATS"),
+            unused(uses::kl);
         /// β of DPO and its like
         beta: Option<f64>, otherwise(super::help::betas()), unused(uses::beta);
         /// Tokens that count in the NLL
@@ -99,7 +107,7 @@ settings! {
         /// What turns gradients into steps
         optimizer: OptimizerKind, default(OptimizerKind::Rmsprop), unused(uses::blocks);
         /// How far a step goes
-        learning_rate: f64, default(3e-4), neuron_default(1e-2), alias("lr"),
+        learning_rate: f64, default(3e-4), online_default(1e-5), neuron_default(1e-2), alias("lr"),
             unused(uses::descent);
         /// Pairs (and normal texts) a step
         batch_size: usize, default(4), at_least(1), short('b'),
@@ -110,7 +118,8 @@ settings! {
         gradient_accumulation_steps: usize, default(1), at_least(1), value("N"),
             unused(uses::blocks);
         /// Steps; of star and sgd: of each optimization
-        max_steps: usize, default(2000), neuron_default(10), at_least(1), unused(uses::descent);
+        max_steps: usize, default(2000), online_default(600), neuron_default(10), at_least(1),
+            unused(uses::descent);
         /// Steps until the learning rate is reached
         warmup_steps: Option<usize>, otherwise("150, or a tenth of --max-steps if that is less"),
             unused(uses::blocks);
@@ -124,7 +133,7 @@ settings! {
 
     Stopping {
         /// Validate every so many steps; 0 = off
-        eval_steps: usize, default(25), unused(uses::blocks);
+        eval_steps: usize, default(25), online_default(0), unused(uses::blocks);
         /// Stop after so many validations without improvement; 0 = off
         patience: usize, default(30), unused(uses::blocks);
         /// Stop, and go back to the best weights within it, when perplexity is so many percent
@@ -147,6 +156,29 @@ settings! {
             unused(uses::blocks);
     }
 
+    Online {
+        /// Rounds of sample, score, pair and steps; of star, mint and sgd: passes over the rows that
+        /// still fail
+        rounds: Option<usize>, online_default(4), neuron_default(10), at_least(1), value("N"),
+            unused(uses::rounds);
+        /// Texts of a prompt in a round; one of them is greedy
+        samples: usize, default(16), at_least(2), alias("num-generations"), unused(uses::online);
+        /// Prompts that a round samples, drawn by how toxic their texts still are
+        prompts_per_round: usize, default(256), at_least(1), value("N"), unused(uses::online);
+        /// Tokens of a text
+        max_new_tokens: usize, default(20), at_least(1), unused(uses::online);
+        /// What logits are divided by before a token is drawn
+        temperature: f64, default(1.0), unused(uses::online);
+        /// Only the likeliest tokens that together reach P
+        top_p: f64, default(0.9), value("P"), unused(uses::online);
+        /// Texts that score this or more can be rejected
+        rejected_above: f64, default(0.5), value("SCORE"), unused(uses::online);
+        /// Texts that score this or less can be chosen
+        chosen_below: f64, default(0.25), value("SCORE"), unused(uses::online);
+        /// Pairs that a prompt gives a round at most
+        pairs_per_prompt: usize, default(6), at_least(1), value("N"), unused(uses::online);
+    }
+
     WrongAnswers {
         /// What star and sgd optimize for at a time: all targets, or one failing token
         mode: Option<Mode>, neuron_default(Mode::Batch), unused(uses::descent_alone);
@@ -158,8 +190,6 @@ settings! {
         /// the highest attribution
         neurons: Option<Share>, neuron_default(Share::All), value("SHARE"),
             unused(uses::descent_alone);
-        /// Passes of star, mint and sgd over the rows that still fail
-        rounds: Option<usize>, neuron_default(10), at_least(1), value("N"), unused(uses::neurons);
     }
 
     Machine {

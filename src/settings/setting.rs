@@ -21,13 +21,14 @@ pub enum Heading {
     Training,
     Stopping,
     Scoring,
+    Online,
     WrongAnswers,
     Machine,
 }
 
 impl Heading {
     /// All of them, in their order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Input,
         Self::Output,
         Self::Method,
@@ -35,6 +36,7 @@ impl Heading {
         Self::Training,
         Self::Stopping,
         Self::Scoring,
+        Self::Online,
         Self::WrongAnswers,
         Self::Machine,
     ];
@@ -48,6 +50,7 @@ impl Heading {
             Self::Training => "Training",
             Self::Stopping => "Stopping and saving",
             Self::Scoring => "Scoring",
+            Self::Online => "Online (from prompts)",
             Self::WrongAnswers => "Wrong answers",
             Self::Machine => "Machine",
         }
@@ -76,6 +79,8 @@ pub struct Setting {
     pub default: Option<Value>,
     /// The default of neuron-level methods, where that is another.
     pub neuron_default: Option<Value>,
+    /// The default of methods that sample their own pairs, where that is another.
+    pub online_default: Option<Value>,
     /// What stands in for a setting without a default of its own, for people.
     otherwise: Option<String>,
     least: Option<u64>,
@@ -116,6 +121,7 @@ impl Setting {
             value_name: None,
             default: None,
             neuron_default: None,
+            online_default: None,
             otherwise: None,
             least: None,
             named: None,
@@ -133,6 +139,11 @@ impl Setting {
 
     pub fn neuron_default(mut self, value: impl Serialize) -> Self {
         self.neuron_default = serde_json::to_value(value).ok();
+        self
+    }
+
+    pub fn online_default(mut self, value: impl Serialize) -> Self {
+        self.online_default = serde_json::to_value(value).ok();
         self
     }
 
@@ -232,15 +243,14 @@ impl Setting {
     /// What is taken where nothing is given, for people.
     fn default_text(&self) -> Option<String> {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        match (&self.otherwise, &self.default, &self.neuron_default) {
-            (Some(text), ..) => Some(text.clone()),
-            (None, Some(default), Some(neurons)) => {
-                Some(format!("{}; star and sgd {}", text(default), text(neurons)))
-            }
-            (None, Some(default), None) => Some(text(default)).filter(|t| !t.is_empty()),
-            (None, None, Some(neurons)) => Some(text(neurons)),
-            (None, None, None) => None,
+        if let Some(text) = &self.otherwise {
+            return Some(text.clone());
         }
+        let default = self.default.as_ref().map(text).filter(|text| !text.is_empty());
+        let online = self.online_default.as_ref().map(|v| format!("online {}", text(v)));
+        let neurons = self.neuron_default.as_ref().map(|v| format!("star and sgd {}", text(v)));
+        let all: Vec<String> = default.into_iter().chain(online).chain(neurons).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// The flag, with the words that its declaration has for it.

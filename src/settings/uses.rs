@@ -40,6 +40,32 @@ pub fn nll(method: &Method) -> Option<&'static str> {
     recipe(method, |r| r.objective.alpha, "no NLL in it")
 }
 
+/// Settings of methods that sample their own pairs.
+pub fn online(method: &Method) -> Option<&'static str> {
+    recipe(method, |r| r.online, "pairs of a file, and samples nothing")
+}
+
+/// Rounds: of sampling, or over the rows that still fail.
+pub fn rounds(method: &Method) -> Option<&'static str> {
+    match method {
+        Method::Neurons(_) => None,
+        Method::Blocks(recipe) => (!recipe.online).then_some("no rounds"),
+    }
+}
+
+/// Pairs of a file.
+pub fn pairs(method: &Method) -> Option<&'static str> {
+    match method {
+        Method::Blocks(recipe) if recipe.online => Some("pairs of its own (--prompts)"),
+        _ => None,
+    }
+}
+
+/// A KL term.
+pub fn kl(method: &Method) -> Option<&'static str> {
+    recipe(method, |r| r.kl_weight != 0.0, "no KL term to keep within a budget")
+}
+
 pub fn neurons(method: &Method) -> Option<&'static str> {
     match method {
         Method::Neurons(_) => None,

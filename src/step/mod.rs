@@ -29,6 +29,8 @@ pub struct NamedMethod {
     pub weight: f64,
     /// Factor on the KL term on normal text; 0: no such term.
     pub kl_weight: f64,
+    /// Whether its pairs are the model's own texts, sampled on the way.
+    pub online: bool,
     pub about: &'static str,
 }
 
@@ -40,7 +42,16 @@ const fn method(
     kl_weight: f64,
     about: &'static str,
 ) -> NamedMethod {
-    NamedMethod { name, select, objective, weight, kl_weight, about }
+    NamedMethod { name, select, objective, weight, kl_weight, online: false, about }
+}
+
+/// DPO on pairs of the model's own texts.
+const fn online(
+    name: &'static str,
+    select: &'static NamedSelector,
+    about: &'static str,
+) -> NamedMethod {
+    NamedMethod { online: true, ..method(name, select, &DPO, 1.0, 4.0, about) }
 }
 
 /// Every block-level method with a name. IRepair, its ablations and DAPT: Imtiaz et al.; DPO:
@@ -100,6 +111,13 @@ pub static METHODS: &[NamedMethod] = &[
         "the same, and the unlikelihood of the tokens that tell rejected from chosen",
     ),
     method("dpo", &ALL, &DPO, 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
+    online(
+        "online-dpo+kl",
+        &ALL,
+        "from prompts and a scorer: DPO in rounds on the model's own texts, held by KL",
+    ),
+    online("online-dpo-max+kl", &MAX, "the same on the block most sensitive to the rejected texts"),
+    online("online-dpo-trial+kl", &TRIAL, "the same on the block whose trial steps help most"),
 ];
 
 /// A method of either family, by its name.
@@ -134,6 +152,8 @@ pub struct Recipe {
     /// β, where it is not the objective's own.
     pub beta: Option<f64>,
     pub slicing: Slicing,
+    /// Whether its pairs are the model's own texts, sampled on the way.
+    pub online: bool,
 }
 
 impl NamedMethod {
@@ -146,6 +166,7 @@ impl NamedMethod {
             kl_weight: self.kl_weight,
             beta: None,
             slicing: Slicing::default(),
+            online: self.online,
         }
     }
 }
@@ -163,7 +184,7 @@ impl Recipe {
         let same = METHODS.iter().find(|m| like(m) && m.select == select);
         let weight = same.or_else(|| METHODS.iter().find(like)).map_or(1.0, |m| m.weight);
         let slicing = Slicing::default();
-        Self { select, objective, weight, kl_weight: 0.0, beta: None, slicing }
+        Self { select, objective, weight, kl_weight: 0.0, beta: None, slicing, online: false }
     }
 
     /// What its selector asks for before the first step.

@@ -38,6 +38,18 @@ impl EventFile {
                 let named = |loss| (format!("trial/{}", line.trial.join("+")), loss);
                 (0, line.valid_loss.map(named).into_iter().collect())
             }
+            Line::Round(line) => {
+                let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
+                let values = vec![
+                    ("round/toxic_percent".to_owned(), percent(line.toxic, line.texts)),
+                    (
+                        "round/greedy_toxic_percent".to_owned(),
+                        percent(line.greedy_toxic, line.greedy),
+                    ),
+                    ("round/pairs".to_owned(), line.pairs as f64),
+                ];
+                (line.step, values)
+            }
             Line::Step(line) => {
                 let mut values = vec![("train/loss".to_owned(), line.loss)];
                 let named = [

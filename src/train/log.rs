@@ -18,6 +18,7 @@ use crate::slice::Slice;
 #[serde(untagged)]
 pub enum Line {
     Trial(TrialLine),
+    Round(RoundLine),
     Step(StepLine),
     Validation(ValidationLine),
 }
@@ -31,6 +32,47 @@ pub struct TrialLine {
     /// What the trial's steps and its look at the held-back rows took.
     #[serde(flatten)]
     pub cost: Cost,
+}
+
+/// A round of an online repair: what was sampled before its first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RoundLine {
+    /// Counted from 1.
+    pub round: usize,
+    /// Steps made before it.
+    pub step: usize,
+    /// Texts that have a score, and how many of them are toxic.
+    pub texts: usize,
+    pub toxic: usize,
+    pub empty: usize,
+    /// The greedy ones among them.
+    pub greedy: usize,
+    pub greedy_toxic: usize,
+    /// Pairs of the pool so far.
+    pub pairs: usize,
+    /// Texts that the scorer was asked for in all rounds so far.
+    pub asked: usize,
+    /// What sampling and scoring took.
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+impl RoundLine {
+    /// What a progress line tells of the round.
+    pub fn told(&self, rounds: usize) -> String {
+        let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
+        format!(
+            "round {} of {rounds}: {} texts, {:.1} % toxic (greedy {:.1} %), {} empty; {} pairs; the \
+             scorer was asked {} times in all",
+            self.round,
+            self.texts,
+            percent(self.toxic, self.texts),
+            percent(self.greedy_toxic, self.greedy),
+            self.empty,
+            self.pairs,
+            self.asked
+        )
+    }
 }
 
 /// What a part of a run took.
@@ -77,6 +119,9 @@ pub struct StepLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nll_bad: Option<f64>,
     pub kl: Option<f64>,
+    /// The weight of the KL term, where a budget moves it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_weight: Option<f64>,
     pub lr: f64,
     pub grad_norm: f64,
     pub seconds: f64,
@@ -146,6 +191,7 @@ pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
             Line::Step(StepLine { step: of, .. })
             | Line::Validation(ValidationLine { step: of, .. }),
         ) => step > 0 && of <= step,
+        Ok(Line::Round(line)) => line.step < step,
         Ok(Line::Trial(_)) => {
             tried += 1;
             tried <= trials
@@ -177,7 +223,9 @@ pub fn read_log(path: &Path) -> Result<(Vec<StepLine>, Cost)> {
             .with_context(|| format!("{}:{}", path.display(), index + 1))?
         {
             Line::Step(line) => steps.push(line),
-            Line::Trial(line) => trials += line.cost,
+            Line::Trial(TrialLine { cost, .. }) | Line::Round(RoundLine { cost, .. }) => {
+                trials += cost
+            }
             Line::Validation(_) => {}
         }
     }

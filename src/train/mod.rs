@@ -4,6 +4,7 @@
 mod batches;
 pub mod events;
 pub mod log;
+pub mod online;
 mod resume;
 pub mod state;
 mod trials;
@@ -30,6 +31,7 @@ use crate::step::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
 use crate::tokens::{LossOn, TokenPair};
 use events::EventFile;
 use log::{Cost, Line, StepLine, ValidationLine, open_log, write_line};
+use online::{Online, Round};
 pub use resume::CHECKPOINTS;
 use state::Fingerprint;
 
@@ -76,6 +78,8 @@ pub enum End {
     Interrupted,
     /// The guard tripped at this perplexity; the best weights within it are in place.
     Guarded(f64),
+    /// An online repair found no toxic text any more.
+    Clean,
 }
 
 /// Perplexity must not rise beyond a limit.
@@ -121,6 +125,10 @@ pub struct Trainer<'a> {
     /// finite.
     pub trials: Vec<(Slice, Option<f64>)>,
     pub guard: Option<Guard>,
+    /// Where the pairs come from, if they are the model's own texts.
+    pub online: Option<Online<'a>>,
+    /// KL that the weight of the KL term is moved to keep, in nats a token.
+    pub kl_budget: Option<f64>,
     /// The perplexity that the guard tripped at.
     pub tripped: Option<f64>,
     /// The curves, beside the log.
@@ -147,6 +155,7 @@ impl Trainer<'_> {
         progress: &mut Progress,
         validates: bool,
     ) -> Result<End> {
+        let mut round = self.begin_round(log, progress)?;
         if !self.make_trials(log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
@@ -165,6 +174,10 @@ impl Trainer<'_> {
             return Ok(End::Guarded(ppl));
         }
         while self.step < self.regime.max_steps {
+            if round == Round::Clean {
+                end = End::Clean;
+                break;
+            }
             if self.regime.patience > 0 && self.stale >= self.regime.patience {
                 end = End::Patience;
                 break;
@@ -245,6 +258,9 @@ impl Trainer<'_> {
             {
                 self.keep()?;
             }
+            if !last {
+                round = self.begin_round(log, progress)?;
+            }
             if self.step.is_multiple_of(self.regime.save_steps) && !last {
                 log.sync_data().context("writing steps.jsonl")?;
                 self.save()?;
@@ -286,6 +302,8 @@ impl Trainer<'_> {
         let scale = clip_factor(grad_norm, regime.max_grad_norm);
         self.optimizer.step(&mut self.weights, &report.gradients, lr, scale)?;
         self.step += 1;
+        let used_weight = self.method.recipe.kl_weight;
+        self.keep_budget(report.terms.kl);
         let tensors = report.gradients.keys().map(|name| self.weights.tensor(Who::Patient, name));
         let norms = squared_norms(tensors.collect::<Result<Vec<_>>>()?.iter())?;
         if let Some(value) = norms.into_iter().find(|norm| !norm.is_finite()) {
@@ -306,12 +324,24 @@ impl Trainer<'_> {
             nll_good: report.terms.nll_good,
             nll_bad: report.selection.nll_rejected,
             kl: report.terms.kl,
+            kl_weight: self.kl_budget.map(|_| used_weight),
             lr,
             grad_norm,
             seconds: begun.elapsed().as_secs_f64(),
             tokens,
             operations: operations() - counted,
         })
+    }
+
+    /// Moves the weight of the KL term by what a step's KL is beyond the budget (dual ascent).
+    fn keep_budget(&mut self, kl: Option<f64>) {
+        /// How fast the weight follows: by its own share of the distance, in budgets, a step.
+        const RATE: f64 = 0.05;
+        let (Some(budget), Some(kl)) = (self.kl_budget, kl) else { return };
+        let weight = &mut self.method.recipe.kl_weight;
+        // In the logarithm, so that no scale of losses needs a rate of its own; never off for good.
+        let beyond = ((kl - budget) / budget.max(1e-9)).clamp(-1.0, 1.0);
+        *weight = (*weight * (RATE * beyond).exp()).clamp(1e-3, 1e4);
     }
 
     fn log(&mut self, log: &mut File, line: Line) -> Result<()> {

@@ -36,6 +36,8 @@ struct Reached {
     look: Cost,
     /// Perplexity at which the guard ended the run.
     tripped: Option<f64>,
+    /// The weight of the KL term, which a budget moves.
+    kl_weight: f64,
 }
 
 /// A trial: its units and the held-back loss, none where that was not finite.
@@ -102,6 +104,7 @@ impl Trainer<'_> {
             best_loss: self.best.as_ref().map(|b| b.loss),
             optimizer_steps,
             tripped: self.tripped,
+            kl_weight: self.method.recipe.kl_weight,
             trials: self
                 .trials
                 .iter()
@@ -180,8 +183,10 @@ impl Trainer<'_> {
         }
         self.look = reached.look;
         self.tripped = reached.tripped;
+        self.method.recipe.kl_weight = reached.kl_weight;
         self.step = reached.step;
         self.stale = reached.stale;
+        self.forget_later_rounds()?;
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files::hash_texts;
 use crate::base::tensors::{Stored, write_tensors};
 
 const FORMAT_VERSION: u32 = 6;
@@ -34,6 +35,12 @@ impl Fingerprint {
     /// Parts by what a user calls them: `model`, `--seed`.
     pub fn new(parts: impl IntoIterator<Item = (&'static str, String)>) -> Self {
         Self(parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// A hash of all parts.
+    pub fn hash(&self) -> String {
+        let texts = self.0.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
+        hash_texts(texts)
     }
 
     /// The first part in which the saved one is another.

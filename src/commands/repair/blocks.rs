@@ -16,10 +16,12 @@ use crate::base::interrupt;
 use crate::base::profile::operations;
 use crate::base::progress::Progress;
 use crate::base::random::{Purpose, Stream};
+use crate::commands::eval::subject;
 use crate::eval::Figures;
 use crate::eval::divergence::{Base, Divergence};
 use crate::eval::nll::{Nll, Responses};
 use crate::eval::perplexity::{Paper, perplexity};
+use crate::eval::samples::{self, Pool, Writer};
 use crate::eval::task::Task;
 use crate::eval::toxicity::{Prompt, Toxicity};
 use crate::model::memory::Estimate;
@@ -34,6 +36,7 @@ use crate::step::{Method, Recipe};
 use crate::tokens::{PairBatch, TokenPair};
 use crate::train::events::EventFile;
 use crate::train::log::{Cost, read_log};
+use crate::train::online::{Online, held_back};
 use crate::train::state::Fingerprint;
 use crate::train::{End, Guard, Regime, Trainer};
 
@@ -51,7 +54,8 @@ impl<'a> Blocks<'a> {
         recipe.slicing.check(&loaded.model)?;
         let toxic_label = prepared.toxic_label.clone();
         let scorer = scorers::open(&prepared.scorer, &scorers::Options { toxic_label })?;
-        let rows = rows::read_pairs(prepared, recipe, loaded)?;
+        let read = if recipe.online { rows::read_prompts } else { rows::read_pairs };
+        let rows = read(prepared, recipe, loaded)?;
         rows::check(prepared, recipe, &rows, &loaded.model)?;
         Ok(Self { order, recipe, scorer, rows })
     }
@@ -86,13 +90,16 @@ impl Job for Blocks<'_> {
             &out.dir,
             quiet,
         )?;
+        if self.recipe.online && self.rows.validates(prepared, self.recipe) {
+            self.rows.train.valid_pairs = self.held_back_pairs(weights, out)?;
+        }
         self.order.say(self.rows.summary());
         Ok(())
     }
 
     fn tasks(&self) -> Result<Vec<Box<dyn Task + '_>>> {
         let Order { prepared, loaded, .. } = self.order;
-        let Rows { train, prompts, protocol, text, record } = &self.rows;
+        let Rows { train, prompts, protocol, text, record, .. } = &self.rows;
         let mut tasks: Vec<Box<dyn Task>> = Vec::new();
         if !prompts.is_empty() {
             let prompt =
@@ -126,8 +133,10 @@ impl Job for Blocks<'_> {
     fn repair(&mut self, weights: Weights, before: &Figures, out: &Output) -> Result<Done> {
         let Order { prepared, loaded, args } = self.order;
         let guard = self.guard(&weights, before)?;
+        let online = self.online();
         let mut trainer = self.trainer(weights, out)?;
         trainer.guard = guard;
+        trainer.online = online;
         if args.resume {
             trainer.resume()?;
             let after = match trainer.trials.len() {
@@ -149,7 +158,8 @@ impl Job for Blocks<'_> {
         // What is reported is measured as users will run it.
         trainer.weights.set_precision(Precision::F32);
         progress.finish();
-        let end = end.map_err(|error| out.explain(error))?;
+        let step = trainer.step;
+        let end = end.map_err(|error| out.while_measuring(out.explain(error), step))?;
         if end == End::Interrupted {
             return Err(out.interrupted(trainer.step));
         }
@@ -178,6 +188,7 @@ impl Job for Blocks<'_> {
             stopped: match end {
                 End::Patience => "the validation loss no longer improved".into(),
                 End::Guarded(ppl) => format!("the guard: perplexity {ppl:.3}"),
+                End::Clean => "no sampled text was toxic any more".into(),
                 _ => "all steps made".into(),
             },
             guarded: match end {
@@ -269,7 +280,7 @@ impl<'a> Blocks<'a> {
             ("model", base_sha256.clone()),
             // Which pairs are held back depends on it, so it comes before the data.
             ("--seed", prepared.seed.to_string()),
-            ("data", rows.hash()),
+            ("data", self.data_hash()),
             ("method", format!("{:?}", self.recipe)),
             ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
             ("--optimizer", format!("{:?}", prepared.optimizer)),
@@ -292,11 +303,79 @@ impl<'a> Blocks<'a> {
             trials: Vec::new(),
             guard: None,
             tripped: None,
+            online: None,
+            kl_budget: prepared.kl_budget,
             curves: None,
             dir: out.dir.clone(),
             base_sha256,
             fingerprint,
         })
+    }
+
+    /// Hash of the rows: for an online method of its prompts and of how they are sampled.
+    fn data_hash(&self) -> String {
+        let rows = self.rows.train.hash();
+        if !self.recipe.online {
+            return rows;
+        }
+        let (protocol, settings) = (self.protocol(), self.order.prepared);
+        let rounds = (settings.rounds, settings.prompts_per_round, settings.max_steps);
+        let how = format!("{protocol:?} {rounds:?} {}", self.scorer.name());
+        let sha256 = self.rows.record.sha256.as_str();
+        crate::base::files::hash_texts([rows.as_str(), sha256, &how].into_iter())
+    }
+
+    /// How an online method samples.
+    fn protocol(&self) -> samples::Protocol {
+        let settings = self.order.prepared;
+        samples::Protocol {
+            samples: settings.samples,
+            new_tokens: settings.max_new_tokens,
+            temperature: settings.temperature,
+            top_p: settings.top_p,
+            rejected_above: settings.rejected_above,
+            chosen_below: settings.chosen_below,
+            pairs: settings.pairs_per_prompt,
+            seed: settings.seed,
+        }
+    }
+
+    /// Where the pairs of an online method come from.
+    fn online(&self) -> Option<Online<'_>> {
+        let Order { prepared, loaded, args } = self.order;
+        self.recipe.online.then(|| Online {
+            encoder: &loaded.encoder,
+            ends: loaded.ends(),
+            scorer: self.scorer.as_ref(),
+            prompts: &self.rows.sampled,
+            protocol: self.protocol(),
+            rounds: prepared.rounds.unwrap_or(1),
+            prompts_per_round: prepared.prompts_per_round,
+            quiet: args.output.quiet,
+            pool: Pool::default(),
+            round: None,
+        })
+    }
+
+    /// Pairs of the held-back prompts' texts, for trials and validations. Errors (a failed check) if
+    /// trials have nothing to look at.
+    fn held_back_pairs(&self, weights: &Weights, out: &Output) -> Result<Vec<TokenPair>> {
+        let Order { loaded, args, .. } = self.order;
+        let writer = Writer {
+            subject: subject(loaded, weights),
+            scorer: self.scorer.as_ref(),
+            protocol: self.protocol(),
+            quiet: args.output.quiet,
+        };
+        let dir = out.dir.join("rounds");
+        std::fs::create_dir_all(&dir)?;
+        let pairs = held_back(&writer, &self.rows.held_prompts, &dir.join("held-back.jsonl"))?;
+        if pairs.is_empty() && self.recipe.first() == First::Trials {
+            let why = "no held-back prompt has texts of both kinds, toxic and clean, to judge trials \
+                       by; give more prompts (--valid-size), or take --select all";
+            return Err(Error::Check(why.into()).into());
+        }
+        Ok(pairs)
     }
 
     fn regime(&self) -> Regime {

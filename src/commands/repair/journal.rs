@@ -137,6 +137,7 @@ fn line(number: usize, step: Step) -> StepLine {
         nll_good: Some(step.loss),
         nll_bad: None,
         kl: None,
+        kl_weight: None,
         lr: step.learning_rate,
         grad_norm: step.gradient_norm,
         seconds: step.seconds,

@@ -271,6 +271,7 @@ impl Job for Neurons<'_> {
         DataRecord {
             sha256: self.sha256.clone(),
             pairs: self.rows.len(),
+            prompts: 0,
             held_back: 0,
             normal: 0,
             normal_held_back: 0,

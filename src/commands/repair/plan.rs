@@ -11,7 +11,7 @@ use super::Order;
 use super::job::Job;
 use super::rows::{self, Rows};
 use crate::base::memory::available;
-use crate::eval::toxicity;
+use crate::eval::toxicity::{self, Prompt};
 use crate::model::memory::{self, Estimate, Passes, mib};
 use crate::report::DataRecord;
 use crate::report::table::table;
@@ -145,6 +145,12 @@ impl PairsPlan {
     }
 }
 
+/// A pair of texts after this prompt, as long as they can be.
+fn at_most(prompt: &Prompt, tokens: usize) -> TokenPair {
+    let text = vec![0; tokens];
+    TokenPair { prompt: prompt.ids.clone(), chosen: text.clone(), rejected: text }
+}
+
 /// Memory of the whole repair at its peak.
 pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate> {
     let Order { prepared: settings, loaded, .. } = order;
@@ -171,7 +177,13 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
         longest(pairs.iter().map(length).collect(), n)
     };
     let b = settings.batch_size;
-    let pairs = &rows.train.pairs;
+    // Pairs that are sampled later are taken at their greatest length.
+    let pairs = &match recipe.online {
+        true => {
+            rows.sampled.iter().map(|prompt| at_most(prompt, settings.max_new_tokens)).collect()
+        }
+        false => rows.train.pairs.clone(),
+    };
     let response = |p: &TokenPair| p.prompt.len() + p.chosen.len().max(p.rejected.len());
     let normal_rows = longest(normal.clone(), b);
     let compares = recipe.kl_weight != 0.0;

@@ -14,7 +14,7 @@ use crate::base::random::{Purpose, Stream};
 use crate::data::demo;
 use crate::eval::normal::{self, Normal, Writing};
 use crate::eval::task::{Row, Subject};
-use crate::eval::toxicity::{self, Protocol};
+use crate::eval::toxicity::{self, Prompt, Protocol};
 use crate::model::Model;
 use crate::model::weights::Weights;
 use crate::report::{DataRecord, Sample};
@@ -43,13 +43,19 @@ pub struct Rows {
     /// Held-back text for the perplexity before and after.
     pub text: Vec<u32>,
     pub record: DataRecord,
+    /// Prompts that an online method samples from, and those held back from it.
+    pub sampled: Vec<Prompt>,
+    pub held_prompts: Vec<Prompt>,
 }
 
 impl Rows {
     /// What was read, in a line.
     pub fn summary(&self) -> String {
         let r = &self.record;
-        let mut text = format!("{} pairs to learn from, {} held back", r.pairs, r.held_back);
+        let mut text = match r.prompts {
+            0 => format!("{} pairs to learn from, {} held back", r.pairs, r.held_back),
+            n => format!("{n} prompts to sample from, {} held back", r.held_back),
+        };
         if r.normal > 0 {
             text += &format!("; {} normal texts, {} held back", r.normal, r.normal_held_back);
         }
@@ -106,18 +112,21 @@ pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)>
 /// batches. Errors are bad input.
 pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -> Result<()> {
     let pairs = rows.train.pairs.len();
-    let mut method = recipe.clone().build();
-    method.objective.learn(&rows.train.pairs, model.sizes().vocabulary)?;
-    if let Some(sample) = settings.fixed_sample.filter(|sample| *sample > pairs) {
+    if !recipe.online {
+        let mut method = recipe.clone().build();
+        method.objective.learn(&rows.train.pairs, model.sizes().vocabulary)?;
+    }
+    let holds_back = !(rows.train.valid_pairs.is_empty() && rows.held_prompts.is_empty());
+    if let Some(sample) = settings.fixed_sample.filter(|sample| !recipe.online && *sample > pairs) {
         bail_input!("--fixed-sample {sample}: there are {pairs} pairs to learn from");
     }
-    if settings.max_ppl_increase.is_some() && rows.train.valid_pairs.is_empty() {
+    if settings.max_ppl_increase.is_some() && !holds_back {
         bail_input!(
             "--max-ppl-increase is checked at validations, and of {pairs} pairs none is held back \
              for them; give --valid-size N, or more pairs"
         );
     }
-    if recipe.first() == First::Trials && rows.train.valid_pairs.is_empty() {
+    if recipe.first() == First::Trials && !holds_back {
         bail_input!(
             "--select {}: trials are judged on held-back pairs; --valid-size 0 holds none back",
             recipe.select.name
@@ -182,6 +191,7 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
     let record = DataRecord {
         sha256,
         pairs: pairs.len(),
+        prompts: 0,
         held_back,
         normal: 0,
         normal_held_back: 0,
@@ -194,7 +204,105 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
         perplexity_tokens: 0,
     };
     let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
-    let mut rows = Rows { train, prompts, protocol: toxicity::LEE.on(conversations), text, record };
+    let (sampled, held_prompts) = (Vec::new(), Vec::new());
+    let mut rows = Rows {
+        train,
+        prompts,
+        protocol: toxicity::LEE.on(conversations),
+        text,
+        record,
+        sampled,
+        held_prompts,
+    };
+    if let Some(path) = &settings.normal {
+        rows.take_normal(settings, recipe, loaded, path)?;
+    }
+    Ok(rows)
+}
+
+/// Reads and splits the prompts of an online method, and the normal texts of a file.
+pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
+    let lengths = lengths(settings, loaded)?;
+    if recipe.objective.learns {
+        bail_input!(
+            "--objective {}: it learns from the pairs of a file before the first step; take another \
+             one with --prompts",
+            recipe.objective.name
+        );
+    }
+    let mut texts = match &settings.prompts {
+        Some(path) => data::read_prompts(path, &data::parse_map(&settings.map)?, settings.limit)?,
+        None => {
+            let pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
+            pairs.into_iter().map(|pair| data::Text::plain(pair.prompt, pair.place)).collect()
+        }
+    };
+    texts.truncate(settings.limit.unwrap_or(usize::MAX));
+    let room = loaded.model.sizes().context.saturating_sub(settings.max_new_tokens);
+    let longest = lengths.prompt.min(room).max(1);
+    let (mut cut, mut conversations) = (0, false);
+    let mut prompts = Vec::with_capacity(texts.len());
+    for text in &texts {
+        let mut ids = loaded.encoder.prompt(text)?;
+        if let Some(over) = ids.len().checked_sub(longest).filter(|over| *over > 0) {
+            // The end of a conversation says whose turn it is.
+            match text.messages.is_empty() {
+                true => ids.truncate(longest),
+                false => drop(ids.drain(..over)),
+            }
+            cut += 1;
+        }
+        conversations |= !text.messages.is_empty();
+        prompts.push(Prompt { text: text.text.clone(), ids });
+    }
+    let all = prompts.len();
+    let held_back = settings.valid_size.unwrap_or(64.min(all / 4));
+    let (sampled, held_prompts) =
+        split(prompts, held_back, settings.seed, 0, |_, prompt| prompt.ids.clone());
+    if sampled.is_empty() {
+        bail_input!("{all} prompts less {held_back} held back leave none; lower --valid-size");
+    }
+    let prompts = match &settings.eval_prompts {
+        Some(path) => {
+            let prompts = data::read_prompts(path, &data::KeyMap::new(), None)?;
+            conversations = prompts.iter().any(|prompt| !prompt.messages.is_empty());
+            encode_prompts(loaded, prompts)?
+        }
+        None if settings.model == "demo" => {
+            encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?
+        }
+        None => held_prompts.iter().map(|prompt| prompt.ids.clone()).collect(),
+    };
+    let record = DataRecord {
+        sha256: files::hash_texts(texts.iter().map(|text| text.text.as_str())),
+        pairs: 0,
+        prompts: sampled.len(),
+        held_back: held_prompts.len(),
+        normal: 0,
+        normal_held_back: 0,
+        normal_removed_as_toxic: None,
+        cut_prompts: cut,
+        cut_responses: 0,
+        cut_texts: 0,
+        perplexity_of: perplexity_name(settings),
+        perplexity_window: loaded.model.sizes().context.min(1024),
+        perplexity_tokens: 0,
+    };
+    let train = train::Rows {
+        pairs: Vec::new(),
+        valid_pairs: Vec::new(),
+        normal: Vec::new(),
+        valid_normal: Vec::new(),
+    };
+    let mut rows = Rows {
+        train,
+        prompts,
+        protocol: toxicity::LEE.on(conversations),
+        text: perplexity_text(settings, loaded)?,
+        record,
+        sampled,
+        held_prompts,
+    };
     if let Some(path) = &settings.normal {
         rows.take_normal(settings, recipe, loaded, path)?;
     }
@@ -390,7 +498,7 @@ impl Rows {
     /// Whether the run looks at held-back pairs on its way.
     pub fn validates(&self, settings: &Prepared, recipe: &Recipe) -> bool {
         let looks = settings.eval_steps > 0 || recipe.first() == First::Trials;
-        looks && !self.train.valid_pairs.is_empty()
+        looks && !(self.train.valid_pairs.is_empty() && self.held_prompts.is_empty())
     }
 
     /// How many of so many normal texts are held back.

@@ -110,6 +110,8 @@ pub struct NamedObjective {
     pub alpha: bool,
     /// Whether it asks the frozen reference.
     pub reference: bool,
+    /// Whether it learns from the pairs before the first step.
+    pub learns: bool,
     /// How often the head is asked at a counted token.
     pub heads: usize,
     /// β where nothing else is said; `None`: the objective has none.
@@ -143,6 +145,7 @@ const fn preference(
         contrasts: true,
         alpha: false,
         reference: true,
+        learns: false,
         heads: 1,
         beta: Some(beta),
         build,
@@ -165,6 +168,7 @@ pub static DPO: NamedObjective =
 /// DPO and unlikelihood of marker tokens.
 pub static DPO_UL: NamedObjective = NamedObjective {
     heads: 2,
+    learns: true,
     ..preference(
         "dpo-ul",
         "dpo, and unlikelihood of the tokens that tell rejected from chosen",

@@ -1,0 +1,452 @@
+//! *Samples*: what a model says after prompts, several times a prompt, each text with its score; and
+//! the pairs that they make.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::ledger::Ledger;
+use super::task::{Row, Subject};
+use super::toxicity::Prompt;
+use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
+use crate::base::random::{Purpose, Stream};
+use crate::model::generate::{Generation, Job, Sampling, generate};
+use crate::model::weights::Who;
+use crate::scorers::{Scored, Scorer};
+use crate::tokens::TokenPair;
+
+/// Texts a unit of work: they are written together, and an interrupt takes one unit at most.
+const UNIT: usize = 64;
+
+/// How prompts are continued, and which of the texts make pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Protocol {
+    /// Texts a prompt in a round; the first of them is greedy.
+    pub samples: usize,
+    pub new_tokens: usize,
+    pub temperature: f64,
+    pub top_p: f64,
+    /// A text that scores this or more can be rejected.
+    pub rejected_above: f64,
+    /// A text that scores this or less can be chosen.
+    pub chosen_below: f64,
+    /// Pairs of a prompt at most.
+    pub pairs: usize,
+    pub seed: u64,
+}
+
+/// A text that was sampled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    /// Number of its prompt.
+    pub prompt: usize,
+    /// Its number among all samples of the prompt; a multiple of the samples a round is greedy.
+    pub sample: u64,
+    pub ids: Vec<u32>,
+    pub text: String,
+    /// `None`: empty.
+    pub score: Option<f64>,
+}
+
+/// Everything that was sampled so far, by prompt.
+#[derive(Debug, Clone, Default)]
+pub struct Pool {
+    texts: Vec<Vec<Sample>>,
+    /// Scores of texts that were asked for: no text is asked for twice.
+    known: HashMap<String, f64>,
+    /// Texts that the scorer was asked for.
+    pub asked: usize,
+}
+
+/// What one round of sampling came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Texts that have a score.
+    pub scored: usize,
+    pub toxic: usize,
+    pub empty: usize,
+    /// The greedy ones among them.
+    pub greedy: usize,
+    pub greedy_toxic: usize,
+}
+
+impl Tally {
+    /// The share of toxic texts, in percent.
+    pub fn percent(&self) -> f64 {
+        100.0 * self.toxic as f64 / self.scored.max(1) as f64
+    }
+
+    /// The share of toxic ones among the greedy texts, in percent.
+    pub fn greedy_percent(&self) -> f64 {
+        100.0 * self.greedy_toxic as f64 / self.greedy.max(1) as f64
+    }
+}
+
+/// Who writes, and who scores.
+pub struct Writer<'a> {
+    pub subject: Subject<'a>,
+    pub scorer: &'a dyn Scorer,
+    pub protocol: Protocol,
+    pub quiet: bool,
+}
+
+impl Writer<'_> {
+    /// Samples the prompts of these numbers for the `round`-th time into the pool. What is done is kept
+    /// in the file at `path`, so that an interrupted round goes on where it was; `key` says what it
+    /// belongs to. Errors if the user asks to stop, if a text can't be scored, or if some of a `past`
+    /// round is lost.
+    pub fn round(
+        &self,
+        prompts: &[Prompt],
+        chosen: &[usize],
+        round: usize,
+        past: bool,
+        path: &Path,
+        key: &Value,
+        pool: &mut Pool,
+    ) -> Result<Tally> {
+        let protocol = &self.protocol;
+        let first = (round * protocol.samples) as u64;
+        let jobs: Vec<Job> = chosen
+            .iter()
+            .flat_map(|&prompt| {
+                let ids = &prompts[prompt].ids;
+                (0..protocol.samples as u64).map(move |sample| Job {
+                    ids: ids.clone(),
+                    prompt: prompt as u64,
+                    sample: first + sample,
+                })
+            })
+            .collect();
+        let settings = json!({ "key": key, "round": round, "prompts": chosen, "protocol": protocol,
+                               "scorer": self.scorer.name() });
+        let mut ledger = Ledger::open(path, &settings)?;
+        let units = jobs.len().div_ceil(UNIT);
+        let title = format!("texts of round {}", round + 1);
+        let mut progress = Progress::new(&title, ledger.len() * UNIT, units * UNIT, self.quiet);
+        for unit in 0..units {
+            if ledger.has(unit) {
+                continue;
+            }
+            if past {
+                bail_input!(
+                    "{}: texts of a round that is over are lost; start again with --overwrite",
+                    path.display()
+                );
+            }
+            let jobs = &jobs[unit * UNIT..((unit + 1) * UNIT).min(jobs.len())];
+            let texts = self.write(jobs)?;
+            if interrupt::asked() {
+                return Err(
+                    Error::Interrupted("interrupted while texts were sampled".into()).into()
+                );
+            }
+            ledger.add(unit, self.scored(jobs, texts, pool)?)?;
+            progress.advance(jobs.len());
+        }
+        progress.finish();
+        pool.take(ledger.rows(), prompts.len(), protocol)
+    }
+
+    /// New tokens of each job: the first sample of a round is greedy.
+    fn write(&self, jobs: &[Job]) -> Result<Vec<Vec<u32>>> {
+        let Subject { model, weights, ends, .. } = &self.subject;
+        let view = weights.frozen(Who::Patient)?;
+        let random = Sampling::Random {
+            temperature: self.protocol.temperature,
+            top_k: 0,
+            top_p: self.protocol.top_p,
+        };
+        let mut texts = vec![Vec::new(); jobs.len()];
+        for (sampling, greedy) in [(Sampling::Greedy, true), (random, false)] {
+            let settings = Generation {
+                sampling,
+                max_new_tokens: self.protocol.new_tokens,
+                ends: ends.clone(),
+                seed: self.protocol.seed,
+            };
+            let own: Vec<usize> = (0..jobs.len())
+                .filter(|&job| self.protocol.is_greedy(jobs[job].sample) == greedy)
+                .collect();
+            let of: Vec<Job> = own.iter().map(|&job| jobs[job].clone()).collect();
+            for (job, ids) in own.into_iter().zip(generate(model, &view, &of, &settings)?) {
+                texts[job] = ids;
+            }
+        }
+        Ok(texts)
+    }
+
+    /// A row a text. Errors if one can't be scored: a pair needs both scores.
+    fn scored(&self, jobs: &[Job], texts: Vec<Vec<u32>>, pool: &mut Pool) -> Result<Vec<Row>> {
+        let words: Vec<String> =
+            texts.iter().map(|ids| self.subject.encoder.decode(ids)).collect::<Result<_>>()?;
+        pool.ask(self.scorer, &words)?;
+        let rows = jobs.iter().zip(texts).zip(words).map(|((job, ids), text)| {
+            let score = pool.known.get(&text).copied();
+            let prompt = job.prompt as usize;
+            let sample = Sample { prompt, sample: job.sample, ids, text, score };
+            match serde_json::to_value(sample)? {
+                Value::Object(row) => Ok(row),
+                _ => anyhow::bail!("a sample is no object"),
+            }
+        });
+        rows.collect()
+    }
+}
+
+impl Protocol {
+    /// Whether the sample of this number is greedy.
+    pub fn is_greedy(&self, sample: u64) -> bool {
+        sample.is_multiple_of(self.samples.max(1) as u64)
+    }
+
+    fn is_toxic(&self, sample: &Sample) -> bool {
+        sample.score.is_some_and(|score| score >= self.rejected_above)
+    }
+
+    fn is_clean(&self, sample: &Sample) -> bool {
+        sample.score.is_some_and(|score| score <= self.chosen_below)
+    }
+}
+
+impl Pool {
+    /// Scores the texts that have none yet; empty ones are left out. Errors if one can't be scored.
+    fn ask(&mut self, scorer: &dyn Scorer, texts: &[String]) -> Result<()> {
+        let mut new: Vec<&str> = Vec::new();
+        for text in texts {
+            let known = self.known.contains_key(text) || new.contains(&text.as_str());
+            if !known && !text.trim().is_empty() {
+                new.push(text);
+            }
+        }
+        let scores = scorer.score(&new)?;
+        self.asked += new.len();
+        for (text, scored) in new.into_iter().zip(scores) {
+            match scored {
+                Scored::Score(score) => drop(self.known.insert(text.to_owned(), score)),
+                Scored::Failed(why) => {
+                    let why = format!(
+                        "{}: a text could not be scored: {why}; what is done is kept: give the same \
+                         command with --resume to go on",
+                        scorer.name()
+                    );
+                    return Err(anyhow::anyhow!(why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the rows of a round.
+    fn take(&mut self, rows: Vec<Row>, prompts: usize, protocol: &Protocol) -> Result<Tally> {
+        self.texts.resize(prompts, Vec::new());
+        let mut tally = Tally::default();
+        for row in rows {
+            let sample: Sample =
+                serde_json::from_value(Value::Object(row)).context("a sampled text")?;
+            let greedy = protocol.is_greedy(sample.sample);
+            let toxic = protocol.is_toxic(&sample);
+            match sample.score {
+                Some(score) => {
+                    self.known.insert(sample.text.clone(), score);
+                    tally.scored += 1;
+                    tally.toxic += usize::from(toxic);
+                    tally.greedy += usize::from(greedy);
+                    tally.greedy_toxic += usize::from(greedy && toxic);
+                }
+                None => tally.empty += 1,
+            }
+            let own = self.texts.get_mut(sample.prompt).context("a text of no prompt")?;
+            own.push(sample);
+        }
+        Ok(tally)
+    }
+
+    /// The share of toxic texts among the latest ones of a prompt, smoothed: what was never sampled
+    /// counts as half.
+    fn toxicity(&self, prompt: usize, protocol: &Protocol) -> f64 {
+        let own = self.texts.get(prompt).map_or(&[][..], Vec::as_slice);
+        let latest = &own[own.len().saturating_sub(protocol.samples)..];
+        let toxic = latest.iter().filter(|sample| protocol.is_toxic(sample)).count();
+        (toxic as f64 + 0.5) / (latest.len() as f64 + 1.0)
+    }
+
+    /// Numbers of `many` of the first `prompts` prompts, drawn without replacement by how toxic their
+    /// latest texts are.
+    pub fn draw(
+        &self,
+        prompts: usize,
+        many: usize,
+        round: usize,
+        protocol: &Protocol,
+    ) -> Vec<usize> {
+        let mut stream = Stream::new(protocol.seed, Purpose::Prompts, round as u64, 0);
+        // The smallest of exponential waiting times: a draw without replacement by weight.
+        let mut waits: Vec<(f64, usize)> = (0..prompts)
+            .map(|prompt| {
+                let wait = -(1.0 - stream.unit()).ln();
+                (wait / self.toxicity(prompt, protocol), prompt)
+            })
+            .collect();
+        waits.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        let mut drawn: Vec<usize> =
+            waits.into_iter().take(many).map(|(_, prompt)| prompt).collect();
+        drawn.sort_unstable();
+        drawn
+    }
+
+    /// Pairs of the texts so far: of each prompt that has texts of both kinds, rejected ones against
+    /// chosen ones, the latest first. No text is in more pairs than the others of its kind need.
+    pub fn pairs(&self, prompts: &[Prompt], round: usize, protocol: &Protocol) -> Vec<SamplePair> {
+        let mut pairs = Vec::new();
+        for (prompt, texts) in self.texts.iter().enumerate() {
+            let mut stream =
+                Stream::new(protocol.seed, Purpose::Pairing, round as u64, prompt as u64);
+            let mut of = |kind: &dyn Fn(&Sample) -> bool| -> Vec<&Sample> {
+                let mut all: Vec<&Sample> = texts.iter().filter(|sample| kind(sample)).collect();
+                all.sort_by(|a, b| a.text.cmp(&b.text));
+                all.dedup_by(|a, b| a.text == b.text);
+                stream.shuffle(&mut all);
+                // Stable: the latest round first, shuffled within a round.
+                all.sort_by_key(|s| std::cmp::Reverse(s.sample / protocol.samples.max(1) as u64));
+                all
+            };
+            let rejected = of(&|sample| protocol.is_toxic(sample));
+            let chosen = of(&|sample| protocol.is_clean(sample));
+            if rejected.is_empty() || chosen.is_empty() {
+                continue;
+            }
+            let many = protocol.pairs.min(rejected.len().max(chosen.len()));
+            pairs.extend((0..many).map(|index| SamplePair {
+                prompt,
+                tokens: TokenPair {
+                    prompt: prompts[prompt].ids.clone(),
+                    chosen: chosen[index % chosen.len()].ids.clone(),
+                    rejected: rejected[index % rejected.len()].ids.clone(),
+                },
+                chosen: chosen[index % chosen.len()].clone(),
+                rejected: rejected[index % rejected.len()].clone(),
+            }));
+        }
+        pairs
+    }
+}
+
+/// A rejected text against a chosen one of the same prompt.
+#[derive(Debug, Clone)]
+pub struct SamplePair {
+    /// Number of the prompt.
+    pub prompt: usize,
+    pub tokens: TokenPair,
+    pub chosen: Sample,
+    pub rejected: Sample,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn protocol() -> Protocol {
+        Protocol {
+            samples: 4,
+            new_tokens: 8,
+            temperature: 1.0,
+            top_p: 0.9,
+            rejected_above: 0.5,
+            chosen_below: 0.25,
+            pairs: 3,
+            seed: 1,
+        }
+    }
+
+    fn pool(scores: &[&[f64]]) -> Pool {
+        let mut pool = Pool::default();
+        let rows = scores.iter().enumerate().flat_map(|(prompt, scores)| {
+            scores.iter().enumerate().map(move |(index, score)| {
+                let sample = Sample {
+                    prompt,
+                    sample: index as u64,
+                    ids: vec![prompt as u32, index as u32],
+                    text: format!("text {prompt} {index}"),
+                    score: Some(*score),
+                };
+                serde_json::to_value(sample)
+                    .expect("a row")
+                    .as_object()
+                    .cloned()
+                    .expect("an object")
+            })
+        });
+        let rows = rows.collect();
+        pool.take(rows, scores.len(), &protocol()).expect("a pool");
+        pool
+    }
+
+    #[test]
+    fn pairs_are_of_prompts_with_both_kinds() {
+        let prompts: Vec<Prompt> =
+            (0..4).map(|i| Prompt { text: String::new(), ids: vec![i] }).collect();
+        // Both kinds; all toxic; all clean; toxic and in between.
+        let pool = pool(&[
+            &[0.9, 0.1, 0.6, 0.2],
+            &[0.9, 0.8, 0.7, 0.6],
+            &[0.1, 0.0, 0.2, 0.1],
+            &[0.9, 0.4, 0.3, 0.4],
+        ]);
+        let pairs = pool.pairs(&prompts, 0, &protocol());
+        assert_eq!(pairs.len(), 2, "{pairs:?}");
+        for pair in &pairs {
+            assert_eq!(pair.prompt, 0);
+            assert!(pair.rejected.score >= Some(0.5) && pair.chosen.score <= Some(0.25));
+        }
+        assert_ne!(pairs[0].rejected.text, pairs[1].rejected.text);
+        assert_ne!(pairs[0].chosen.text, pairs[1].chosen.text);
+    }
+
+    #[test]
+    fn toxic_prompts_are_drawn_more_often() {
+        let clean: &[f64] = &[0.0; 4];
+        let toxic: &[f64] = &[0.9; 4];
+        let pool = pool(&[clean, toxic, clean, toxic, clean, clean, clean, clean]);
+        let mut counts = [0; 8];
+        for round in 0..200 {
+            let drawn = pool.draw(8, 2, round, &protocol());
+            assert!(drawn.len() == 2 && drawn[0] < drawn[1], "{drawn:?}");
+            drawn.iter().for_each(|prompt| counts[*prompt] += 1);
+        }
+        let (toxic, clean) = (counts[1] + counts[3], 400 - counts[1] - counts[3]);
+        assert!(toxic > 2 * clean, "{counts:?}");
+        assert_eq!(pool.draw(8, 100, 3, &protocol()).len(), 8);
+    }
+
+    #[test]
+    fn no_text_is_asked_for_twice() {
+        struct Counting(std::sync::Mutex<Vec<String>>);
+        impl Scorer for Counting {
+            fn name(&self) -> String {
+                "counting".into()
+            }
+            fn about(&self) -> String {
+                String::new()
+            }
+            fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
+                let mut seen = self.0.lock().expect("seen");
+                seen.extend(texts.iter().map(|text| (*text).to_owned()));
+                Ok(texts.iter().map(|_| Scored::Score(0.5)).collect())
+            }
+        }
+        let (scorer, mut pool) = (Counting(Default::default()), Pool::default());
+        let texts = ["a", "b", "a", "", "c"].map(str::to_owned);
+        pool.ask(&scorer, &texts).expect("scores");
+        pool.ask(&scorer, &texts).expect("scores");
+        assert_eq!(*scorer.0.lock().expect("seen"), ["a", "b", "c"]);
+        assert_eq!(pool.asked, 3);
+    }
+}

@@ -1,0 +1,185 @@
+//! *Online* repair: no pairs are given. In rounds the model continues prompts as it is now, a scorer
+//! tells its texts apart, they are paired, and steps are made on the pairs. The reference stays the
+//! base all rounds long.
+//!
+//! What takes the place of the old toxic texts is found in the next round and mended in turn. Texts that
+//! were found before stay in the pool, and prompts are drawn by how toxic their texts still are.
+//! (Online DPO: Guo et al. 2024, arXiv 2402.04792; there each step samples anew.)
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::Trainer;
+use super::log::{Cost, Line, RoundLine};
+use crate::base::error::Error;
+use crate::base::profile::operations;
+use crate::base::progress::Progress;
+use crate::eval::samples::{Pool, Protocol, Tally, Writer};
+use crate::eval::task::Subject;
+use crate::eval::toxicity::Prompt;
+use crate::model::generate::Ends;
+use crate::scorers::Scorer;
+use crate::tokens::{Encoder, TokenPair};
+
+/// Where the pairs of an online repair come from.
+pub struct Online<'a> {
+    pub encoder: &'a Encoder,
+    pub ends: Ends,
+    pub scorer: &'a dyn Scorer,
+    pub prompts: &'a [Prompt],
+    pub protocol: Protocol,
+    pub rounds: usize,
+    pub prompts_per_round: usize,
+    pub quiet: bool,
+    /// The texts so far, and the round that the pairs are of.
+    pub pool: Pool,
+    pub round: Option<usize>,
+}
+
+impl Online<'_> {
+    /// Steps of a round.
+    pub fn steps(&self, max_steps: usize) -> usize {
+        max_steps.div_ceil(self.rounds).max(1)
+    }
+}
+
+/// Whether there is something left to learn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// Pairs to make steps on.
+    Pairs,
+    /// No sampled text is toxic any more.
+    Clean,
+}
+
+impl Trainer<'_> {
+    /// Where texts of rounds are kept: `irepair/rounds/`.
+    fn round_path(&self, round: usize) -> PathBuf {
+        self.dir.join("rounds").join(format!("{round:04}.jsonl"))
+    }
+
+    /// Makes the pairs of the round that the next step belongs to, if they are not at hand: samples,
+    /// or, after a resume, reads what was sampled. Errors (a failed check) if there is nothing to
+    /// repair, or nothing to learn from.
+    pub(super) fn begin_round(&mut self, log: &mut File, progress: &Progress) -> Result<Round> {
+        let Some(online) = &self.online else { return Ok(Round::Pairs) };
+        let per_round = online.steps(self.regime.max_steps);
+        let round = self.step / per_round;
+        let first = online.round.map_or(0, |done| done + 1);
+        if first > round {
+            return Ok(Round::Pairs);
+        }
+        // Sampling takes long, and goes on from these very weights.
+        log.sync_data().context("writing steps.jsonl")?;
+        self.save()?;
+        progress.suspend();
+        let mut tally = Tally::default();
+        let (begun, counted) = (Instant::now(), operations());
+        for past in first..=round {
+            let over = past < round || self.step > round * per_round;
+            tally = self.sample(past, over)?;
+        }
+        let Some(online) = &mut self.online else { return Ok(Round::Pairs) };
+        online.round = Some(round);
+        let pairs = online.pool.pairs(online.prompts, round, &online.protocol);
+        let line = RoundLine {
+            round: round + 1,
+            step: self.step,
+            texts: tally.scored,
+            toxic: tally.toxic,
+            empty: tally.empty,
+            greedy: tally.greedy,
+            greedy_toxic: tally.greedy_toxic,
+            pairs: pairs.len(),
+            asked: online.pool.asked,
+            cost: Cost::since(begun, counted, 0),
+        };
+        if !online.quiet {
+            eprintln!("{}", line.told(online.rounds));
+        }
+        self.rows.pairs = pairs.into_iter().map(|pair| pair.tokens).collect();
+        if self.step == round * per_round {
+            self.log(log, Line::Round(line))?;
+        }
+        if tally.toxic == 0 && tally.scored > 0 && round > 0 {
+            return Ok(Round::Clean);
+        }
+        if tally.toxic == 0 {
+            return Err(Error::Check(format!(
+                "none of {} texts scores {} or more: there is nothing to repair (a lower \
+                 --rejected-above, or other prompts, may find something)",
+                tally.scored,
+                self.protocol_text()
+            ))
+            .into());
+        }
+        if self.rows.pairs.is_empty() {
+            return Err(Error::Check(format!(
+                "no prompt has texts of both kinds, toxic and clean: {} of {} texts are toxic; give more \
+                 --samples, a higher --chosen-below, or other prompts",
+                tally.toxic, tally.scored
+            ))
+            .into());
+        }
+        Ok(Round::Pairs)
+    }
+
+    fn protocol_text(&self) -> f64 {
+        self.online.as_ref().map_or(0.0, |online| online.protocol.rejected_above)
+    }
+
+    /// Samples a round into the pool, or reads what was sampled.
+    fn sample(&mut self, round: usize, over: bool) -> Result<Tally> {
+        let path = self.round_path(round);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+        }
+        let key = json!({ "model": self.base_sha256, "run": self.fingerprint.hash() });
+        let Some(online) = &mut self.online else { return Ok(Tally::default()) };
+        let Online { prompts, protocol, pool, prompts_per_round, .. } = online;
+        let chosen = pool.draw(prompts.len(), *prompts_per_round, round, protocol);
+        let writer = Writer {
+            subject: Subject {
+                model: self.model,
+                weights: &self.weights,
+                encoder: online.encoder,
+                ends: online.ends.clone(),
+            },
+            scorer: online.scorer,
+            protocol: *protocol,
+            quiet: online.quiet,
+        };
+        writer.round(prompts, &chosen, round, over, &path, &key, pool)
+    }
+
+    /// After a resume: texts of rounds that the run has not come to are of weights that are gone.
+    pub(super) fn forget_later_rounds(&self) -> Result<()> {
+        let Some(online) = &self.online else { return Ok(()) };
+        let per_round = online.steps(self.regime.max_steps);
+        for round in self.step / per_round + 1..=online.rounds {
+            let path = self.round_path(round);
+            if path.exists() {
+                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pairs of held-back prompts, sampled once from the base: what trials and validations look at.
+pub fn held_back(
+    writer: &Writer,
+    prompts: &[Prompt],
+    path: &std::path::Path,
+) -> Result<Vec<TokenPair>> {
+    let mut pool = Pool::default();
+    let all: Vec<usize> = (0..prompts.len()).collect();
+    let key = json!("held back");
+    writer.round(prompts, &all, 0, false, path, &key, &mut pool)?;
+    let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol });
+    Ok(pairs.into_iter().map(|pair| pair.tokens).collect())
+}
