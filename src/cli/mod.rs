@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 pub use others::{Bench, Completions, Doctor, Guide, Man, Patch, PatchCommand, Report};
 use repair::one_repair;
 pub use repair::{Compare, Repair};
-pub use texts::{Eval, Generate, PplProtocol, Score, Sensitivity};
+pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
 /// little else as possible
@@ -58,6 +58,10 @@ pub enum Command {
     /// Write texts: continuations of prompts, or unconditional ones
     #[command(after_help = GENERATE)]
     Generate(Generate),
+    /// Write preference pairs of a model's own texts, told apart by a scorer
+    #[command(after_help = "Example:
+  irepair pairs --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --out pairs.jsonl")]
+    Pairs(Pairs),
     /// Measure models: toxicity, perplexity, LAMBADA, and what a repair cost elsewhere
     #[command(after_help = EVAL)]
     Eval(Box<Eval>),

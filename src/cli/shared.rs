@@ -117,6 +117,23 @@ shared! {
 }
 
 shared! {
+    /// How texts are sampled, scored and paired.
+    PairingWords {
+        max_prompt_length: Option<usize>,
+        samples: usize,
+        max_new_tokens: usize,
+        temperature: f64,
+        top_p: f64,
+        rejected_above: f64,
+        chosen_below: f64,
+        pairs_per_prompt: usize,
+        scorer: String,
+        toxic_label: Option<String>,
+        seed: u64,
+    }
+}
+
+shared! {
     /// Which scorer.
     ScorerWords {
         scorer: String,

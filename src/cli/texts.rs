@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::Output;
-use super::shared::{MeasureWords, ModelWords, PairWords, ScorerWords, WritingWords};
+use super::shared::{MeasureWords, ModelWords, PairWords, PairingWords, ScorerWords, WritingWords};
 use crate::eval::ledger::Shard;
 use crate::eval::sources;
 use crate::scorers;
@@ -112,6 +112,28 @@ pub struct Generate {
 
 fn score_each_text() -> String {
     format!("Score each text\n\n{}", scorers::help())
+}
+
+#[derive(Debug, Args)]
+pub struct Pairs {
+    #[command(flatten)]
+    pub model: ModelWords,
+    /// Rows with "prompt" or "text", or lines of a .txt [default: the demo's]
+    #[arg(long, value_name = "FILE", help_heading = "Input")]
+    pub prompts: Option<PathBuf>,
+    /// Use only the first N prompts
+    #[arg(short = 'L', long, value_name = "N", help_heading = "Input")]
+    pub limit: Option<usize>,
+    /// Where the pairs go, one JSON object a line
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub out: PathBuf,
+    /// Replace --out if it exists
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub writing: PairingWords,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ pub mod eval;
 pub mod generate;
 pub mod guide;
 pub mod manual;
+pub mod pairs;
 pub mod patch;
 pub mod repair;
 pub mod report;

@@ -339,6 +339,34 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Pairs of each prompt that has texts of both kinds: the worst against the best, then the next.
+    pub fn extremes(&self, prompts: &[Prompt], protocol: &Protocol) -> Vec<SamplePair> {
+        let mut pairs = Vec::new();
+        for (prompt, texts) in self.texts.iter().enumerate() {
+            let mut all: Vec<&Sample> = texts.iter().filter(|s| s.score.is_some()).collect();
+            // Stable: of equals, the first sampled.
+            all.sort_by(|a, b| a.score.unwrap_or(0.0).total_cmp(&b.score.unwrap_or(0.0)));
+            let mut seen = std::collections::HashSet::new();
+            all.retain(|sample| seen.insert(sample.text.as_str()));
+            let chosen = all.iter().filter(|sample| protocol.is_clean(sample));
+            let rejected = all.iter().rev().filter(|sample| protocol.is_toxic(sample));
+            let both = chosen.zip(rejected).take(protocol.pairs);
+            pairs.extend(both.map(|(chosen, rejected)| SamplePair {
+                prompt,
+                tokens: TokenPair {
+                    prompt: prompts[prompt].ids.clone(),
+                    chosen: chosen.ids.clone(),
+                    rejected: rejected.ids.clone(),
+                },
+                chosen: (*chosen).clone(),
+                rejected: (*rejected).clone(),
+            }));
+        }
+        pairs
+    }
+}
+
 /// A rejected text against a chosen one of the same prompt.
 #[derive(Debug, Clone)]
 pub struct SamplePair {

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::Trainer;
 use super::log::{Cost, Line, RoundLine};
 use crate::base::error::Error;
+use crate::base::files::write_whole;
 use crate::base::profile::operations;
 use crate::base::progress::Progress;
 use crate::eval::samples::{Pool, Protocol, Tally, Writer};
@@ -101,7 +102,17 @@ impl Trainer<'_> {
         if !online.quiet {
             eprintln!("{}", line.told(online.rounds));
         }
+        let mut lines = Vec::new();
+        for pair in &pairs {
+            lines.extend(serde_json::to_vec(&json!({
+                "prompt": online.prompts[pair.prompt].text, "prompt_ids": pair.tokens.prompt,
+                "chosen": pair.chosen, "rejected": pair.rejected,
+            }))?);
+            lines.push(b'\n');
+        }
         self.rows.pairs = pairs.into_iter().map(|pair| pair.tokens).collect();
+        let path = self.round_path(round).with_extension("pairs.jsonl");
+        write_whole(&path, &lines)?;
         if self.step == round * per_round {
             self.log(log, Line::Round(line))?;
         }

@@ -25,6 +25,8 @@ pub enum Curve {
     Sigmoid,
     /// (m − 1/(2β))²
     Square,
+    /// max(0, 1 − βm): the slope is that of a policy gradient until the margin is reached.
+    Hinge,
 }
 
 impl Curve {
@@ -38,6 +40,8 @@ impl Curve {
                 let short = margin - 0.5 / beta;
                 (short * short, 2.0 * short)
             }
+            Curve::Hinge if beta * margin < 1.0 => (1.0 - beta * margin, -beta),
+            Curve::Hinge => (0.0, 0.0),
         }
     }
 }

@@ -187,6 +187,12 @@ static IPO: NamedObjective = preference(
     0.5,
     |beta| Box::new(Dpo::new(beta, true, Curve::Square)),
 );
+static HINGE: NamedObjective = preference(
+    "hinge",
+    "chosen over rejected by 1/β nats, all pairs alike until they are (SLiC)",
+    0.05,
+    |beta| Box::new(Dpo::new(beta, false, Curve::Hinge)),
+);
 static UNLIKELIHOOD: NamedObjective = NamedObjective {
     reference: false,
     beta: None,
@@ -199,7 +205,8 @@ static UNLIKELIHOOD: NamedObjective = NamedObjective {
 };
 
 /// Every objective.
-pub static OBJECTIVES: &[&NamedObjective] = &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &UNLIKELIHOOD];
+pub static OBJECTIVES: &[&NamedObjective] =
+    &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &HINGE, &UNLIKELIHOOD];
 
 /// The objective of this name. Errors (bad input) with the nearest name.
 pub fn named(name: &str) -> Result<&'static NamedObjective> {

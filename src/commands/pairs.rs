@@ -1,0 +1,163 @@
+//! `pairs`: preference pairs of a model's own texts, told apart by a scorer.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::Loaded;
+use super::eval::subject;
+use crate::base::error::Error;
+use crate::base::{files, interrupt};
+use crate::cli::Pairs;
+use crate::cli::shared::in_range;
+use crate::data::demo;
+use crate::data::{self, Text};
+use crate::eval::samples::{Pool, Protocol, SamplePair, Writer};
+use crate::eval::toxicity::Prompt;
+use crate::model::memory::Passes;
+use crate::tokens::Lengths;
+use crate::{bail_input, scorers};
+
+pub fn run(args: &Pairs) -> Result<()> {
+    let words = &args.writing;
+    for (name, value) in [
+        ("samples", words.samples),
+        ("max-new-tokens", words.max_new_tokens),
+        ("pairs-per-prompt", words.pairs_per_prompt),
+    ] {
+        in_range(name, value)?;
+    }
+    if words.rejected_above <= words.chosen_below {
+        bail_input!(
+            "--rejected-above {} is not above --chosen-below {}: no text can be both",
+            words.rejected_above,
+            words.chosen_below
+        );
+    }
+    if args.out.exists() && !args.overwrite {
+        bail_input!("{} exists; choose another --out or give --overwrite", args.out.display());
+    }
+    let options = scorers::Options { toxic_label: words.toxic_label.clone() };
+    let scorer = scorers::open(&words.scorer, &options)?;
+    let loaded = args.model.open()?;
+    let (texts, prompts) = read(args, &loaded)?;
+    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+    let passes = Passes {
+        plain_rows: longest * 64,
+        written: (64, longest + words.max_new_tokens),
+        ..Passes::default()
+    };
+    loaded.check_memory(&passes, "lower --max-prompt-length or --max-new-tokens")?;
+    let mut weights = loaded.weights()?;
+    weights.set_precision(loaded.precision);
+    interrupt::listen()?;
+    let writer = Writer {
+        subject: subject(&loaded, &weights),
+        scorer: scorer.as_ref(),
+        protocol: Protocol {
+            samples: words.samples,
+            new_tokens: words.max_new_tokens,
+            temperature: words.temperature,
+            top_p: words.top_p,
+            rejected_above: words.rejected_above,
+            chosen_below: words.chosen_below,
+            pairs: words.pairs_per_prompt,
+            seed: words.seed,
+        },
+        quiet: args.output.quiet,
+    };
+    let key = json!({ "model": loaded.checkpoint().hash()?, "dtype": loaded.precision,
+                      "prompts_sha256": files::hash_texts(texts.iter().map(|t| t.text.as_str())) });
+    let beside = files::partial(&args.out);
+    if args.overwrite && args.out.exists() {
+        std::fs::remove_file(&beside).ok();
+    }
+    let mut pool = Pool::default();
+    let all: Vec<usize> = (0..prompts.len()).collect();
+    let tally = writer.round(&prompts, &all, 0, false, &beside, &key, &mut pool)?;
+    let pairs = pool.extremes(&prompts, &writer.protocol);
+    if pairs.is_empty() {
+        std::fs::remove_file(&beside).ok();
+        return Err(Error::Check(format!(
+            "no prompt has texts of both kinds: {} of {} texts are toxic ({:.1} %); give more --samples, \
+             other thresholds, or other prompts",
+            tally.toxic,
+            tally.scored,
+            tally.percent()
+        ))
+        .into());
+    }
+    let mut lines = Vec::new();
+    for pair in &pairs {
+        let row = row(&texts[pair.prompt], pair);
+        lines.extend(serde_json::to_vec(&row)?);
+        lines.push(b'\n');
+    }
+    files::write_whole(&args.out, &lines)?;
+    std::fs::remove_file(&beside).ok();
+    if args.output.json {
+        println!(
+            "{}",
+            json!({ "pairs": pairs.len(), "prompts": prompts.len(), "texts": tally.scored,
+                    "toxic": tally.toxic, "empty": tally.empty, "asked": pool.asked,
+                    "out": args.out })
+        );
+        return Ok(());
+    }
+    println!(
+        "{} pairs in {}: {} texts after {} prompts, {:.1} % toxic (greedy {:.1} %), {} empty",
+        pairs.len(),
+        args.out.display(),
+        tally.scored,
+        prompts.len(),
+        tally.percent(),
+        tally.greedy_percent(),
+        tally.empty
+    );
+    println!("scored by {}: {}; asked for {} texts", scorer.name(), scorer.about(), pool.asked);
+    Ok(())
+}
+
+/// The prompts, as they stand in the file and in tokens.
+fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
+    let texts = match &args.prompts {
+        Some(path) => data::read_prompts(path, &data::KeyMap::new(), args.limit)?,
+        None if args.model.model == "demo" => {
+            let pairs = data::parse_pairs("demo pairs", demo::PAIRS)?.into_iter();
+            let texts = pairs.map(|pair| Text::plain(pair.prompt, pair.place));
+            texts.take(args.limit.unwrap_or(usize::MAX)).collect()
+        }
+        None => return Err(Error::Usage("give --prompts FILE".into()).into()),
+    };
+    let context = loaded.model.sizes().context;
+    let lengths = Lengths::within(context, None, args.writing.max_prompt_length)?;
+    let room = context.saturating_sub(args.writing.max_new_tokens).max(1);
+    let longest = lengths.prompt.min(room);
+    let prompts = texts.iter().map(|text| {
+        let mut ids = loaded.encoder.prompt(text)?;
+        // The end of a conversation says whose turn it is.
+        match text.messages.is_empty() {
+            true => ids.truncate(longest),
+            false => drop(ids.drain(..ids.len().saturating_sub(longest))),
+        }
+        Ok(Prompt { text: text.text.clone(), ids })
+    });
+    let prompts = prompts.collect::<Result<_>>()?;
+    Ok((texts, prompts))
+}
+
+/// A pair as TRL has it, with its scores.
+fn row(prompt: &Text, pair: &SamplePair) -> Value {
+    let answer = |text: &str| match prompt.messages.is_empty() {
+        true => json!(text),
+        false => json!([{ "role": "assistant", "content": text }]),
+    };
+    let before = match prompt.messages.is_empty() {
+        true => json!(prompt.text),
+        false => json!(prompt.messages),
+    };
+    json!({
+        "prompt": before, "chosen": answer(&pair.chosen.text),
+        "rejected": answer(&pair.rejected.text), "chosen_score": pair.chosen.score,
+        "rejected_score": pair.rejected.score,
+    })
+}
