@@ -505,7 +505,8 @@ impl Rows {
     fn normal_to_hold_back(&self, settings: &Prepared, recipe: &Recipe, texts: usize) -> usize {
         let to_spare = texts.saturating_sub(settings.batch_size);
         let most = self.record.held_back.min(texts / 4).min(to_spare);
-        if self.validates(settings, recipe) { most } else { 0 }
+        // An online method has no held-back pairs to look at, but its KL is measured.
+        if recipe.online || self.validates(settings, recipe) { most } else { 0 }
     }
 
     /// Reads and splits normal texts.
