@@ -7,9 +7,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use irepair::model::kernels::linear::{direct_square, gram_square};
 use irepair::model::kernels::matmul::{Mat, large_product};
 use irepair::model::layers;
-use irepair::model::layers::{Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
+use irepair::model::layers::{
+    Activation, AttentionShape, Bias, Fused, Orientation, Pass, Rotary, Which,
+};
 use irepair::model::precision::Precision;
-use irepair::model::weights::{Kernels, Place, TensorSpec, View, Want, Weights, Who};
+use irepair::model::weights::{Kernels, Sublayer, TensorSpec, View, Want, Weights, Who};
 use irepair::step::optim::{Optimizer, OptimizerKind};
 use irepair::tokens::Packed;
 
@@ -71,10 +73,8 @@ fn tensor(shape: &[usize]) -> Tensor {
 }
 
 fn store(params: &[(&str, &[usize])], kernels: Kernels) -> Weights {
-    let specs = params
-        .iter()
-        .map(|(n, s)| TensorSpec { name: (*n).into(), shape: s.to_vec(), place: Place::Block(0) })
-        .collect();
+    let specs =
+        params.iter().map(|(n, s)| TensorSpec::of_block(*n, s, 0, Sublayer::Attention)).collect();
     let tensors: BTreeMap<String, Tensor> =
         params.iter().map(|(n, s)| ((*n).into(), tensor(s))).collect();
     Weights::new(specs, tensors).expect("weights").with_kernels(kernels)
@@ -89,7 +89,7 @@ fn layer_passes(c: &mut Criterion) {
     let grouped = AttentionShape { kv_heads: 3, ..shape };
     let local = AttentionShape { window: Some(16), ..shape };
     let targets: Vec<u32> = (0..256).map(|i| i * 190).collect();
-    let rows = || Rows::new(&packed);
+    let pass = || Pass::new(&packed);
     type Layer<'a> = Box<dyn Fn(&View, &Tensor) -> anyhow::Result<Tensor> + 'a>;
     type Case<'a> = (&'static str, Vec<(&'static str, &'static [usize])>, usize, Layer<'a>);
     let (ref_h, up) = (tensor(&[256, C]), tensor(&[256, 3072]));
@@ -119,7 +119,7 @@ fn layer_passes(c: &mut Criterion) {
             C,
             Box::new(|v, x| layers::rms_norm(v, "n", 1e-5, x)),
         ),
-        ("rotary", vec![], C, Box::new(|v, x| layers::rotate(v, &rotary, x, &rows()))),
+        ("rotary", vec![], C, Box::new(|v, x| layers::rotate(v, &rotary, Which::ALL, x, &pass()))),
         (
             "SwiGLU",
             vec![],
@@ -132,19 +132,19 @@ fn layer_passes(c: &mut Criterion) {
             "attention",
             vec![],
             3 * C,
-            Box::new(|v, x| layers::attention_fused(v, shape, x, &rows())),
+            Box::new(|v, x| layers::attention_fused(v, shape, Fused::ByKind, x, &pass())),
         ),
         (
             "grouped attention",
             vec![],
             C + 2 * C / 4,
-            Box::new(|v, x| layers::attention_fused(v, grouped, x, &rows())),
+            Box::new(|v, x| layers::attention_fused(v, grouped, Fused::ByKind, x, &pass())),
         ),
         (
             "windowed attention",
             vec![],
             3 * C,
-            Box::new(|v, x| layers::attention_fused(v, local, x, &rows())),
+            Box::new(|v, x| layers::attention_fused(v, local, Fused::ByKind, x, &pass())),
         ),
         (
             "log p of tokens",

@@ -109,7 +109,7 @@ def command(args, python, who, config, method, dtype):
         return [args.irepair, "bench", "--method", method, "--dtype", dtype, *common]
     script = str(ROOT / "scripts" / "irepair_ref.py")
     mixed = ["--bf16"] if dtype == "bf16" else []
-    return [python, script, "bench", "--method", METHODS[method], *mixed, *common]
+    return [python, script, "bench", "--irepair", args.irepair, "--method", METHODS[method], *mixed, *common]
 
 
 if __name__ == "__main__":

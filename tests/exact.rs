@@ -740,13 +740,15 @@ fn cached_logits_equal_transformers() {
     let expected = json("generate.json");
     for name in GENERATE {
         let golden = Golden::open(name);
-        let weights = golden.weights(KERNELS[0]);
-        let view = weights.frozen(Who::Patient).expect("view");
-        for row in expected[name].as_array().expect("rows") {
+        let of_each =
+            |kernels| expected[name].as_array().expect("rows").iter().map(move |r| (kernels, r));
+        for (kernels, row) in KERNELS.into_iter().flat_map(of_each) {
+            let weights = golden.weights(kernels);
+            let view = weights.frozen(Who::Patient).expect("view");
             let ids =
                 |key: &str| -> Vec<u32> { numbers(&row[key]).iter().map(|x| *x as u32).collect() };
             let (prompt, new) = (ids("prompt_ids"), ids("new_ids"));
-            let caches = Caches::new(&golden.model, 1);
+            let caches = Caches::new(golden.model.sizes().blocks, 1);
             let mut packed = Packed::new([prompt.as_slice()]);
             let mut got = Vec::new();
             for (i, id) in new.iter().enumerate() {
@@ -755,7 +757,7 @@ fn cached_logits_equal_transformers() {
                 packed = Packed::continuing([(&[*id][..], prompt.len() + i)]);
             }
             let want: Vec<f32> = numbers(&row["top_logits"]).iter().map(|x| *x as f32).collect();
-            all_close(&got, &want, 1e-5, name);
+            all_close(&got, &want, 1e-5, &format!("{name} {kernels:?}"));
         }
     }
 }
@@ -798,7 +800,7 @@ fn optimizers_equal_torch() {
             let values: Vec<f32> = numbers(value).iter().map(|x| *x as f32).collect();
             Tensor::from_vec(values, 5, &Device::Cpu).expect("tensor")
         };
-        let spec = TensorSpec { name: "p".into(), shape: vec![5], place: Place::Block(0) };
+        let spec = TensorSpec::outside("p", &[5], Place::Head);
         let mut weights =
             Weights::new(vec![spec], [("p".to_owned(), vector(&expected["initial"]))].into())
                 .expect("weights");

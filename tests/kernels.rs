@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use irepair::base::random::{Purpose, Stream};
 use irepair::model::layers;
-use irepair::model::layers::{Activation, AttentionShape, Bias, Orientation, Rotary, Rows};
-use irepair::model::weights::{Harvest, Kernels, Place, TensorSpec, View, Want, Weights, Who};
+use irepair::model::layers::{Activation, AttentionShape, Bias, Fused, Orientation, Rotary, Which};
+use irepair::model::weights::{Harvest, Kernels, Sublayer, TensorSpec, View, Want, Weights, Who};
 use irepair::tokens::Packed;
 
 use crate::golden::{self, KERNELS, all_close, close};
@@ -32,10 +32,8 @@ struct Pass {
 }
 
 fn specs(params: &[(&str, &[usize])]) -> Vec<TensorSpec> {
-    let spec = |(name, shape): &(&str, &[usize])| TensorSpec {
-        name: (*name).into(),
-        shape: shape.to_vec(),
-        place: Place::Block(0),
+    let spec = |(name, shape): &(&str, &[usize])| {
+        TensorSpec::of_block(*name, shape, 0, Sublayer::Attention)
     };
     params.iter().map(spec).collect()
 }
@@ -214,15 +212,17 @@ fn rms_norm_of_rows_and_of_heads() {
 fn rotary_positions() {
     let packed = Packed::continuing([(&[1u32; 150][..], 0), (&[1; 3], 40), (&[1; 1], 300)]);
     let n = packed.ids.len();
-    for (heads, d) in [(1, 2), (3, 8), (2, 80)] {
-        let rotary = Rotary::new((0..d / 2).map(|i| 0.9f32.powi(i as i32)).collect());
-        let rows = Rows::new(&packed);
-        compare(
-            &format!("rotary {heads} × {d}"),
-            &[],
-            &[wave(&[n, heads * d], 0.7)],
-            |view, x| layers::rotate(view, &rotary, &x[0], &rows),
-        );
+    for (heads, d, turned) in [(1, 2, 2), (3, 8, 8), (2, 80, 80), (3, 8, 2), (2, 80, 20)] {
+        let frequencies = (0..turned / 2).map(|i| 0.9f32.powi(i)).collect();
+        let rotary = Rotary::of_part(frequencies, d);
+        // Values beside queries and keys are not turned.
+        for which in [Which::ALL, Which::BY_HEAD] {
+            let pass = layers::Pass::new(&packed);
+            let what = format!("rotary {heads} × {turned} of {d} {which:?}");
+            compare(&what, &[], &[wave(&[n, which.of * heads * d], 0.7)], |view, x| {
+                layers::rotate(view, &rotary, which, &x[0], &pass)
+            });
+        }
     }
 }
 
@@ -261,14 +261,19 @@ fn attention_global_windowed_and_grouped() {
                 window,
             };
             let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-            let rows = || Rows::new(&packed);
+            let pass = || layers::Pass::new(&packed);
             let what = format!("attention {heads}/{kv_heads} of {head_dim}, window {window:?}");
-            compare(&what, &[], &[wave(&[n, q + 2 * kv], 0.83)], |view, x| {
-                layers::attention_fused(view, shape, &x[0], &rows())
-            });
+            for fused in [Fused::ByKind, Fused::ByHead] {
+                if fused == Fused::ByKind || heads == kv_heads {
+                    let what = format!("{what} {fused:?}");
+                    compare(&what, &[], &[wave(&[n, q + 2 * kv], 0.83)], |view, x| {
+                        layers::attention_fused(view, shape, fused, &x[0], &pass())
+                    });
+                }
+            }
             let apart = [wave(&[n, q], 0.83), wave(&[n, kv], 0.59), wave(&[n, kv], 0.31)];
             compare(&what, &[], &apart, |view, x| {
-                layers::attention(view, shape, &x[0], &x[1], &x[2], &rows())
+                layers::attention(view, shape, &x[0], &x[1], &x[2], &pass())
             });
         }
     }

@@ -83,11 +83,10 @@ impl Neurons {
                 &format!("{what} block {block}"),
             );
         }
-        let outside = patient
-            .weights
-            .touched()
-            .filter(|(name, _)| !name.ends_with(".mlp.c_proj.weight"))
-            .count();
+        let blocks = 0..patient.model.sizes().blocks;
+        let matrices: Vec<String> = blocks.map(|block| patient.mlp.weight(block)).collect();
+        let touched = patient.weights.touched();
+        let outside = touched.filter(|(name, _)| !matrices.iter().any(|m| m == name)).count();
         assert_eq!(outside, 0, "{what}: another tensor was touched");
     }
 }
@@ -221,11 +220,11 @@ fn basis_steers_attribution_and_choices_equal_the_statement() {
         // Δ of every block, from all neurons and from the kept ones. There are more positions than channels.
         assert!(batch.rows.len() > c);
         let view = patient.weights.frozen(Who::Patient).expect("view");
-        let view = view.tapping((0..blocks).map(|b| patient.mlp.output(b)));
+        let view = view.probing((0..blocks).map(|b| patient.mlp.output(b)));
         patient.model.hidden(&view, &batch.packed).expect("hidden");
-        let tapped = view.harvest().expect("harvest").tapped;
+        let readings = view.harvest().expect("harvest").readings;
         for block in 0..blocks {
-            let read = &tapped[&patient.mlp.output(block)];
+            let read = &readings[&patient.mlp.output(block)];
             assert!(read.gradient.is_none(), "nothing was differentiated");
             let z = irepair::step::neurons::scope::at_rows(&read.input, &batch.rows).expect("rows");
             let all: Vec<usize> = (0..patient.mlp.neurons).collect();
@@ -350,7 +349,7 @@ fn what_is_right_is_left_alone() {
 
 /// The sum over rows of the gradient by a layer's input is its matrix times the gradient by its bias.
 #[test]
-fn a_tapped_gradient_is_the_derivative() {
+fn a_probed_gradient_is_the_derivative() {
     each(|neurons, kernels, what| {
         let patient = neurons.patient(kernels);
         let batch = neurons::batch(&neurons.failing());
@@ -358,11 +357,11 @@ fn a_tapped_gradient_is_the_derivative() {
         let loss = |view: &irepair::model::weights::View| {
             irepair::model::loss::nll(patient.model, view, &batch).expect("loss")
         };
-        let view = patient.weights.frozen(Who::Patient).expect("view").tapping([layer.clone()]);
-        let tapped_loss = loss(&view);
-        let value = tapped_loss.to_scalar::<f32>().expect("scalar");
-        view.backward(tapped_loss).expect("backward");
-        let read = view.harvest().expect("harvest").tapped.remove(&layer).expect("tapped");
+        let view = patient.weights.frozen(Who::Patient).expect("view").probing([layer.clone()]);
+        let probed_loss = loss(&view);
+        let value = probed_loss.to_scalar::<f32>().expect("scalar");
+        view.backward(probed_loss).expect("backward");
+        let read = view.harvest().expect("harvest").readings.remove(&layer).expect("a reading");
         let gradient = read.gradient.expect("a gradient");
         assert_eq!(gradient.dims(), read.input.dims());
         let bias = format!("{layer}.bias");
@@ -374,7 +373,7 @@ fn a_tapped_gradient_is_the_derivative() {
         assert_eq!(
             plain_loss.to_scalar::<f32>().expect("scalar"),
             value,
-            "{what}: a tap changes nothing"
+            "{what}: a probe changes nothing"
         );
         view.backward(plain_loss).expect("backward");
         let by_bias = view.harvest().expect("harvest").gradients.remove(&bias).expect("gradient");

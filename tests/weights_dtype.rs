@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use irepair::base::tensors::Stored;
-use irepair::checkpoint;
 use irepair::checkpoint::Checkpoint;
 use irepair::model::Model;
 use irepair::model::precision::Precision;

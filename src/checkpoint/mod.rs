@@ -31,9 +31,9 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files::{hash_file, hex};
 use crate::base::tensors::to_bytes;
-use crate::model::Model;
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::{Place, TensorSpec, Weights, Who};
+use crate::model::{self, Model, Names};
 pub use compare::{Change, compare};
 use conversion::refuse_other_weights;
 pub use header::Entry;
@@ -43,18 +43,6 @@ pub use output::{copy_model, write};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-
-/// What an output head of its own is called, in every architecture.
-const HEAD: &str = "lm_head.weight";
-
-/// Masks and frequencies that older versions of transformers stored in blocks: they are no parameters.
-const BUFFERS: [&str; 5] = [
-    ".attn.bias",
-    ".attn.masked_bias",
-    ".attn.attention.bias",
-    ".attn.attention.masked_bias",
-    ".self_attn.rotary_emb.inv_freq",
-];
 
 /// An opened model folder.
 #[derive(Debug)]
@@ -68,6 +56,8 @@ pub struct Checkpoint {
     pub files: Vec<String>,
     /// By name on disk, without the twin.
     pub entries: BTreeMap<String, Entry>,
+    /// What the architecture calls its tensors; `None` for a classifier.
+    names: Option<&'static Names>,
     /// The name on disk of an embedding that the head is tied to, and the place of the head, where it is stored all the
     /// same. The two are one tensor and go to disk together: transformers 5 ties them only while they are equal.
     twin: Option<(String, Entry)>,
@@ -101,8 +91,9 @@ impl Checkpoint {
             }
         }
         let (dir, name, hashes) = (dir.into(), name.into(), OnceLock::new());
+        let names = model::architecture(&config).ok().map(|found| &found.names);
         let mut checkpoint =
-            Self { dir, name, revision, config, files, entries, twin: None, hashes };
+            Self { dir, name, revision, config, files, entries, names, twin: None, hashes };
         checkpoint.find_twin()?;
         Ok(checkpoint)
     }
@@ -112,21 +103,26 @@ impl Checkpoint {
     fn find_twin(&mut self) -> Result<()> {
         // What is wrong with a configuration is said where its model is made; a classifier has none here.
         let Ok(model) = Model::from_config(&self.config) else { return Ok(()) };
-        let tied = model.head() != HEAD;
+        let heads = self.names.map_or(&[][..], |names| names.head);
+        let tied = !heads.contains(&model.head());
         let Some(embedding) = self.disk_name(model.head()).filter(|_| tied).map(str::to_owned)
         else {
             return Ok(());
         };
-        let Some(head) = self.entries.get(HEAD) else { return Ok(()) };
+        let Some((name, head)) = heads.iter().find_map(|name| self.entries.get_key_value(*name))
+        else {
+            return Ok(());
+        };
         let own = &self.entries[&embedding];
         if (own.dtype, &own.shape) != (head.dtype, &head.shape) || !self.same_bytes(own, head)? {
             bail_input!(
-                "{}: {HEAD} differs from {embedding}, to which config.json ties it; set \"tie_word_embeddings\" to \
-                 false there, or remove {HEAD}",
+                "{}: {name} differs from {embedding}, to which config.json ties it; set \
+                 \"tie_word_embeddings\" to false there, or remove {name}",
                 self.dir.join(&self.files[head.file]).display()
             );
         }
-        self.twin = self.entries.remove(HEAD).map(|entry| (embedding, entry));
+        let name = name.clone();
+        self.twin = self.entries.remove(&name).map(|entry| (embedding, entry));
         Ok(())
     }
 
@@ -143,10 +139,11 @@ impl Checkpoint {
         self.entries.get(name).into_iter().chain(twin)
     }
 
-    /// The name on disk of a tensor that transformers calls `name`: files have it with or without `transformer.`.
+    /// The name on disk of a tensor that the architecture calls `name`: files may leave out what
+    /// such names begin with.
     pub fn disk_name<'a>(&'a self, name: &'a str) -> Option<&'a str> {
-        let bare = name.strip_prefix("transformer.").unwrap_or(name);
-        [name, bare].into_iter().find(|n| self.entries.contains_key(*n))
+        let names = self.names.map_or_else(|| vec![name], |names| names.in_files(name));
+        names.into_iter().find(|n| self.entries.contains_key(*n))
     }
 
     fn entry<'a>(&'a self, spec: &'a TensorSpec) -> Result<(&'a str, &'a Entry)> {
@@ -202,7 +199,7 @@ impl Checkpoint {
         let stranger = self.entries.iter().find(|(name, _)| {
             !known.contains(name.as_str())
                 && blocks.iter().any(|block| name.starts_with(*block))
-                && !BUFFERS.iter().any(|buffer| name.ends_with(*buffer))
+                && !self.names.is_some_and(|names| names.is_buffer(name))
         });
         static SAID: Once = Once::new();
         if let Some((name, entry)) = stranger {

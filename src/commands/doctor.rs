@@ -8,6 +8,7 @@ use crate::cli::Doctor;
 use crate::model::ARCHES;
 use crate::model::device;
 use crate::model::precision::Precision;
+use crate::model::shapes::SHAPES;
 use crate::{scorers, step};
 
 pub fn run(args: &Doctor) -> Result<()> {
@@ -30,6 +31,7 @@ pub fn run(args: &Doctor) -> Result<()> {
             None => "AVX512-BF16".into(),
         },
         "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
+        "shapes": *SHAPES,
         "methods": step::names().collect::<Vec<_>>(),
         "scorers": scorers::SCORERS.iter().map(|s| s.name).collect::<Vec<_>>(),
         "hub_cache": hub.as_ref().map_or_else(ToString::to_string, |h| h.cache.display().to_string()),
@@ -47,6 +49,9 @@ pub fn run(args: &Doctor) -> Result<()> {
             serde_json::Value::Array(items) if items.is_empty() => "none".into(),
             serde_json::Value::Array(items) => {
                 items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(", ")
+            }
+            serde_json::Value::Object(items) => {
+                items.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
             }
             other => other.to_string(),
         };

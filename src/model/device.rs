@@ -14,8 +14,8 @@ pub struct Choice {
     pub why: String,
 }
 
-/// `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. A build with CUDA on a machine without a GPU says so and takes the CPU,
-/// unless the GPU was asked for by name.
+/// `auto`, `cpu`, `cuda`, `cuda:N` or `metal`. A build with CUDA on a machine without a GPU says so
+/// and takes the CPU, unless the GPU was asked for by name.
 pub fn choose(name: &str) -> Result<Choice> {
     let cpu = |why: &str| Ok(Choice { device: Device::Cpu, why: why.into() });
     match name {
@@ -56,8 +56,8 @@ fn cuda_index(name: &str) -> Option<usize> {
     }
 }
 
-/// A GPU, or why there is none, in one line. Where the CUDA bindings open NVIDIA's libraries themselves, a missing one (the
-/// driver, cuBLAS, cuRAND) makes them panic.
+/// A GPU, or why there is none, in one line. The CUDA bindings open NVIDIA's libraries themselves,
+/// and panic where one is missing (the driver, cuBLAS, cuRAND).
 fn cuda(index: usize) -> std::result::Result<Device, String> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
@@ -70,7 +70,8 @@ fn cuda(index: usize) -> std::result::Result<Device, String> {
         }
         Ok(Err(e)) => e.to_string(),
         Err(panic) => match panic.downcast_ref::<String>() {
-            // "Unable to dynamically load the "cuda" shared library - searched for …" and seventeen file names
+            // "Unable to dynamically load the "cuda" shared library - searched for …", followed by
+            // seventeen file names.
             Some(text) => text.split(" - ").next().unwrap_or(text).to_string(),
             None => "the CUDA libraries can't be loaded".into(),
         },
@@ -79,15 +80,16 @@ fn cuda(index: usize) -> std::result::Result<Device, String> {
     Err(why.lines().next().unwrap_or_default().into())
 }
 
-/// Keeps up to 1 GiB of what a pass freed for the next one: otherwise the driver gives all of it back to the system whenever
-/// someone waits for a result, several times a step, and asks for it anew. No more than that, because others may share the
-/// GPU: without a bound, ten repairs of an 8-block GPT-2 kept 134 GB of it. Where it can't be set, passes are slower and
-/// nothing else.
+/// Keeps up to 1 GiB of what a pass freed for the next one. Otherwise the driver gives it back to
+/// the system whenever someone waits for a result, several times a step, and asks for it anew.
+/// There is a bound because others may share the GPU: without one, ten repairs of an 8-block GPT-2
+/// kept 134 GB. Where the bound can't be set, passes are slower, and that is all.
 #[cfg(feature = "cuda")]
 fn keep_freed_gpu_memory(index: usize) {
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
     let mut kept: u64 = 1 << 30;
-    // SAFETY: the device was just opened, its default pool lives as long as it does, and the attribute is an u64.
+    // SAFETY: the device was just opened, its default pool lives as long as it does, and the
+    // attribute is an u64.
     unsafe {
         let _ = result::device::get(index as i32).and_then(|device| {
             let pool = result::device::get_default_mem_pool(device)?;
@@ -104,9 +106,9 @@ fn keep_freed_gpu_memory(index: usize) {
 #[cfg(not(feature = "cuda"))]
 fn keep_freed_gpu_memory(_: usize) {}
 
-/// Keeps candle's own thread pool from starting. Its workers spin between the small additions of a backward pass and
-/// take the cores from our kernels: without them an iteration of gpt2 takes 15 to 20 % less time. To be called first in
-/// `main`, while there is one thread.
+/// Keeps candle's own thread pool from starting. Its workers spin between the small additions of a
+/// backward pass and take the cores from our kernels: without them an iteration of gpt2 takes 15 to
+/// 20 % less time. Call it first in `main`, while there is one thread.
 pub fn quiet_candle_pool() {
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         // SAFETY: no other thread exists yet that could read the environment.
@@ -114,9 +116,10 @@ pub fn quiet_candle_pool() {
     }
 }
 
-/// Keeps freed activations for the next layer instead of giving them back to the system: fresh pages cost a fault each
-/// (5 % of an iteration of gpt2 at 4 × 64 tokens, a quarter at 4 × 512). What is larger than 32 MiB goes back at once:
-/// kept, it costs up to 8 % of peak memory. To be called first in `main`.
+/// Keeps freed activations for the next layer instead of giving them back to the system: fresh
+/// pages cost a fault each (5 % of an iteration of gpt2 at 4 × 64 tokens, a quarter at 4 × 512).
+/// What is larger than 32 MiB goes back at once, since to keep it costs up to 8 % of peak memory.
+/// Call it first in `main`.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: only sets numbers of the allocator.
@@ -135,8 +138,8 @@ pub fn precision(asked: Precision, device: &Device) -> (Precision, Option<&'stat
     }
 }
 
-/// Sets the number of threads of all parallel work. Without a number, `RAYON_NUM_THREADS` or all cores. Errors (bad
-/// input) if it is 0 or above the cores.
+/// Sets the number of threads of all parallel work. Without a number, `RAYON_NUM_THREADS` or all
+/// cores. Errors (bad input) if it is 0 or above the cores.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let asked = match (threads, variable("RAYON_NUM_THREADS")) {

@@ -1,4 +1,5 @@
-//! Generation: sampling with a key/value cache, one seeded stream a text, so that batches change nothing.
+//! *Generation* samples texts with a key/value cache. Each text has a seeded stream of random
+//! numbers of its own, so that batches change nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use anyhow::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::Model;
+use super::cache::Caches;
 use super::weights::View;
-use super::{Caches, Model};
 use crate::base::interrupt;
 use crate::base::random::{Purpose, Stream};
 use crate::tokens::Packed;
@@ -18,8 +20,8 @@ use crate::tokens::Packed;
 pub enum Sampling {
     /// The most likely token.
     Greedy,
-    /// From softmax(logits / temperature), cut to the `top_k` likeliest (0 = all), then to the smallest set whose
-    /// probability reaches `top_p`.
+    /// From softmax(logits / temperature), cut to the `top_k` likeliest (0 = all), then to the
+    /// smallest set whose probability reaches `top_p`.
     Random { temperature: f64, top_k: usize, top_p: f64 },
 }
 
@@ -57,8 +59,8 @@ fn prompts(jobs: &[Job]) -> (Vec<&[u32]>, Vec<usize>) {
     (different, of)
 }
 
-/// The new tokens of a batch of texts, in order. A prompt of several texts is read once. Stops early when asked to
-/// ([`interrupt::asked`]), with what is there.
+/// The new tokens of a batch of texts, in order. A prompt of several texts is read once. When asked
+/// to stop ([`interrupt::asked`]), it returns what there is so far.
 pub fn generate(
     model: &Model,
     view: &View,
@@ -76,7 +78,7 @@ pub fn generate(
         return Ok(texts);
     }
     let (prompts, of) = prompts(jobs);
-    let caches = Caches::new(model, prompts.len());
+    let caches = Caches::new(model.sizes().blocks, prompts.len());
     let mut running: Vec<Running> = jobs
         .iter()
         .enumerate()
@@ -147,7 +149,7 @@ fn next(logits: &mut [f32], sampling: Sampling, stream: &mut Stream) -> u32 {
     let weights: Vec<f64> =
         logits.iter().map(|x| (f64::from(x - top) / temperature).exp()).collect();
     let total: f64 = weights.iter().sum();
-    // Likeliest first, ties by id; only as far down as the cut can reach is sorted.
+    // Likeliest first, ties by id. Sorted only as far down as the cut can reach.
     let mut order: Vec<u32> = (0..weights.len() as u32).collect();
     let likelier =
         |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
@@ -155,7 +157,7 @@ fn next(logits: &mut [f32], sampling: Sampling, stream: &mut Stream) -> u32 {
     let mut sorted = 0;
     let mut kept: Vec<u32> = Vec::new();
     let mut mass = 0.0;
-    // With top-k the nucleus is taken of what top-k leaves, as transformers does.
+    // The nucleus is a part of what top-k leaves, as in transformers.
     let mut whole = total;
     if keep < order.len() {
         order.select_nth_unstable_by(keep - 1, likelier);

@@ -3,20 +3,53 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
+use super::arch::{Architecture, Decoder, Mlp, Names, Sizes};
+use super::config::Config;
 use super::layers;
 use super::layers::Orientation::InOut;
-use super::layers::{Activation, AttentionShape, Bias, Rows};
-use super::weights::{Place, TensorSpec, View};
-use super::{Arch, ArchEntry, Mlp, Settings, Sizes};
+use super::layers::{Activation, AttentionShape, Bias, Fused, Pass};
+use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::bail_input;
 use crate::tokens::Packed;
 
 /// The line of [`ARCHES`](super::ARCHES).
-pub const ENTRY: ArchEntry = ArchEntry {
+pub const GPT2: Architecture = Architecture {
     model_type: "gpt2",
     parse,
-    tiny: r#"{"model_type": "gpt2", "n_layer": 3, "n_embd": 16, "n_head": 2, "n_positions": 64, "vocab_size": 300}"#,
+    names: Names {
+        prefix: "transformer.",
+        head: &[HEAD],
+        buffers: &[".attn.bias", ".attn.masked_bias"],
+    },
+    blocks: "n_layer",
+    shapes: r#"{
+        "gpt2": {
+            "model_type": "gpt2", "n_layer": 12, "n_head": 12, "n_embd": 768,
+            "n_positions": 1024, "vocab_size": 50257
+        },
+        "gpt2-medium": {
+            "model_type": "gpt2", "n_layer": 24, "n_head": 16, "n_embd": 1024,
+            "n_positions": 1024, "vocab_size": 50257
+        },
+        "gpt2-large": {
+            "model_type": "gpt2", "n_layer": 36, "n_head": 20, "n_embd": 1280,
+            "n_positions": 1024, "vocab_size": 50257
+        },
+        "gpt2-xl": {
+            "model_type": "gpt2", "n_layer": 48, "n_head": 25, "n_embd": 1600,
+            "n_positions": 1024, "vocab_size": 50257
+        }
+    }"#,
+    tiny: r#"{
+        "model_type": "gpt2", "n_layer": 3, "n_embd": 16, "n_head": 2, "n_positions": 64,
+        "vocab_size": 300
+    }"#,
 };
+
+const EMBEDDING: &str = "transformer.wte.weight";
+const POSITIONS: &str = "transformer.wpe.weight";
+const FINAL_NORM: &str = "transformer.ln_f";
+const HEAD: &str = "lm_head.weight";
 
 struct Gpt2 {
     sizes: Sizes,
@@ -31,27 +64,29 @@ struct Gpt2 {
     tied: bool,
 }
 
-fn parse(s: &Settings) -> Result<Box<dyn Arch>> {
-    if s.flag_or("add_cross_attention", false)? {
+fn parse(config: &Config) -> Result<Box<dyn Decoder>> {
+    if config.flag_or("add_cross_attention", false)? {
         bail_input!("config.json: \"add_cross_attention\" is not implemented");
     }
-    let channels = s.size("n_embd")?;
-    let heads = s.size("n_head")?;
-    s.divide(channels, heads, "heads")?;
+    let channels = config.size("n_embd")?;
+    let heads = config.size("n_head")?;
+    config.divide(channels, heads, "heads")?;
     Ok(Box::new(Gpt2 {
         sizes: Sizes {
-            blocks: s.blocks("n_layer")?,
+            blocks: config.blocks(GPT2.blocks)?,
             channels,
-            vocabulary: s.size("vocab_size")?,
-            context: s.size_or_none("n_positions")?.map_or_else(|| s.size("n_ctx"), Ok)?,
+            vocabulary: config.size("vocab_size")?,
+            context: config
+                .size_or_none("n_positions")?
+                .map_or_else(|| config.size("n_ctx"), Ok)?,
         },
         heads,
-        inner: s.size_or_none("n_inner")?.unwrap_or(4 * channels),
-        epsilon: s.epsilon_or("layer_norm_epsilon", 1e-5)?,
-        activation: s.activation_or("activation_function", "gelu_new")?,
-        scale_by_width: s.flag_or("scale_attn_weights", true)?,
-        scale_by_block: s.flag_or("scale_attn_by_inverse_layer_idx", false)?,
-        tied: s.flag_or("tie_word_embeddings", true)?,
+        inner: config.size_or_none("n_inner")?.unwrap_or(4 * channels),
+        epsilon: config.epsilon_or("layer_norm_epsilon", 1e-5)?,
+        activation: config.activation_or("activation_function", "gelu_new")?,
+        scale_by_width: config.flag_or("scale_attn_weights", true)?,
+        scale_by_block: config.flag_or("scale_attn_by_inverse_layer_idx", false)?,
+        tied: config.flag_or("tie_word_embeddings", true)?,
     }))
 }
 
@@ -69,66 +104,67 @@ impl Gpt2 {
     }
 }
 
-impl Arch for Gpt2 {
+/// Name of a part of a block.
+fn name_of(block: usize, part: &str) -> String {
+    format!("transformer.h.{block}.{part}")
+}
+
+impl Decoder for Gpt2 {
     fn sizes(&self) -> Sizes {
         self.sizes.clone()
     }
 
     fn activations(&self) -> usize {
-        // Two norms, queries, keys, values, attention, two sums with the residual stream; the MLP before and after its
-        // activation.
+        // Two norms, queries, keys, values, attention, two sums with the residual stream; the MLP
+        // before and after its activation.
         8 * self.sizes.channels + 2 * self.inner
     }
 
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, context } = self.sizes;
-        let spec = |name: String, shape: &[usize], place| TensorSpec {
-            name,
-            shape: shape.to_vec(),
-            place,
-        };
         let mut specs = vec![
-            spec("transformer.wte.weight".into(), &[vocabulary, c], Place::Embedding),
-            spec("transformer.wpe.weight".into(), &[context, c], Place::Embedding),
-            spec("transformer.ln_f.weight".into(), &[c], Place::FinalNorm),
-            spec("transformer.ln_f.bias".into(), &[c], Place::FinalNorm),
+            TensorSpec::outside(EMBEDDING, &[vocabulary, c], Place::Embedding),
+            TensorSpec::outside(POSITIONS, &[context, c], Place::Embedding),
+            TensorSpec::outside(format!("{FINAL_NORM}.weight"), &[c], Place::FinalNorm),
+            TensorSpec::outside(format!("{FINAL_NORM}.bias"), &[c], Place::FinalNorm),
         ];
         if !self.tied {
-            specs.push(spec("lm_head.weight".into(), &[vocabulary, c], Place::Head));
+            specs.push(TensorSpec::outside(HEAD, &[vocabulary, c], Place::Head));
         }
-        for b in 0..blocks {
-            let of_block: [(&str, &[usize]); 12] = [
-                ("ln_1.weight", &[c]),
-                ("ln_1.bias", &[c]),
-                ("attn.c_attn.weight", &[c, 3 * c]),
-                ("attn.c_attn.bias", &[3 * c]),
-                ("attn.c_proj.weight", &[c, c]),
-                ("attn.c_proj.bias", &[c]),
-                ("ln_2.weight", &[c]),
-                ("ln_2.bias", &[c]),
-                ("mlp.c_fc.weight", &[c, self.inner]),
-                ("mlp.c_fc.bias", &[self.inner]),
-                ("mlp.c_proj.weight", &[self.inner, c]),
-                ("mlp.c_proj.bias", &[c]),
+        for block in 0..blocks {
+            let of_block: [(_, &str, &[usize]); 12] = [
+                (Sublayer::Attention, "ln_1.weight", &[c]),
+                (Sublayer::Attention, "ln_1.bias", &[c]),
+                (Sublayer::Attention, "attn.c_attn.weight", &[c, 3 * c]),
+                (Sublayer::Attention, "attn.c_attn.bias", &[3 * c]),
+                (Sublayer::Attention, "attn.c_proj.weight", &[c, c]),
+                (Sublayer::Attention, "attn.c_proj.bias", &[c]),
+                (Sublayer::Mlp, "ln_2.weight", &[c]),
+                (Sublayer::Mlp, "ln_2.bias", &[c]),
+                (Sublayer::Mlp, "mlp.c_fc.weight", &[c, self.inner]),
+                (Sublayer::Mlp, "mlp.c_fc.bias", &[self.inner]),
+                (Sublayer::Mlp, "mlp.c_proj.weight", &[self.inner, c]),
+                (Sublayer::Mlp, "mlp.c_proj.bias", &[c]),
             ];
-            specs.extend(of_block.map(|(name, shape)| {
-                spec(format!("transformer.h.{b}.{name}"), shape, Place::Block(b))
+            specs.extend(of_block.map(|(sublayer, name, shape)| {
+                TensorSpec::of_block(name_of(block, name), shape, block, sublayer)
             }));
         }
         specs
     }
 
     fn embed(&self, view: &View, packed: &Packed) -> Result<Tensor> {
-        layers::embed(view, "transformer.wte.weight", Some("transformer.wpe.weight"), packed)
+        layers::embed(view, EMBEDDING, Some(POSITIONS), packed)
     }
 
-    fn block(&self, index: usize, view: &View, h: &Tensor, rows: &Rows) -> Result<Tensor> {
-        let name = |part: &str| format!("transformer.h.{index}.{part}");
-        let x = layers::layer_norm(view, &name("ln_1"), self.epsilon, h)?;
+    fn block(&self, index: usize, view: &View, h: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let name = |part: &str| name_of(index, part);
+        let h = view.enter_sublayer(index, Sublayer::Attention, h)?;
+        let x = layers::layer_norm(view, &name("ln_1"), self.epsilon, &h)?;
         let qkv = layers::linear(view, &name("attn.c_attn"), InOut, Bias::Yes, &x)?;
-        let x = layers::attention_fused(view, self.attention(index), &qkv, rows)?;
-        let h = layers::linear_residual(view, &name("attn.c_proj"), InOut, Bias::Yes, &x, h)?;
-        let h = view.enter_mlp(index, h)?;
+        let x = layers::attention_fused(view, self.attention(index), Fused::ByKind, &qkv, pass)?;
+        let h = layers::linear_residual(view, &name("attn.c_proj"), InOut, Bias::Yes, &x, &h)?;
+        let h = view.enter_sublayer(index, Sublayer::Mlp, &h)?;
         let x = layers::layer_norm(view, &name("ln_2"), self.epsilon, &h)?;
         let x = layers::linear(view, &name("mlp.c_fc"), InOut, Bias::Yes, &x)?;
         let x = layers::activate(view, self.activation, &x)?;
@@ -136,15 +172,15 @@ impl Arch for Gpt2 {
     }
 
     fn finish(&self, view: &View, h: &Tensor) -> Result<Tensor> {
-        layers::layer_norm(view, "transformer.ln_f", self.epsilon, h)
+        layers::layer_norm(view, FINAL_NORM, self.epsilon, h)
     }
 
     fn head(&self) -> &str {
-        if self.tied { "transformer.wte.weight" } else { "lm_head.weight" }
+        if self.tied { EMBEDDING } else { HEAD }
     }
 
     fn mlp(&self) -> Option<Mlp> {
-        let output = |block| format!("transformer.h.{block}.mlp.c_proj");
+        let output = |block| name_of(block, "mlp.c_proj");
         Some(Mlp { neurons: self.inner, orientation: InOut, output })
     }
 }

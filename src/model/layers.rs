@@ -1,63 +1,21 @@
-//! The layers architectures are made of. Each takes its parameters from a view by name, and runs either as our CPU
-//! kernel or composed of candle's operations; both give the same numbers, and both differentiate.
-
-use std::cell::OnceCell;
-use std::sync::{Arc, Mutex};
+//! The *layers* that architectures are made of. Each takes its parameters from a view by name, and
+//! runs either as our CPU kernel or composed of candle's operations. Both give the same numbers,
+//! and both differentiate.
 
 use anyhow::{Context, Result};
 use candle_core::{D, DType, Device, Tensor};
 
 pub use super::kernels::activation::Activation;
-pub use super::kernels::attention::{AttentionShape, Cache};
+pub use super::kernels::attention::{AttentionShape, Fused};
 pub use super::kernels::linear::Orientation;
-pub use super::kernels::rotary::Rotary;
+pub use super::kernels::rotary::{Rotary, Which};
 use super::kernels::{activation, attention, embedding, head, linear, norm, rotary};
 use super::padded;
-use super::padded::Padded;
+pub use super::pass::Pass;
 use super::precision::Precision;
 use super::weights::{Kernels, Param, View, Want};
 use crate::base::profile::{Part, span};
 use crate::tokens::Packed;
-
-/// What a block needs beside its input: where the sequences are, and in generation the layer's cache.
-pub struct Rows<'a> {
-    pub packed: &'a Packed,
-    pub cache: Option<Arc<Mutex<Cache>>>,
-    /// Made by the first layer of a pass that wants it, for all of them.
-    padded: OnceCell<Padded>,
-    /// Cosines and sines (N,1,1,D/2) of rotary positions, likewise.
-    turns: OnceCell<[Tensor; 2]>,
-}
-
-impl<'a> Rows<'a> {
-    /// Of a pass without caches.
-    pub fn new(packed: &'a Packed) -> Self {
-        Self { packed, cache: None, padded: OnceCell::new(), turns: OnceCell::new() }
-    }
-
-    pub(super) fn padded(&self, device: &Device) -> Result<&Padded> {
-        if self.padded.get().is_none() {
-            // Set by no one else in between: a pass runs on one thread.
-            let _ = self.padded.set(Padded::new(self.packed, device)?);
-        }
-        self.padded.get().context("the padded layout of a pass")
-    }
-
-    /// A model has one kind of rotary positions.
-    fn turns(&self, rotary: &Rotary, device: &Device) -> Result<&[Tensor; 2]> {
-        if self.turns.get().is_none() {
-            let (turns, pairs, positions) =
-                (rotary.turns(&self.packed.positions), rotary.pairs(), &self.packed.positions);
-            let table = |of: &[f32]| {
-                let rows =
-                    positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied();
-                Tensor::from_vec(rows.collect::<Vec<f32>>(), (positions.len(), 1, 1, pairs), device)
-            };
-            let _ = self.turns.set([table(&turns.cosines)?, table(&turns.sines)?]);
-        }
-        self.turns.get().context("the rotary positions of a pass")
-    }
-}
 
 /// Token embedding of a packed batch, plus that of the positions where they are learned: (N,C).
 pub fn embed(
@@ -88,8 +46,9 @@ pub fn embed(
     })
 }
 
-/// Whether candle's fused kernels will do, which have no backward pass. On a GPU a launch is what a small layer costs, and they
-/// take one instead of eight. On the CPU the composed form stays plain.
+/// Whether candle's fused kernels will do: they have no backward pass. On a GPU a small layer costs
+/// what its launches cost, and they take one launch instead of eight. On the CPU the composed form
+/// stays plain.
 fn fused(x: &Tensor, weight: &Param) -> bool {
     !x.device().is_cpu() && !x.track_op() && !weight.tensor.track_op()
 }
@@ -172,8 +131,8 @@ fn linear_onto(
     if let Some(residual) = residual.filter(|_| view.skips(prefix)) {
         return Ok(residual.clone());
     }
-    let tapped = view.tap(prefix, x)?;
-    let x = tapped.as_ref().unwrap_or(x);
+    let probed = view.probe(prefix, x)?;
+    let x = probed.as_ref().unwrap_or(x);
     let weight = view.param(&format!("{prefix}.weight"))?;
     let bias = match bias {
         Bias::Yes => Some(view.param(&format!("{prefix}.bias"))?),
@@ -230,39 +189,61 @@ pub fn activate_gated(view: &View, kind: Activation, gate: &Tensor, up: &Tensor)
     Ok((activate(view, kind, gate)? * up)?)
 }
 
-/// Queries or keys turned by the angles of their positions: (N, heads·D) → (N, heads·D).
-pub fn rotate(view: &View, rotary: &Rotary, x: &Tensor, rows: &Rows) -> Result<Tensor> {
-    let (pairs, positions) = (rotary.pairs(), &rows.packed.positions);
+/// Queries or keys turned by the angles of their positions: (N, heads·D) → (N, heads·D). Where they
+/// lie in one tensor with the values, `which` says so, and those are left as they are.
+pub fn rotate(
+    view: &View,
+    rotary: &Rotary,
+    which: Which,
+    x: &Tensor,
+    pass: &Pass,
+) -> Result<Tensor> {
+    let (pairs, head_dim, positions) = (rotary.pairs(), rotary.head_dim(), &pass.packed.positions);
     if view.kernels() == Kernels::Cpu {
-        let turns = rotary.turns(positions);
-        return Ok(x.apply_op1(rotary::Rotate { turns, pairs, positions: positions.clone() })?);
+        let (turns, positions) = (rotary.turns(positions), positions.clone());
+        return Ok(x.apply_op1(rotary::Rotate { turns, pairs, head_dim, which, positions })?);
     }
-    let [cosines, sines] = rows.turns(rotary, x.device())?;
-    let heads = x.reshape((positions.len(), (), 2, pairs))?;
-    let (x1, x2) = (heads.narrow(2, 0, 1)?, heads.narrow(2, 1, 1)?);
-    let y1 = (x1.broadcast_mul(cosines)? - x2.broadcast_mul(sines)?)?;
-    let y2 = (x2.broadcast_mul(cosines)? + x1.broadcast_mul(sines)?)?;
-    Ok(Tensor::cat(&[y1, y2], 2)?.reshape(x.shape())?)
+    let [cosines, sines] = pass.turns(rotary, x.device())?;
+    let heads = x.reshape((positions.len(), (), which.of, head_dim))?;
+    let turned = heads.narrow(2, 0, which.turned)?;
+    let (x1, x2) = (turned.narrow(3, 0, pairs)?, turned.narrow(3, pairs, pairs)?);
+    let mut parts = vec![
+        (x1.broadcast_mul(cosines)? - x2.broadcast_mul(sines)?)?,
+        (x2.broadcast_mul(cosines)? + x1.broadcast_mul(sines)?)?,
+    ];
+    if 2 * pairs < head_dim {
+        parts.push(turned.narrow(3, 2 * pairs, head_dim - 2 * pairs)?);
+    }
+    let mut y = Tensor::cat(&parts, 3)?;
+    if which.turned < which.of {
+        let others = heads.narrow(2, which.turned, which.of - which.turned)?;
+        y = Tensor::cat(&[y, others], 2)?;
+    }
+    Ok(y.reshape(x.shape())?)
 }
 
-/// Causal attention of queries, keys and values that lie in one tensor (N, (H + 2·Hkv)·D) → (N, H·D).
+/// Causal attention of queries, keys and values in one tensor: (N, (H + 2·Hkv)·D) → (N, H·D).
 pub fn attention_fused(
     view: &View,
     shape: AttentionShape,
+    fused: Fused,
     qkv: &Tensor,
-    rows: &Rows,
+    pass: &Pass,
 ) -> Result<Tensor> {
     if view.kernels() == Kernels::Cpu {
-        return Ok(qkv.apply_op1(attention_op(shape, rows))?);
+        let op = attention::FusedAttention { attention: attention_op(shape, pass), fused };
+        return Ok(qkv.apply_op1(op)?);
     }
-    let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-    padded::attention(
-        shape,
-        &qkv.narrow(1, 0, q)?,
-        &qkv.narrow(1, q, kv)?,
-        &qkv.narrow(1, q + kv, kv)?,
-        rows,
-    )
+    let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+    let [q, k, v] = match fused {
+        Fused::ByKind => [(0, h), (h, hk), (h + hk, hk)]
+            .map(|(first, heads)| qkv.narrow(1, first * d, heads * d)),
+        Fused::ByHead => {
+            let heads = qkv.reshape(((), h, 3, d))?;
+            [0, 1, 2].map(|part| heads.narrow(2, part, 1)?.reshape(((), h * d)))
+        }
+    };
+    attention_composed(shape, [&q?, &k?, &v?], pass)
 }
 
 /// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
@@ -272,20 +253,23 @@ pub fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    rows: &Rows,
+    pass: &Pass,
 ) -> Result<Tensor> {
     if view.kernels() == Kernels::Cpu {
-        return Ok(q.apply_op3(k, v, attention_op(shape, rows))?);
+        return Ok(q.apply_op3(k, v, attention_op(shape, pass))?);
     }
-    padded::attention(shape, q, k, v, rows)
+    attention_composed(shape, [q, k, v], pass)
 }
 
-fn attention_op(shape: AttentionShape, rows: &Rows) -> attention::Attention {
-    attention::Attention {
-        shape,
-        sequences: rows.packed.sequences.clone(),
-        cache: rows.cache.clone(),
-    }
+fn attention_op(shape: AttentionShape, pass: &Pass) -> attention::Attention {
+    let cache = pass.cache.map(|cache| cache.kernel.clone());
+    attention::Attention { shape, sequences: pass.packed.sequences.clone(), cache }
+}
+
+fn attention_composed(shape: AttentionShape, qkv: [&Tensor; 3], pass: &Pass) -> Result<Tensor> {
+    let padded = pass.padded(qkv[0].device())?;
+    let mut cache = pass.cache.map(|cache| cache.padded());
+    padded::attention(shape, qkv, padded, cache.as_deref_mut())
 }
 
 /// log p(target) at the given rows of the hidden states (N,C): (n). Head weight `name` (V,C).
@@ -306,8 +290,8 @@ pub fn token_logp(
     Ok(logp.gather(&targets, 1)?.squeeze(1)?)
 }
 
-/// ln(1 − Σ_v w_v p_v) at the given rows of the hidden states (N,C), each token v weighing w_v (V) in 0..=1: (n). That none
-/// of the weighted tokens comes.
+/// ln(1 − Σ_v w_v p_v) at the given rows of the hidden states (N,C): (n). It is the logarithm of
+/// the probability that no weighted token comes, where token v weighs w_v in 0..=1, weights (V).
 pub fn absent_logp(
     view: &View,
     name: &str,
@@ -325,7 +309,8 @@ pub fn absent_logp(
     Ok(comes.affine(-1.0, 1.0)?.maximum(head::MOST_CERTAIN)?.log()?)
 }
 
-/// KL(p_ref ‖ p) at the given rows of both models' hidden states (N,C): (n). The reference's are not differentiated.
+/// KL(p_ref ‖ p) at the given rows of both models' hidden states (N,C): (n). The reference's are
+/// not differentiated.
 pub fn kl(
     view: &View,
     reference: &View,
@@ -369,7 +354,8 @@ pub fn logits(view: &View, name: &str, h: &Tensor) -> Result<Tensor> {
         let _span = span(Part::Head);
         super::kernels::read(h, |h| {
             super::kernels::stored::read_stored(&weight, |w| {
-                use super::kernels::matmul::{Mat, large_product};
+                use super::kernels::matmul::large_product;
+                use super::kernels::matrix::Mat;
                 let w = Mat::of(w, vocabulary, columns);
                 large_product(&mut out, Mat::new(h, rows, columns), w.t(), 0.0, 1.0, precision);
             })

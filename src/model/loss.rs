@@ -1,4 +1,4 @@
-//! Losses: small expressions over the values that the head gives a counted position.
+//! *Losses* are small expressions over the values that the head gives a counted position.
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
@@ -7,8 +7,8 @@ use super::Model;
 use super::weights::View;
 use crate::tokens::{Batch, Packed};
 
-/// Mean NLL in nats over the batch's counted tokens: not a mean of sequence means (IRepair, Algorithm 1). A scalar.
-/// Errors if nothing counts.
+/// Mean NLL in nats over the batch's counted tokens: not a mean of sequence means (IRepair,
+/// Algorithm 1). A scalar. Errors if nothing counts.
 pub fn nll(model: &Model, view: &View, batch: &Batch) -> Result<Tensor> {
     let h = model.hidden(view, &batch.packed)?;
     nll_of(model, view, &h, batch)
@@ -22,8 +22,8 @@ pub fn nll_of(model: &Model, view: &View, h: &Tensor, batch: &Batch) -> Result<T
     Ok(model.token_logp(view, h, &batch.rows, &batch.targets)?.mean_all()?.neg()?)
 }
 
-/// Mean KL(reference ‖ patient) in nats over all positions, from both models' final hidden states (N,C). A scalar;
-/// differentiated by the patient's only.
+/// Mean KL(reference ‖ patient) in nats over all positions, from both models' final hidden states
+/// (N,C). A scalar; only the patient's states are differentiated.
 pub fn kl_of(
     model: &Model,
     view: &View,

@@ -1,7 +1,7 @@
-//! How much memory a command will take, from headers and lengths alone, and how much there is.
+//! An *estimate* says how much memory a command will take, from headers and lengths alone.
 //!
-//! Counted for the CPU kernels, part by part as the code allocates; `bench --profile` prints the sum beside what the
-//! process really took.
+//! It is counted for the CPU kernels, part by part as the code allocates. `bench --profile` prints
+//! the sum beside what the process really took.
 
 use anyhow::Result;
 use candle_core::Device;
@@ -13,10 +13,11 @@ use super::precision::WeightsDtype;
 use super::weights::TensorSpec;
 use crate::bail_input;
 use crate::base::memory::{available, limit};
-use crate::step::objective::reference;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
+/// Bytes of the reference's hidden states that are kept at most; texts beyond are read each time.
+pub const KEPT_STATES: usize = 256 << 20;
 /// The program, its threads' stacks, the tokenizer.
 const PROGRAM: u64 = 40 << 20;
 
@@ -33,7 +34,7 @@ pub struct Part {
 #[serde(deny_unknown_fields)]
 pub struct Estimate {
     pub parts: Vec<Part>,
-    /// For every block that is sliced beyond the first.
+    /// What every sliced block takes beyond the first.
     pub each_further_block: u64,
 }
 
@@ -42,20 +43,21 @@ impl Estimate {
         self.parts.iter().map(|p| p.bytes).sum()
     }
 
-    /// What a dry run says of it. Errors as [`check`](Self::check), on the CPU.
+    /// What a dry run says about it. Errors as [`check`](Self::check) on the CPU.
     pub fn judge(&self, device: &Device, advice: &str) -> Result<()> {
         if device.is_cpu() {
             return self.check(limit()?, advice);
         }
-        // On one H200 DPO of SmolLM2-135M took about 13 GiB where 3.1 are counted.
+        // On an H200 DPO of SmolLM2-135M took about 13 GiB; 3.1 are counted.
         eprintln!(
-            "memory is counted for the CPU's kernels; here, where passes keep the result of every operation, allow for four \
-             times as much"
+            "memory is counted for the CPU's kernels; here, where passes keep the result of every \
+             operation, allow for four times as much"
         );
         Ok(())
     }
 
-    /// Errors (bad input) if less is available: before anything large is read. `advice` says what to lower.
+    /// Errors (bad input) if less is available, before anything large is read. `advice` says what
+    /// to lower.
     pub fn check(&self, limit_mib: Option<u64>, advice: &str) -> Result<()> {
         let (limit, whose) = match limit_mib {
             Some(mib) => (Some(mib << 20), "allowed by IREPAIR_MEMORY_LIMIT"),
@@ -93,9 +95,9 @@ pub struct Passes {
     pub keeps_originals: bool,
     /// Whether the best weights so far are kept.
     pub keeps_best: bool,
-    /// Rows of the largest batch that a gradient is computed of; 0 without gradients.
+    /// Rows of the largest batch that is differentiated; 0 without gradients.
     pub graph_rows: usize,
-    /// Rows of the largest batch without one.
+    /// Rows of the largest batch that is not.
     pub plain_rows: usize,
     /// Whether a batch is compared with the reference (KL).
     pub compares: bool,
@@ -124,14 +126,15 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
     let graph = if passes.graph_rows == 0 {
         passing(passes.plain_rows)
     } else {
-        // Every layer's output stays until the backward pass has gone by; gradients of a few at a time.
+        // Every layer's output stays until the backward pass has gone by; of gradients there are a
+        // few at a time.
         let kept = values(passes.graph_rows * (l * model.activations() + 4 * c));
         (kept + values(passes.graph_rows * 2 * model.activations())).max(passing(passes.plain_rows))
     };
     let scored = passes.graph_rows.max(passes.plain_rows);
     let logits = head::chunk_values(scored, v) * if passes.compares { 2 } else { 1 };
     let (sequences, positions) = passes.written;
-    // Keys and values grow by doubling; those of the widest step and its logits go beside.
+    // Keys and values grow by doubling; the logits of one step lie beside them.
     let cache =
         values(sequences * positions.next_power_of_two() * model.cached() * l + sequences * v);
     let always = [
@@ -139,9 +142,10 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
         ("weights", weights),
         ("changed tensors", changed),
         ("optimizer", values(passes.slice * passes.optimizer_values)),
-        ("reference", values(passes.compared_rows * c).min(reference::MOST as u64)),
+        ("reference", values(passes.compared_rows * c).min(KEPT_STATES as u64)),
     ];
-    // A step, a new best that is copied while the old one is still there, and generation never happen at the same time.
+    // Three things never happen at the same time: a step, generation, and the copy of a new best
+    // while the old one is still there.
     let step = vec![
         ("gradients", values(passes.slice)),
         ("activations", graph),

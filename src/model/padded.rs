@@ -1,10 +1,10 @@
-//! Causal attention composed of candle's operations, for devices that our kernels don't run on, and the form that they are
-//! tested against.
+//! Causal attention composed of candle's operations: for devices that our kernels don't run on, and
+//! for the tests of those kernels.
 //!
-//! The sequences of a packed batch (N rows) lie side by side in a tensor of B × T rows, T the length of the longest, so
-//! that a layer takes the same number of operations for one sequence as for a hundred: on a GPU the number of launches is
-//! what a small batch costs. What a shorter sequence lacks is filled with the batch's first row; no query sees it, and
-//! what it puts out is read by nobody.
+//! The sequences of a packed batch (N rows) lie side by side in a *padded* tensor of B × T rows, T
+//! the length of the longest. So a layer takes as many operations for one sequence as for a
+//! hundred: on a GPU a small batch costs what its launches cost. What a shorter sequence lacks is
+//! filled with the batch's first row. No query sees it, and nobody reads what it puts out.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -17,7 +17,6 @@ use candle_core::{
 };
 
 use super::kernels::attention::AttentionShape;
-use super::layers::Rows;
 use crate::tokens::{Packed, Sequence};
 
 /// How the rows of a packed batch and those of the padded tensor belong together.
@@ -27,7 +26,7 @@ pub struct Padded {
     queries: usize,
     /// `None` where all sequences are of one length: nothing moves.
     moves: Option<Moves>,
-    /// By the layer's window: (B,1,T,S).
+    /// (B,1,T,S), one for each window that a layer has had.
     masks: RefCell<Vec<(Option<usize>, Tensor)>>,
 }
 
@@ -95,8 +94,8 @@ impl Padded {
         })
     }
 
-    /// 0 where a query sees a key, −∞ where not: (B,1,T,S). The same for all layers of a pass with the same window.
-    /// `columns[b][p]` is where position p of sequence b stands among the S keys.
+    /// 0 where a query sees a key, −∞ where not: (B,1,T,S). The same for all layers of a pass with
+    /// the same window. `columns[b][p]` is where position p of sequence b stands among the S keys.
     fn mask(
         &self,
         window: Option<usize>,
@@ -163,31 +162,29 @@ impl CachedBatch {
     }
 }
 
-/// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D).
+/// Causal attention of queries (N, H·D), keys and values (N, Hkv·D) → (N, H·D). With a cache the
+/// rows go on from what it holds, and are added to it.
 pub fn attention(
     shape: AttentionShape,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    rows: &Rows,
+    [q, k, v]: [&Tensor; 3],
+    padded: &Padded,
+    cache: Option<&mut Option<CachedBatch>>,
 ) -> Result<Tensor> {
     let (h, hk, d) = (shape.heads, shape.kv_heads, shape.head_dim);
-    let padded = rows.padded(q.device())?;
     let (q, mut k, mut v) =
         (padded.spread(q, h, d)?, padded.spread(k, hk, d)?, padded.spread(v, hk, d)?);
     let lengths = || padded.sequences.iter().map(|s| s.rows.len() as u32);
     let mut columns: Vec<Vec<u32>> = lengths().map(|n| (0..n).collect()).collect();
-    if let Some(cache) = &rows.cache {
-        let mut cache = cache.lock().map_err(|_| anyhow::anyhow!("a cache of a failed pass"))?;
-        if let Some(past) = cache.padded.take() {
+    if let Some(cache) = cache {
+        if let Some(past) = cache.take() {
             let from = past.keys.dim(2)? as u32;
             (k, v) = (Tensor::cat(&[&past.keys, &k], 2)?, Tensor::cat(&[&past.values, &v], 2)?);
             let new = lengths();
             columns = past.columns;
             columns.iter_mut().zip(new).for_each(|(columns, n)| columns.extend(from..from + n));
         }
-        cache.padded =
-            Some(CachedBatch { keys: k.clone(), values: v.clone(), columns: columns.clone() });
+        let (keys, values, columns) = (k.clone(), v.clone(), columns.clone());
+        *cache = Some(CachedBatch { keys, values, columns });
     }
     let (b, seen) = (k.dim(0)?, k.dim(2)?);
     let share = |x: Tensor| -> Result<Tensor> {
@@ -208,12 +205,12 @@ pub fn attention(
     padded.gathered(&p.matmul(&v)?)
 }
 
-/// A selection of rows and the one that undoes it. candle's own gradient of a selection adds row after row, on a GPU one at a
-/// time.
+/// A selection of rows, and the one that undoes it. candle's own gradient of a selection adds one
+/// row after another, which a GPU does one at a time.
 struct Select {
     rows: Tensor,
     back: Tensor,
-    /// Factor on each row of the gradient: 0 where `back` had nothing to name.
+    /// Factor on each row of the gradient: 0 for a row that was not selected.
     real: Option<Tensor>,
 }
 

@@ -1,4 +1,5 @@
-//! *Precision*: what products round their operands to, what weights are kept in, and what this processor is fast at.
+//! A *precision* is what products round their operands to. Beside it: what weights are kept in, and
+//! what this processor is fast at.
 
 use std::sync::LazyLock;
 
@@ -67,8 +68,9 @@ impl Precision {
         match self {
             Self::Bf16 if *PLAIN => Some("IREPAIR_PLAIN_PRODUCTS is set"),
             Self::Bf16 if !fast => Some("this processor has no AVX512-BF16"),
-            // On a Xeon (family 6, 2026-11-26) the tile of `packed` makes 87 GFLOP/s a core in bf16 and 170 in f32: there
-            // the instruction takes two cycles on one port. What is fast there is AMX, which we don't use.
+            // On a Xeon (family 6, 2026-11-26) a tile of the packed product makes 87 GFLOP/s a core
+            // in bf16 and 170 in f32: the instruction takes two cycles on one port there. AMX would
+            // be fast, but we don't use it.
             #[cfg(target_arch = "x86_64")]
             Self::Bf16 if *INTEL && !*SLOW => {
                 Some("Intel's AVX512-BF16 multiplies at half the rate of f32")
@@ -85,12 +87,13 @@ pub static INTEL: LazyLock<bool> = LazyLock::new(|| {
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 });
 
-/// Whether bf16 products are wanted also where they are slower than those of f32: with `IREPAIR_SLOW_PRODUCTS` in the
-/// environment, for tests.
+/// Whether bf16 products are wanted also where they are slower than those of f32: with
+/// `IREPAIR_SLOW_PRODUCTS` in the environment, for tests.
 #[cfg(target_arch = "x86_64")]
 static SLOW: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_SLOW_PRODUCTS").is_some());
 
-/// Whether products run as on a processor without AVX-512: with `IREPAIR_PLAIN_PRODUCTS` in the environment.
+/// Whether products run as on a processor without AVX-512: with `IREPAIR_PLAIN_PRODUCTS` in the
+/// environment.
 pub static PLAIN: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_PLAIN_PRODUCTS").is_some());
 
 /// Whether this processor can, and may, run the packed product in this precision.

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Model;
-use crate::model::weights::{Place, TensorSpec, Want, of_mlp};
+use crate::model::weights::{Place, Sublayer, TensorSpec, Want};
 
 /// What a slice is cut into.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -50,7 +50,11 @@ impl Unit {
     /// Whether a tensor belongs to it.
     pub fn contains(&self, spec: &TensorSpec) -> bool {
         spec.place == Place::Block(self.block)
-            && (self.part == Part::Whole || self.part == part_of(&spec.name))
+            && match self.part {
+                Part::Whole => true,
+                Part::Attention => spec.sublayer == Some(Sublayer::Attention),
+                Part::Mlp => spec.sublayer == Some(Sublayer::Mlp),
+            }
     }
 
     /// Number of its parameters.
@@ -68,11 +72,6 @@ impl fmt::Display for Unit {
             Part::Mlp => write!(f, "{}.mlp", self.block),
         }
     }
-}
-
-/// The sublayer of a block's tensor.
-fn part_of(name: &str) -> Part {
-    if of_mlp(name) { Part::Mlp } else { Part::Attention }
 }
 
 /// Which tensors a step may change.

@@ -1,4 +1,4 @@
-//! The *encoder*: texts to ids, and ids to texts.
+//! The *encoder* turns texts into ids, and ids into texts.
 
 use std::path::Path;
 
@@ -22,7 +22,8 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// The given lengths, or 64 and 128 as far as the model's context goes. Errors (bad input) if a given one can't be.
+    /// The given lengths, or 64 and 128 as far as the model's context goes. Errors (bad input) if a
+    /// given one can't be.
     pub fn within(context: usize, total: Option<usize>, prompt: Option<usize>) -> Result<Self> {
         if let Some(total) = total.filter(|t| *t > context || *t < 2) {
             bail_input!(
@@ -33,7 +34,8 @@ impl Lengths {
         let prompt = match prompt {
             Some(prompt) if prompt == 0 || prompt >= total => {
                 bail_input!(
-                    "--max-prompt-length {prompt} leaves no room for a response within --max-length {total}"
+                    "--max-prompt-length {prompt} leaves no room for a response within \
+                     --max-length {total}"
                 )
             }
             Some(prompt) => prompt,
@@ -51,16 +53,18 @@ pub struct Cut {
     pub texts: usize,
 }
 
-/// A tokenizer that gives ids below the model's vocabulary size; it does not pad, nor cut unless it was told to.
+/// A tokenizer whose ids are below the model's vocabulary size. It does not pad, and cuts only
+/// where it was told to.
 pub struct Encoder {
     tokenizer: Tokenizer,
-    /// For what goes on within a text, where the tokenizer puts a space before one.
+    /// For what goes on within a text. `None` where the tokenizer puts no space before a text.
     continuing: Option<Tokenizer>,
     chat: Option<ChatTemplate>,
 }
 
 impl Encoder {
-    /// From a `tokenizer.json`. Errors (bad input) if it can't be read or has ids that the model doesn't.
+    /// From a `tokenizer.json`. Errors (bad input) if it can't be read or has ids that the model
+    /// doesn't.
     pub fn from_file(path: &Path, vocabulary: usize) -> Result<Self> {
         let bytes =
             std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
@@ -99,7 +103,8 @@ impl Encoder {
         Self { chat, ..self }
     }
 
-    /// The same, but texts are cut so that they have at most `longest` tokens with the special ones, which stay.
+    /// The same, but texts are cut so that they have at most `longest` tokens with the special
+    /// ones, which stay.
     pub fn cut_to(mut self, longest: usize) -> Result<Self> {
         let cut = TruncationParams { max_length: longest, ..Default::default() };
         self.tokenizer
@@ -108,7 +113,8 @@ impl Encoder {
         Ok(self)
     }
 
-    /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at the beginning.
+    /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at
+    /// the beginning.
     pub fn encode(&self, text: &str, whole: bool) -> Result<Vec<u32>> {
         encode(&self.tokenizer, text, whole)
     }
@@ -134,8 +140,8 @@ impl Encoder {
         self.tokenizer.token_to_id(token)
     }
 
-    /// Pairs in tokens, cut to length; prompt and responses are tokenized apart and joined. Of a prompt the first tokens
-    /// are kept, of a conversation the last, which say whose turn it is.
+    /// Pairs in tokens, cut to length. Prompt and responses are tokenized apart and joined. Of a
+    /// prompt the first tokens are kept, of a conversation the last, which say whose turn it is.
     pub fn pairs(&self, pairs: &[Pair], lengths: Lengths) -> Result<(Vec<TokenPair>, Cut)> {
         let mut cut = Cut::default();
         let mut tokens = Vec::with_capacity(pairs.len());
@@ -160,8 +166,8 @@ impl Encoder {
             let room = lengths.total.saturating_sub(prompt.len());
             if room == 0 {
                 bail_input!(
-                    "{}: a prompt of {} tokens leaves no room for a response within --max-length {}; \
-                     lower --max-prompt-length",
+                    "{}: a prompt of {} tokens leaves no room for a response within \
+                     --max-length {}; lower --max-prompt-length",
                     pair.place,
                     prompt.len(),
                     lengths.total
@@ -177,8 +183,9 @@ impl Encoder {
         Ok((tokens, cut))
     }
 
-    /// Edits in tokens; prompt and target are tokenized apart and joined. Errors (bad input) if one has no tokens, or
-    /// both together more than the model's context: nothing is cut, since what a prompt asks may stand at its end.
+    /// Edits in tokens. Prompt and target are tokenized apart and joined. Nothing is cut, since
+    /// what a prompt asks may stand at its end: errors (bad input) if one has no tokens, or both
+    /// together more than the model's context.
     pub fn edits(&self, edits: &[Edit], context: usize) -> Result<Vec<TokenEdit>> {
         edits
             .iter()
@@ -197,7 +204,8 @@ impl Encoder {
             .collect()
     }
 
-    /// What stands before the answer, and both answers: their last turns, as the chat template writes them.
+    /// What stands before the answer, and both answers: their last turns, as the chat template
+    /// writes them.
     fn conversation(&self, of: &Conversation, place: &Place) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
         let chat = self.chat(place)?;
         let begin = chat.render(&of.history, Ending::Prompt, place)?;
@@ -209,7 +217,8 @@ impl Encoder {
             )
         };
         let (chosen, rejected) = (whole(&of.chosen)?, whole(&of.rejected)?);
-        // Some templates open a thought where an answer is to come, and write none in one that is there: what all begin with.
+        // Some templates open a thought where an answer is to come, but write none in an answer
+        // that is there. So the beginning is what all of them begin with.
         let shared = |other: &str| -> usize {
             begin
                 .chars()
@@ -223,8 +232,8 @@ impl Encoder {
             && !begin[..common].starts_with(&chat.render(&of.history, Ending::Message, place)?)
         {
             bail_input!(
-                "{place}: the chat template writes the turns before the answer differently once it is there; give prompt, \
-                 chosen and rejected as plain strings"
+                "{place}: the chat template writes the turns before the answer differently once it \
+                 is there; give prompt, chosen and rejected as plain strings"
             );
         }
         let answers = [
@@ -239,13 +248,14 @@ impl Encoder {
         match &self.chat {
             Some(chat) => Ok(chat),
             None => bail_input!(
-                "{place}: a conversation, but this model has no chat template; give plain strings, or put the template \
-                 beside its config.json as chat_template.jinja"
+                "{place}: a conversation, but this model has no chat template; give plain strings, \
+                 or put the template beside its config.json as chat_template.jinja"
             ),
         }
     }
 
-    /// A prompt in tokens; of a conversation, with what stands before the answer. Errors (bad input) if it has none.
+    /// A prompt in tokens; of a conversation, with what stands before the answer. Errors (bad
+    /// input) if it has none.
     pub fn prompt(&self, prompt: &Text) -> Result<Vec<u32>> {
         if prompt.messages.is_empty() {
             return self.some(&prompt.text, true, "prompt", &prompt.place);
@@ -302,10 +312,10 @@ fn some(
     Ok(ids)
 }
 
-/// A `tokenizer.json` as it is but for the space that it puts before a text (SentencePiece's do, so those of Llama 2 and
+/// A `tokenizer.json` without the space that it puts before a text, as SentencePiece does (Llama 2,
 /// Mistral); `None` if it puts none.
 fn without_first_space(json: &[u8]) -> Option<Vec<u8>> {
-    /// The parts that can put one, so that the vocabulary is not read in vain.
+    /// The parts that can put one: the vocabulary is not read for nothing.
     #[derive(serde::Deserialize)]
     struct Parts {
         #[serde(default)]
@@ -350,39 +360,46 @@ fn without_first_space(json: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    /// Tokenizers as Llama 2's and Mistral's put a space before a text; prompt and response are the joined text's tokens
-    /// all the same.
+    /// Tokenizers such as Llama 2's put a space before a text. Prompt and response are the tokens
+    /// of the joined text all the same.
     #[test]
     fn a_response_goes_on_where_the_prompt_ends() {
         let vocabulary = ["<s>", "\u{2581}", "a", "b", "\u{2581}a", "\u{2581}b", "ab"];
         let vocabulary: serde_json::Map<String, Value> =
             vocabulary.iter().enumerate().map(|(id, token)| ((*token).into(), id.into())).collect();
-        let model = serde_json::json!({"type": "BPE", "vocab": vocabulary, "merges": ["\u{2581} a", "\u{2581} b", "a b"]});
-        let replace = serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
-        let prepend = serde_json::json!({"type": "Prepend", "prepend": "\u{2581}"});
-        let metaspace = |scheme: &str| serde_json::json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": scheme});
-        let begin = serde_json::json!({
+        let merges = ["\u{2581} a", "\u{2581} b", "a b"];
+        let model = json!({"type": "BPE", "vocab": vocabulary, "merges": merges});
+        let space = "\u{2581}";
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": space});
+        let prepend = json!({"type": "Prepend", "prepend": space});
+        let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": space, "prepend_scheme": scheme});
+        let begin = json!({
             "type": "TemplateProcessing", "pair": [],
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
         });
         let parts = [
-            (
-                serde_json::json!({"type": "Sequence", "normalizers": [prepend, replace]}),
-                Value::Null,
-            ),
+            (json!({"type": "Sequence", "normalizers": [prepend, replace]}), Value::Null),
             (Value::Null, metaspace("first")),
             (Value::Null, metaspace("always")),
             (Value::Null, metaspace("never")),
         ];
         for (normalizer, pre_tokenizer) in parts {
             let what = format!("{normalizer} {pre_tokenizer}");
-            let json = serde_json::json!({"version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
-                                          "post_processor": begin, "model": model, "added_tokens": []});
+            let tokenizer = json!({
+                "version": "1.0", "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+                "post_processor": begin, "model": model, "added_tokens": []
+            });
             let encoder =
-                Encoder::from_bytes(json.to_string().as_bytes(), "tokenizer.json", 7).expect(&what);
+                Encoder::from_bytes(tokenizer.to_string().as_bytes(), "tokenizer.json", 7)
+                    .expect(&what);
             for (chosen, rejected) in [(" a b", "b"), ("a", " b a"), ("  a", "b b")] {
                 let place = Place { file: Path::new("x").into(), line: 1 };
                 let [prompt, chosen, rejected] = ["a b", chosen, rejected].map(str::to_owned);
@@ -391,7 +408,7 @@ mod tests {
                     .pairs(std::slice::from_ref(&pair), Lengths { prompt: 64, total: 128 })
                     .expect(&what);
                 assert_eq!(tokens[0].prompt[0], 0, "{what}");
-                // A merge across the joint ("b" after "a") can't be had of two texts; none of these has one.
+                // Two texts can't give a merge across their joint ("b" after "a"): none has one.
                 for (ids, text) in
                     [(&tokens[0].chosen, &pair.chosen), (&tokens[0].rejected, &pair.rejected)]
                 {

@@ -1,4 +1,4 @@
-//! Tokens: records become *packed batches*, in which the sequences lie one after another and nothing is padded.
+//! From texts to *tokens*: records become packed batches.
 
 pub mod chat;
 mod encoder;

@@ -1,7 +1,7 @@
-//! *Packed batches*, in which the sequences lie one after another and nothing is padded.
+//! In a *packed batch* the sequences lie one after another, and nothing is padded.
 //!
-//! A packed batch has N rows, one a token. Only attention and the positions know where a sequence begins; padding,
-//! its masks and its waste do not exist.
+//! It has N rows, one a token. Only attention and the positions know where a sequence begins;
+//! padding, its masks and its waste do not exist.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ pub enum LossOn {
     All,
 }
 
-/// Rows of a sequence in a packed batch. A *fork* has two endings after one beginning: the beginning's rows, the first
-/// ending's (`hidden`), the second ending's; the second does not see the first, and its positions go on from the
-/// beginning.
+/// Where a sequence lies in a packed batch. A *fork* is a sequence with two endings: first come the
+/// rows of its beginning, then those of the first ending (`hidden`), then those of the second. The
+/// second ending does not see the first, and its positions go on from the beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sequence {
-    /// In the batch.
+    /// Its rows in the batch.
     pub rows: Range<usize>,
-    /// Counted from the sequence's first row: rows that those after them do not see.
+    /// The rows that those after them do not see, counted from the sequence's first row.
     pub hidden: Range<usize>,
 }
 
@@ -35,8 +35,8 @@ impl Sequence {
         Self { rows, hidden: 0..0 }
     }
 
-    /// The rows that `row` sees, itself the last of them, all counted from the first row: some of the beginning, and
-    /// those next to it. With a window, only the last `window` of them.
+    /// The rows that `row` sees: some of the beginning, and a run that ends with itself; with a
+    /// window, only the last `window` of them. All are counted from the sequence's first row.
     pub fn seen(&self, row: usize, window: Option<usize>) -> [Range<usize>; 2] {
         let window = window.unwrap_or(usize::MAX);
         if self.hidden.is_empty() || row < self.hidden.end {
@@ -65,7 +65,8 @@ impl Packed {
         Self::continuing(sequences.into_iter().map(|ids| (ids, 0)))
     }
 
-    /// New tokens of sequences whose first new token is at the given position (the earlier ones are in a cache).
+    /// New tokens of sequences whose first new token is at the given position (the earlier ones are
+    /// in a cache).
     pub fn continuing<'a>(sequences: impl IntoIterator<Item = (&'a [u32], usize)>) -> Self {
         let (mut ids, mut positions, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for (sequence, past) in sequences {
@@ -76,7 +77,8 @@ impl Packed {
         Self { ids, positions, sequences: rows.into() }
     }
 
-    /// Forks of (beginning, first ending, second ending): the beginning's rows are computed once for both.
+    /// Forks of (beginning, first ending, second ending): the beginning's rows are computed once
+    /// for both.
     pub fn forks<'a>(forks: impl IntoIterator<Item = [&'a [u32]; 3]>) -> Self {
         let (mut ids, mut positions, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         for [beginning, first, second] in forks {
@@ -142,7 +144,7 @@ impl Batch {
         Self { packed: Packed::new(joined.iter().map(Vec::as_slice)), rows, targets, counts }
     }
 
-    /// Texts of which every token but the first counts.
+    /// Texts in which every token but the first counts.
     pub fn texts(packed: Packed) -> Self {
         let rows: Vec<u32> = packed
             .sequences
@@ -154,7 +156,7 @@ impl Batch {
         Self { packed, rows, targets, counts }
     }
 
-    /// Pairs as forks, chosen first; the same predictions as of both responses apart.
+    /// Pairs as forks, chosen first, with the predictions that both responses have apart.
     pub fn forks(pairs: &[&TokenPair], loss_on: LossOn) -> Self {
         let packed =
             Packed::forks(pairs.iter().map(|p| [p.prompt.as_slice(), &p.chosen, &p.rejected]));
@@ -166,7 +168,8 @@ impl Batch {
                     LossOn::Response => split.max(1),
                     LossOn::All => 1,
                 };
-                // Token t of prompt and response; its row lies further on if it is of the second ending.
+                // The row of token t of prompt and response: further on if the response is the
+                // second ending.
                 let row_of =
                     |t: usize| sequence.rows.start + if t < split { t } else { t + skipped };
                 let ids = || pair.prompt.iter().chain(response.iter()).copied();
@@ -209,7 +212,7 @@ pub struct TokenEdit {
     pub target: Vec<u32>,
 }
 
-/// Rows of a part of [`PairBatch::forks`], unless one pair has more.
+/// Rows that a part of [`PairBatch::forks`] has at most, unless one pair has more.
 pub const FORK_ROWS: usize = 256;
 
 /// The chosen and the rejected responses of the same pairs.
@@ -217,8 +220,8 @@ pub const FORK_ROWS: usize = 256;
 pub struct PairBatch {
     pub chosen: Batch,
     pub rejected: Batch,
-    /// Both, forking from their prompts: counts alternate chosen, rejected. In parts of few rows, so that a graph over
-    /// one of them stays small.
+    /// Both, forking from their prompts: counts alternate between chosen and rejected. They come in
+    /// parts of few rows, so that a graph over one of them stays small.
     pub forks: Vec<Batch>,
 }
 

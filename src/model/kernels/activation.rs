@@ -2,11 +2,11 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
-use super::{Shared, exp, par_rows, read, values, vectorized, zeros};
-
+use super::{exp, par_rows, par_rows_of_both, read, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
 
-/// An activation function as `config.json` names it: y = f(x) elementwise, any shape; backward ∂x = g·f′(x).
+/// An activation function as `config.json` names it. Elementwise on any shape: y = f(x), and
+/// backward ∂x = g·f′(x).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `gelu_new`: x/2 · (1 + tanh(√(2/π)·(x + 0.044715 x³))).
@@ -150,8 +150,8 @@ impl CustomOp1 for Activation {
     }
 }
 
-/// `f(gate) ∘ up` of a gated MLP, both (N,inner): SwiGLU where f is silu. Backward: ∂gate = g ∘ up ∘ f′(gate),
-/// ∂up = g ∘ f(gate).
+/// `f(gate) ∘ up` of a gated MLP, both (N,inner): SwiGLU where f is silu. Backward:
+/// ∂gate = g ∘ up ∘ f′(gate), ∂up = g ∘ f(gate).
 pub struct Gated(pub Activation);
 
 impl CustomOp2 for Gated {
@@ -189,14 +189,11 @@ impl CustomOp2 for Gated {
         let _span = span(Part::Activation);
         let grad = grad.contiguous()?;
         let (mut g_gate, mut g_up) = (zeros(gate.elem_count()), zeros(up.elem_count()));
-        let of_up = Shared(g_up.as_mut_ptr());
         read(gate, |gate| {
             read(up, |up| {
                 read(&grad, |g| {
-                    par_rows(&mut g_gate, 1, |first, g_gate| {
+                    par_rows_of_both([&mut g_gate, &mut g_up], 1, |first, g_gate, g_up| {
                         let len = g_gate.len();
-                        // SAFETY: the places of this job's values, as in `g_gate`.
-                        let g_up = unsafe { std::slice::from_raw_parts_mut(of_up.at(first), len) };
                         let (gate, up, g) =
                             (&gate[first..][..len], &up[first..][..len], &g[first..][..len]);
                         by_kind!(self.0, |KIND| for i in 0..len {

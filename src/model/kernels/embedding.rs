@@ -5,10 +5,10 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::stored::read_stored;
 use super::{par_rows, read, sum_of_squares, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
-use crate::model::weights::{Param, Want};
+use crate::model::ledger::{Param, Want};
 
-/// `h (N,C) = tokens[id] + positions[pos]`, applied to an *anchor*: a tensor of one value that only carries the graph,
-/// so that the backward pass comes by here and the gradients reach the ledger.
+/// `h (N,C) = tokens[id] + positions[pos]`. It is applied to an *anchor*, a tensor of one value
+/// that only carries the graph: so the backward pass comes by here, and gradients reach the ledger.
 pub struct Embedding {
     pub tokens: Param,
     pub positions: Option<(Param, Vec<u32>)>,

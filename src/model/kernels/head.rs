@@ -1,9 +1,10 @@
-//! The output head fused with what is computed from its logits, in chunks of positions: neither (n, V) logits, nor
-//! their softmax, nor its gradient ever exist at once.
+//! The output head fused with what is computed from its logits, in chunks of positions: the logits
+//! (n,V), their softmax and its gradient never exist at once.
 //!
-//! Both operations give one value a counted position, so that every loss (a mean, a sum a sequence, a log-ratio) is a
-//! small candle expression over them. Their gradient by the hidden state is `∂f_i/∂x_i = u_i`, known already in the
-//! forward pass while the chunk's logits are there; the backward pass only scales it: `∂x_i = g_i·u_i`.
+//! An operation gives one value a counted position, so that every loss (a mean, a sum a sequence, a
+//! log-ratio) is a small candle expression over them. Its slope by the hidden state,
+//! `∂f_i/∂x_i = u_i`, is found in the forward pass already, while the chunk's logits are there. The
+//! backward pass only scales it: `∂x_i = g_i·u_i`.
 
 use std::sync::Mutex;
 
@@ -13,16 +14,16 @@ use super::matmul::{Mat, large_product};
 use super::stored::{Values, read_stored};
 use super::{exp, fold, max, par_rows, read, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
+use crate::model::ledger::{Param, Want};
 use crate::model::precision::Precision;
-use crate::model::weights::{Param, Want};
 
 /// Logits of a chunk take at most about this many values (32 MiB).
 const CHUNK_VALUES: usize = 1 << 23;
 
-/// The least probability whose logarithm is taken where tokens are to be absent.
+/// Where tokens shall be absent, no smaller probability of that has its logarithm taken.
 pub const MOST_CERTAIN: f64 = 1e-4;
 
-/// Positions in a chunk: all chunks about as large, because each reads the whole head, however few its positions.
+/// Positions in a chunk. All chunks are about as large, because each reads the whole head.
 fn chunk_rows(rows: usize, vocabulary: usize) -> usize {
     let most = (CHUNK_VALUES / vocabulary).clamp(16, 512);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
@@ -41,12 +42,12 @@ struct Vocabulary<'a> {
     precision: Precision,
 }
 
-impl Vocabulary<'_> {
+impl<'a> Vocabulary<'a> {
     fn len(&self) -> usize {
         self.w.count() / self.columns
     }
 
-    fn mat(&self) -> Mat {
+    fn mat(&self) -> Mat<'a> {
         Mat::of(self.w, self.len(), self.columns)
     }
 }
@@ -196,7 +197,8 @@ fn kl_row(logits: &mut [f32], reference: &[f32]) -> f32 {
     let (chunks, rest) = logits.as_chunks_mut::<16>();
     let (ref_chunks, ref_rest) = reference.as_chunks::<16>();
     let mut cross = 0f64;
-    // Lanes are emptied into f64 now and then: a vocabulary's worth of f32 additions would cost three digits.
+    // Lanes are emptied into f64 now and then: so many f32 additions as there are tokens would cost
+    // three digits.
     for (block, ref_block) in chunks.chunks_mut(64).zip(ref_chunks.chunks(64)) {
         for (x, r) in block.iter_mut().zip(ref_block) {
             for i in 0..16 {
@@ -229,7 +231,7 @@ fn fold_wide(values: &[f32]) -> f64 {
     fold_sum(values, |x| x)
 }
 
-/// Hidden states, the head and the positions that count; the value is `kind` at each position.
+/// The head at the positions that count: a value of this kind at each.
 pub struct Head {
     pub weight: Param,
     /// Rows of the hidden states (N,C) that count.
@@ -241,12 +243,14 @@ pub struct Head {
 
 /// What is computed at each counted position.
 pub enum HeadKind {
-    /// log p(target) = z_t − ln Σ_v exp z_v with z = h·Wᵀ, one target a counted row; ∂h = Wᵀ(1_t − p).
+    /// log p(target) = z_t − ln Σ_v exp z_v with z = h·Wᵀ, one target a counted row;
+    /// ∂h = Wᵀ(1_t − p).
     TokenLogp(Vec<u32>),
-    /// ln(1 − m), m = Σ_v w_v p_v with weights w (V) in 0..=1: that no weighted token comes; ∂h = Wᵀ(p_v·(m − w_v) / (1 − m)).
+    /// ln(1 − m), m = Σ_v w_v p_v with weights w (V) in 0..=1: that no weighted token comes;
+    /// ∂h = Wᵀ(p_v·(m − w_v) / (1 − m)).
     AbsentLogp(Tensor),
-    /// KL(p_ref ‖ p) = Σ_v p_ref,v (ln p_ref,v − ln p_v); ∂h = Wᵀ(p − p_ref). Holds the reference's hidden states (n,C) at the
-    /// counted rows, and its head.
+    /// KL(p_ref ‖ p) = Σ_v p_ref,v (ln p_ref,v − ln p_v); ∂h = Wᵀ(p − p_ref). `hidden` are the
+    /// reference's states (n,C) at the counted rows, `weight` is its head.
     Kl { hidden: Tensor, weight: Tensor },
 }
 

@@ -1,4 +1,5 @@
-//! Linear layers: `y = x·W + b (+ residual)`, and the norm of a weight's gradient without the gradient.
+//! Linear layers: `y = x·W + b (+ residual)`, and the norm of a weight's gradient without the
+//! gradient.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
@@ -6,8 +7,8 @@ use super::matmul::{Mat, large_product};
 use super::stored::{Values, read_stored};
 use super::{add_column_sums, par_rows, read, sum_of_squares, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
+use crate::model::ledger::{Param, Want};
 use crate::model::precision::Precision;
-use crate::model::weights::{Param, Want};
 
 /// How a weight matrix lies on disk and in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +19,8 @@ pub enum Orientation {
     OutIn,
 }
 
-/// `y (N,out) = x (N,in) · W + b`; backward ∂x = g·Wᵀ, and ∂W = xᵀ·g, ∂b = Σ_n g_n, which go to the ledger, or their squared
-/// norms alone.
+/// `y (N,out) = x (N,in) · W + b`. Backward: ∂x = g·Wᵀ. To the ledger go ∂W = xᵀ·g and
+/// ∂b = Σ_n g_n, or their squared norms alone.
 pub struct Linear {
     pub weight: Param,
     pub bias: Option<Param>,
@@ -37,7 +38,7 @@ impl Linear {
     }
 
     /// The weight as an (in, out) matrix.
-    fn matrix(&self, w: Values, input: usize, output: usize) -> Mat {
+    fn matrix<'a>(&self, w: Values<'a>, input: usize, output: usize) -> Mat<'a> {
         match self.orientation {
             Orientation::InOut => Mat::of(w, input, output),
             Orientation::OutIn => Mat::of(w, output, input).t(),
@@ -79,7 +80,8 @@ impl Linear {
         Ok((CpuStorage::F32(y), dims.into()))
     }
 
-    /// Gives the ledger what is wanted of W and b, and returns the gradient of x if it is on the graph.
+    /// Gives the ledger what is wanted of W and b, and returns the gradient of x if it is on the
+    /// graph.
     fn backward(&self, x: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (input, output) = self.sizes()?;
         let grad = grad.contiguous()?;
@@ -134,8 +136,8 @@ impl Linear {
 
 /// `‖xᵀg‖²_F` for x (N,in), g (N,out): the squared norm of a weight's gradient.
 ///
-/// `‖xᵀg‖² = Σ (xxᵀ ∘ ggᵀ)`: for few rows two N × N Gram matrices cost less than the in × out gradient, and nothing of
-/// its size is ever allocated. Which form runs depends on the shape alone.
+/// It is `Σ (xxᵀ ∘ ggᵀ)`: for few rows two N × N Gram matrices cost less than the in × out
+/// gradient, and nothing of its size is ever allocated. Which form runs depends on the shape alone.
 pub fn outer_square(
     x: &[f32],
     g: &[f32],
@@ -151,7 +153,8 @@ pub fn outer_square(
     }
 }
 
-/// Multiplications of [`gram_square`]: only the lower half of the Gram matrices is computed, in tiles of TILE rows.
+/// Multiplications of [`gram_square`]: only the lower half of the Gram matrices is computed, in
+/// tiles of TILE rows.
 fn gram_products(rows: usize, input: usize, output: usize) -> usize {
     let tiles = rows.div_ceil(TILE);
     (tiles * (tiles + 1) / 2) * TILE * TILE * (input + output)
@@ -207,7 +210,7 @@ pub fn gram_square(
             total += if i == j { sum } else { 2.0 * sum };
         }
     }
-    // A sum of products of two positive semidefinite matrices; below zero only by rounding.
+    // Both matrices are positive semidefinite, so only rounding takes the sum below zero.
     total.max(0.0)
 }
 
@@ -225,8 +228,7 @@ pub fn direct_square(
     let mut total = 0f64;
     for first in (0..input).step_by(STRIP) {
         let width = STRIP.min(input - first);
-        // SAFETY: columns first..first+width of every row of x.
-        let columns = unsafe { Mat::strided(x.as_ptr().add(first), rows, width, input) };
+        let columns = Mat::new(x, rows, input).part(0..rows, first..first + width);
         let out = &mut strip[..width * output];
         large_product(out, columns.t(), Mat::new(g, rows, output), 0.0, 1.0, precision);
         total += sum_of_squares(out);
@@ -250,7 +252,8 @@ impl CustomOp1 for Linear {
     }
 }
 
-/// [`Linear`] whose product is added to a residual stream: `y = r + x·W + b`. One pass less over the stream, both ways.
+/// [`Linear`] onto a residual stream: `y = r + x·W + b`. It saves a pass over the stream, both
+/// ways.
 pub struct LinearResidual(pub Linear);
 
 impl CustomOp2 for LinearResidual {

@@ -1,9 +1,11 @@
-//! CPU kernels: plain functions over `f32` slices, and the candle custom operations made of them.
+//! A *kernel* is a layer on the CPU: plain functions over `f32` slices, and a custom operation of
+//! candle's that is made of them.
 //!
-//! candle's own CPU path runs elementwise work on one thread, composes norms and softmax of many passes, and computes
-//! gradients for operands that are frozen. These operations do the same arithmetic in one pass, on all cores,
-//! vectorized by run-time dispatch ([`vectorized`]), and return a gradient only for the activations: what a parameter
-//! wants (nothing, its norm, its gradient) goes to the [`Ledger`](crate::model::weights::Ledger) of its view.
+//! candle's own CPU path runs elementwise work on one thread, composes norms and softmax of many
+//! passes, and computes gradients for operands that are frozen. These operations do the same
+//! arithmetic in one pass, on all cores, vectorized by run-time dispatch ([`vectorized`]). They
+//! return a gradient for the activations only. What is wanted of a parameter (nothing, its norm,
+//! its gradient) goes to the [`Ledger`](crate::model::ledger::Ledger) of its view.
 
 pub mod activation;
 pub mod attention;
@@ -11,16 +13,17 @@ pub mod embedding;
 pub mod head;
 pub mod linear;
 pub mod matmul;
+pub mod matrix;
 pub mod norm;
 pub mod optim;
-pub mod packed;
+mod packed;
 pub mod rotary;
 pub mod stored;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Run `work` compiled for the widest vectors this processor has (AVX-512, AVX2, or plain).
+/// Runs `work` compiled for the widest vectors this processor has (AVX-512, AVX2, or plain).
 #[inline(always)]
 pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     struct Run<F>(F);
@@ -50,7 +53,7 @@ fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
     storage.dtype()
 }
 
-/// Read a contiguous f32 CPU tensor in place.
+/// Reads a contiguous f32 CPU tensor in place.
 pub fn read<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -64,9 +67,24 @@ pub fn zeros(len: usize) -> Vec<f32> {
     vec![0.0; len]
 }
 
-/// Rows a parallel job takes at a time, so that a job is worth its dispatch (about 16 Ki values).
+/// Rows that a parallel job takes, so that it is worth its dispatch (about 16 Ki values).
 fn rows_per_job(columns: usize) -> usize {
     (16384 / columns.max(1)).max(1)
+}
+
+/// As [`par_rows`], over two outputs of the same size.
+pub fn par_rows_of_both(
+    [out, other]: [&mut [f32]; 2],
+    columns: usize,
+    work: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
+) {
+    assert_eq!(out.len(), other.len(), "two outputs of one size");
+    let step = rows_per_job(columns);
+    if out.len() <= step * columns {
+        return work(0, out, other);
+    }
+    let jobs = out.par_chunks_mut(step * columns).zip(other.par_chunks_mut(step * columns));
+    jobs.enumerate().for_each(|(job, (rows, others))| work(job * step, rows, others));
 }
 
 /// `work(first_row, rows of out)` over jobs of whole rows of `out` (rows, columns), on all cores.
@@ -78,11 +96,15 @@ pub fn par_rows(out: &mut [f32], columns: usize, work: impl Fn(usize, &mut [f32]
     out.par_chunks_mut(step * columns).enumerate().for_each(|(job, rows)| work(job * step, rows));
 }
 
-/// e^x for x ≤ 88, vectorizable; relative error below 2e-7, and 0 below −87.3 (where f32 would be denormal).
+/// e^x for x ≤ 88, vectorizable. Its relative error is below 2e-7; it is 0 below −87.3, where an
+/// f32 would be denormal.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // x = k·ln 2 + r with |r| ≤ ln2/2; e^r by its Taylor polynomial of degree 7; 2^k put into the exponent bits.
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³: adding and taking it away rounds to the nearest integer
+    // x = k·ln 2 + r with |r| ≤ ln2/2. e^r by its Taylor polynomial of degree 7; 2^k goes into the
+    // exponent bits.
+    //
+    // 1.5 · 2²³: adding and taking it away rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.0);
     let k = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = (clamped - k * 0.693_359_4) + k * 2.121_944_4e-4;
@@ -146,7 +168,8 @@ pub fn max(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
 }
 
-/// Σ x² in f64, on all cores; jobs of fixed size, so the result does not depend on the number of threads.
+/// Σ x² in f64, on all cores. Jobs have a fixed size, so that the result does not depend on the
+/// number of threads.
 pub fn sum_of_squares(values: &[f32]) -> f64 {
     const JOB: usize = 1 << 16;
     let parts: Vec<f64> = values
@@ -170,7 +193,7 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
 
 /// Column sums of `g` (rows, columns), added to `out` (columns): the gradient of a bias.
 pub fn add_column_sums(g: &[f32], columns: usize, out: &mut [f32]) {
-    // Jobs are ranges of columns: every job reads its columns of all rows, and the order of the sum stays by row.
+    // A job reads its columns of all rows, one row after another: so the order of the sum is fixed.
     let step = 256.min(columns);
     out.par_chunks_mut(step).enumerate().for_each(|(job, out)| {
         let first = job * step;
@@ -182,21 +205,6 @@ pub fn add_column_sums(g: &[f32], columns: usize, out: &mut [f32]) {
             }
         })
     });
-}
-
-/// A pointer that jobs writing to disjoint places may share.
-#[derive(Clone, Copy)]
-pub struct Shared(pub *mut f32);
-// SAFETY: every user writes only places that no other job reads or writes (stated where it is used).
-unsafe impl Send for Shared {}
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// The pointer moved by `offset` values.
-    pub fn at(self, offset: usize) -> *mut f32 {
-        // SAFETY: callers stay within the buffer the pointer was made of.
-        unsafe { self.0.add(offset) }
-    }
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
-//! Layer norm `y = (x − mean) / √(var + ε) ∘ w + b` and RMSNorm `y = x / √(mean(x²) + ε) ∘ w` over rows as wide as
-//! their weight, one pass each way.
+//! Layer norm `y = (x − mean) / √(var + ε) ∘ w + b` and RMSNorm `y = x / √(mean(x²) + ε) ∘ w` over
+//! rows as wide as their weight, one pass each way.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{Shared, dot, fold, par_rows, read, sum, sum_of_squares, values, vectorized, zeros};
+use super::{dot, fold, par_rows, read, sum, sum_of_squares, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
-use crate::model::weights::{Param, Want};
+use crate::model::ledger::{Param, Want};
 
-/// A norm with weight and bias (C); their gradients go to the ledger. A row of x may hold several rows of it: heads that
-/// are normed one by one.
+/// A norm with weight and bias (C); their gradients go to the ledger. A row of x may be several
+/// rows to the norm: heads, each normed by itself.
 pub struct Norm {
     pub weight: Param,
-    /// Layer norm's; RMSNorm has none, and takes no mean away.
+    /// A layer norm has one. RMSNorm has none, and takes no mean away.
     pub bias: Option<Param>,
     pub epsilon: f32,
 }
@@ -49,8 +49,8 @@ impl CustomOp1 for Norm {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    /// With x̂ the normalized row and h = g ∘ w: ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var + ε), ∂w = Σ g ∘ x̂, ∂b = Σ g;
-    /// RMSNorm's ∂x without mean(h).
+    /// With x̂ the normalized row and h = g ∘ w: ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var + ε),
+    /// ∂w = Σ g ∘ x̂, ∂b = Σ g. RMSNorm's ∂x has no mean(h).
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let _span = span(Part::Norm);
         let columns = self.weight.tensor.dims1()?;
@@ -96,23 +96,21 @@ impl Norm {
         gx: &mut [f32],
         wanted: bool,
     ) -> (Vec<f32>, Vec<f32>) {
-        // Jobs of a fixed number of rows, each with its own partial sums, added up in order: the same bits on any
-        // number of threads.
+        // Each job takes a fixed number of rows and has its own partial sums, which are added up in
+        // order: so the bits are the same on any number of threads.
         const ROWS: usize = 64;
-        let out = Shared(gx.as_mut_ptr());
-        let parts: Vec<(Vec<f32>, Vec<f32>)> = (0..x.len().div_ceil(ROWS * columns))
-            .into_par_iter()
-            .map(|job| {
+        let parts: Vec<(Vec<f32>, Vec<f32>)> = gx
+            .par_chunks_mut(ROWS * columns)
+            .enumerate()
+            .map(|(job, gx)| {
                 let begin = job * ROWS * columns;
-                let end = (begin + ROWS * columns).min(x.len());
                 let partial = if wanted { columns } else { 0 };
                 let (mut gw, mut gb) = (zeros(partial), zeros(partial));
                 let mut hat = zeros(columns);
                 vectorized(|| {
-                    for at in (begin..end).step_by(columns) {
+                    for (row, gx) in gx.chunks_exact_mut(columns).enumerate() {
+                        let at = begin + row * columns;
                         let (x, g) = (&x[at..at + columns], &g[at..at + columns]);
-                        // SAFETY: row `at` belongs to this job alone.
-                        let gx = unsafe { std::slice::from_raw_parts_mut(out.at(at), columns) };
                         let (mean, scale) = self.moments(x);
                         for j in 0..columns {
                             hat[j] = (x[j] - mean) * scale;

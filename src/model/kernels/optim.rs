@@ -15,8 +15,8 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
     }
 }
 
-/// `average ← decay·average + (1 − decay)·gradient^power`: the running average of gradients (1) or their squares (2).
-/// Both of one shape, whatever it is; no backward pass.
+/// `average ← decay·average + (1 − decay)·gradient^power`: the running average of gradients
+/// (power 1) or of their squares (2). Both have one shape, whatever it is. No backward pass.
 pub struct Average {
     pub decay: f64,
     pub squared: bool,
@@ -37,7 +37,7 @@ impl InplaceOp2 for Average {
         g_l: &Layout,
     ) -> Result<()> {
         let (average, gradient) = (values_mut(average, a_l)?, values(gradient, g_l)?);
-        // Of the exact decay: 1 − 0.999 in f32 is off by 1e-5 of itself.
+        // From the exact decay, since 1 − 0.999 in f32 is off by 1e-5 of itself.
         let (keep, take) = (self.decay as f32, (1.0 - self.decay) as f32);
         average.par_chunks_mut(JOB).zip(gradient.par_chunks(JOB)).for_each(
             |(average, gradient)| {
@@ -53,8 +53,8 @@ impl InplaceOp2 for Average {
     }
 }
 
-/// `θ ← shrink·θ − rate · direction / (√(squares)·root + ε)`: RMSProp's and AdamW's last line. All of
-/// one shape, whatever it is; no backward pass.
+/// `θ ← shrink·θ − rate · direction / (√(squares)·root + ε)`: the last line of RMSProp and AdamW.
+/// All have one shape, whatever it is. No backward pass.
 pub struct Descend {
     /// Learning rate, with AdamW's bias correction of the first moment in it.
     pub rate: f32,

@@ -1,9 +1,10 @@
-//! Rotary positions (Su et al. 2021): in every head the channels i and i + D/2 are turned by the angle φ = position · f_i:
-//! y_i = x_i cos φ − x_{i+D/2} sin φ, y_{i+D/2} = x_{i+D/2} cos φ + x_i sin φ. The gradient is turned back: by −φ.
+//! Rotary positions (Su et al. 2021): of every head some channels, the first 2P, are turned by
+//! pairs. The channels i and i + P turn by the angle φ = position · f_i: y_i = x_i cos φ − x_{i+P}
+//! sin φ, y_{i+P} = x_{i+P} cos φ + x_i sin φ. The gradient is turned back: by −φ.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 use super::{par_rows, read, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
@@ -11,12 +12,14 @@ use crate::base::profile::{Part, span};
 /// The angles of one model.
 #[derive(Debug)]
 pub struct Rotary {
-    /// Radians a position, of each pair of channels: (D/2)
+    /// Radians a position, of each pair of channels: (P)
     frequencies: Vec<f32>,
+    /// D
+    head_dim: usize,
     turns: Mutex<Arc<Turns>>,
 }
 
-/// Cosines and sines of the angles at the first positions: (positions, D/2) each.
+/// Cosines and sines of the angles at the first positions: (positions, P) each.
 #[derive(Debug, Default)]
 pub struct Turns {
     pub cosines: Vec<f32>,
@@ -24,13 +27,27 @@ pub struct Turns {
 }
 
 impl Rotary {
+    /// All channels of a head turn.
     pub fn new(frequencies: Vec<f32>) -> Self {
-        Self { frequencies, turns: Mutex::default() }
+        let head_dim = 2 * frequencies.len();
+        Self::of_part(frequencies, head_dim)
     }
 
-    /// D/2
+    /// The first channels of heads of `head_dim` turn, two for each frequency. Panics if there are
+    /// fewer.
+    pub fn of_part(frequencies: Vec<f32>, head_dim: usize) -> Self {
+        assert!(2 * frequencies.len() <= head_dim, "more pairs than {head_dim} channels");
+        Self { frequencies, head_dim, turns: Mutex::default() }
+    }
+
+    /// P
     pub fn pairs(&self) -> usize {
         self.frequencies.len()
+    }
+
+    /// D
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
     }
 
     /// The turns at these positions and all before them; kept, and made anew by doubling.
@@ -49,28 +66,59 @@ impl Rotary {
     }
 }
 
-/// Turns the heads of x: (N, heads·D) → (N, heads·D).
+/// Which heads of a row are turned: of every `of` side by side the first `turned`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Which {
+    pub turned: usize,
+    pub of: usize,
+}
+
+impl Which {
+    /// Queries alone, or keys.
+    pub const ALL: Self = Self { turned: 1, of: 1 };
+    /// Query, key and value of each head side by side: values have no position.
+    pub const BY_HEAD: Self = Self { turned: 2, of: 3 };
+}
+
+/// Turns heads of x: (N, heads·D) → (N, heads·D).
 pub struct Rotate {
     pub turns: Arc<Turns>,
-    /// D/2
+    /// P
     pub pairs: usize,
+    /// D
+    pub head_dim: usize,
+    pub which: Which,
     /// (N)
     pub positions: Vec<u32>,
 }
 
 impl Rotate {
-    /// `way` is 1, or −1 to turn back.
-    fn turn(&self, x: &[f32], way: f32) -> Vec<f32> {
-        let (pairs, width) = (self.pairs, x.len() / self.positions.len());
+    /// `way` is 1, or −1 to turn back. Errors if x is not rows of whole heads.
+    fn turn(&self, x: &[f32], way: f32) -> Result<Vec<f32>> {
+        let (pairs, rows) = (self.pairs, self.positions.len());
+        let width = x.len().checked_div(rows).unwrap_or(0);
+        if rows * width != x.len() || !width.is_multiple_of(self.which.of * self.head_dim) {
+            bail!("rotary positions: {} values in {rows} rows of heads", x.len());
+        }
         let mut y = zeros(x.len());
+        if x.is_empty() {
+            return Ok(y);
+        }
         par_rows(&mut y, width, |first, rows| {
             vectorized(|| {
                 for (row, y) in (first..).zip(rows.chunks_exact_mut(width)) {
                     let at = self.positions[row] as usize * pairs;
                     let (cosines, sines) =
                         (&self.turns.cosines[at..][..pairs], &self.turns.sines[at..][..pairs]);
-                    let heads = x[row * width..][..width].chunks_exact(2 * pairs);
-                    for (x, y) in heads.zip(y.chunks_exact_mut(2 * pairs)) {
+                    let heads = x[row * width..][..width].chunks_exact(self.head_dim);
+                    for (i, (x, y)) in heads.zip(y.chunks_exact_mut(self.head_dim)).enumerate() {
+                        if i % self.which.of >= self.which.turned {
+                            y.copy_from_slice(x);
+                            continue;
+                        }
+                        let ((x, x_rest), (y, y_rest)) =
+                            (x.split_at(2 * pairs), y.split_at_mut(2 * pairs));
+                        y_rest.copy_from_slice(x_rest);
                         let ((x1, x2), (y1, y2)) = (x.split_at(pairs), y.split_at_mut(pairs));
                         for j in 0..pairs {
                             y1[j] = x1[j] * cosines[j] - x2[j] * (way * sines[j]);
@@ -80,7 +128,7 @@ impl Rotate {
                 }
             })
         });
-        y
+        Ok(y)
     }
 }
 
@@ -91,12 +139,12 @@ impl CustomOp1 for Rotate {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let _span = span(Part::Attention);
-        Ok((CpuStorage::F32(self.turn(values(x, layout)?, 1.0)), layout.shape().clone()))
+        Ok((CpuStorage::F32(self.turn(values(x, layout)?, 1.0)?), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let _span = span(Part::Attention);
-        let gx = read(&grad.contiguous()?, |g| self.turn(g, -1.0))?;
+        let gx = read(&grad.contiguous()?, |g| self.turn(g, -1.0))??;
         Ok(Some(Tensor::from_vec(gx, x.shape(), x.device())?))
     }
 }

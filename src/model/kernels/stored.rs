@@ -1,9 +1,12 @@
-//! Matrices of weights in the dtype that their checkpoint stores them in. Products, and all else that reads them, widen
-//! their values to f32, which is exact: the results are those of weights that were widened when they were loaded.
+//! Matrices of weights in the dtype that their checkpoint stores them in. Whatever reads them
+//! widens their values to f32, which is exact: the results are those of weights that were widened
+//! when they were loaded.
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+use crate::model::precision::WeightsDtype;
 
 /// The values of a matrix, where they lie.
 #[derive(Clone, Copy)]
@@ -19,7 +22,42 @@ impl<'a> From<&'a [f32]> for Values<'a> {
     }
 }
 
-impl Values<'_> {
+impl<'a> Values<'a> {
+    pub fn dtype(self) -> WeightsDtype {
+        match self {
+            Self::F32(_) => WeightsDtype::F32,
+            Self::Bf16(_) => WeightsDtype::Bf16,
+            Self::F16(_) => WeightsDtype::F16,
+        }
+    }
+
+    /// Those from number `first` on. Panics if there are fewer.
+    pub fn after(self, first: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(&values[first..]),
+            Self::Bf16(values) => Self::Bf16(&values[first..]),
+            Self::F16(values) => Self::F16(&values[first..]),
+        }
+    }
+
+    /// The first `count`. Panics if there are fewer.
+    pub fn first(self, count: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(&values[..count]),
+            Self::Bf16(values) => Self::Bf16(&values[..count]),
+            Self::F16(values) => Self::F16(&values[..count]),
+        }
+    }
+
+    /// Where the first one lies.
+    pub fn as_ptr(self) -> *const u8 {
+        match self {
+            Self::F32(values) => values.as_ptr().cast(),
+            Self::Bf16(values) => values.as_ptr().cast(),
+            Self::F16(values) => values.as_ptr().cast(),
+        }
+    }
+
     pub fn count(self) -> usize {
         match self {
             Self::F32(values) => values.len(),
@@ -28,18 +66,16 @@ impl Values<'_> {
         }
     }
 
-    /// `put(place, value)` for the values from `first` on, as many as there are places.
+    /// `put(place, value)` for the values from `first` on. Panics if there are fewer than places.
     #[inline(always)]
     pub fn each(self, first: usize, places: &mut [f32], put: impl Fn(&mut f32, f32)) {
-        match self {
-            Self::F32(values) => {
-                places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, *v))
-            }
+        match self.after(first).first(places.len()) {
+            Self::F32(values) => places.iter_mut().zip(values).for_each(|(p, v)| put(p, *v)),
             Self::Bf16(values) => {
-                places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, v.to_f32()))
+                places.iter_mut().zip(values).for_each(|(p, v)| put(p, v.to_f32()))
             }
             Self::F16(values) => {
-                places.iter_mut().zip(&values[first..]).for_each(|(p, v)| put(p, v.to_f32()))
+                places.iter_mut().zip(values).for_each(|(p, v)| put(p, v.to_f32()))
             }
         }
     }

@@ -106,13 +106,13 @@ impl Descent {
         steers: &Mat<f64>,
     ) -> Result<Step> {
         let Patient { model, mlp, .. } = *patient;
-        let (Harvest { mut gradients, mut tapped, .. }, loss) = {
+        let (Harvest { mut gradients, mut readings, .. }, loss) = {
             let matrices: Vec<String> = scope.keys().map(|&block| mlp.weight(block)).collect();
             let view = patient.weights.view(Who::Patient, |spec| {
                 if matrices.contains(&spec.name) { Want::Gradient } else { Want::Nothing }
             })?;
             let view = match self.direction {
-                Direction::Star => view.tapping(scope.keys().map(|&block| mlp.output(block))),
+                Direction::Star => view.probing(scope.keys().map(|&block| mlp.output(block))),
                 Direction::Gradient => view,
             };
             let loss = loss::nll(model, &view, batch)?;
@@ -136,7 +136,7 @@ impl Descent {
                 let gradient = gradients
                     .remove(&mlp.weight(block))
                     .context("no gradient of an output matrix")?;
-                let neurons = match tapped.remove(&mlp.output(block)) {
+                let neurons = match readings.remove(&mlp.output(block)) {
                     Some(read) => Some(at_rows(&read.input, &batch.rows)?),
                     None => None,
                 };

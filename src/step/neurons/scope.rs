@@ -132,13 +132,13 @@ pub fn attribution(
     blocks: Range<usize>,
 ) -> Result<Vec<Vec<f64>>> {
     let Patient { model, weights, mlp, .. } = patient;
-    let view = weights.frozen(Who::Patient)?.tapping(blocks.clone().map(|block| mlp.output(block)));
+    let view = weights.frozen(Who::Patient)?.probing(blocks.clone().map(|block| mlp.output(block)));
     let h = model.hidden(&view, &batch.packed)?;
     view.backward(model.token_logp(&view, &h, &batch.rows, &batch.targets)?.exp()?.sum_all()?)?;
-    let tapped = view.harvest()?.tapped;
+    let readings = view.harvest()?.readings;
     blocks
         .map(|block| {
-            let read = &tapped[&mlp.output(block)];
+            let read = &readings[&mlp.output(block)];
             let gradient = read
                 .gradient
                 .as_ref()

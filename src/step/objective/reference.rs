@@ -12,11 +12,9 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use crate::model::Model;
+use crate::model::memory::KEPT_STATES;
 use crate::model::weights::{Kernels, Place, View, Weights, Who};
 use crate::tokens::Packed;
-
-/// Bytes of hidden states that are kept at most; texts beyond are read each time.
-pub const MOST: usize = 256 << 20;
 
 /// The reference, and how far the patient goes the same way.
 pub struct Reference<'w> {
@@ -132,7 +130,7 @@ impl Known {
 impl Kept {
     fn add(&mut self, ids: &[u32], states: &Tensor) -> Result<()> {
         let bytes = states.elem_count() * states.dtype().size_in_bytes();
-        if self.bytes + bytes <= MOST && !self.states.contains_key(ids) {
+        if self.bytes + bytes <= KEPT_STATES && !self.states.contains_key(ids) {
             self.bytes += bytes;
             // A copy: a part of a batch would keep all of it.
             self.states.insert(ids.to_vec(), states.copy()?);

@@ -1,5 +1,5 @@
-//! A *chat template* makes one text of a conversation's messages, with the marks that the model was trained on. It comes
-//! with the tokenizer, in Jinja as transformers runs it.
+//! A *chat template* makes one text of a conversation's messages, with the marks that the model was
+//! trained with. It comes with the tokenizer, in Jinja as transformers runs it.
 
 mod tojson;
 
@@ -39,7 +39,7 @@ const FIELDS: &[(char, &str)] = &[
     ('y', "26"),
 ];
 
-/// transformers' mark of what an assistant says. What is within is a scope of its own there.
+/// The mark that transformers puts around what an assistant says: a scope of its own.
 static GENERATION: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("a regex"));
 
@@ -48,14 +48,14 @@ static GENERATION: LazyLock<Regex> =
 pub enum Ending {
     /// With its last message.
     Message,
-    /// With what stands before an assistant's answer.
+    /// With all that stands before an assistant's answer.
     Prompt,
 }
 
 /// The chat template of a model.
 pub struct ChatTemplate {
     file: String,
-    /// Or why the template can't be read: no harm until a conversation asks for it.
+    /// Or why the template can't be read, which does no harm until a conversation asks for it.
     environment: std::result::Result<Environment<'static>, String>,
     /// `bos_token` and its like.
     tokens: BTreeMap<String, String>,
@@ -83,7 +83,8 @@ impl ChatTemplate {
         };
         let config = json(&config_path)?;
         let mut tokens = special_tokens(&config);
-        // As in transformers: the older file has the last word, unless the newer one lists all tokens.
+        // As in transformers, the older file has the last word, unless the newer one lists all
+        // tokens.
         if config["added_tokens_decoder"].is_null() {
             tokens.extend(special_tokens(&json(&dir.join("special_tokens_map.json"))?));
         }
@@ -124,15 +125,18 @@ impl ChatTemplate {
         })
     }
 
-    /// The text of a conversation that stands at `place`. Errors (bad input) if the template is broken, fails or does not
-    /// come to an end.
+    /// The text of a conversation that stands at `place`. Errors (bad input) if the template is
+    /// broken, fails or does not come to an end.
     pub fn render(&self, messages: &[Value], ending: Ending, place: &Place) -> Result<String> {
         let failed = |why: String| {
             error::Error::Input(format!("{place}: the chat template in {}: {why}", self.file))
         };
         let environment = self.environment.as_ref().map_err(|why| failed(why.clone()))?;
         let variables = context! {
-            messages => Serde(messages), add_generation_prompt => ending == Ending::Prompt, tools => (), documents => (),
+            messages => Serde(messages),
+            add_generation_prompt => ending == Ending::Prompt,
+            tools => (),
+            documents => (),
             ..Serde(&self.tokens)
         };
         let text = environment.get_template(NAME).and_then(|template| template.render(variables));
@@ -152,8 +156,8 @@ fn special_tokens(config: &Value) -> BTreeMap<String, String> {
     tokens.collect()
 }
 
-/// The date that templates write into a conversation. It is always the first moment of 2026, a Thursday: a run that is
-/// repeated on another day must make the same bytes.
+/// The date that templates write into a conversation. It is always the first moment of 2026, a
+/// Thursday: a run that is repeated on another day must make the same bytes.
 fn strftime_now(format: String) -> std::result::Result<String, Error> {
     let (mut text, mut rest) = (String::new(), format.chars());
     while let Some(c) = rest.next() {

@@ -1,9 +1,9 @@
-//! The filter `tojson` as transformers has it: Python's `json.dumps`, which escapes nothing for HTML.
+//! The filter `tojson` as transformers has it: Python's `json.dumps`, without escapes for HTML.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Values within values; Python's recursion ends, too.
+/// How deep values may lie within each other; Python's recursion has an end, too.
 const DEPTH: usize = 500;
 
 /// `value|tojson(ensure_ascii=false, indent=none, separators=none, sort_keys=false)`.
@@ -110,7 +110,7 @@ impl Style {
             }
             line(depth + 1, out);
             write(item, out)?;
-            // A list may hold the same list many times, and so on: small itself, its text has no end.
+            // A small list may hold the same list many times, and so on: its text has no end.
             state.consume_fuel(1 + (out.len() - before) as u64 / 64)?;
         }
         if !items.is_empty() {
@@ -133,7 +133,7 @@ impl Style {
     }
 }
 
-/// As Python writes it: always with a point or an exponent, and that of two digits.
+/// As Python writes it: with a point, or with an exponent of at least two digits.
 fn float(x: f64) -> String {
     let scientific = format!("{x:e}");
     match scientific

@@ -1,4 +1,5 @@
-//! Reading `config.json`: typed look-ups whose errors name the setting.
+//! A *config* is what a model's `config.json` says, read by typed look-ups whose errors name the
+//! key.
 
 use anyhow::Result;
 use serde_json::Value;
@@ -6,19 +7,19 @@ use serde_json::Value;
 use super::layers::{Activation, Rotary};
 use crate::bail_input;
 
-/// The settings of a `config.json`.
-pub struct Settings<'a> {
-    config: &'a Value,
+/// A `config.json`, or an object in it.
+pub struct Config<'a> {
+    json: &'a Value,
 }
 
-impl<'a> Settings<'a> {
-    pub fn new(config: &'a Value) -> Self {
-        Self { config }
+impl<'a> Config<'a> {
+    pub fn new(json: &'a Value) -> Self {
+        Self { json }
     }
 
     /// The value of a key, if it is there and not null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.config.get(key).filter(|v| !v.is_null())
+        self.json.get(key).filter(|v| !v.is_null())
     }
 
     /// A required text.
@@ -50,10 +51,11 @@ impl<'a> Settings<'a> {
 
     /// A size with the default that transformers has where it is absent; null means none.
     pub fn size_or_null(&self, key: &str, default: usize) -> Result<Option<usize>> {
-        if self.config.get(key).is_none() { Ok(Some(default)) } else { self.size_or_none(key) }
+        if self.json.get(key).is_none() { Ok(Some(default)) } else { self.size_or_none(key) }
     }
 
-    /// A number of blocks: at least one, and no more than any model has, since their names are about to be listed.
+    /// A number of blocks: at least one, and no more than any model has, since their names are
+    /// about to be listed.
     pub fn blocks(&self, key: &str) -> Result<usize> {
         match self.size(key)? {
             blocks @ 1..=10_000 => Ok(blocks),
@@ -106,52 +108,76 @@ impl<'a> Settings<'a> {
         match Activation::parse(name) {
             Some(activation) => Ok(activation),
             None => bail_input!(
-                "config.json: {key:?} {name:?} is not implemented (have: gelu_new, gelu, relu, silu)"
+                "config.json: {key:?} {name:?} is not implemented \
+                 (have: gelu_new, gelu, relu, silu)"
             ),
         }
     }
 
-    /// The settings of rotary positions: a `rope_scaling` that is not empty, or else `rope_parameters`, as transformers
-    /// 5 takes them. Errors (bad input) on what has no meaning here: no object, or objects in it (one for each kind of
-    /// layers).
-    fn rope(&self) -> Result<Settings<'a>> {
+    /// What is said of rotary positions: a `rope_scaling` that is not empty, or else
+    /// `rope_parameters`, as transformers 5 takes them. Errors (bad input) on what has no meaning
+    /// here: no object, or objects in it (one for each kind of layers).
+    fn rope(&self) -> Result<Config<'a>> {
         for key in ["rope_scaling", "rope_parameters"] {
             match self.get(key) {
                 None => (),
-                Some(value @ Value::Object(settings)) => {
-                    if let Some((kind, _)) = settings.iter().find(|(_, value)| value.is_object()) {
+                Some(value @ Value::Object(found)) => {
+                    if let Some((kind, _)) = found.iter().find(|(_, value)| value.is_object()) {
                         bail_input!(
-                            "config.json: {key:?} has settings of its own for {kind:?}, which is not implemented \
-                             (have: one kind of rotary positions for all layers)"
+                            "config.json: {key:?} has settings of its own for {kind:?}, which is \
+                             not implemented (have: one kind of rotary positions for all layers)"
                         );
                     }
-                    if !settings.is_empty() {
-                        return Ok(Settings::new(value));
+                    if !found.is_empty() {
+                        return Ok(Config::new(value));
                     }
                 }
                 Some(other) => bail_input!("config.json: {key:?} is {other}, expected an object"),
             }
         }
-        Ok(Settings::new(&Value::Null))
+        Ok(Config::new(&Value::Null))
     }
 
-    /// Rotary positions of heads of `head_dim` channels, by `rope_scaling`, or `rope_parameters` where that is empty; a
-    /// `rope_theta` that is not in them stands beside them. `context`: the longest sequence, taken for the one before
-    /// scaling where none is named.
+    /// Rotary positions of whole heads of `head_dim` channels. Errors (bad input) on those of a
+    /// part.
     pub fn rotary(&self, head_dim: usize, context: usize) -> Result<Rotary> {
-        let scaling = self.rope()?;
-        let either =
-            |key: &str, default: f64| scaling.number_or(key, self.number_or(key, default)?);
-        if either("partial_rotary_factor", 1.0)? != 1.0 || !head_dim.is_multiple_of(2) {
+        let beside = Beside { theta: "rope_theta", part: "partial_rotary_factor", all: 1.0 };
+        let rotary = self.rotary_beside(&beside, head_dim, context)?;
+        if 2 * rotary.pairs() != head_dim {
             bail_input!(
-                "config.json: rotary positions on a part of a head's {head_dim} channels are not implemented"
+                "config.json: rotary positions on a part of a head's {head_dim} channels are not \
+                 implemented for this architecture"
             );
         }
-        let theta = either("rope_theta", 10000.0)?;
+        Ok(rotary)
+    }
+
+    /// Rotary positions of heads of `head_dim` channels, by `rope_scaling`, or `rope_parameters`
+    /// where that is empty. What is not in them stands `beside` them. `context`: the longest
+    /// sequence, taken for the one before scaling where none is named.
+    pub fn rotary_beside(
+        &self,
+        beside: &Beside,
+        head_dim: usize,
+        context: usize,
+    ) -> Result<Rotary> {
+        let scaling = self.rope()?;
+        let either = |key: &str, own: &str, default: f64| {
+            scaling.number_or(key, self.number_or(own, default)?)
+        };
+        let part = either("partial_rotary_factor", beside.part, beside.all)?;
+        let turned = (head_dim as f64 * part) as usize;
+        if !(part > 0.0 && part <= 1.0) || turned == 0 || !turned.is_multiple_of(2) {
+            bail_input!(
+                "config.json: rotary positions on {part} of a head's {head_dim} channels are not \
+                 implemented (have: pairs of them)"
+            );
+        }
+        let theta = either("rope_theta", beside.theta, 10000.0)?;
         if theta <= 0.0 {
             bail_input!("config.json: \"rope_theta\" is {theta}, expected a number above 0");
         }
-        let plain = (0..head_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64));
+        let plain = (0..turned / 2).map(|pair| theta.powf(-2.0 * pair as f64 / turned as f64));
         let kind = match scaling.get("rope_type").or_else(|| scaling.get("type")) {
             // transformers scales nothing then, which no one can have meant.
             None if scaling.get("factor").is_some() => None,
@@ -169,21 +195,21 @@ impl<'a> Settings<'a> {
                     (scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);
                 let original = "original_max_position_embeddings";
                 // Beside the scaling it goes before the one in it, as in transformers.
-                let context = match [self, &scaling]
-                    .into_iter()
-                    .find(|settings| settings.get(original).is_some())
-                {
-                    Some(settings) => settings.positive(original)?,
+                let places = [self, &scaling];
+                let context = match places.into_iter().find(|c| c.get(original).is_some()) {
+                    Some(place) => place.positive(original)?,
                     None => context as f64,
                 };
                 if low >= high {
                     bail_input!(
-                        "config.json: \"low_freq_factor\" {low} is not below \"high_freq_factor\" {high}"
+                        "config.json: \"low_freq_factor\" {low} is not below \
+                         \"high_freq_factor\" {high}"
                     );
                 }
                 plain
                     .map(|frequency| {
-                        // How many times the pair turns within the original context decides how much it is slowed.
+                        // How many times the pair turns within the original context decides how
+                        // much it is slowed.
                         let turns = context * frequency / std::f64::consts::TAU;
                         let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                         (1.0 - kept) * frequency / factor + kept * frequency
@@ -195,7 +221,8 @@ impl<'a> Settings<'a> {
                 kind.unwrap_or("of no name")
             ),
         };
-        Ok(Rotary::new(scaled.into_iter().map(|frequency| frequency as f32).collect()))
+        let frequencies = scaled.into_iter().map(|frequency| frequency as f32).collect();
+        Ok(Rotary::of_part(frequencies, head_dim))
     }
 
     /// `whole / parts`, which must be even.
@@ -207,21 +234,33 @@ impl<'a> Settings<'a> {
     }
 }
 
+/// The keys beside `rope_scaling` that tell of rotary positions what it leaves out.
+pub struct Beside {
+    /// That of θ.
+    pub theta: &'static str,
+    /// That of the part of a head's channels that are turned.
+    pub part: &'static str,
+    /// The part where no one names it.
+    pub all: f64,
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
 
-    /// As in transformers 5.24 (`_compute_llama3_parameters`): by it the second pair of channels is slowed or not.
+    /// As in transformers 5.24 (`_compute_llama3_parameters`): by it the second pair of channels is
+    /// slowed or not.
     #[test]
     fn the_original_context_of_scaling_is_found() {
         let cosines = |inside: Option<u32>, beside: Option<u32>| {
-            let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+                                 "high_freq_factor": 4.0,
                                  "original_max_position_embeddings": inside});
             let config =
                 json!({"rope_scaling": scaling, "original_max_position_embeddings": beside});
-            Settings::new(&config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
+            Config::new(&config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
         };
         assert_eq!(cosines(None, None), cosines(Some(64), None));
         assert_eq!(cosines(None, Some(32)), cosines(Some(32), None));
@@ -233,7 +272,7 @@ mod tests {
     #[test]
     fn rope_scaling_goes_before_rope_parameters() {
         let rotary = |config: &Value| {
-            Settings::new(config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
+            Config::new(config).rotary(8, 64).expect("rotary").turns(&[5]).cosines.clone()
         };
         let parameters = json!({"rope_type": "default", "rope_theta": 100.0});
         let linear = json!({"type": "linear", "factor": 2.0});

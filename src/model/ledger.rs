@@ -1,0 +1,82 @@
+//! A *ledger* holds what the passes of a view find out about parameters: the kernels write it while
+//! the backward pass goes by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::Tensor;
+
+use super::precision::Precision;
+
+/// What a pass must find out about a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// Nothing: no graph is built for it.
+    Nothing,
+    /// Σ g² over the parameter.
+    Norm,
+    /// The gradient.
+    Gradient,
+}
+
+/// A tensor and what its pass must find out about it.
+#[derive(Debug, Clone)]
+pub struct Param {
+    /// In f32; the kernels take a matrix as it is kept.
+    pub tensor: Tensor,
+    pub name: Arc<str>,
+    pub want: Want,
+    /// What its products round their operands to.
+    pub precision: Precision,
+    pub(super) ledger: Arc<Ledger>,
+}
+
+/// The findings of one view.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    findings: Mutex<Findings>,
+}
+
+/// By the names of the parameters.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    pub squares: BTreeMap<String, f64>,
+    pub gradients: BTreeMap<String, Vec<f32>>,
+    /// Names that the backward pass under way has come by.
+    pub reached: BTreeSet<String>,
+}
+
+impl Ledger {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Findings> {
+        // A poisoned ledger belongs to a pass that has already failed.
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Param {
+    /// Record Σ g² of this parameter. Errors if it was recorded before: a norm of a sum is no sum
+    /// of norms.
+    pub fn add_square(&self, square: f64) -> candle_core::Result<()> {
+        let mut findings = self.ledger.lock();
+        findings.reached.insert(self.name.to_string());
+        if findings.squares.insert(self.name.to_string(), square).is_some() {
+            candle_core::bail!("{}: two norms in one pass", self.name);
+        }
+        Ok(())
+    }
+
+    /// Add to the gradient of this parameter: `add(gradient so far, keep)`, where `keep` is 0 for a
+    /// fresh buffer.
+    pub fn add_gradient(&self, add: impl FnOnce(&mut [f32], f32)) {
+        let mut findings = self.ledger.lock();
+        findings.reached.insert(self.name.to_string());
+        match findings.gradients.get_mut(&*self.name) {
+            Some(sum) => add(sum, 1.0),
+            None => {
+                let mut fresh = vec![0.0; self.tensor.elem_count()];
+                add(&mut fresh, 0.0);
+                findings.gradients.insert(self.name.to_string(), fresh);
+            }
+        }
+    }
+}
