@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::Result;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
-use super::mapped::Mapped;
 use crate::base::error::Error;
 use crate::model::precision::WeightsDtype;
 
@@ -36,13 +35,12 @@ impl TensorInfo {
     }
 }
 
-/// Names and places of the tensors of one safetensors file, the `index`-th weight file of a model.
-/// Errors (bad input) if the header and the size of the file don't fit each other.
-pub fn read_header(path: &Path, index: usize) -> Result<Vec<(String, TensorInfo)>> {
-    let broken = |why: String| Error::Input(format!("{}: {why}", path.display()));
-    let map = Mapped::open(path).map_err(|e| broken(e.to_string()))?;
-    let (length, metadata) =
-        SafeTensors::read_metadata(map.whole()).map_err(|e| broken(reason(&e, map.whole())))?;
+/// Names and places of the tensors in the `index`-th weight file of a model, whose bytes are
+/// `file`. Errors (bad input) if its header is broken, or if it has more or fewer bytes than the
+/// header says.
+pub fn read_header(file: &[u8], path: &Path, index: usize) -> Result<Vec<(String, TensorInfo)>> {
+    let (length, metadata) = SafeTensors::read_metadata(file)
+        .map_err(|e| Error::Input(format!("{}: {}", path.display(), reason(&e, file))))?;
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (from, to) = info.data_offsets;
         let (offset, bytes) = ((size_of::<u64>() + length + from) as u64, (to - from) as u64);

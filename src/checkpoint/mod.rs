@@ -44,8 +44,7 @@ pub use output::{copy_model, write};
 /// What an output head of its own is called, in every architecture.
 const HEAD: &str = "lm_head.weight";
 
-/// Masks and frequencies that older versions of transformers stored in blocks: they are no
-/// parameters.
+/// Masks and frequencies that older versions of transformers stored in blocks: they are no parameters.
 const BUFFERS: [&str; 5] = [
     ".attn.bias",
     ".attn.masked_bias",
@@ -89,7 +88,10 @@ impl Checkpoint {
         let files = weight_files(dir, &config)?;
         let mut entries = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for (tensor, entry) in read_header(&dir.join(file), index)? {
+            let path = dir.join(file);
+            let map = Mapped::open(&path)
+                .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+            for (tensor, entry) in read_header(map.whole(), &path, index)? {
                 if entries.insert(tensor.clone(), entry).is_some() {
                     bail_input!("{}: tensor {tensor} is in two files", dir.display());
                 }
@@ -254,11 +256,11 @@ impl Checkpoint {
     /// (`position_ids`) and the twin are left out. Errors are those of [`Self::load`].
     pub fn floats(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut maps = self.maps();
-        let of_integers = |entry: &TensorInfo| {
+        let is_integer = |entry: &TensorInfo| {
             use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
             [BOOL, I8, I16, I32, I64, U8, U16, U32, U64].contains(&entry.dtype)
         };
-        let floats = self.entries.iter().filter(|(_, entry)| !of_integers(entry));
+        let floats = self.entries.iter().filter(|(_, entry)| !is_integer(entry));
         floats
             .map(|(name, entry)| Ok((name.clone(), self.tensor::<f32>(&mut maps, name, entry)?)))
             .collect()
