@@ -72,3 +72,40 @@ fn reason(error: &SafeTensorError, file: &[u8]) -> String {
         _ => format!("broken header: {error}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with this header and so many bytes of data.
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
+    }
+
+    #[test]
+    fn a_header_that_lies_is_refused() {
+        let tensor = |name: &str, values: u64, from: usize, to: usize| {
+            format!(r#""{name}":{{"dtype":"F32","shape":[{values}],"data_offsets":[{from},{to}]}}"#)
+        };
+        let a = tensor("a", 2, 0, 8);
+        let read = |file: &[u8]| read_header(file, Path::new("model.safetensors"), 0);
+        let good = read(&file(&format!("{{{a}}}"), 8)).expect("good");
+        assert_eq!((good[0].0.as_str(), good[0].1.bytes, good[0].1.file), ("a", 8, 0));
+        let both = |b: String| format!("{{{a},{b}}}");
+        for (file, words) in [
+            (file(&both(tensor("b", 1, 4, 8)), 8), "offset for tensor `b`"),
+            (file(&both(tensor("b", 1, 12, 16)), 16), "offset for tensor `b`"),
+            (file(&both(tensor("b", 2, 8, 12)), 12), "invalid shape"),
+            (file(&both(tensor("b", u64::MAX, 8, 12)), 12), "overflow"),
+            (file(&format!("{{{a}}}"), 7), "after 69 bytes; it is truncated"),
+            (file(&format!("{{{a}}}"), 9), "after 71 bytes; it is truncated or was changed"),
+            (file("nonsense", 0), "broken header"),
+            (u64::MAX.to_le_bytes().to_vec(), "the header says that it has 18446744073709551615"),
+            (vec![0; 7], "truncated: 7 bytes"),
+        ] {
+            let error = read(&file).expect_err(words).to_string();
+            assert!(error.starts_with("model.safetensors: "), "{error}");
+            assert!(error.contains(words), "{words:?} is not in: {error}");
+        }
+    }
+}
