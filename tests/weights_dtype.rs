@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use irepair::base::tensors::Stored;
-use irepair::checkpoint;
 use irepair::checkpoint::Checkpoint;
 use irepair::model::Model;
 use irepair::model::precision::Precision;
@@ -44,8 +43,12 @@ fn stored(config: &Value, dtype: Dtype) -> (tempfile::TempDir, Checkpoint, Model
         .collect();
     let dir = tempfile::tempdir().expect("dir");
     std::fs::write(dir.path().join("config.json"), config.to_string()).expect("writes");
-    irepair::base::tensors::write_tensors(&dir.path().join("model.safetensors"), &[("format", "pt")], &tensors)
-        .expect("writes");
+    irepair::base::tensors::write_tensors(
+        &dir.path().join("model.safetensors"),
+        &[("format", "pt")],
+        &tensors,
+    )
+    .expect("writes");
     let checkpoint = Checkpoint::open(dir.path(), "random", None).expect("opens");
     (dir, checkpoint, model)
 }
