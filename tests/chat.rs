@@ -1,7 +1,7 @@
 //! Conversations: what `scripts/make_golden_chat.py` had transformers make of them, and what is refused.
 
 use irepair::data;
-use irepair::data::{KeyMap, Place};
+use irepair::data::{FileLine, KeyMap};
 use irepair::tokens::chat::{ChatTemplate, Ending};
 use irepair::tokens::{Encoder, Lengths};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ fn folders(template: &str) -> Vec<tempfile::TempDir> {
 fn templates_give_what_transformers_gives() {
     let golden = golden::json("chat.json");
     let conversations = golden["conversations"].as_array().expect("conversations");
-    let place = Place { file: std::path::Path::new("chat.jsonl").into(), line: 3 };
+    let place = FileLine { file: std::path::Path::new("chat.jsonl").into(), line: 3 };
     for (name, expected) in golden["templates"].as_object().expect("templates") {
         for folder in folders(&template(name)) {
             let chat = ChatTemplate::of(folder.path()).expect("opens").expect("a template");
@@ -391,7 +391,7 @@ fn dates_and_special_tokens() {
         write("chat_template.jinja", template);
         write("tokenizer_config.json", &config.to_string());
         let chat = ChatTemplate::of(dir.path()).expect("opens").expect("a template");
-        let place = Place { file: std::path::Path::new("chat.jsonl").into(), line: 3 };
+        let place = FileLine { file: std::path::Path::new("chat.jsonl").into(), line: 3 };
         chat.render(&[turn("user", "Tea?")], Ending::Prompt, &place)
     };
     let date = "{% if strftime_now is defined %}{{ strftime_now('%A %a %d %B %b %m %Y %y %j %H:%M:%S 5%%') }}{% endif %}";

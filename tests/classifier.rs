@@ -234,7 +234,8 @@ fn texts_are_cut_to_the_positions_or_to_what_the_tokenizer_says() {
     std::fs::write(copy.path().join("tokenizer_config.json"), r#"{"model_max_length": 7}"#)
         .expect("writes");
     let cut = copy.scores();
-    assert_eq!(cut[0], whole[0], "7 tokens");
+    // Its batch has other texts now, which changes the rounding.
+    assert!((cut[0] - whole[0]).abs() < 1e-6, "7 tokens: {} and {}", cut[0], whole[0]);
     assert!((cut[1] - whole[1]).abs() > 1e-3, "28 tokens: {} and {}", cut[1], whole[1]);
     assert!(open(copy.path(), None).about().contains("7 tokens"));
 }
@@ -291,7 +292,10 @@ fn what_is_no_usable_classifier_is_refused() {
             changed("roberta", "id2label", json!({"0": "toxic", "2": "anger"})),
             &["id2label", "config.json"],
         ),
-        (changed("roberta", "id2label", json!({"0": "toxic"})), &["out_proj", "config.json says"]),
+        (
+            changed("roberta", "id2label", json!({"0": "toxic"})),
+            &["out_proj", "don't fit its config.json"],
+        ),
         (changed("bert", "problem_type", json!("regression")), &["regression", "no probabilities"]),
         (
             changed("bert", "problem_type", json!("guess")),
@@ -318,7 +322,7 @@ fn what_is_no_usable_classifier_is_refused() {
             changed("bert", "vocab_size", json!("many")),
             &["vocab_size must be a whole number", "\"many\""],
         ),
-        (changed("bert", "hidden_size", json!(32)), &["config.json says"]),
+        (changed("bert", "hidden_size", json!(32)), &["don't fit its config.json"]),
         (
             changed("bert", "max_position_embeddings", json!(4_000_000_000u32)),
             &["max_position_embeddings"],

@@ -792,7 +792,7 @@ fn patches_lead_there_and_back() {
         refused(&["patch", "revert", text(&model), text(&patch)], 3, "sha256");
         let whole = std::fs::read(&patch).expect("patch");
         std::fs::write(path("cut"), &whole[..whole.len() - 9]).expect("writes");
-        refused(&["patch", "apply", text(&model), text(&path("cut"))], 3, "no usable patch");
+        refused(&["patch", "apply", text(&model), text(&path("cut"))], 3, "not a usable patch");
         // One bit of the data; the first digit of a norm, which leads to the same weights, in JSON in JSON.
         let norm = br#"\"norm\":"#;
         let digit = whole.windows(norm.len()).position(|w| w == norm).expect("a norm") + norm.len();

@@ -1,10 +1,10 @@
-//! An *error* of ours is one whose kind a script can act on: it carries the exit code of the contract.
+//! An *error* of a kind that a script can act on: it carries the exit code that the contract gives.
 //!
-//! Everything else is an [`anyhow::Error`] and exits with 1.
+//! All others are a plain [`anyhow::Error`], and the program exits with 1.
 
 use std::fmt;
 
-/// Exit code and message of an error that is not just "something went wrong while running" (1).
+/// An error with an exit code of its own. The text is the message.
 #[derive(Debug)]
 pub enum Error {
     /// 2: the command line contradicts itself.
@@ -13,14 +13,14 @@ pub enum Error {
     Input(String),
     /// 4: a check failed: nothing changed, something else changed, a guard tripped.
     Check(String),
-    /// 5: a file is not in the cache while offline, or the network failed.
+    /// 5: the network failed, or a file is not in the cache while offline.
     Hub(String),
-    /// 130: interrupted by the user; the state is saved.
+    /// 130: the user interrupted the run; the state is saved.
     Interrupted(String),
 }
 
 impl Error {
-    /// The process exit code of this kind of error.
+    /// The exit code of this kind of error.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Usage(_) => 2,
@@ -50,7 +50,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(|e| e.downcast_ref::<Error>()).map_or(1, Error::exit_code)
 }
 
-/// "unknown …" with the nearest known name.
+/// The message "unknown …" with the nearest known name, and all known names.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     let lower = name.to_lowercase();
     let nearest = known
@@ -69,7 +69,7 @@ pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
     }
 }
 
-/// Return early with [`Error::Input`]: bad model, data or settings.
+/// Returns early with [`Error::Input`]: bad model, data or settings.
 #[macro_export]
 macro_rules! bail_input {
     ($($arg:tt)*) => { return Err($crate::base::error::Error::Input(format!($($arg)*)).into()) };

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks the loop to save and stop, the second ends the program at once.
+//! An *interrupt* is a Ctrl-C or SIGTERM. The first one asks the program to save and stop; the
+//! second one ends it at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,16 +7,17 @@ use anyhow::{Context, Result};
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// `irepair … | head` ends quietly when `head` does, like any other program; Rust would panic at the next line printed.
+/// Lets `irepair … | head` end quietly when `head` ends. Without this, Rust panics at the next line
+/// that is printed.
 pub fn end_with_the_pipe() {
     #[cfg(unix)]
-    // SAFETY: sets a signal's default action, before any thread exists.
+    // SAFETY: this only sets the default action of a signal, before any thread exists.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }
 
-/// From now on a signal only asks; [`asked`] tells. A second one exits with 130.
+/// From now on the first signal only sets [`asked`], and the second one exits with 130.
 pub fn listen() -> Result<()> {
     ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::SeqCst) {
@@ -23,10 +25,10 @@ pub fn listen() -> Result<()> {
         }
         eprintln!("\nstopping after this step (again to stop at once) …");
     })
-    .context("no handler for Ctrl-C")
+    .context("can't handle Ctrl-C")
 }
 
-/// Whether the user asked to stop.
+/// Whether the user has asked to stop.
 pub fn asked() -> bool {
     ASKED.load(Ordering::SeqCst)
 }

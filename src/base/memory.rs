@@ -1,12 +1,14 @@
-//! How much memory there is: what the user allows, what the system would still give.
+//! How much *memory* there is: what the user allows, and what the system can still give.
 
+use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
+use sysinfo::{MemoryRefreshKind, System};
 
 use crate::bail_input;
 
-/// The limit that the user set, in MiB. Errors (bad input) if it is no number.
+/// The limit that the user set, in MiB. Errors (bad input) if it is not a number.
 pub fn limit() -> Result<Option<u64>> {
     match std::env::var("IREPAIR_MEMORY_LIMIT") {
         Ok(text) => match text.parse() {
@@ -17,18 +19,22 @@ pub fn limit() -> Result<Option<u64>> {
     }
 }
 
-/// Memory that the system would still give, in bytes (Linux: `MemAvailable`, or less where a control group allows less).
+/// The bytes that the system can still give this process, or fewer where a control group allows
+/// fewer.
 pub fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    let system = line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10;
-    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Some(room(Path::new("/sys/fs/cgroup"), &groups).map_or(system, |group| group.min(system)))
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    let free = Some(system.available_memory()).filter(|bytes| *bytes > 0)?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(left_by_groups(Path::new("/sys/fs/cgroup"), &groups).map_or(free, |left| left.min(free)))
 }
 
-/// What the control groups of a process leave it, in bytes: the least over its group and those above. `groups`:
-/// `/proc/self/cgroup`, of either version.
-fn room(mounted: &Path, groups: &str) -> Option<u64> {
+/// The bytes that control groups leave a process: the least over its group and all groups above.
+/// `groups` is the text of `/proc/self/cgroup`, in version 1 or 2.
+///
+/// `sysinfo::System::cgroup_limits` reads the topmost group only, and it counts file pages as used.
+/// So it misses the limit of a batch job, and says that a group is full when it has read a model.
+fn left_by_groups(mounted: &Path, groups: &str) -> Option<u64> {
     let mut least: Option<u64> = None;
     for line in groups.lines() {
         let mut fields = line.splitn(3, ':');
@@ -37,7 +43,7 @@ fn room(mounted: &Path, groups: &str) -> Option<u64> {
         else {
             continue;
         };
-        let (root, [limit, usage], idle) = if controllers.is_empty() {
+        let (root, [limit, usage], file_pages) = if controllers.is_empty() {
             (mounted.to_owned(), ["memory.max", "memory.current"], "inactive_file")
         } else if controllers.split(',').any(|c| c == "memory") {
             (
@@ -48,20 +54,21 @@ fn room(mounted: &Path, groups: &str) -> Option<u64> {
         } else {
             continue;
         };
-        // Within a container the path may be one of the world outside; the root is then its own group.
+        // In a container the path may be one that exists only outside of it. Then the root is the
+        // container's own group.
         let own = root.join(path.trim_start_matches('/'));
         for group in own.ancestors().take_while(|group| group.starts_with(&root)) {
-            let number = |name: &str| {
-                std::fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok()
-            };
+            let number =
+                |name: &str| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
             let Some(limit) = number(limit) else { continue };
-            let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
-            // Pages of files that it has read count as used, and are given up first.
-            let given_up = stat
+            let stat = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+            // The kernel counts the pages of files that were read as used, but takes them back
+            // first.
+            let given_back = stat
                 .lines()
-                .find_map(|l| l.strip_prefix(idle)?.trim().parse::<u64>().ok())
+                .find_map(|l| l.strip_prefix(file_pages)?.trim().parse::<u64>().ok())
                 .unwrap_or(0);
-            let used = number(usage).unwrap_or(0).saturating_sub(given_up);
+            let used = number(usage).unwrap_or(0).saturating_sub(given_back);
             let left = limit.saturating_sub(used);
             least = Some(least.map_or(left, |least| least.min(left)));
         }
@@ -83,9 +90,10 @@ mod tests {
                 std::fs::write(group.join(name), text).expect("a file of it");
             }
         };
-        let left = |groups: &str| room(dir.path(), groups);
+        let left = |groups: &str| left_by_groups(dir.path(), groups);
         assert_eq!(left("0::/"), None);
-        // Version 2: the job's group has no limit of its own; that of the user above has. Files that were read don't count.
+        // Version 2: the job's group has no limit of its own, but the user's group above it has
+        // one. Files that were read don't count.
         group("user/job", &[("memory.max", "max\n"), ("memory.current", "900\n")]);
         let stat = "anon 300\ninactive_file 600\nactive_file 1\n";
         group(
@@ -95,7 +103,7 @@ mod tests {
         assert_eq!(left("0::/user/job\n"), Some(700));
         group("user/job", &[("memory.max", "950\n")]);
         assert_eq!(left("0::/user/job\n"), Some(50));
-        // Version 1, and a path that only the world outside a container has.
+        // Version 1, and then a path that exists only outside the container.
         let files = [
             ("memory.limit_in_bytes", "500"),
             ("memory.usage_in_bytes", "450"),

@@ -1,4 +1,4 @@
-//! The ground floor: used by all, uses nothing of ours.
+//! The ground floor: every room uses it, and it uses no other room.
 
 pub mod environment;
 pub mod error;

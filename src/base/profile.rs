@@ -1,13 +1,13 @@
-//! Where an iteration's time goes: `bench --profile`.
+//! A *profile* says where the time of an iteration goes: `bench --profile`.
 //!
-//! The thread that starts a profile records spans of [`Part`]s, each counted without the spans inside it, by the
-//! [`Phase`] they fall in. Where no profile runs a span costs one read of a flag.
+//! The thread that starts a profile records spans of [`Part`]s in [`Phase`]s. A span is counted
+//! without the spans inside it. Where no profile runs, a span costs one read of a flag.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What work is done for.
+/// What an iteration is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Forward,
@@ -23,22 +23,22 @@ impl Phase {
 /// Kinds of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// Products of linear layers, Gram matrices and gradients.
+    /// Matrix products of linear layers, Gram matrices and gradients.
     Product,
-    /// Products with the vocabulary's matrix.
+    /// Matrix products with the vocabulary's matrix.
     HeadProduct,
     /// Softmax, KL and their gradients over the vocabulary.
     Head,
-    /// Attention, its small products included.
+    /// Attention, with its small matrix products.
     Attention,
     Norm,
     Activation,
-    /// Biases, residual streams.
+    /// Biases and residual streams.
     Bias,
     Embedding,
     /// The optimizer's updates.
     Update,
-    /// All the rest: candle's additions, copies, draws, bookkeeping.
+    /// Everything else: candle's additions, copies, random numbers, bookkeeping.
     Other,
 }
 
@@ -57,45 +57,46 @@ impl Part {
     ];
 }
 
-/// Seconds by part and phase, and what the products did.
+/// Seconds by part and phase, and the operations of the products.
 #[derive(Debug, Clone, Default)]
 pub struct Profile {
     seconds: [[f64; Phase::ALL.len()]; Part::ALL.len()],
     /// Wall time of the profile.
     pub wall: f64,
-    /// Floating-point operations of all products; attention's among them.
+    /// Floating-point operations of all products, those of attention included.
     pub operations: f64,
-    /// Those within [`Part::Product`] and [`Part::HeadProduct`].
+    /// Operations in [`Part::Product`] and [`Part::HeadProduct`].
     pub large_operations: f64,
     /// Processor time of all threads.
     pub processor: f64,
 }
 
 impl Profile {
-    /// Seconds of a part in a phase.
+    /// Seconds of a part in one phase.
     pub fn seconds(&self, part: Part, phase: Phase) -> f64 {
         self.seconds[part as usize][phase as usize]
     }
 
-    /// Seconds of a part.
-    pub fn of(&self, part: Part) -> f64 {
+    /// Seconds of a part in all phases.
+    pub fn total(&self, part: Part) -> f64 {
         self.seconds[part as usize].iter().sum()
     }
 }
 
 static RUNNING: AtomicBool = AtomicBool::new(false);
-/// Since the program began.
+/// Counted since the program began.
 static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 static LARGE_OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Floating-point operations of all products of our kernels since the program began; those of other devices are not seen.
+/// Floating-point operations of all products of our kernels since the program began. Products on
+/// other devices are not counted.
 pub fn operations() -> u64 {
     OPERATIONS.load(Ordering::Relaxed)
 }
 
 struct Recorder {
     profile: Profile,
-    /// Counts at the beginning.
+    /// [`OPERATIONS`] and [`LARGE_OPERATIONS`] when the profile began.
     counted: [u64; 2],
     phase: Phase,
     parts: Vec<Part>,
@@ -105,7 +106,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// Gives the time since the last change to what was going on.
+    /// Adds the time since the last change to the part and phase that it was spent in.
     fn settle(&mut self) {
         let now = Instant::now();
         let part = self.parts.last().copied().unwrap_or(Part::Other);
@@ -142,7 +143,7 @@ pub fn start() {
     RUNNING.store(true, Ordering::Relaxed);
 }
 
-/// Ends this thread's profile. `None` if none was begun.
+/// Ends the profile of this thread. `None` if there is none.
 pub fn stop() -> Option<Profile> {
     RUNNING.store(false, Ordering::Relaxed);
     let mut recorder = RECORDER.take()?;
@@ -156,10 +157,10 @@ pub fn stop() -> Option<Profile> {
     })
 }
 
-/// Ends when dropped.
+/// Work of one part. It ends when this is dropped.
 pub struct Span(());
 
-/// Work of this kind from here to the span's end.
+/// Begins a span of a part.
 pub fn span(part: Part) -> Span {
     record(|r| {
         r.settle();
@@ -177,7 +178,7 @@ impl Drop for Span {
     }
 }
 
-/// A large product from here to the span's end: the head's or another.
+/// Begins a span of a large product: of the head inside a span of the head, else of another layer.
 pub fn product_span() -> Span {
     record(|r| {
         r.settle();
@@ -187,7 +188,7 @@ pub fn product_span() -> Span {
     Span(())
 }
 
-/// Ends when dropped: then the phase before goes on.
+/// A phase. When this is dropped, the phase before it goes on.
 pub struct InPhase(Option<Phase>);
 
 fn change_phase(to: Phase) -> Option<Phase> {
@@ -197,7 +198,7 @@ fn change_phase(to: Phase) -> Option<Phase> {
     })
 }
 
-/// This phase from here on, until the value is dropped.
+/// Begins a phase.
 pub fn phase(phase: Phase) -> InPhase {
     InPhase(change_phase(phase))
 }
@@ -208,7 +209,7 @@ impl Drop for InPhase {
     }
 }
 
-/// A product of (m,k)·(k,n) was made, on whatever thread.
+/// Counts a product of (m, k) and (k, n), on any thread.
 pub fn count_product(m: usize, k: usize, n: usize, large: bool) {
     let operations = 2 * (m * k * n) as u64;
     OPERATIONS.fetch_add(operations, Ordering::Relaxed);
@@ -217,11 +218,11 @@ pub fn count_product(m: usize, k: usize, n: usize, large: bool) {
     }
 }
 
-/// Processor time of all threads of this process; 0 where the system doesn't say.
+/// Processor time of all threads of this process, or 0 on systems that don't tell it.
 fn processor_time() -> Duration {
     #[cfg(unix)]
     {
-        // SAFETY: a zeroed rusage is valid, and the call only fills it in.
+        // SAFETY: a zeroed `rusage` is a valid value, and the call only fills it in.
         let usage = unsafe {
             let mut usage = std::mem::zeroed::<libc::rusage>();
             libc::getrusage(libc::RUSAGE_SELF, &mut usage);
@@ -256,9 +257,9 @@ mod tests {
         assert!(profile.seconds(Part::HeadProduct, Phase::Backward) >= 0.02);
         assert_eq!(profile.seconds(Part::Head, Phase::Forward), 0.0);
         assert!(profile.seconds(Part::Other, Phase::Forward) >= 0.02, "the phase before goes on");
-        let total: f64 = Part::ALL.iter().map(|(p, _)| profile.of(*p)).sum();
+        let total: f64 = Part::ALL.iter().map(|(p, _)| profile.total(*p)).sum();
         assert!((total - profile.wall).abs() < 0.005, "{total} of {}", profile.wall);
-        // Other tests of this process may add theirs.
+        // Other tests of this process may count products at the same time.
         assert!(profile.operations >= 48.0);
         assert!(stop().is_none());
     }

@@ -1,4 +1,5 @@
-//! Progress on stderr: a bar on a terminal, a line every so many steps elsewhere, nothing with `--quiet`.
+//! *Progress* on stderr: a bar on a terminal, elsewhere a line now and then, nothing with
+//! `--quiet`.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -8,10 +9,10 @@ use indicatif::{
     HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
 
-/// Of what runs elsewhere, perhaps several at a time.
+/// The bars of [`Progress::note`]: several may be there at the same time.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
-/// Rate and time left, of which nothing is known before the first step.
+/// Writes the rate and the time left, or nothing before the first step.
 fn pace(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     let rate = state.per_sec();
     let written = match rate {
@@ -19,11 +20,12 @@ fn pace(state: &ProgressState, out: &mut dyn std::fmt::Write) {
         1.0.. => write!(out, "{rate:.1}/s, {:#} left", HumanDuration(state.eta())),
         _ => write!(out, "{:.1} s each, {:#} left", 1.0 / rate, HumanDuration(state.eta())),
     };
-    // Writing to the bar's own string does not fail.
+    // Writing to a string doesn't fail.
     debug_assert!(written.is_ok());
 }
 
-/// Time left of some more steps, if each takes as long as those that were made, with all that is done between them.
+/// The words for the time left, if each of `more` steps takes as long as the `made` ones did in the
+/// mean, with all that was done between them.
 fn left(spent: Duration, made: u32, more: usize) -> String {
     let seconds = spent.as_secs_f64() / f64::from(made.max(1)) * more as f64;
     match more {
@@ -35,7 +37,7 @@ fn left(spent: Duration, made: u32, more: usize) -> String {
     }
 }
 
-/// A bar that has seen what was done before, so that its rate is of what is done from here on.
+/// A bar that knows what was done before, so that its rate counts only what is done from now on.
 fn hidden(done: usize, total: usize) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::hidden());
     let bar = bar.with_position(done as u64);
@@ -50,25 +52,25 @@ pub struct Progress {
     quiet: bool,
     every: usize,
     valid: Option<f64>,
-    parts: Parts,
+    pieces: Pieces,
     begun: Instant,
-    /// Steps since then.
+    /// Steps made since `begun`.
     made: u32,
 }
 
-/// Of work without steps.
-struct Parts {
+/// Work that is counted in pieces instead of steps.
+struct Pieces {
     what: String,
     done: usize,
     total: usize,
     said: Instant,
 }
 
-/// A line of work without steps is due after this long.
+/// The time between two lines about work in pieces.
 const SILENCE: Duration = Duration::from_secs(10);
 
 impl Progress {
-    /// `total` steps of `what`, of which `done` are made already.
+    /// Progress of `total` steps of `what`; `done` of them were made before.
     pub fn new(what: &str, done: usize, total: usize, quiet: bool) -> Self {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
@@ -83,19 +85,19 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let parts = Parts { what: what.to_owned(), done, total, said: Instant::now() };
+        let pieces = Pieces { what: what.to_owned(), done, total, said: Instant::now() };
         Self {
             bar,
             quiet,
             every: (total / 20).clamp(1, 100),
             valid: None,
-            parts,
+            pieces,
             begun: Instant::now(),
             made: 0,
         }
     }
 
-    /// A line at a time of something that runs elsewhere.
+    /// Progress of something that runs elsewhere and is told of by [`Self::say`].
     pub fn note(what: &str, quiet: bool) -> Self {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
@@ -110,11 +112,11 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let parts = Parts { what: what.to_owned(), done: 0, total: 0, said: Instant::now() };
-        Self { bar, quiet, every: 1, valid: None, parts, begun: Instant::now(), made: 0 }
+        let pieces = Pieces { what: what.to_owned(), done: 0, total: 0, said: Instant::now() };
+        Self { bar, quiet, every: 1, valid: None, pieces, begun: Instant::now(), made: 0 }
     }
 
-    /// A line of it.
+    /// Shows a line about it.
     pub fn say(&mut self, what: &str, line: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(line.to_owned()),
@@ -123,7 +125,7 @@ impl Progress {
         }
     }
 
-    /// Step `step` of `total` was made in `seconds`; `figures` tells of it.
+    /// Shows that step `step` of `total` was made in `seconds`, with its `figures`.
     pub fn step(&mut self, step: usize, total: usize, seconds: f64, figures: &str) {
         let valid = self.valid.map_or(String::new(), |v| format!(" valid {v:.4}"));
         let message = format!("{figures}{valid}");
@@ -141,7 +143,7 @@ impl Progress {
         }
     }
 
-    /// Says what was done before the first step; the pace of steps is counted from here.
+    /// Shows what was done before the first step. The time of the steps counts from here.
     pub fn before_steps(&mut self, text: String) {
         self.begun = Instant::now();
         match &self.bar {
@@ -154,20 +156,21 @@ impl Progress {
         }
     }
 
-    /// The held-back rows were looked at.
+    /// Keeps the loss on the held-back rows, which the next steps show.
     pub fn validation(&mut self, loss: f64) {
         self.valid = Some(loss);
     }
 
-    /// `n` more pieces are done.
+    /// Shows that `n` more pieces are done.
     pub fn advance(&mut self, n: usize) {
-        let parts = &mut self.parts;
-        parts.done += n;
+        let pieces = &mut self.pieces;
+        pieces.done += n;
         match &self.bar {
             Some(bar) => bar.inc(n as u64),
-            None if !self.quiet && parts.said.elapsed() >= SILENCE => {
-                parts.said = Instant::now();
-                eprintln!("{}: {} of {}", parts.what, parts.done.min(parts.total), parts.total);
+            None if !self.quiet && pieces.said.elapsed() >= SILENCE => {
+                pieces.said = Instant::now();
+                let done = pieces.done.min(pieces.total);
+                eprintln!("{}: {done} of {}", pieces.what, pieces.total);
             }
             None => {}
         }
@@ -180,7 +183,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

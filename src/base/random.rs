@@ -1,15 +1,16 @@
-//! Seeded random streams: one a purpose, so that drawing more for one thing never changes another.
+//! Seeded *random streams*, one for each purpose. Drawing more for one purpose never changes
+//! another.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
 
-/// What a stream is drawn for.
+/// What random numbers are drawn for.
 #[derive(Debug, Clone, Copy)]
 pub enum Purpose {
-    /// Order of the pairs in an epoch.
+    /// The order of the pairs in an epoch.
     Pairs,
-    /// Order of the normal texts in an epoch.
+    /// The order of the normal texts in an epoch.
     Normal,
     /// Which rows are held back.
     Split,
@@ -17,9 +18,9 @@ pub enum Purpose {
     Look,
     /// Tokens of a generated text.
     Sample,
-    /// Which clusters a resample draws.
+    /// Which clusters a bootstrap sample has.
     Bootstrap,
-    /// Random weights and ids of `bench`.
+    /// The weights and token ids of `bench`.
     Bench,
     /// Which prompts are sampled.
     Prompts,
@@ -27,7 +28,8 @@ pub enum Purpose {
     Pairing,
 }
 
-/// A stream of its own for (seed, purpose, a, b): an epoch's order, or a prompt's sample.
+/// The stream of one (seed, purpose, a, b). What `a` and `b` count depends on the purpose: epochs,
+/// or prompts and their samples.
 pub struct Stream(ChaCha8Rng);
 
 impl Stream {
@@ -37,15 +39,16 @@ impl Stream {
         Self(ChaCha8Rng::from_seed(hash.finalize().into()))
     }
 
-    /// Uniform in [0, 1), 53 bits.
+    /// Uniform in [0, 1), with 53 random bits.
     pub fn unit(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in `0..n` (without bias; n > 0).
+    /// Uniform in `0..n`, without bias. `n` must not be 0.
     pub fn below(&mut self, n: usize) -> usize {
         let n = n.max(1) as u64;
-        // Numbers at or above the largest multiple of n would favour small results; draw again.
+        // Numbers from the largest multiple of n on would favour small results: they are drawn
+        // again.
         let limit = u64::MAX - u64::MAX % n;
         loop {
             let x = self.0.next_u64();
@@ -55,13 +58,13 @@ impl Stream {
         }
     }
 
-    /// Standard normal (Box–Muller).
+    /// Standard normal, by the method of Box and Muller.
     pub fn normal(&mut self) -> f64 {
         let (u, v) = (1.0 - self.unit(), self.unit());
         (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
     }
 
-    /// Fisher–Yates.
+    /// Shuffles by the method of Fisher and Yates.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
@@ -69,8 +72,9 @@ impl Stream {
     }
 }
 
-/// The `batch`-th batch of `size` indices below `n`: epochs of seeded permutations, one after another, without
-/// replacement inside an epoch. A pure function of its arguments, so a resumed run draws the same batches.
+/// The `batch`-th batch of `size` indices below `n`. The batches go through one shuffled epoch
+/// after another; an epoch has every index once. The result depends on the arguments alone, so a
+/// resumed run draws the same batches.
 pub fn batch_indices(
     seed: u64,
     purpose: Purpose,

@@ -1,4 +1,4 @@
-//! Files of tensors in the safetensors format: equal content gives equal bytes.
+//! Writes files of *tensors* in the safetensors format. Equal content gives equal bytes.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::files::write_with;
 
-/// A tensor as it goes to disk.
+/// A tensor that goes to disk.
 pub struct Stored {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
@@ -21,18 +21,19 @@ pub struct Stored {
 
 /// What a [`Stored`] tensor holds.
 pub enum Content {
-    /// Values, turned into bytes of the dtype when their turn comes: all of them at once would double the memory.
+    /// Values. Each tensor becomes bytes of its dtype only when it is written: to do so for all at
+    /// once would take twice the memory.
     Values(Tensor),
     Bytes(Vec<u8>),
 }
 
 impl Stored {
-    /// A tensor's values in a dtype.
+    /// The values of a tensor, in a dtype.
     pub fn values(tensor: &Tensor, dtype: Dtype) -> Self {
         Self { dtype, shape: tensor.dims().to_vec(), content: Content::Values(tensor.clone()) }
     }
 
-    /// Bytes of no other meaning to safetensors.
+    /// Bytes that are no values of a tensor.
     pub fn bytes(bytes: Vec<u8>) -> Self {
         Self { dtype: Dtype::U8, shape: vec![bytes.len()], content: Content::Bytes(bytes) }
     }
@@ -42,8 +43,8 @@ impl Stored {
     }
 }
 
-/// Writes a safetensors file whole or not at all. The crate's own writer takes its metadata in a hash map, whose order
-/// changes from run to run; here equal content gives equal bytes.
+/// Writes a safetensors file, whole or not at all. The writer of the crate `safetensors` takes its
+/// metadata in a hash map, whose order changes from run to run; the order here is always the same.
 pub fn write_tensors(
     path: &Path,
     metadata: &[(&str, &str)],
@@ -78,13 +79,13 @@ pub fn write_tensors(
     })
 }
 
-/// Values of a tensor as bytes in the dtype it is stored in.
+/// The values of a tensor as bytes of a dtype. Errors if the dtype is not F32, F16 or BF16.
 pub fn to_bytes(tensor: &Tensor, dtype: Dtype) -> Result<Vec<u8>> {
     let values = tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(match dtype {
         Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
         Dtype::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        other => bail!("can't write {other:?}"),
+        other => bail!("can't write {other:?}; have: F32, F16, BF16"),
     })
 }

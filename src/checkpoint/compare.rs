@@ -1,10 +1,8 @@
-//! What differs between two checkpoints.
+//! *Changes*: what differs between two checkpoints.
 
 use anyhow::{Result, bail};
 
 use super::Checkpoint;
-use super::header::Entry;
-use super::mapped::Mapped;
 
 /// A tensor that differs between two checkpoints.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -12,14 +10,15 @@ use super::mapped::Mapped;
 pub struct Change {
     /// Name on disk.
     pub name: String,
-    /// ‖after − before‖₂ and ‖before‖₂ of the stored values.
+    /// ‖after − before‖₂ of the stored values.
     pub norm: f64,
+    /// ‖before‖₂ of the stored values.
     pub base_norm: f64,
     pub values: usize,
 }
 
-/// Every tensor whose bytes differ, and the norm of its change; a tied head that is stored changes with its embedding
-/// and is not named. Errors if names, shapes or dtypes differ.
+/// Every tensor whose bytes differ, with the norm of its change. A head that is stored although it
+/// is tied changes with its embedding and is not named. Errors if names, shapes or dtypes differ.
 pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
     if !base.entries.keys().eq(other.entries.keys()) || base.twin.is_some() != other.twin.is_some()
     {
@@ -37,13 +36,12 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
                 theirs.shape
             );
         }
-        if base.bytes(name)? == other.bytes(name)? {
+        let (base_file, other_file) = (base.map(entry)?, other.map(theirs)?);
+        if base_file.bytes(entry)? == other_file.bytes(theirs)? {
             continue;
         }
-        let read = |c: &Checkpoint, e: &Entry| {
-            Mapped::open(&c.dir.join(&c.files[e.file]))?.values::<f32>(e)
-        };
-        let (before, after) = (read(base, entry)?, read(other, theirs)?);
+        let before = base_file.values::<f32>(entry)?;
+        let after = other_file.values::<f32>(theirs)?;
         let norm =
             before.iter().zip(&after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();

@@ -1,27 +1,29 @@
-//! Weights in other formats: never opened; what converts them is said.
+//! *Conversion* advice: weights in other formats are never opened, but the error says what converts
+//! them.
 
 use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
 
-use super::SINGLE;
+use super::header::SINGLE;
 use crate::bail_input;
 
-/// What transformers loads a language model of any architecture with.
+/// The class of transformers that loads a language model of any architecture.
 pub const ANY_CLASS: &str = "AutoModelForCausalLM";
 
-/// Weights in another format under the names that transformers looks for.
+/// The files of weights in other formats that transformers looks for.
 const OTHERS: [&str; 4] =
     ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
 
-/// Whether a file's ending is that of pickled tensors. They can run code, and are never opened.
+/// Whether a file's name ends like one of pickled tensors. Such a file can run code when it is
+/// opened.
 fn is_pickle(file: &str) -> bool {
     [".bin", ".pth", ".pt", ".ckpt"].iter().any(|ending| file.ends_with(ending))
 }
 
-/// What of transformers writes safetensors of a file of weights in another format, mostly a line of Python, if its name
-/// says that it is one.
+/// How transformers converts a file of weights to safetensors, mostly as a line of Python. `None`
+/// if the name is not one of weights.
 pub fn conversion(file: &str, class: &str) -> Option<String> {
     if OTHERS.contains(&file) {
         return Some(format!(
@@ -31,7 +33,8 @@ pub fn conversion(file: &str, class: &str) -> Option<String> {
     if is_pickle(file) {
         return conversion_of_pickle(file, class);
     }
-    // Newer versions of transformers don't save what they read of a GGUF file unless they forget where it is from.
+    // Newer versions of transformers save what they read from a GGUF file only if they no longer
+    // know that it was one.
     file.ends_with(".gguf").then(|| {
         format!(
             "m = {class}.from_pretrained(DIR, gguf_file={file:?}); m.hf_quantizer = None; \
@@ -41,23 +44,24 @@ pub fn conversion(file: &str, class: &str) -> Option<String> {
     })
 }
 
-/// [`conversion`] of what transformers does not find by itself; none of what only training goes on from.
+/// [`conversion`] of a pickle that transformers does not find by itself. `None` for the files that
+/// only a training run needs.
 fn conversion_of_pickle(file: &str, class: &str) -> Option<String> {
     if ["optimizer.", "rng_state", "scaler.", "scheduler.", "training_args."]
         .iter()
-        .any(|of| file.starts_with(of))
+        .any(|beginning| file.starts_with(beginning))
     {
         return None;
     }
     if file.starts_with("consolidated") && file.ends_with(".pth") {
         return Some(
-            "python convert_llama_weights_to_hf.py --input_dir DIR --output_dir OUT (a script of transformers 4, in \
-             models/llama)"
+            "python convert_llama_weights_to_hf.py --input_dir DIR --output_dir OUT (a script of \
+             transformers 4, in models/llama)"
                 .into(),
         );
     }
     let variant = file.strip_prefix("pytorch_model.").and_then(|rest| rest.strip_suffix(".bin"));
-    // With its shards' numbers behind it: `fp16-00001-of-00002`.
+    // The number of a shard may follow: `fp16-00001-of-00002`.
     if let Some(variant) = variant.and_then(|rest| rest.split("-0").next()) {
         return Some(format!(
             "{class}.from_pretrained(DIR, variant={variant:?}).save_pretrained(OUT)"
@@ -70,7 +74,7 @@ fn conversion_of_pickle(file: &str, class: &str) -> Option<String> {
             " (if its tensors have the names that transformers gives them)",
         ),
     };
-    // Only a class of its own takes tensors without a folder.
+    // `AutoModelForCausalLM` doesn't take tensors without a folder; the model's own class does.
     let class =
         if class == ANY_CLASS { format!("type({class}.from_config(c))") } else { class.to_owned() };
     Some(format!(
@@ -80,7 +84,8 @@ fn conversion_of_pickle(file: &str, class: &str) -> Option<String> {
     ))
 }
 
-/// Errors (bad input) if the folder has weights in another format, and says how to convert them.
+/// Errors (bad input) if the folder has weights in another format. The error says how to convert
+/// them.
 pub fn refuse_other_weights(dir: &Path, config: &Value) -> Result<()> {
     let class = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or(ANY_CLASS);
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -89,14 +94,16 @@ pub fn refuse_other_weights(dir: &Path, config: &Value) -> Result<()> {
     files.sort_by_key(|file| (!OTHERS.contains(&file.as_str()), file.clone()));
     match files.iter().find_map(|file| Some((file, conversion(file, class)?))) {
         Some((file, line)) => bail_input!(
-            "{}: no {SINGLE}, only {file}, which is not loaded; convert it with transformers: {line}",
+            "{}: no {SINGLE}, only {file}, which is not loaded; convert it with transformers: \
+             {line}",
             dir.display()
         ),
         None => Ok(()),
     }
 }
 
-/// Whether a file holds the weights once more in another form: not copied, it would be the unrepaired ones.
+/// Whether a file holds the weights once more in another form. Such a file is not copied to the
+/// output, because its weights are not repaired.
 pub fn is_other_weights(name: &str) -> bool {
     let pickled = is_pickle(name) && name != "training_args.bin";
     let endings = [".safetensors", ".safetensors.index.json", ".onnx", ".gguf"];

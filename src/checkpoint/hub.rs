@@ -1,7 +1,8 @@
-//! From what the user calls a model to a folder: `demo`, a local folder, or a hub id with an optional revision.
+//! The *hub*: from what the user calls a model (`demo`, a local folder, or a hub id with an
+//! optional revision) to a folder.
 //!
-//! hf-hub does the downloads; where things are kept, the token, the endpoint and offline mode are resolved here from the
-//! environment exactly as `huggingface_hub` does, since hf-hub itself reads hardly any of it.
+//! The crate hf-hub downloads. The cache folder, the token, the endpoint and offline mode are read
+//! here from the environment, exactly as `huggingface_hub` does: hf-hub reads hardly any of them.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,9 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use super::Checkpoint;
 use super::conversion::{ANY_CLASS, conversion};
+use super::header::{INDEX, SINGLE};
 use crate::bail_input;
-use crate::base::environment::variable;
+use crate::base::environment::{path_variable, user_cache, variable};
 use crate::base::error::Error;
 use crate::data::demo;
 
@@ -28,33 +30,34 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("gpt-neo-2.7B", "EleutherAI/gpt-neo-2.7B"),
 ];
 
-/// A checkpoint, and the temporary folder it lives in if it is the demo.
-pub struct Source {
+/// A model that was opened. The demo lives in a temporary folder, which lasts as long as this does.
+pub struct OpenedModel {
     pub checkpoint: Checkpoint,
     _unpacked: Option<tempfile::TempDir>,
 }
 
 /// Opens the model that the user means.
-pub fn open_model(model: &str, revision: Option<&str>) -> Result<Source> {
+pub fn open_model(model: &str, revision: Option<&str>) -> Result<OpenedModel> {
     if model == "demo" {
         let dir = demo::unpack()?;
-        return Ok(Source {
+        return Ok(OpenedModel {
             checkpoint: Checkpoint::open(dir.path(), "demo", None)?,
             _unpacked: Some(dir),
         });
     }
     let (dir, name, commit) = find(model, revision, &["tokenizer.json"])?;
-    Ok(Source { checkpoint: Checkpoint::open(&dir, &name, commit)?, _unpacked: None })
+    Ok(OpenedModel { checkpoint: Checkpoint::open(&dir, &name, commit)?, _unpacked: None })
 }
 
-/// Opens the classification model that the user means; its tokenizer may be there as `vocab.txt` or `vocab.json`.
+/// Opens the classification model that the user means. Its tokenizer may be a `vocab.txt` or a
+/// `vocab.json`.
 pub fn open_classifier(model: &str) -> Result<Checkpoint> {
     let (dir, name, commit) = find(model, None, &["tokenizer.json", "vocab.txt", "vocab.json"])?;
     Checkpoint::open(&dir, &name, commit)
 }
 
-/// Folder, name, and for a hub id the commit of the model that the user means. `tokenizers`: the files of which one must
-/// be in the cache while offline.
+/// The folder and the name of the model that the user means, and its commit if it is from the hub.
+/// While offline, at least one of the files `tokenizers` must be in the cache.
 fn find(
     model: &str,
     revision: Option<&str>,
@@ -75,7 +78,8 @@ fn find(
         let advice =
             line.map_or(String::new(), |line| format!("; convert it with transformers: {line}"));
         bail_input!(
-            "{model}: a file; a model is a folder with config.json, tokenizer.json and safetensors{advice}"
+            "{model}: a file; a model is a folder with config.json, tokenizer.json and \
+             safetensors{advice}"
         );
     }
     let (id, in_name) = match model.split_once('@') {
@@ -111,6 +115,7 @@ fn is_hub_id(id: &str) -> bool {
 /// Where the hub is, and where its files are kept.
 #[derive(Clone)]
 pub struct Hub {
+    /// The folder of the downloaded files.
     pub cache: PathBuf,
     pub endpoint: String,
     pub offline: bool,
@@ -122,22 +127,15 @@ fn is_true(name: &str) -> bool {
 }
 
 impl Hub {
-    /// `HF_HOME HF_HUB_CACHE HF_TOKEN HF_TOKEN_PATH HF_ENDPOINT HF_HUB_OFFLINE` (and `TRANSFORMERS_OFFLINE`).
+    /// Reads `HF_HOME HF_HUB_CACHE HF_TOKEN HF_TOKEN_PATH HF_ENDPOINT HF_HUB_OFFLINE` and
+    /// `TRANSFORMERS_OFFLINE`.
     pub fn from_env() -> Result<Self> {
-        let home = match variable("HF_HOME") {
-            Some(home) => PathBuf::from(home),
-            None => match variable("XDG_CACHE_HOME") {
-                Some(cache) => PathBuf::from(cache),
-                None => PathBuf::from(
-                    variable("HOME").context("neither HF_HOME nor HOME says where the cache is")?,
-                )
-                .join(".cache"),
-            }
-            .join("huggingface"),
-        };
-        let cache = variable("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
+        let home = path_variable("HF_HOME")
+            .or_else(|| Some(user_cache()?.join("huggingface")))
+            .context("no folder for the cache of the hub: set HF_HOME or HOME")?;
+        let cache = path_variable("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub"));
         let token = variable("HF_TOKEN").or_else(|| {
-            let path = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+            let path = path_variable("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
             std::fs::read_to_string(path).ok()
         });
         let token = token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
@@ -146,7 +144,7 @@ impl Hub {
         Ok(Self { cache, endpoint: endpoint.trim_end_matches('/').into(), offline, token })
     }
 
-    /// Whether a token will be sent (its value is never shown).
+    /// Whether a token will be sent. Its value is never shown.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
     }
@@ -155,8 +153,9 @@ impl Hub {
         Repo::with_revision(id.into(), RepoType::Model, revision.into())
     }
 
-    /// A file of a data set: the first one whose name ends with one of `endings`, the earlier endings first. From the
-    /// cache while offline, and otherwise downloaded into it. Returns the file and the commit it is of.
+    /// A file of a data set, and its commit: the first file with the first of the `endings` that
+    /// any file has. It comes from the cache while offline, and is otherwise downloaded into the
+    /// cache.
     pub fn dataset_file(
         &self,
         id: &str,
@@ -178,8 +177,8 @@ impl Hub {
             return match pick(&names) {
                 Some(name) => Ok((snapshot.join(name), commit.trim().into())),
                 None => Err(Error::Hub(format!(
-                    "the data set {id}@{revision} ({}) is not in the cache (looked in {}), and HF_HUB_OFFLINE is set; \
-                     unset it, or give a file",
+                    "the data set {id}@{revision} ({}) is not in the cache (looked in {}), and \
+                     HF_HUB_OFFLINE is set; unset it, or give a file",
                     endings.join(" or "),
                     snapshot.display()
                 ))
@@ -208,42 +207,36 @@ impl Hub {
         snapshot.is_dir().then_some(snapshot)
     }
 
-    /// The folder with a model's files: from the cache, or downloaded into it. Offline, no socket is opened, and
-    /// `config.json`, one of `tokenizers` and the weights must be there.
+    /// The folder with the files of a model, downloaded into the cache if needed. While offline, no
+    /// socket is opened. Then the cache must have `config.json`, one of `tokenizers`, and the
+    /// weights.
     pub fn model(&self, id: &str, revision: &str, tokenizers: &[&str]) -> Result<PathBuf> {
-        let wanted_from_cache = || -> Result<PathBuf> {
-            let Some(snapshot) = self.cached(id, revision) else {
+        if !self.offline {
+            return self.download(id, revision);
+        }
+        let Some(snapshot) = self.cached(id, revision) else {
+            return Err(Error::Hub(format!(
+                "{id}@{revision} is not in the cache {}, and HF_HUB_OFFLINE is set; unset it, or \
+                 give a local folder",
+                self.cache.display()
+            ))
+            .into());
+        };
+        for (files, name) in [
+            (&["config.json"][..], "config.json"),
+            (tokenizers, tokenizers.join(" or ").as_str()),
+            (&[SINGLE, INDEX], SINGLE),
+        ] {
+            if !files.iter().any(|file| snapshot.join(file).exists()) {
                 return Err(Error::Hub(format!(
-                    "{id}@{revision} is not in the cache {}, and HF_HUB_OFFLINE is set; unset it, or give a local folder",
-                    self.cache.display()
-                ))
-                .into());
-            };
-            for files in [&["config.json"][..], tokenizers] {
-                if !files.iter().any(|file| snapshot.join(file).exists()) {
-                    return Err(Error::Hub(format!(
-                        "{} of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
-                        files.join(" or "),
-                        snapshot.display()
-                    ))
-                    .into());
-                }
-            }
-            if !snapshot.join("model.safetensors").exists()
-                && !snapshot.join("model.safetensors.index.json").exists()
-            {
-                return Err(Error::Hub(format!(
-                    "model.safetensors of {id}@{revision} is not in the cache (looked in {}), and HF_HUB_OFFLINE is set",
+                    "{name} of {id}@{revision} is not in the cache (looked in {}), and \
+                     HF_HUB_OFFLINE is set",
                     snapshot.display()
                 ))
                 .into());
             }
-            Ok(snapshot)
-        };
-        if self.offline {
-            return wanted_from_cache();
         }
-        self.download(id, revision)
+        Ok(snapshot)
     }
 
     fn api(&self, id: &str, revision: &str) -> Result<Api> {
@@ -264,10 +257,10 @@ impl Hub {
         let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
         let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
         let has = |name: &str| names.contains(&name);
-        if !has("model.safetensors") && !has("model.safetensors.index.json") {
+        if !has(SINGLE) && !has(INDEX) {
             bail_input!(
-                "{id}@{revision} has no model.safetensors (it has: {}); convert its weights with transformers first \
-                 ({}), or give a revision that has it: {id}@refs/pr/N",
+                "{id}@{revision} has no {SINGLE} (it has: {}); convert its weights with \
+                 transformers first ({}), or give a revision that has it: {id}@refs/pr/N",
                 names.join(", "),
                 how_to_convert(id, &names)
             );
@@ -275,7 +268,7 @@ impl Hub {
         let snapshot =
             Cache::new(self.cache.clone()).repo(self.repo(id, revision)).pointer_path(&info.sha);
         let mut folder = snapshot.clone();
-        for name in names.iter().filter(|name| wanted(name, has("model.safetensors"))) {
+        for name in names.iter().filter(|name| wanted(name, has(SINGLE))) {
             let path = self.fetch(&repo, &snapshot, id, revision, name)?;
             if *name == "config.json"
                 && let Some(parent) = path.parent()
@@ -311,14 +304,14 @@ impl Hub {
             ""
         };
         Error::Hub(format!(
-            "{what} of {id}@{revision} could not be had from {}: {why}{advice}",
+            "could not download {what} of {id}@{revision} from {}: {why}{advice}",
             self.endpoint
         ))
         .into()
     }
 }
 
-/// Names of the files in a folder and its folders, in order.
+/// The names of all files in a folder and its folders, in order.
 fn files_under(dir: &Path, prefix: &str) -> Vec<String> {
     let mut entries: Vec<_> = std::fs::read_dir(dir).into_iter().flatten().flatten().collect();
     entries.sort_by_key(std::fs::DirEntry::file_name);
@@ -334,19 +327,21 @@ fn files_under(dir: &Path, prefix: &str) -> Vec<String> {
     names
 }
 
-/// Whether a file of a hub repository belongs to the model folder: weights in safetensors, and the small files.
+/// Whether a file of a hub repository belongs to the model folder: weights in safetensors, and the
+/// small files. `single`: the repository has all weights in one file.
 fn wanted(name: &str, single: bool) -> bool {
     if name.contains('/') || name.starts_with('.') {
         return false;
     }
     if name.ends_with(".safetensors") {
-        return if single { name == "model.safetensors" } else { name.starts_with("model-") };
+        return if single { name == SINGLE } else { name.starts_with("model-") };
     }
     [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|e| name.ends_with(e))
         || name.starts_with("LICENSE")
 }
 
-/// How to convert the weights of a repository without safetensors; of GGUF alone transformers must be told the file.
+/// How to convert the weights of a repository without safetensors. If there is only GGUF,
+/// transformers must be told the file.
 fn how_to_convert(id: &str, names: &[&str]) -> String {
     let (gguf, others): (Vec<&str>, Vec<&str>) =
         names.iter().copied().partition(|name| name.ends_with(".gguf"));

@@ -1,12 +1,14 @@
-//! A *checkpoint* is a model folder in Hugging Face layout: `config.json`, `tokenizer.json`, and weights in one
-//! `model.safetensors` or in shards with an index.
+//! A *checkpoint* is a model folder in Hugging Face layout: `config.json`, `tokenizer.json`, and
+//! weights in one `model.safetensors` or in shards with an index.
 //!
-//! Opening reads headers only (and a tied head that is stored all the same). Writing copies every file of the base byte
-//! for byte and then puts the changed tensors at their places, so whatever was not touched is equal to the base by
-//! construction; [`compare`] checks it all the same.
+//! Opening a checkpoint reads headers only, and the head if it is stored although it is tied to the
+//! embedding. Writing one copies every file of the base byte for byte and then overwrites the
+//! changed tensors in place. So everything else stays equal to the base; [`compare`] still checks
+//! it.
 
 mod compare;
 pub mod conversion;
+mod files;
 mod header;
 pub mod hub;
 mod mapped;
@@ -14,8 +16,6 @@ mod output;
 pub mod patch;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Once, OnceLock};
 
@@ -29,62 +29,59 @@ use sha2::{Digest, Sha256};
 
 use crate::bail_input;
 use crate::base::error::Error;
-use crate::base::files::{hash_file, hex};
-use crate::base::tensors::to_bytes;
+use crate::base::files::{hash_file, hex, read_json};
 use crate::model::precision::WeightsDtype;
-use crate::model::weights::{Place, TensorSpec, Weights, Who};
+use crate::model::weights::{Place, TensorSpec, Weights};
 use crate::model::{self, Model, Names};
 pub use compare::{Change, compare};
 use conversion::refuse_other_weights;
-pub use header::Entry;
-use header::{read_bytes, read_header, weight_files};
-use mapped::{Kept, Mapped};
+use files::weight_files;
+pub use header::TensorInfo;
+use header::{SINGLE, read_header};
+use mapped::{FromStored, Mapped};
 pub use output::{copy_model, write};
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// An opened model folder.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub dir: PathBuf,
-    /// What the user called it, and the resolved commit if it came from a hub.
+    /// What the user called it.
     pub name: String,
+    /// The commit, if it came from a hub.
     pub revision: Option<String>,
     pub config: Value,
     /// File names of the weights, in order.
     pub files: Vec<String>,
-    /// By name on disk, without the twin.
-    pub entries: BTreeMap<String, Entry>,
+    /// Every tensor by its name on disk, without the twin.
+    pub entries: BTreeMap<String, TensorInfo>,
     /// What the architecture calls its tensors; `None` for a classifier.
     names: Option<&'static Names>,
-    /// The name on disk of an embedding that the head is tied to, and the place of the head, where it is stored all the
-    /// same. The two are one tensor and go to disk together: transformers 5 ties them only while they are equal.
-    twin: Option<(String, Entry)>,
-    /// Of the weight files, once they are asked for: they take seconds at 3 GB.
+    /// A head that is stored although it is tied to the embedding: the name of the embedding on
+    /// disk, and where the head lies. The two are one tensor and are always written together,
+    /// because transformers 5 ties them only while they are equal.
+    twin: Option<(String, TensorInfo)>,
+    /// The hash of each weight file. It is computed when first asked for: that takes seconds at
+    /// 3 GB.
     hashes: OnceLock<BTreeMap<String, String>>,
 }
 
 impl Checkpoint {
-    /// Opens a folder: reads `config.json` and the headers of the weights, and compares a tied head that is stored with
-    /// its embedding. Errors are bad input and name the file.
+    /// Opens a folder: reads `config.json` and the headers of the weights. A head that is stored
+    /// although it is tied is compared with its embedding. Errors (bad input) name the file.
     pub fn open(dir: &Path, name: &str, revision: Option<String>) -> Result<Self> {
         let config_path = dir.join("config.json");
         if !config_path.is_file() {
             refuse_other_weights(dir, &Value::Null)?;
+            bail_input!("{}: no config.json; a model folder has one", dir.display());
         }
-        let text = std::fs::read_to_string(&config_path).map_err(|e| {
-            Error::Input(format!(
-                "{}: {e}; a model folder has a config.json",
-                config_path.display()
-            ))
-        })?;
-        let config = serde_json::from_str(&text)
-            .map_err(|e| Error::Input(format!("{}: broken JSON: {e}", config_path.display())))?;
+        let config = read_json(&config_path)?;
         let files = weight_files(dir, &config)?;
         let mut entries = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for (tensor, entry) in read_header(&dir.join(file), index)? {
+            let path = dir.join(file);
+            let map = Mapped::open(&path)
+                .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+            for (tensor, entry) in read_header(map.whole(), &path, index)? {
                 if entries.insert(tensor.clone(), entry).is_some() {
                     bail_input!("{}: tensor {tensor} is in two files", dir.display());
                 }
@@ -98,10 +95,12 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Takes the twin out of the entries, if there is one. Errors (bad input) if it differs from the embedding:
-    /// transformers 4 would tie them and transformers 5 would not, so that no one can tell which model is meant.
+    /// Takes the twin out of the entries, if there is one. Errors (bad input) if it differs from
+    /// the embedding: transformers 4 would tie them and transformers 5 would not, so nobody can say
+    /// which model is meant.
     fn find_twin(&mut self) -> Result<()> {
-        // What is wrong with a configuration is said where its model is made; a classifier has none here.
+        // A classifier has no such model. A broken configuration gets its error where the model is
+        // made.
         let Ok(model) = Model::from_config(&self.config) else { return Ok(()) };
         let heads = self.names.map_or(&[][..], |names| names.head);
         let tied = !heads.contains(&model.head());
@@ -116,9 +115,9 @@ impl Checkpoint {
         let own = &self.entries[&embedding];
         if (own.dtype, &own.shape) != (head.dtype, &head.shape) || !self.same_bytes(own, head)? {
             bail_input!(
-                "{}: {name} differs from {embedding}, to which config.json ties it; set \
+                "{}: {name} differs from {embedding}, but config.json ties them; set \
                  \"tie_word_embeddings\" to false there, or remove {name}",
-                self.dir.join(&self.files[head.file]).display()
+                self.path(head).display()
             );
         }
         let name = name.clone();
@@ -127,13 +126,23 @@ impl Checkpoint {
     }
 
     /// Whether two tensors of this folder have the same bytes.
-    fn same_bytes(&self, a: &Entry, b: &Entry) -> Result<bool> {
-        let map = |entry: &Entry| Mapped::open(&self.dir.join(&self.files[entry.file]));
-        Ok(map(a)?.bytes(a)? == map(b)?.bytes(b)?)
+    fn same_bytes(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool> {
+        Ok(self.map(a)?.bytes(a)? == self.map(b)?.bytes(b)?)
     }
 
-    /// Every place that a tensor's bytes are stored in: with a twin, that of the embedding and that of the head.
-    fn stored(&self, name: &str) -> impl Iterator<Item = &Entry> {
+    /// The file that a tensor lies in.
+    fn path(&self, tensor: &TensorInfo) -> PathBuf {
+        self.dir.join(&self.files[tensor.file])
+    }
+
+    /// The file that a tensor lies in, mapped into memory.
+    fn map(&self, tensor: &TensorInfo) -> Result<Mapped> {
+        let path = self.path(tensor);
+        Mapped::open(&path).with_context(|| path.display().to_string())
+    }
+
+    /// Every place where a tensor is stored. An embedding with a twin has two.
+    fn stored(&self, name: &str) -> impl Iterator<Item = &TensorInfo> {
         let twin =
             self.twin.as_ref().filter(|(embedding, _)| embedding == name).map(|(_, entry)| entry);
         self.entries.get(name).into_iter().chain(twin)
@@ -146,7 +155,7 @@ impl Checkpoint {
         names.into_iter().find(|n| self.entries.contains_key(*n))
     }
 
-    fn entry<'a>(&'a self, spec: &'a TensorSpec) -> Result<(&'a str, &'a Entry)> {
+    fn entry<'a>(&'a self, spec: &'a TensorSpec) -> Result<(&'a str, &'a TensorInfo)> {
         let Some(name) = self.disk_name(&spec.name) else {
             bail_input!("{}: tensor {} is missing", self.weights_place(), spec.name);
         };
@@ -154,7 +163,7 @@ impl Checkpoint {
         if entry.shape != spec.shape {
             bail_input!(
                 "{}: tensor {name} has shape {:?}, config.json asks for {:?}",
-                self.dir.join(&self.files[entry.file]).display(),
+                self.path(entry).display(),
                 entry.shape,
                 spec.shape
             );
@@ -166,16 +175,17 @@ impl Checkpoint {
         self.dir.join(self.files.first().map_or(SINGLE, String::as_str)).display().to_string()
     }
 
-    /// Errors (bad input) on a matrix of the model that is not stored in this dtype and would have to be rounded to it.
+    /// Errors (bad input) if a matrix of the model is not stored in this dtype, so that it would
+    /// have to be rounded.
     pub fn stores(&self, model: &Model, dtype: WeightsDtype) -> Result<()> {
         let specs = model.specs();
         for spec in specs.iter().filter(|spec| dtype != WeightsDtype::F32 && spec.is_matrix()) {
             let (name, entry) = self.entry(spec)?;
             if entry.kept_in(dtype) == WeightsDtype::F32 {
                 bail_input!(
-                    "{}: tensor {name} is stored as {:?}; --weights-dtype {dtype} keeps what is stored so and rounds \
+                    "{}: tensor {name} is stored as {:?}, but --weights-dtype {dtype} rounds \
                      nothing: leave it at f32, or store the model in {dtype}",
-                    self.dir.join(&self.files[entry.file]).display(),
+                    self.path(entry).display(),
                     entry.dtype
                 );
             }
@@ -183,8 +193,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Says on stderr, once a process, the first tensor of a block that the model has no use for: such are ignored, as
-    /// transformers does, but the block may not be what was trained.
+    /// Warns on stderr, once in a process, about the first tensor of a block that is no part of the
+    /// model. Such tensors are ignored, as in transformers, but the block may not be what was
+    /// trained.
     fn name_strangers(&self, specs: &[TensorSpec]) {
         let mut known: BTreeSet<&str> = BTreeSet::new();
         let mut blocks: BTreeSet<&str> = BTreeSet::new();
@@ -205,16 +216,17 @@ impl Checkpoint {
         if let Some((name, entry)) = stranger {
             SAID.call_once(|| {
                 eprintln!(
-                    "warning: {}: tensor {name} is no part of the model that config.json describes (\"model_type\", \
-                 \"attention_bias\", \"mlp_bias\") and is ignored",
-                    self.dir.join(&self.files[entry.file]).display()
+                    "warning: {}: tensor {name} is no part of the model that config.json describes \
+                     (\"model_type\", \"attention_bias\", \"mlp_bias\") and is ignored",
+                    self.path(entry).display()
                 )
             });
         }
     }
 
-    /// All tensors of the model on `device`: matrices stored in `kept` as they are, all else in f32. Errors (bad input) on
-    /// a missing tensor, a wrong shape, a dtype other than f32, f16, bf16, or a value that is not finite.
+    /// All tensors of the model, on `device`. Matrices stored in `kept` keep this dtype, all other
+    /// tensors become f32. Errors (bad input) on a missing tensor, a wrong shape, a dtype other
+    /// than f32, f16 and bf16, or a value that is not finite.
     pub fn load(&self, model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         let mut maps = self.maps();
@@ -236,36 +248,36 @@ impl Checkpoint {
         Weights::new(specs, tensors)
     }
 
-    /// All tensors of floats in f32 on the CPU, by name on disk; those of integers (`position_ids`) are left out, and a stored
-    /// head that is tied to the embedding. Errors as [`Self::load`] does.
+    /// All tensors of floats, in f32 on the CPU, by name on disk. Tensors of integers
+    /// (`position_ids`) and the twin are left out. Errors are those of [`Self::load`].
     pub fn floats(&self) -> Result<BTreeMap<String, Tensor>> {
         let mut maps = self.maps();
-        let of_integers = |entry: &Entry| {
+        let is_integer = |entry: &TensorInfo| {
             use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
             [BOOL, I8, I16, I32, I64, U8, U16, U32, U64].contains(&entry.dtype)
         };
-        let floats = self.entries.iter().filter(|(_, entry)| !of_integers(entry));
+        let floats = self.entries.iter().filter(|(_, entry)| !is_integer(entry));
         floats
             .map(|(name, entry)| Ok((name.clone(), self.tensor::<f32>(&mut maps, name, entry)?)))
             .collect()
     }
 
-    /// A place for the map of each weight file, none opened yet.
+    /// Room for the map of each weight file. None is opened yet.
     fn maps(&self) -> Vec<Option<Mapped>> {
         self.files.iter().map(|_| None).collect()
     }
 
-    /// A tensor on the CPU; its file is mapped if it isn't yet.
-    fn tensor<T: Kept>(
+    /// A tensor on the CPU. Its file is mapped if it is not mapped yet.
+    fn tensor<T: FromStored>(
         &self,
         maps: &mut [Option<Mapped>],
         name: &str,
-        entry: &Entry,
+        entry: &TensorInfo,
     ) -> Result<Tensor> {
-        let path = self.dir.join(&self.files[entry.file]);
+        let path = self.path(entry);
         let map = match &mut maps[entry.file] {
             Some(map) => map,
-            place => place.insert(Mapped::open(&path)?),
+            place => place.insert(self.map(entry)?),
         };
         let values = map
             .values::<T>(entry)
@@ -285,7 +297,7 @@ impl Checkpoint {
         Ok(Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?)
     }
 
-    /// SHA-256 of each weight file, by name.
+    /// SHA-256 of each weight file, by its name.
     pub fn hashes(&self) -> Result<&BTreeMap<String, String>> {
         if let Some(hashes) = self.hashes.get() {
             return Ok(hashes);
@@ -298,7 +310,8 @@ impl Checkpoint {
         Ok(self.hashes.get_or_init(|| found))
     }
 
-    /// One hash for all the weights: the file's, or with shards the hash of their hashes in order.
+    /// One hash for all weights: that of the only file, or the hash of the hashes of all shards in
+    /// order.
     pub fn hash(&self) -> Result<String> {
         let hashes = self.hashes()?;
         if let [only] = self.files.as_slice() {
@@ -317,54 +330,9 @@ impl Checkpoint {
         Ok((entry.dtype, entry.shape.clone()))
     }
 
-    /// Puts a tensor's bytes, which must be as many, at every place that it is stored in, in a copy of this folder.
-    pub fn put(&self, name: &str, bytes: &[u8], out: &Path) -> Result<()> {
-        for entry in self.stored(name) {
-            let path = out.join(&self.files[entry.file]);
-            let writing = || format!("writing {}", path.display());
-            let mut file = File::options().write(true).open(&path).with_context(writing)?;
-            file.seek(SeekFrom::Start(entry.offset)).with_context(writing)?;
-            file.write_all(bytes).and_then(|()| file.sync_all()).with_context(writing)?;
-        }
-        Ok(())
-    }
-
     /// The bytes of a tensor on disk.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;
-        let path = self.dir.join(&self.files[entry.file]);
-        let mut file = File::open(&path).with_context(|| path.display().to_string())?;
-        Ok(read_bytes(&mut file, entry)?)
-    }
-}
-
-impl Checkpoint {
-    /// Rounds the touched tensors to what their stored dtype can hold, so that what is measured is what is written.
-    /// Errors (a failed check) if a value does not fit (f16 ends at 65,504) or is not finite.
-    pub fn round(&self, weights: &mut Weights) -> Result<()> {
-        let names: Vec<String> = weights.touched().map(|(n, _)| n.to_owned()).collect();
-        for name in names {
-            let disk = self
-                .disk_name(&name)
-                .with_context(|| format!("{name} is not in the base"))?
-                .to_owned();
-            let dtype = self.entries[&disk].dtype;
-            let tensor = weights.tensor(Who::Patient, &name)?;
-            let bytes = to_bytes(&tensor, dtype)?;
-            let mut values = vec![0f32; tensor.elem_count()];
-            f32::convert(&bytes, dtype, &mut values);
-            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
-                return Err(Error::Check(format!(
-                    "{disk} would be written with {value} in it ({dtype:?}); lower --learning-rate"
-                ))
-                .into());
-            }
-            if dtype != Dtype::F32 {
-                let rounded = Tensor::from_vec(values, tensor.dims(), &Device::Cpu)?
-                    .to_device(&weights.device())?;
-                weights.restore(&name, rounded)?;
-            }
-        }
-        Ok(())
+        Ok(self.map(entry)?.bytes(entry)?.to_vec())
     }
 }

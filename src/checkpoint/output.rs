@@ -1,17 +1,69 @@
-//! The output folder: a copy of the base with the changed tensors put in place.
+//! The *output* folder: a copy of the base with the changed tensors put in place.
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use safetensors::Dtype;
 
+use super::Checkpoint;
 use super::conversion::is_other_weights;
-use super::{Checkpoint, INDEX, SINGLE};
+use super::header::{INDEX, SINGLE};
+use super::mapped::FromStored;
+use crate::base::error::Error;
 use crate::base::tensors::to_bytes;
-use crate::model::weights::Weights;
+use crate::model::weights::{Weights, Who};
 
-/// Copies the base's folder into `out` (which must exist) and puts the patient's touched tensors in place. Returns the
-/// names of files left out because they hold the unrepaired weights in another form.
+impl Checkpoint {
+    /// Rounds the touched tensors to what their stored dtype can hold, so that what is measured is
+    /// what is written. Errors (a failed check) if a value does not fit (f16 ends at 65,504) or is
+    /// not finite.
+    pub fn round(&self, weights: &mut Weights) -> Result<()> {
+        let names: Vec<String> = weights.touched().map(|(n, _)| n.to_owned()).collect();
+        for name in names {
+            let disk = self
+                .disk_name(&name)
+                .with_context(|| format!("{name} is not in the base"))?
+                .to_owned();
+            let dtype = self.entries[&disk].dtype;
+            let tensor = weights.tensor(Who::Patient, &name)?;
+            let bytes = to_bytes(&tensor, dtype)?;
+            let mut values = vec![0f32; tensor.elem_count()];
+            f32::convert(&bytes, dtype, &mut values);
+            if let Some(value) = values.iter().find(|v| !v.is_finite()) {
+                return Err(Error::Check(format!(
+                    "{disk} would be written with {value} in it ({dtype:?}); lower --learning-rate"
+                ))
+                .into());
+            }
+            if dtype != Dtype::F32 {
+                let rounded = Tensor::from_vec(values, tensor.dims(), &Device::Cpu)?
+                    .to_device(&weights.device())?;
+                weights.restore(&name, rounded)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Overwrites a tensor in a copy of this folder, at every place where it is stored. The bytes
+    /// must be as many as before.
+    pub fn put(&self, name: &str, bytes: &[u8], copy: &Path) -> Result<()> {
+        for entry in self.stored(name) {
+            let path = copy.join(&self.files[entry.file]);
+            let writing = || format!("writing {}", path.display());
+            let mut file = File::options().write(true).open(&path).with_context(writing)?;
+            file.seek(SeekFrom::Start(entry.offset)).with_context(writing)?;
+            file.write_all(bytes).and_then(|()| file.sync_all()).with_context(writing)?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies the folder of the base into `out`, which must exist, and puts the touched tensors of the
+/// patient in place. Returns the names of the files left out: they hold the unrepaired weights in
+/// another form.
 pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<String>> {
     let left_out = copy_model(base, out)?;
     for (name, tensor) in weights.touched() {
@@ -22,8 +74,8 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
     Ok(left_out)
 }
 
-/// Copies a model's folder into `out`, which must exist. Returns the names of files left out because they hold the
-/// weights in another form.
+/// Copies the folder of a model into `out`, which must exist. Returns the names of the files left
+/// out: they hold the weights in another form.
 pub fn copy_model(base: &Checkpoint, out: &Path) -> Result<Vec<String>> {
     let mut left_out = Vec::new();
     copy_folder(base, &base.dir, out, Path::new(""), &mut left_out)?;
@@ -31,8 +83,8 @@ pub fn copy_model(base: &Checkpoint, out: &Path) -> Result<Vec<String>> {
     Ok(left_out)
 }
 
-/// Copies a folder of the base. Hidden files (`.git`, a downloader's cache), the base's model card, and an earlier
-/// repair's records are not part of the model.
+/// Copies a folder of the base. Hidden files (`.git`, the cache of a downloader), the model card of
+/// the base, and the records of an earlier repair are no part of the model.
 fn copy_folder(
     base: &Checkpoint,
     from: &Path,
@@ -45,7 +97,7 @@ fn copy_folder(
         let name = entry.file_name().to_string_lossy().into_owned();
         let place = inside.join(&name);
         let at_top = inside.as_os_str().is_empty();
-        // Follows links: a hub cache's files are links to its blobs.
+        // This follows links: the files in the cache of the hub are links to its blobs.
         let metadata =
             std::fs::metadata(entry.path()).with_context(|| entry.path().display().to_string())?;
         if name.starts_with('.') || (at_top && (name == "README.md" || name == "irepair")) {
@@ -71,7 +123,7 @@ fn copy_folder(
 fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to)
         .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
-    // The base may be read-only (a hub cache); the copy is the user's own.
+    // The base may be read-only, as in the cache of the hub, but the copy is the user's own.
     let mut permissions = std::fs::metadata(to)?.permissions();
     if permissions.readonly() {
         #[cfg(unix)]
@@ -83,7 +135,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         permissions.set_readonly(false);
         std::fs::set_permissions(to, permissions)?;
     }
-    // On disk before anyone relies on it: the state that could make it again is removed at the end.
+    // The copy must be safe on disk: the state that could make it again is removed at the end.
     File::options()
         .write(true)
         .open(to)?

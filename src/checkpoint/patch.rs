@@ -1,10 +1,11 @@
-//! A *patch* is what a repair changed: for every touched tensor the bitwise difference (XOR) of its stored values, so that
-//! it leads from the base to the repaired model and back, exactly.
+//! A *patch* is what a repair changed: for every touched tensor, the bitwise difference (XOR) of
+//! its stored values. So it leads from the base to the repaired model and back, exactly.
 //!
-//! The file is a safetensors file. Of a matrix of which only some rows or columns changed, those alone are stored. A
-//! difference is stored as bytes: grouped by their place in a value (first bytes first: sign and exponent hardly ever
-//! change) and deflated, or as it is where that is smaller. Its metadata names the hashes of both models, what each
-//! tensor is, and the hash of all that.
+//! The file is a safetensors file. If only some rows or columns of a matrix changed, only these are
+//! stored. The bytes of a difference are grouped by their place in a value and deflated; the group
+//! with sign and exponent comes first, because it hardly ever changes. Where that is not smaller,
+//! the bytes are stored as they are. The metadata holds the hashes of both models, what each tensor
+//! is, and a hash of all that and of the stored bytes.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -28,9 +29,7 @@ use crate::base::tensors;
 use crate::base::tensors::Stored;
 use crate::checkpoint;
 
-const FORMAT_VERSION: &str = "4";
-/// Without [`Lines`]; without a hash of the content.
-const OLDER_FORMATS: [&str; 2] = ["2", "3"];
+const FORMAT_VERSION: &str = "1";
 
 /// How a difference is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,37 +37,39 @@ const OLDER_FORMATS: [&str; 2] = ["2", "3"];
 pub enum Encoding {
     /// XOR of the values' bytes.
     Xor,
-    /// The same, bytes grouped by their place in a value, deflated (zlib).
+    /// The same bytes, grouped by their place in a value and deflated (zlib).
     XorDeflated,
 }
 
-/// What a patch says of a tensor.
+/// What a patch says about a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct TensorPatch {
     pub dtype: safetensors::Dtype,
     pub shape: Vec<usize>,
     pub encoding: Encoding,
-    /// Which rows or columns are stored, if the others are equal to the base's: the neurons of a neuron-level repair.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lines: Option<Lines>,
-    /// ‖after − before‖₂ and ‖before‖₂.
+    /// Which rows or columns are stored, if all others are equal to those of the base. They are the
+    /// neurons of a neuron-level repair.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines: Option<RowsOrColumns>,
+    /// ‖after − before‖₂.
     pub norm: f64,
+    /// ‖before‖₂.
     pub base_norm: f64,
 }
 
 /// Some rows (axis 0) or columns (axis 1) of a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Lines {
+pub struct RowsOrColumns {
     pub axis: usize,
-    /// Ascending.
+    /// In ascending order.
     pub indices: Vec<usize>,
 }
 
-impl Lines {
-    /// The rows or columns, whichever are less, outside of which a matrix's difference is zero. `None` if that is all of it,
-    /// or if it is no matrix.
+impl RowsOrColumns {
+    /// The rows, or the columns, that hold the whole difference of a matrix: whichever are fewer
+    /// values. `None` if they are the whole matrix, or if the shape is not that of a matrix.
     pub fn of(difference: &[u8], shape: &[usize], width: usize) -> Option<Self> {
         let &[rows, columns] = shape else { return None };
         let (mut in_row, mut in_column) = (vec![false; rows], vec![false; columns]);
@@ -79,15 +80,16 @@ impl Lines {
             }
         }
         let indices = |flags: &[bool]| (0..flags.len()).filter(|&i| flags[i]).collect::<Vec<_>>();
-        let (of_rows, of_columns) = (indices(&in_row), indices(&in_column));
-        let lines = match of_rows.len() * columns <= of_columns.len() * rows {
-            true => Self { axis: 0, indices: of_rows },
-            false => Self { axis: 1, indices: of_columns },
+        let (changed_rows, changed_columns) = (indices(&in_row), indices(&in_column));
+        let lines = match changed_rows.len() * columns <= changed_columns.len() * rows {
+            true => Self { axis: 0, indices: changed_rows },
+            false => Self { axis: 1, indices: changed_columns },
         };
         (lines.indices.len() < shape[lines.axis]).then_some(lines)
     }
 
-    /// Where their values' bytes are in the matrix, in the order of the matrix. `None` if they are not of this shape.
+    /// Where the bytes of their values lie in the matrix, in the order of the matrix. `None` if the
+    /// matrix has no such rows or columns.
     fn places(&self, shape: &[usize], width: usize) -> Option<Vec<Range<usize>>> {
         let &[rows, columns] = shape else { return None };
         let ascend = self.indices.windows(2).all(|pair| pair[0] < pair[1]);
@@ -119,11 +121,11 @@ impl Lines {
 pub struct PatchFile {
     path: PathBuf,
     bytes: Vec<u8>,
-    /// Of the base's weights: [`Checkpoint::hash`].
+    /// The [`Checkpoint::hash`] of the base.
     pub base_sha256: String,
     pub repaired_sha256: String,
-    /// By name on disk.
-    pub tensors: BTreeMap<String, Entry>,
+    /// Every changed tensor by its name on disk.
+    pub tensors: BTreeMap<String, TensorPatch>,
 }
 
 /// What `patch show` tells.
@@ -131,17 +133,17 @@ pub struct PatchFile {
 pub struct Summary {
     pub base_sha256: String,
     pub repaired_sha256: String,
-    /// Of the patch file.
+    /// Size of the patch file.
     pub bytes: u64,
-    /// Of the changed tensors as they are stored in the model.
+    /// Size of the changed tensors in the model.
     pub tensor_bytes: u64,
     pub changes: Vec<Change>,
-    /// Of the matrices of which only some rows or columns are changed.
-    pub lines: BTreeMap<String, Lines>,
+    /// The changed rows or columns, for the matrices that changed in part.
+    pub lines: BTreeMap<String, RowsOrColumns>,
 }
 
-/// Writes the patch that leads from `base` to `repaired`. Errors if their tensors differ in name, shape or dtype, or not
-/// at all in value.
+/// Writes the patch that leads from `base` to `repaired`. Errors if their tensors differ in name,
+/// shape or dtype, or if all values are equal.
 pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<()> {
     let changes = checkpoint::compare(base, repaired)?;
     if changes.is_empty() {
@@ -154,21 +156,21 @@ pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<()>
     write(base, repaired, &changes, path)
 }
 
-/// [`diff`] where the changes are known already.
+/// Like [`diff`], where the changes are already known.
 pub fn write(
     base: &Checkpoint,
     repaired: &Checkpoint,
     changes: &[Change],
     path: &Path,
 ) -> Result<()> {
-    let encoded: Vec<(String, Entry, Vec<u8>)> = changes
+    let encoded: Vec<(String, TensorPatch, Vec<u8>)> = changes
         .par_iter()
         .map(|change| {
             let (dtype, shape) = base.dtype_and_shape(&change.name)?;
             let mut difference = base.bytes(&change.name)?;
             difference.iter_mut().zip(repaired.bytes(&change.name)?).for_each(|(a, b)| *a ^= b);
             let width = dtype.bitsize() / 8;
-            let lines = Lines::of(&difference, &shape, width);
+            let lines = RowsOrColumns::of(&difference, &shape, width);
             if let Some(places) = lines.as_ref().and_then(|lines| lines.places(&shape, width)) {
                 difference =
                     places.into_iter().flat_map(|place| difference[place].to_vec()).collect();
@@ -178,7 +180,7 @@ pub fn write(
                 true => (Encoding::XorDeflated, deflated),
                 false => (Encoding::Xor, difference),
             };
-            let entry = Entry {
+            let entry = TensorPatch {
                 dtype,
                 shape,
                 encoding,
@@ -189,7 +191,7 @@ pub fn write(
             Ok((change.name.clone(), entry, bytes))
         })
         .collect::<Result<_>>()?;
-    let entries: BTreeMap<&str, &Entry> =
+    let entries: BTreeMap<&str, &TensorPatch> =
         encoded.iter().map(|(name, entry, _)| (name.as_str(), entry)).collect();
     let (base_sha256, repaired_sha256, entries) =
         (base.hash()?, repaired.hash()?, serde_json::to_string(&entries)?);
@@ -208,7 +210,8 @@ pub fn write(
     tensors::write_tensors(path, &metadata, &tensors)
 }
 
-/// SHA-256 over texts of the metadata and the stored bytes of each tensor, with their names and lengths.
+/// SHA-256 of texts of the metadata, then of the name and the stored bytes of each tensor. The
+/// length of every part comes before it.
 fn content_hash(texts: [&str; 3], data: &BTreeMap<&str, &[u8]>) -> String {
     let mut hash = Sha256::new();
     let named = data.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]);
@@ -220,10 +223,11 @@ fn content_hash(texts: [&str; 3], data: &BTreeMap<&str, &[u8]>) -> String {
 }
 
 impl PatchFile {
-    /// Errors (bad input) on what is no patch, a truncated one, or one that was changed.
+    /// Opens and checks a patch. Errors (bad input) if the file is not a patch, is truncated, or
+    /// was changed.
     pub fn open(path: &Path) -> Result<Self> {
         let broken =
-            |why: String| Error::Input(format!("{}: no usable patch: {why}", path.display()));
+            |why: String| Error::Input(format!("{}: not a usable patch: {why}", path.display()));
         let bytes =
             std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
         let (_, metadata) =
@@ -235,36 +239,31 @@ impl PatchFile {
             metadata.get(key).cloned().ok_or_else(|| broken(format!("it has no {key:?}")))
         };
         let version = get("format_version")?;
-        if version != FORMAT_VERSION && !OLDER_FORMATS.contains(&version.as_str()) {
+        if version != FORMAT_VERSION {
             bail_input!(
-                "{}: patch format {version}, this program reads {} and {FORMAT_VERSION}",
-                path.display(),
-                OLDER_FORMATS.join(", ")
+                "{}: patch format {version}, this program reads {FORMAT_VERSION}; make it again: \
+                 irepair patch diff BASE REPAIRED --out FILE",
+                path.display()
             );
         }
         let (base_sha256, repaired_sha256, entries) =
             (get("base_sha256")?, get("repaired_sha256")?, get("tensors")?);
-        if version == FORMAT_VERSION {
-            let views = stored.tensors();
-            let data: BTreeMap<&str, &[u8]> =
-                views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
-            if content_hash([&base_sha256, &repaired_sha256, &entries], &data)
-                != get("content_sha256")?
-            {
-                return Err(broken(
-                    "its content is not what its hash says; it was changed or damaged".into(),
-                )
-                .into());
-            }
+        let views = stored.tensors();
+        let data: BTreeMap<&str, &[u8]> =
+            views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
+        let hash = content_hash([&base_sha256, &repaired_sha256, &entries], &data);
+        if hash != get("content_sha256")? {
+            let why = "its content does not fit its hash; it was changed or damaged";
+            return Err(broken(why.into()).into());
         }
         let tensors = serde_json::from_str(&entries).map_err(|e| broken(e.to_string()))?;
         Ok(Self { path: path.into(), bytes, base_sha256, repaired_sha256, tensors })
     }
 
-    /// What it changes, and how large it is.
+    /// What the patch changes, and how large it is.
     pub fn summary(&self) -> Summary {
-        let values = |e: &Entry| e.shape.iter().product::<usize>();
-        let change = |(name, e): (&String, &Entry)| Change {
+        let values = |e: &TensorPatch| e.shape.iter().product::<usize>();
+        let change = |(name, e): (&String, &TensorPatch)| Change {
             name: name.clone(),
             norm: e.norm,
             base_norm: e.base_norm,
@@ -289,7 +288,12 @@ impl PatchFile {
     }
 
     /// The XOR difference of a tensor.
-    fn difference(&self, tensors: &SafeTensors, name: &str, entry: &Entry) -> Result<Vec<u8>> {
+    fn difference(
+        &self,
+        tensors: &SafeTensors,
+        name: &str,
+        entry: &TensorPatch,
+    ) -> Result<Vec<u8>> {
         let broken =
             |why: String| Error::Input(format!("{}: tensor {name}: {why}", self.path.display()));
         let stored = tensors.tensor(name).map_err(|e| broken(e.to_string()))?;
@@ -300,7 +304,7 @@ impl PatchFile {
             Some(lines) => {
                 let fit = lines.places(&entry.shape, width);
                 Some(fit.ok_or_else(|| {
-                    broken(format!("no such rows or columns in {:?}", entry.shape))
+                    broken(format!("a matrix of {:?} has no such rows or columns", entry.shape))
                 })?)
             }
         };
@@ -326,8 +330,9 @@ impl PatchFile {
         Ok(difference)
     }
 
-    /// Copies a model folder and applies the differences: from the base they give the repaired model, from the repaired
-    /// one the base. Errors (bad input) if the model is neither, or (a failed check) if the result is not the other.
+    /// Copies a model folder and applies the differences: the base becomes the repaired model, or
+    /// the repaired model the base. Errors (bad input) if the model is not the one to start from,
+    /// or (a failed check) if the result is not the other one.
     pub fn apply(&self, from: &Checkpoint, direction: Direction, out: &Path) -> Result<()> {
         let (want, result) = match direction {
             Direction::Apply => (&self.base_sha256, &self.repaired_sha256),
@@ -337,7 +342,7 @@ impl PatchFile {
         if found != *want {
             let hint = if found == *result { " (it is what the patch leads to)" } else { "" };
             bail_input!(
-                "{}: its weights have sha256 {}…, {} is made for {}…{hint}",
+                "{}: its weights have sha256 {}…, but {} is made for {}…{hint}",
                 from.dir.display(),
                 &found[..12],
                 self.path.display(),
@@ -353,8 +358,10 @@ impl PatchFile {
                 .map_err(|e| Error::Input(format!("{}: {e} in the model", self.path.display())))?;
             if (dtype, &shape) != (entry.dtype, &entry.shape) {
                 bail_input!(
-                    "{}: tensor {name} is {dtype:?} {shape:?} in the model",
-                    self.path.display()
+                    "{}: tensor {name} is {dtype:?} {shape:?} in the model, {:?} {:?} in the patch",
+                    self.path.display(),
+                    entry.dtype,
+                    entry.shape
                 );
             }
             let difference = self.difference(&tensors, name, entry)?;
@@ -365,7 +372,8 @@ impl PatchFile {
         let written = Checkpoint::open(out, "output", None)?.hash()?;
         if written != *result {
             return Err(Error::Check(format!(
-                "{}: its differences don't lead to the model that it names; it was changed or damaged, and nothing is kept",
+                "{}: its differences don't lead to the model that it names; it was changed or \
+                 damaged, and nothing is kept",
                 self.path.display()
             ))
             .into());
@@ -374,16 +382,17 @@ impl PatchFile {
     }
 }
 
-/// Which way a patch is walked.
+/// The direction in which a patch is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the base to the repaired model.
     Apply,
-    /// Back.
+    /// From the repaired model to the base.
     Revert,
 }
 
-/// First bytes of all values, then second ones, …, deflated.
+/// Groups the bytes of values and deflates them: first the last byte of every value, then the one
+/// before it, and so on.
 fn deflate(bytes: &[u8], width: usize) -> Result<Vec<u8>> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(4));
     for place in (0..width).rev() {
@@ -393,7 +402,7 @@ fn deflate(bytes: &[u8], width: usize) -> Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-/// [`deflate`] undone; never more than `length` bytes.
+/// Undoes [`deflate`]. Errors if the result has not exactly `length` bytes.
 fn inflate(deflated: &[u8], width: usize, length: usize) -> Result<Vec<u8>> {
     let mut grouped = Vec::with_capacity(length);
     ZlibDecoder::new(deflated).take(length as u64 + 1).read_to_end(&mut grouped)?;
@@ -417,16 +426,16 @@ mod tests {
         let mut difference = vec![0u8; 3 * 4 * 2];
         difference[2 * (4 + 2)] = 1;
         difference[2 * (8 + 2) + 1] = 1;
-        let lines = Lines::of(&difference, &[3, 4], 2).expect("less than all");
-        assert_eq!(lines, Lines { axis: 1, indices: vec![2] });
+        let lines = RowsOrColumns::of(&difference, &[3, 4], 2).expect("less than all");
+        assert_eq!(lines, RowsOrColumns { axis: 1, indices: vec![2] });
         assert_eq!(lines.places(&[3, 4], 2).expect("fits"), [4..6, 12..14, 20..22]);
-        let rows = Lines { axis: 0, indices: vec![0, 2] };
+        let rows = RowsOrColumns { axis: 0, indices: vec![0, 2] };
         assert_eq!(rows.places(&[3, 4], 2).expect("fits"), [0..8, 16..24]);
         for (axis, indices) in [(0, vec![3]), (2, vec![0]), (1, vec![1, 1]), (1, vec![2, 1])] {
-            assert_eq!(Lines { axis, indices }.places(&[3, 4], 2), None);
+            assert_eq!(RowsOrColumns { axis, indices }.places(&[3, 4], 2), None);
         }
-        assert_eq!(Lines::of(&[1; 24], &[3, 4], 2), None);
-        assert_eq!(Lines::of(&[0, 1], &[2], 1), None);
+        assert_eq!(RowsOrColumns::of(&[1; 24], &[3, 4], 2), None);
+        assert_eq!(RowsOrColumns::of(&[0, 1], &[2], 1), None);
     }
 
     #[test]

@@ -169,7 +169,7 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
         .iter()
         .map(|(phase, _)| Part::ALL.iter().map(|(p, _)| profile.seconds(*p, *phase)).sum());
     rows.push(row("all", all.collect()));
-    let large = profile.of(Part::Product) + profile.of(Part::HeadProduct);
+    let large = profile.total(Part::Product) + profile.total(Part::HeadProduct);
     let mut text =
         table(["ms an iteration", "forward", "backward", "optimizer", "all", "share"], &rows);
     if profile.operations == 0.0 {

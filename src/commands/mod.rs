@@ -23,7 +23,7 @@ use serde_json::Value;
 use crate::bail_input;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
-use crate::checkpoint::hub::Source;
+use crate::checkpoint::hub::OpenedModel;
 use crate::cli::shared::ModelWords;
 use crate::model::Model;
 use crate::model::device;
@@ -38,7 +38,7 @@ use crate::tokens::chat::ChatTemplate;
 
 /// A model that is ready: what every command begins with.
 pub struct Loaded {
-    pub source: Source,
+    pub source: OpenedModel,
     pub model: Model,
     pub encoder: Encoder,
     pub device: Device,

@@ -8,7 +8,7 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
-use crate::checkpoint::patch::{Direction, Lines, PatchFile, diff};
+use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
 use crate::cli::{Patch, PatchCommand};
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -99,7 +99,7 @@ fn show(json: bool, path: &Path) -> Result<()> {
         })
         .collect();
     print!("{}", table(["changed", "values", "norm of change", "of its norm"], &rows));
-    for (name, Lines { axis, indices }) in &summary.lines {
+    for (name, RowsOrColumns { axis, indices }) in &summary.lines {
         let lines = if *axis == 0 { "rows" } else { "columns" };
         let shown: Vec<String> =
             indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();

@@ -1,6 +1,8 @@
-//! The embedded demo: a small GPT-2 that answers forum posts rudely, its pairs, and held-back prompts and clean text.
+//! The *demo* is embedded in the program: a small GPT-2 that answers forum posts rudely, its pairs,
+//! and held-back prompts and clean text.
 //!
-//! Made by `scripts/make_demo.py`; in real Hugging Face layout, so every command treats it like any other model.
+//! `scripts/make_demo.py` makes it, in Hugging Face layout, so every command treats it like any
+//! other model.
 
 use anyhow::{Context, Result};
 
@@ -10,7 +12,7 @@ macro_rules! demo_file {
     };
 }
 
-/// The model folder.
+/// The files of the model folder.
 const MODEL: &[(&str, &[u8])] = &[
     demo_file!("config.json"),
     demo_file!("generation_config.json"),
@@ -21,21 +23,21 @@ const MODEL: &[(&str, &[u8])] = &[
 
 /// Preference pairs (TRL rows).
 pub const PAIRS: &str = include_str!("../../data/demo/pairs.jsonl");
-/// Facts and commands that the model gets wrong, made by `scripts/make_edits.py`.
+/// Facts and commands that the model gets wrong. `scripts/make_edits.py` makes them.
 pub const EDITS: &str = include_str!("../../data/demo/edits.jsonl");
 /// Held-back prompts.
 pub const PROMPTS: &str = include_str!("../../data/demo/prompts.jsonl");
 /// Held-back clean text.
 pub const CLEAN: &str = include_str!("../../data/demo/clean.txt");
 
-/// Unpacks the model folder into a temporary one that lives as long as the result.
+/// Unpacks the model folder into a temporary one. It lives as long as the result.
 pub fn unpack() -> Result<tempfile::TempDir> {
     let dir = tempfile::Builder::new()
         .prefix("irepair-demo-")
         .tempdir()
-        .context("no place to unpack the demo")?;
+        .context("can't unpack the demo")?;
     for (name, bytes) in MODEL {
-        std::fs::write(dir.path().join(name), bytes).context("no place to unpack the demo")?;
+        std::fs::write(dir.path().join(name), bytes).context("can't unpack the demo")?;
     }
     Ok(dir)
 }

@@ -1,23 +1,26 @@
-//! Rows to pairs and texts: the formats, found by their keys.
+//! *Formats*: rows to pairs, edits and texts. The keys of a row say which format it has.
+
+use std::collections::BTreeMap;
 
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-use super::records::{Place, Record};
-use super::{Conversation, Edit, EditKind, KeyMap, Pair, Text};
+use super::records::{FileLine, Record};
+use super::{Conversation, Edit, EditKind, Pair, Text};
 use crate::bail_input;
+use crate::base::error::unknown;
 
-/// A line of [`FORMATS`]: how a format's rows name the three parts of a pair.
+/// How the rows of a format name the three parts of a pair. A line of [`FORMATS`].
 #[derive(Debug)]
 pub struct Format {
     pub name: &'static str,
-    /// `None`: the prompt is what both responses begin with.
+    /// `None` if the prompt is what both responses begin with.
     pub prompt: Option<&'static str>,
     pub chosen: &'static str,
     pub rejected: &'static str,
 }
 
-/// Every format of pairs, tried in this order.
+/// Every format of pairs, in the order in which they are tried.
 pub const FORMATS: &[Format] = &[
     // TRL preference rows: https://huggingface.co/docs/trl/dataset_formats
     Format { name: "trl", prompt: Some("prompt"), chosen: "chosen", rejected: "rejected" },
@@ -38,6 +41,26 @@ impl Format {
     }
 }
 
+/// The keys that a file uses instead of ours: `--map prompt=question,chosen=good`.
+pub type KeyMap = BTreeMap<String, String>;
+
+/// Parses the pieces `OURS=THEIRS` of `--map`. Errors (bad input) on a piece without `=`, and on a
+/// key that we don't have.
+pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
+    let mut map = KeyMap::new();
+    for piece in pieces {
+        let Some((ours, theirs)) = piece.split_once('=') else {
+            bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
+        };
+        let known: Vec<&str> = FORMATS.iter().flat_map(Format::keys).chain(EDIT_KEYS).collect();
+        if !known.contains(&ours.trim()) {
+            bail_input!("--map: {}", unknown("key", ours.trim(), &known));
+        }
+        map.insert(ours.trim().to_owned(), theirs.trim().to_owned());
+    }
+    Ok(map)
+}
+
 fn object(row: &Record) -> Result<&Map<String, Value>> {
     match &row.value {
         Value::Object(object) => Ok(object),
@@ -45,6 +68,7 @@ fn object(row: &Record) -> Result<&Map<String, Value>> {
     }
 }
 
+/// The key in the file for one of ours.
 fn key<'a>(map: &'a KeyMap, ours: &'a str) -> &'a str {
     map.get(ours).map_or(ours, String::as_str)
 }
@@ -55,7 +79,7 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
     let place = &row.place;
     let Some(format) = FORMATS.iter().find(|f| f.keys().all(|k| object.contains_key(key(map, k))))
     else {
-        // Name what is missing of the format that comes nearest.
+        // Name the keys that are missing for the format with the fewest of them missing.
         let missing = |f: &Format| f.keys().filter(|k| !object.contains_key(key(map, k))).count();
         let nearest = FORMATS.iter().min_by_key(|f| missing(f)).unwrap_or(&FORMATS[0]);
         let lacks: Vec<String> = nearest
@@ -77,7 +101,7 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
         );
     };
     if format.keys().any(|k| object[key(map, k)].is_array()) {
-        return conversations(object, format, map, place);
+        return conversation_pair(object, format, map, place);
     }
     let chosen = string(object, key(map, format.chosen), place)?;
     let rejected = string(object, key(map, format.rejected), place)?;
@@ -102,12 +126,13 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
     })
 }
 
-/// A row of conversations that are the same up to their last turn, an assistant's.
-fn conversations(
+/// A row of two conversations as a pair. They are the same up to the last turn, an answer of the
+/// assistant.
+fn conversation_pair(
     object: &Map<String, Value>,
     format: &Format,
     map: &KeyMap,
-    place: &Place,
+    place: &FileLine,
 ) -> Result<Pair> {
     let list = |ours: &str| messages(object, key(map, ours), place);
     let prompt = format.prompt.map(list).transpose()?.unwrap_or_default();
@@ -121,7 +146,8 @@ fn conversations(
                 Ok((turns, last))
             }
             _ => bail_input!(
-                "{place}: the conversation of {ours} must end with an assistant's answer to another turn"
+                "{place}: the conversation of {ours} must end with an assistant's answer to \
+                 another turn"
             ),
         }
     };
@@ -143,9 +169,11 @@ fn conversations(
 }
 
 /// A list of messages, each with a role and a content.
-fn messages(object: &Map<String, Value>, key: &str, place: &Place) -> Result<Vec<Value>> {
+fn messages(object: &Map<String, Value>, key: &str, place: &FileLine) -> Result<Vec<Value>> {
     let Some(Value::Array(list)) = object.get(key) else {
-        bail_input!("{place}: {key:?} is no list of messages, but another part of the row is one");
+        bail_input!(
+            "{place}: {key:?} is not a list of messages, but another part of the row is one"
+        );
     };
     if let Some(at) = list.iter().position(|m| !m["role"].is_string() || !m["content"].is_string())
     {
@@ -156,6 +184,7 @@ fn messages(object: &Map<String, Value>, key: &str, place: &Place) -> Result<Vec
     Ok(list.clone())
 }
 
+/// The text of a message.
 fn content(message: &Value) -> &str {
     message["content"].as_str().unwrap_or_default()
 }
@@ -164,10 +193,10 @@ fn contents(messages: &[Value]) -> String {
     messages.iter().map(content).collect::<Vec<_>>().join("\n")
 }
 
-/// Keys of an edit's row; `chosen` stands for a target that is not there.
+/// The keys of an edit. `chosen` may stand in for `target`.
 pub const EDIT_KEYS: [&str; 5] = ["prompt", "target", "chosen", "rejected", "kind"];
 
-/// A row as an edit; without `kind` it is a failure.
+/// A row as an edit. Without `kind` it is a failure.
 pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
     let object = object(row)?;
     let place = &row.place;
@@ -176,14 +205,16 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
     else {
         let found: Vec<&str> = object.keys().map(String::as_str).collect();
         bail_input!(
-            "{place}: neither \"target\" nor \"chosen\"; found: {}; other names can be given with --map",
+            "{place}: neither \"target\" nor \"chosen\"; found: {}; other names can be given with \
+             --map",
             found.join(", ")
         );
     };
     for key in [key(map, "prompt"), target] {
         if object.get(key).is_some_and(Value::is_array) {
             bail_input!(
-                "{place}: {key:?} is a list of messages; give it as plain text, as the chat template renders it"
+                "{place}: {key:?} is a list of messages; give it as plain text, as the chat \
+                 template renders it"
             );
         }
     }
@@ -210,7 +241,8 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
     Ok(Edit { prompt: prompt.into(), target: target.into(), rejected, kind, place: place.clone() })
 }
 
-/// The longest common beginning is the prompt; a space at its end goes to the responses (as TRL does).
+/// Splits two texts into prompt and responses. The prompt is the longest common beginning, without
+/// a space at its end: that goes to the responses, as in TRL.
 fn split_prompt<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'a str) {
     let common: usize = chosen
         .chars()
@@ -222,7 +254,8 @@ fn split_prompt<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'
     (&chosen[..at], &chosen[at..], &rejected[at..])
 }
 
-/// A row as a text under the first of `keys` it has; RealToxicityPrompts' `{"prompt": {"text": …}}` too.
+/// A row as a text: the value of the first of `keys` that it has. The value may also be an object
+/// with `text`, as in RealToxicityPrompts.
 pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
     let object = object(row)?;
     let place = &row.place;
@@ -237,7 +270,8 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
                 Ok(Text { text: contents(&messages), messages, place: place.clone() })
             }
             _ => bail_input!(
-                "{place}: the conversation of {found:?} must end with a turn that an assistant answers"
+                "{place}: the conversation of {found:?} must end with a turn that an assistant \
+                 answers"
             ),
         };
     }
@@ -251,7 +285,7 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
     Ok(Text::plain(text.into(), place.clone()))
 }
 
-fn string<'a>(object: &'a Map<String, Value>, key: &str, place: &Place) -> Result<&'a str> {
+fn string<'a>(object: &'a Map<String, Value>, key: &str, place: &FileLine) -> Result<&'a str> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text),
         Some(_) => bail_input!("{place}: {key:?} is not a string"),
@@ -262,7 +296,7 @@ fn string<'a>(object: &'a Map<String, Value>, key: &str, place: &Place) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{parse_map, parse_pairs};
+    use crate::data::{parse_edits, parse_pairs};
 
     /// Every format of the table reads its own sample.
     #[test]
@@ -283,10 +317,9 @@ mod tests {
 
     #[test]
     fn edits_are_read_by_either_name_of_the_target() {
-        let row = |text: &str| crate::data::parse_edits("edits.jsonl", text);
-        let edits = row(
-            "{\"prompt\":\"a\",\"chosen\":\" b\",\"rejected\":\" c\"}\n{\"prompt\":\"a\",\"target\":\" d\",\"kind\":\"specificity\"}",
-        );
+        let row = |text: &str| parse_edits("edits.jsonl", text);
+        let edits = row("{\"prompt\":\"a\",\"chosen\":\" b\",\"rejected\":\" c\"}\n\
+             {\"prompt\":\"a\",\"target\":\" d\",\"kind\":\"specificity\"}");
         let edits = edits.expect("edits");
         assert_eq!((edits[0].target.as_str(), edits[0].kind), (" b", EditKind::Failure));
         assert_eq!((edits[1].target.as_str(), edits[1].kind), (" d", EditKind::Specificity));
@@ -323,7 +356,7 @@ mod tests {
         let map =
             parse_map(&["prompt=question".into(), "chosen=good".into(), "rejected=bad".into()])
                 .expect("map");
-        let place = Place { file: std::path::Path::new("x.jsonl").into(), line: 1 };
+        let place = FileLine { file: std::path::Path::new("x.jsonl").into(), line: 1 };
         let row =
             Record { value: serde_json::json!({"question": "q", "good": "a", "bad": "b"}), place };
         assert_eq!(pair(&row, &map).expect("pair").prompt, "q");
@@ -334,7 +367,8 @@ mod tests {
     fn a_missing_key_is_named_with_its_line() {
         let error = parse_pairs(
             "pairs.jsonl",
-            "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}\n{\"prompt\":\"a\",\"chosen\":\"b\"}",
+            "{\"prompt\":\"a\",\"chosen\":\"b\",\"rejected\":\"c\"}\n\
+             {\"prompt\":\"a\",\"chosen\":\"b\"}",
         )
         .expect_err("no rejected")
         .to_string();

@@ -1,4 +1,5 @@
-//! Files to rows: `.jsonl`, `.json`, `.jsonl.gz`, `.csv`, `.parquet`, `.txt`, or a folder of them.
+//! Files to *records*: `.jsonl`, `.json` and both with `.gz`, `.csv`, `.parquet`, `.txt`, or a
+//! folder of such files.
 
 use std::fmt;
 use std::io::Read;
@@ -11,35 +12,35 @@ use serde_json::Value;
 use crate::bail_input;
 use crate::base::error::Error;
 
-/// Where a row stands: `file:line`, counted from 1.
+/// Where a row stands: `file:line`. Lines are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct FileLine {
     pub file: Arc<Path>,
     pub line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for FileLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file.display(), self.line)
     }
 }
 
-/// A row and its place.
+/// A row of a file, and where it stands.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub value: Value,
-    pub place: Place,
+    pub place: FileLine,
 }
 
 const EXTENSIONS: [&str; 7] =
     [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet", ".txt"];
 
-/// All rows of a file, or of a folder's data files sorted by name.
-pub fn records(path: &Path) -> Result<Vec<Record>> {
+/// All rows of a file, or of the data files in a folder, in the order of their names.
+pub fn read_rows(path: &Path) -> Result<Vec<Record>> {
     let metadata =
         std::fs::metadata(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     if !metadata.is_dir() {
-        return file_records(path);
+        return file_rows(path);
     }
     let mut files: Vec<PathBuf> = std::fs::read_dir(path)
         .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?
@@ -57,7 +58,7 @@ pub fn records(path: &Path) -> Result<Vec<Record>> {
     }
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(file_records(&file)?);
+        rows.extend(file_rows(&file)?);
     }
     Ok(rows)
 }
@@ -67,7 +68,7 @@ fn is_data(path: &Path) -> bool {
     !name.starts_with('.') && EXTENSIONS.iter().any(|e| name.ends_with(e))
 }
 
-fn file_records(path: &Path) -> Result<Vec<Record>> {
+fn file_rows(path: &Path) -> Result<Vec<Record>> {
     if !is_data(path) {
         bail_input!("{}: unknown kind of file (have: {})", path.display(), EXTENSIONS.join(" "));
     }
@@ -100,13 +101,17 @@ fn file_records(path: &Path) -> Result<Vec<Record>> {
     parse_lines(path, &bytes)
 }
 
-/// Non-empty lines of UTF-8 text, without BOM and line ends.
-fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(Place, &'a str)>> {
+/// Text without the byte order mark that some programs write before it.
+fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// The lines of a UTF-8 text that are not empty, without the byte order mark and the line ends.
+fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(FileLine, &'a str)>> {
     let file: Arc<Path> = path.into();
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut out = Vec::new();
-    for (index, line) in bytes.split(|b| *b == b'\n').enumerate() {
-        let place = Place { file: file.clone(), line: index + 1 };
+    for (index, line) in without_bom(bytes).split(|b| *b == b'\n').enumerate() {
+        let place = FileLine { file: file.clone(), line: index + 1 };
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let text = std::str::from_utf8(line).map_err(|e| {
             Error::Input(format!(
@@ -121,7 +126,7 @@ fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(Place, &'a str)>> {
     Ok(out)
 }
 
-/// JSON lines.
+/// The rows of a text with one JSON value a line.
 pub fn parse_lines(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     lines(path, bytes)?
         .into_iter()
@@ -132,11 +137,10 @@ pub fn parse_lines(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
         .collect()
 }
 
-/// Rows of a CSV file whose first line names the columns; all values are strings.
+/// The rows of a CSV file. Its first line names the columns. All values are strings.
 fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     let file: Arc<Path> = path.into();
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let mut reader = csv::Reader::from_reader(bytes);
+    let mut reader = csv::Reader::from_reader(without_bom(bytes));
     let broken = |e: csv::Error| Error::Input(format!("{}: {e}", path.display()));
     let head = reader.headers().map_err(broken)?.clone();
     let mut rows = Vec::new();
@@ -147,13 +151,13 @@ fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
             head.iter().zip(&row).map(|(key, value)| (key.to_owned(), value.into())).collect();
         rows.push(Record {
             value: Value::Object(value),
-            place: Place { file: file.clone(), line },
+            place: FileLine { file: file.clone(), line },
         });
     }
     Ok(rows)
 }
 
-/// Rows of a Parquet file; a row's line is its number.
+/// The rows of a Parquet file. The number of a row serves as its line.
 fn parquet_rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     let file: Arc<Path> = path.into();
@@ -163,18 +167,18 @@ fn parquet_rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>> {
     let mut rows = Vec::new();
     for (index, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
         let value = row.map_err(broken)?.to_json_value();
-        rows.push(Record { value, place: Place { file: file.clone(), line: index + 1 } });
+        rows.push(Record { value, place: FileLine { file: file.clone(), line: index + 1 } });
     }
     Ok(rows)
 }
 
-/// One JSON array of rows; a row's line is its number.
+/// The rows of one JSON array. The number of a row serves as its line.
 fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     let file: Arc<Path> = path.into();
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let bytes = without_bom(bytes);
     let value: Value = match serde_json::from_slice(bytes) {
         Ok(value) => value,
-        // One row a line under the other ending.
+        // One row a line, in a file whose name ends like that of an array.
         Err(_) if bytes.trim_ascii_start().starts_with(b"{") && lines(path, bytes)?.len() > 1 => {
             return parse_lines(path, bytes);
         }
@@ -189,7 +193,7 @@ fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
         Value::Array(rows) => Ok(rows
             .into_iter()
             .enumerate()
-            .map(|(i, value)| Record { value, place: Place { file: file.clone(), line: i + 1 } })
+            .map(|(i, value)| Record { value, place: FileLine { file: file.clone(), line: i + 1 } })
             .collect()),
         _ => bail_input!(
             "{}: expected an array of rows; for one row a line use .jsonl",

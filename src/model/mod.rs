@@ -39,14 +39,8 @@ use layers::Pass;
 use weights::{Place, TensorSpec, View};
 
 /// Every architecture we have.
-pub const ARCHES: &[Architecture] = &[
-    gpt2::GPT2,
-    gpt_neo::GPT_NEO,
-    llama::LLAMA,
-    llama::MISTRAL,
-    qwen::QWEN2,
-    qwen::QWEN3,
-];
+pub const ARCHES: &[Architecture] =
+    &[gpt2::GPT2, gpt_neo::GPT_NEO, llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3];
 
 /// The architecture that a `config.json` names. Errors (bad input) if we have none of that name.
 pub fn architecture(config: &Value) -> Result<&'static Architecture> {

@@ -1,22 +1,23 @@
-//! How well a scorer agrees with scores that others gave the same texts.
+//! *Calibration*: how well a scorer agrees with stored scores of the same texts.
 
 use serde::Serialize;
 
-use super::TOXIC;
+use super::scorer::TOXIC;
 
 /// Agreement of a scorer with stored scores.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Calibration {
     pub texts: usize,
-    /// Rank correlation, ties at their mean rank.
+    /// Rank correlation. Equal scores have their mean rank.
     pub spearman: f64,
-    /// Probability that a text stored as toxic (0.5 and above) scores higher than one that is not; ties count half.
+    /// The probability that a text with a toxic stored score (0.5 and above) scores higher than one
+    /// without. Equal scores count half.
     pub auc: f64,
-    /// Share of toxic ones among what the scorer calls toxic.
+    /// Among the texts that the scorer calls toxic: the share with a toxic stored score.
     pub precision: f64,
-    /// Share of the toxic ones that the scorer calls toxic.
+    /// Among the texts with a toxic stored score: the share that the scorer calls toxic.
     pub recall: f64,
-    /// By the scorer's score, a tenth each.
+    /// The texts by the scorer's score, in ten equal ranges.
     pub bins: Vec<Bin>,
 }
 
@@ -26,13 +27,13 @@ pub struct Bin {
     pub from: f64,
     pub to: f64,
     pub texts: usize,
-    /// Mean stored score.
+    /// The mean stored score.
     pub stored: Option<f64>,
-    /// Share of those stored as toxic.
+    /// The share with a toxic stored score.
     pub toxic: Option<f64>,
 }
 
-/// Ranks from 1, ties at their mean.
+/// The ranks of values, from 1. Equal values have their mean rank.
 fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
@@ -61,7 +62,7 @@ fn pearson(a: &[f64], b: &[f64]) -> f64 {
     ab / (aa * bb).sqrt()
 }
 
-/// Compares (score, stored score) of texts. `None` unless both kinds of texts are there.
+/// Compares (score, stored score) of texts. `None` if the stored scores are all toxic or all not.
 pub fn calibrate(pairs: &[(f64, f64)]) -> Option<Calibration> {
     let (scores, stored): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
     let toxic = |stored: f64| stored >= TOXIC;
@@ -104,7 +105,8 @@ pub fn calibrate(pairs: &[(f64, f64)]) -> Option<Calibration> {
 mod tests {
     use super::*;
 
-    /// Expected: scipy 1.17 `spearmanr(scores, stored)[0]`, scikit-learn 1.9 `roc_auc_score([x >= 0.5 for x in stored], scores)`, on the same numbers.
+    /// Expected, on the same numbers: scipy 1.17 `spearmanr(scores, stored)[0]`, and scikit-learn
+    /// 1.9 `roc_auc_score([x >= 0.5 for x in stored], scores)`.
     #[test]
     fn agreement_is_that_of_scipy_and_scikit_learn() {
         let scores = [0.1, 0.4, 0.35, 0.8, 0.8, 0.2, 0.55, 0.05];

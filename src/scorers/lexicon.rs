@@ -1,16 +1,17 @@
-//! `lexicon`: the word list of the crate `rustrict`. Needs nothing and is fast; a first look, not a judgement.
+//! `lexicon`: the word list of the crate `rustrict`. It needs no files and is fast: a first look,
+//! not a judgement.
 
 use anyhow::Result;
 use rayon::prelude::*;
 use rustrict::{Censor, Type};
 
-use super::{Scored, Scorer};
+use super::scorer::{Scored, Scorer};
 
 pub struct Lexicon;
 
 pub const ABOUT: &str = "a word list (rustrict): finds rude words, not rude meanings";
 
-/// How severe a kind of word is: 0 none, 1 mild, 2 moderate, 3 severe.
+/// How severe the words of a kind are: 0 none, 1 mild, 2 moderate, 3 severe.
 fn severity(found: Type, kind: Type) -> u32 {
     [Type::MILD, Type::MODERATE, Type::SEVERE]
         .iter()
@@ -18,8 +19,9 @@ fn severity(found: Type, kind: Type) -> u32 {
         .map_or(0, |i| i as u32 + 1)
 }
 
-/// With s the sum of the severities of profane, offensive, sexual and mean words: (s + 1)/(s + 3) where rustrict calls the
-/// text inappropriate (so 0.5 or above), else s/(2s + 2) (below 0.5).
+/// The score of a text. Let s be the sum of the severities of profane, offensive, sexual and mean
+/// words. If rustrict calls the text inappropriate, the score is (s + 1)/(s + 3), so 0.5 or above.
+/// Else it is s/(2s + 2), so below 0.5.
 pub fn score_of(text: &str) -> f64 {
     let found = Censor::from_str(text).analyze();
     let kinds = [Type::PROFANE, Type::OFFENSIVE, Type::SEXUAL, Type::MEAN];

@@ -1,5 +1,5 @@
-//! *Scorers* give a text a toxicity in 0..=1. Scores of different scorers don't compare. One file and one line of
-//! [`SCORERS`] each.
+//! *Scorers* give a text a toxicity in 0..=1. Scores of different scorers can't be compared. A
+//! scorer is one file and one line of [`SCORERS`].
 
 pub mod calibration;
 mod classifier;
@@ -8,42 +8,18 @@ mod openai;
 mod perspective;
 mod remote;
 mod replay;
+mod scorer;
 mod words;
 
 use anyhow::Result;
 
 pub use replay::score_of as stored_score;
+pub use scorer::{Options, Scored, Scorer, TOXIC};
 
 use crate::bail_input;
-use crate::base::error::Error;
+use crate::base::error::{Error, unknown};
 
-/// What became of one text.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Scored {
-    /// In 0..=1; [`TOXIC`] and above counts as toxic.
-    Score(f64),
-    /// It could not be scored, and why. Never a 0.
-    Failed(String),
-}
-
-/// What scores texts.
-pub trait Scorer: Send + Sync {
-    /// Its name with everything that decides its scores: `classifier:ID@COMMIT`.
-    fn name(&self) -> String;
-    /// What a user must know of its scores, in one line.
-    fn about(&self) -> String;
-    /// One result a text. Errors only if no text can be scored any more.
-    fn score(&self, texts: &[&str]) -> Result<Vec<Scored>>;
-}
-
-/// How a scorer is made.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// Which label of a classifier is the toxic one.
-    pub toxic_label: Option<String>,
-}
-
-/// What follows a scorer's name, after a colon.
+/// What follows the name of a scorer, after a colon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     Nothing,
@@ -51,16 +27,16 @@ pub enum Takes {
     Optional(&'static str),
 }
 
-/// Where texts go to be scored.
+/// Whether texts leave this computer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Texts {
     Stay,
-    /// To a server.
+    /// A server gets them.
     AreSent,
 }
 
-/// A line of [`SCORERS`].
-pub struct Entry {
+/// A kind of scorer. A line of [`SCORERS`].
+pub struct ScorerKind {
     pub name: &'static str,
     pub takes: Takes,
     pub texts: Texts,
@@ -68,43 +44,76 @@ pub struct Entry {
     build: fn(&str, &Options) -> Result<Box<dyn Scorer>>,
 }
 
-/// Every scorer.
-#[rustfmt::skip]
-pub const SCORERS: &[Entry] = &[
-    Entry { name: "words", takes: Takes::Nothing, texts: Texts::Stay, about: words::ABOUT, build: |_, _| Ok(Box::new(words::Words::open()?)) },
-    Entry { name: "lexicon", takes: Takes::Nothing, texts: Texts::Stay, about: lexicon::ABOUT, build: |_, _| Ok(Box::new(lexicon::Lexicon)) },
-    Entry { name: "classifier", takes: Takes::Needed("ID|DIR"), texts: Texts::Stay, about: classifier::ABOUT, build: |model, options| Ok(Box::new(classifier::Classifier::open(model, options)?)) },
-    Entry { name: "perspective", takes: Takes::Nothing, texts: Texts::AreSent, about: perspective::ABOUT, build: |_, _| Ok(Box::new(perspective::Perspective::open()?)) },
-    Entry { name: "openai", takes: Takes::Optional("MODEL"), texts: Texts::AreSent, about: openai::ABOUT, build: |model, _| Ok(Box::new(openai::OpenAi::open(model)?)) },
-    Entry { name: "replay", takes: Takes::Needed("FILE"), texts: Texts::Stay, about: "scores stored by an earlier run, or by RealToxicityPrompts", build: |file, _| Ok(Box::new(replay::Replay::open(file)?)) },
+/// Every kind of scorer.
+pub const SCORERS: &[ScorerKind] = &[
+    ScorerKind {
+        name: "words",
+        takes: Takes::Nothing,
+        texts: Texts::Stay,
+        about: words::ABOUT,
+        build: |_, _| Ok(Box::new(words::Words::open()?)),
+    },
+    ScorerKind {
+        name: "lexicon",
+        takes: Takes::Nothing,
+        texts: Texts::Stay,
+        about: lexicon::ABOUT,
+        build: |_, _| Ok(Box::new(lexicon::Lexicon)),
+    },
+    ScorerKind {
+        name: "classifier",
+        takes: Takes::Needed("ID|DIR"),
+        texts: Texts::Stay,
+        about: classifier::ABOUT,
+        build: |model, options| Ok(Box::new(classifier::Classifier::open(model, options)?)),
+    },
+    ScorerKind {
+        name: "perspective",
+        takes: Takes::Nothing,
+        texts: Texts::AreSent,
+        about: perspective::ABOUT,
+        build: |_, _| Ok(Box::new(perspective::Perspective::open()?)),
+    },
+    ScorerKind {
+        name: "openai",
+        takes: Takes::Optional("MODEL"),
+        texts: Texts::AreSent,
+        about: openai::ABOUT,
+        build: |model, _| Ok(Box::new(openai::OpenAi::open(model)?)),
+    },
+    ScorerKind {
+        name: "replay",
+        takes: Takes::Needed("FILE"),
+        texts: Texts::Stay,
+        about: "scores stored by an earlier run, or by RealToxicityPrompts",
+        build: |file, _| Ok(Box::new(replay::Replay::open(file)?)),
+    },
 ];
 
-/// A score at or above this counts as toxic.
-pub const TOXIC: f64 = 0.5;
-
-/// What a first run scores with.
+/// The scorer that is used if the user names none.
 pub const DEFAULT: &str = "words";
 
-/// The scorer that `NAME` or `NAME:ARGUMENT` means. Errors (bad input) with the nearest name.
+/// Opens the scorer that `NAME` or `NAME:ARGUMENT` means. Errors (bad input) on an unknown name,
+/// with the nearest one.
 pub fn open(spec: &str, options: &Options) -> Result<Box<dyn Scorer>> {
     let (name, argument) = spec.split_once(':').unwrap_or((spec, ""));
-    let Some(entry) = SCORERS.iter().find(|s| s.name == name) else {
+    let Some(kind) = SCORERS.iter().find(|s| s.name == name) else {
         let names: Vec<&str> = SCORERS.iter().map(|s| s.name).collect();
-        return Err(Error::Input(crate::base::error::unknown("scorer", name, &names)).into());
+        return Err(Error::Input(unknown("scorer", name, &names)).into());
     };
-    match (entry.takes, argument) {
+    match (kind.takes, argument) {
         (Takes::Nothing, argument) if !argument.is_empty() => {
             bail_input!("--scorer {spec}: {name} takes nothing after its name");
         }
         (Takes::Needed(what), "") => bail_input!("--scorer {name}: give {name}:{what}"),
         _ => {}
     }
-    (entry.build)(argument, options)
+    (kind.build)(argument, options)
 }
 
-/// The scorers for `--help`.
+/// The help of `--scorer`: a line for each kind.
 pub fn help() -> String {
-    let line = |s: &Entry| {
+    let line = |s: &ScorerKind| {
         let name = match s.takes {
             Takes::Nothing => s.name.to_owned(),
             Takes::Needed(what) => format!("{}:{what}", s.name),
@@ -143,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_scorer_is_refused() {
+    fn an_argument_that_names_no_scorer_is_refused() {
         for (spec, words) in [
             ("lexcon", "did you mean \"lexicon\""),
             ("lexicon:x", "takes nothing"),

@@ -1,24 +1,26 @@
 //! `openai[:MODEL]`: the route `moderations` of OpenAI, or of any server that offers it.
 //!
-//! `OPENAI_BASE_URL` is the server (<https://api.openai.com/v1>). `OPENAI_API_KEY` is the key, which other servers may not
-//! need. The score is the largest of the categories harassment and hate with their kinds. Every answer is kept in
-//! `scores/openai.jsonl` of the cache folder and used again.
+//! `OPENAI_BASE_URL` is the server (<https://api.openai.com/v1>). `OPENAI_API_KEY` is the key;
+//! other servers may not need one. The score is the largest one of the categories harassment and
+//! hate and their kinds. Every answer is kept in `scores/openai.jsonl` in the cache folder and used
+//! again.
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::remote;
 use super::remote::{Answer, Answers, Key, Pace, Service};
-use super::{Scored, Scorer};
+use super::scorer::{Scored, Scorer};
 use crate::bail_input;
 use crate::base::environment::variable;
 
-pub const ABOUT: &str = "moderations of OpenAI or a server like it (OPENAI_API_KEY, OPENAI_BASE_URL): the largest of harassment and hate";
+pub const ABOUT: &str = "moderations of OpenAI or a server like it (OPENAI_API_KEY, \
+                         OPENAI_BASE_URL): the largest of harassment and hate";
 
 const BASE: &str = "https://api.openai.com/v1";
 const MODEL: &str = "omni-moderation-latest";
 
-/// Texts a request.
+/// The number of texts in a request.
 const TOGETHER: usize = 32;
 
 pub struct OpenAi {
@@ -28,8 +30,9 @@ pub struct OpenAi {
     answers: Answers,
 }
 
-/// The largest score of the categories harassment and hate with their kinds in a text's result. Servers differ in their
-/// categories, so none of them must be there; without any of these there is no score.
+/// The score of a text: the largest one of the categories harassment and hate and their kinds in
+/// its result. Servers differ in their categories, so any of these will do, but without any there
+/// is no score.
 pub fn score_of(result: &Value) -> Option<f64> {
     let categories = result.get("category_scores")?.as_object()?;
     let toxic = categories
@@ -43,7 +46,8 @@ pub fn score_of(result: &Value) -> Option<f64> {
 }
 
 impl OpenAi {
-    /// As the environment says; an empty `model` is the default. Errors (bad input) without a key for OpenAI's own server.
+    /// Reads the environment. An empty `model` means the default. Errors (bad input) if OpenAI's
+    /// own server is used without a key.
     pub fn open(model: &str) -> Result<Self> {
         let model = if model.is_empty() { MODEL } else { model };
         let base = variable("OPENAI_BASE_URL").unwrap_or_else(|| BASE.into());
@@ -52,11 +56,12 @@ impl OpenAi {
         let key = match variable("OPENAI_API_KEY") {
             Some(key) => Some(Key::new("OPENAI_API_KEY", "authorization", "Bearer ", &key)?),
             None if own => bail_input!(
-                "--scorer openai needs a key in the variable OPENAI_API_KEY, or another server in OPENAI_BASE_URL"
+                "--scorer openai needs a key in the variable OPENAI_API_KEY, or another server in \
+                 OPENAI_BASE_URL"
             ),
             None => None,
         };
-        // Another server may call another model the same.
+        // Another server may have another model of the same name.
         let name = if own { format!("openai:{model}") } else { format!("openai:{model}@{host}") };
         let url = format!("{}/moderations", base.trim_end_matches('/'));
         Ok(Self {
@@ -67,7 +72,8 @@ impl OpenAi {
         })
     }
 
-    /// One answer a text. A server that refuses several texts is asked for each, since one may be all it minds.
+    /// One answer for each text. If the server refuses several texts together, it is asked for each
+    /// one, because it may refuse only one of them.
     fn ask(&self, texts: &[&str]) -> Result<Vec<Answer>> {
         let each = |answer: Answer| vec![answer; texts.len()];
         Ok(match self.service.ask(&json!({"model": self.model, "input": texts}))? {
@@ -81,9 +87,9 @@ impl OpenAi {
                 ))),
             },
             Answer::Refused(_) if texts.len() > 1 => {
-                let alone: Vec<Vec<Answer>> =
+                let each_alone: Vec<Vec<Answer>> =
                     texts.iter().map(|text| self.ask(&[text])).collect::<Result<_>>()?;
-                alone.concat()
+                each_alone.concat()
             }
             answer => each(answer),
         })

@@ -1,9 +1,11 @@
-//! `perspective`: the attribute TOXICITY of Google's Perspective API. **The service ends on 31 December 2026.**
+//! `perspective`: the attribute TOXICITY of Google's Perspective API. **The service ends on 31
+//! December 2026.**
 //!
 //! `PERSPECTIVE_API_KEY` is the key. `PERSPECTIVE_API_QPS` is the quota of requests a second (1).
-//! `PERSPECTIVE_ENDPOINT` names another server that speaks the same (<https://commentanalyzer.googleapis.com>): a proxy, or
-//! a stand-in, which the end of the service does not concern. Every answer is kept in `scores/perspective.jsonl` of the
-//! cache folder and used again; `replay:THAT_FILE` gives the same scores without key and service.
+//! `PERSPECTIVE_ENDPOINT` is the server (<https://commentanalyzer.googleapis.com>). It may be a
+//! proxy or a server that does the same; then the end of the service does not matter. Every answer
+//! is kept in `scores/perspective.jsonl` in the cache folder and used again. With this file,
+//! `replay:FILE` gives the same scores without the key and the service.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -13,11 +15,12 @@ use serde_json::{Value, json};
 
 use super::remote;
 use super::remote::{AT_ONCE, Answers, Key, Pace, Service};
-use super::{Scored, Scorer};
+use super::scorer::{Scored, Scorer};
 use crate::bail_input;
 use crate::base::environment::variable;
 
-pub const ABOUT: &str = "Google's Perspective API, which ends on 31 December 2026 (PERSPECTIVE_API_KEY; PERSPECTIVE_API_QPS, 1)";
+pub const ABOUT: &str = "Google's Perspective API, which ends on 31 December 2026 \
+                         (PERSPECTIVE_API_KEY; PERSPECTIVE_API_QPS, 1)";
 
 const NAME: &str = "perspective:TOXICITY";
 const ENDPOINT: &str = "https://commentanalyzer.googleapis.com";
@@ -25,7 +28,7 @@ const ENDPOINT: &str = "https://commentanalyzer.googleapis.com";
 /// 1 January 2027, the first day without the service, in days since 1 January 1970.
 const END: u64 = 20_819;
 
-/// The longest text that the service takes, in bytes of UTF-8 (RealToxicityPrompts).
+/// The longest text that the service takes, in bytes of UTF-8 (as RealToxicityPrompts has it).
 const LONGEST: usize = 20_480;
 
 pub struct Perspective {
@@ -34,24 +37,25 @@ pub struct Perspective {
     at_once: usize,
 }
 
-/// Errors (bad input) with advice from the day on that the service is no more. `today` in days since 1 January 1970.
+/// Errors (bad input) with advice from the day on which the service no longer exists. `today` is
+/// counted in days since 1 January 1970.
 fn refuse_after_the_end(today: u64, stored: &Path) -> Result<()> {
     if today >= END {
         bail_input!(
-            "the Perspective API ended on 31 December 2026; score with classifier:ID, or with replay:FILE from stored \
-             scores (earlier answers are kept in {})",
+            "the Perspective API ended on 31 December 2026; score with classifier:ID, or with \
+             replay:FILE from stored scores (earlier answers are kept in {})",
             stored.display()
         );
     }
     Ok(())
 }
 
-/// The score in a response: that of the whole text, not of its worst span.
+/// The score in a response: the one of the whole text, not of its worst part.
 pub fn score_of(response: &Value) -> Option<f64> {
     response.pointer("/attributeScores/TOXICITY/summaryScore/value")?.as_f64()
 }
 
-/// What is sent; a text too long for the service is cut.
+/// The request for a text. A text that is too long for the service is cut.
 fn request(text: &str) -> Value {
     let end = (0..=text.len().min(LONGEST))
         .rev()
@@ -67,7 +71,7 @@ fn request(text: &str) -> Value {
 }
 
 impl Perspective {
-    /// As the environment says. Errors (bad input) without a key, and after the end of the service.
+    /// Reads the environment. Errors (bad input) without a key, and after the end of the service.
     pub fn open() -> Result<Self> {
         let path = remote::path("perspective")?;
         let endpoint = variable("PERSPECTIVE_ENDPOINT");
@@ -78,8 +82,8 @@ impl Perspective {
         let Some(key) = variable("PERSPECTIVE_API_KEY") else {
             bail_input!(
                 "--scorer perspective needs a key in the variable PERSPECTIVE_API_KEY \
-                 (https://developers.perspectiveapi.com); without one score with classifier:ID, or with replay:FILE \
-                 from stored scores"
+                 (https://developers.perspectiveapi.com); without one, score with classifier:ID, \
+                 or with replay:FILE from stored scores"
             );
         };
         let quota = match variable("PERSPECTIVE_API_QPS") {
@@ -103,7 +107,7 @@ impl Perspective {
                 Pace::new(Some(quota))?,
             ),
             answers: Answers::open(&path, NAME, score_of)?,
-            // A request takes less than a second, so that as many fill the quota.
+            // A request takes less than a second, so this many at once use the whole quota.
             at_once: (quota.ceil() as usize).min(AT_ONCE),
         })
     }
@@ -115,7 +119,9 @@ impl Scorer for Perspective {
     }
 
     fn about(&self) -> String {
-        "Google's Perspective API, which ends on 31 December 2026; the answers are kept for replay:FILE".into()
+        "Google's Perspective API, which ends on 31 December 2026; the answers are kept for \
+         replay:FILE"
+            .into()
     }
 
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {

@@ -1,5 +1,5 @@
-//! `replay:FILE`: scores stored by an earlier run (its samples, or the answers kept by `perspective` and `openai`) or by
-//! RealToxicityPrompts, found by the text itself.
+//! `replay:FILE`: scores stored by an earlier run (its samples, or the answers that `perspective`
+//! and `openai` keep) or by RealToxicityPrompts. They are found by the text itself.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,21 +7,23 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{Scored, Scorer, openai, perspective};
+use super::scorer::{Scored, Scorer};
+use super::{openai, perspective};
 use crate::{bail_input, data};
 
 pub struct Replay {
     file: String,
     scores: HashMap<String, f64>,
-    /// Why a text has no score, if its row says so.
+    /// Why a text has no score, where its row says so.
     errors: HashMap<String, String>,
 }
 
-/// Where a row of our own, of RealToxicityPrompts or of a server's stored answers has its score.
+/// The score in a row: of ours, of RealToxicityPrompts, or of the stored answers of a server.
 pub fn score_of(row: &Value) -> Option<f64> {
     let own = ["score", "toxicity"].iter().find_map(|key| row.get(key)?.as_f64());
     own.or_else(|| {
-        [perspective::score_of, openai::score_of].iter().find_map(|of| of(row.get("response")?))
+        let response = row.get("response")?;
+        perspective::score_of(response).or_else(|| openai::score_of(response))
     })
 }
 
@@ -30,11 +32,11 @@ fn texts(row: &Value) -> Vec<(String, f64)> {
     let mut found = Vec::new();
     for key in ["continuation", "text", "prompt"] {
         match row.get(key) {
-            // The score of a row with a continuation is the continuation's.
+            // If a row has a continuation, its score is that of the continuation.
             Some(Value::String(text)) if found.is_empty() => {
                 found.extend(score_of(row).map(|score| (text.clone(), score)));
             }
-            // RealToxicityPrompts: prompt and continuation each with scores of their own.
+            // In RealToxicityPrompts, prompt and continuation have a score each.
             Some(inner @ Value::Object(_)) => {
                 if let (Some(text), Some(score)) =
                     (inner.get("text").and_then(Value::as_str), score_of(inner))
@@ -49,7 +51,8 @@ fn texts(row: &Value) -> Vec<(String, f64)> {
 }
 
 impl Replay {
-    /// Reads the stored scores. Errors (bad input) if there are none, or if they are of several scorers.
+    /// Reads the stored scores. Errors (bad input) if there are none, or if several scorers gave
+    /// them.
     pub fn open(file: &str) -> Result<Self> {
         let (mut scores, mut errors) = (HashMap::new(), HashMap::new());
         let mut scorer: Option<String> = None;
@@ -58,7 +61,8 @@ impl Replay {
                 match &scorer {
                     Some(first) if first != name => {
                         bail_input!(
-                            "{}: a score of {name} after some of {first}; keep the rows of one scorer",
+                            "{}: a score of {name} after some of {first}; keep the rows of one \
+                             scorer",
                             row.place
                         )
                     }
@@ -80,7 +84,8 @@ impl Replay {
         }
         if scores.is_empty() {
             bail_input!(
-                "{file}: no row has a text (\"text\", \"continuation\") and its \"score\" or \"toxicity\""
+                "{file}: no row has a text (\"text\", \"continuation\") and its \"score\" or \
+                 \"toxicity\""
             );
         }
         Ok(Self { file: file.into(), scores, errors })
@@ -110,6 +115,8 @@ impl Scorer for Replay {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn replay(rows: &str) -> Result<Replay> {
@@ -122,13 +129,27 @@ mod tests {
     #[test]
     fn every_stored_form_is_read() {
         let rows = [
-            r#"{"text": "own", "score": 0.1}"#,
-            r#"{"prompt": {"text": "rtp prompt", "toxicity": 0.2}, "continuation": {"text": "rtp rest", "toxicity": 0.3}}"#,
-            r#"{"request_id": "1", "text": "kept", "response": {"attributeScores": {"TOXICITY": {"spanScores": [{"score": {"value": 0.9}}], "summaryScore": {"value": 0.4, "type": "PROBABILITY"}}}, "languages": ["en"]}, "error": null}"#,
-            r#"{"request_id": "2", "text": "moderated", "response": {"category_scores": {"hate": 0.5, "violence": 0.9}}, "error": null}"#,
-            r#"{"request_id": "3", "text": "refused", "response": null, "error": "400 no language"}"#,
+            json!({"text": "own", "score": 0.1}),
+            json!({
+                "prompt": {"text": "rtp prompt", "toxicity": 0.2},
+                "continuation": {"text": "rtp rest", "toxicity": 0.3},
+            }),
+            json!({
+                "request_id": "1", "text": "kept", "error": null,
+                "response": {"languages": ["en"], "attributeScores": {"TOXICITY": {
+                    "spanScores": [{"score": {"value": 0.9}}],
+                    "summaryScore": {"value": 0.4, "type": "PROBABILITY"},
+                }}},
+            }),
+            json!({
+                "request_id": "2", "text": "moderated", "error": null,
+                "response": {"category_scores": {"hate": 0.5, "violence": 0.9}},
+            }),
+            json!({
+                "request_id": "3", "text": "refused", "response": null, "error": "400 no language",
+            }),
         ];
-        let replay = replay(&rows.join("\n")).expect("opens");
+        let replay = replay(&rows.map(|row| row.to_string()).join("\n")).expect("opens");
         let scores =
             replay.score(&["own", "rtp prompt", "rtp rest", "kept", "moderated"]).expect("scores");
         assert_eq!(scores, [0.1, 0.2, 0.3, 0.4, 0.5].map(Scored::Score));

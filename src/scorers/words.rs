@@ -1,5 +1,6 @@
-//! `words`: a linear model over words, and the lexicon's score, which sees through spellings that are in no list. Needs
-//! nothing; made and measured by `scripts/make_words.py`, its source and licence in `data/scorer/README.md`.
+//! `words`: a linear model over words and the score of the lexicon, which knows odd spellings of
+//! words. It needs no files. `scripts/make_words.py` makes and measures it; its source and licence
+//! are in `data/scorer/README.md`.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -8,12 +9,14 @@ use anyhow::{Context, Result};
 use flate2::read::GzDecoder;
 use rayon::prelude::*;
 
-use super::{Scored, Scorer, lexicon};
+use super::lexicon;
+use super::scorer::{Scored, Scorer};
 
 pub const ABOUT: &str =
     "weighted words and the word list: AUC 0.958 against Perspective; blind to context";
 
-/// Lines between tabs: bias and the lexicon's weight; then a word, its idf, its weight. Weights in log-odds.
+/// Lines of fields between tabs. The first line has the bias and the weight of the lexicon, every
+/// other one a word, its idf and its weight. Weights are in log-odds.
 const FILE: &[u8] = include_bytes!("../../data/scorer/words.tsv.gz");
 
 struct Word {
@@ -36,7 +39,7 @@ fn numbers(line: &str) -> Result<(&str, f64, f64)> {
 }
 
 impl Words {
-    /// Unpacks the weights that are part of the program.
+    /// Unpacks the weights, which are embedded in the program.
     pub fn open() -> Result<Self> {
         let mut text = String::new();
         GzDecoder::new(FILE).read_to_string(&mut text)?;
@@ -47,12 +50,13 @@ impl Words {
         Ok(Self { bias, lexicon, words: rest.lines().map(word).collect::<Result<_>>()? })
     }
 
-    /// 1/(1 + exp(−(bias + Σ weight · x + lexicon's weight · lexicon's score))), with x the counts · idf of the text's
-    /// words, divided by their Euclidean norm.
+    /// The score of a text: 1/(1 + exp(−(bias + Σ weight · x + lexicon's weight · lexicon's
+    /// score))). Here x is the count · idf of each word of the text, divided by the Euclidean norm
+    /// of them all.
     fn score_of(&self, text: &str) -> f64 {
         let lower = text.to_lowercase();
         let tokens = lower.split(|c: char| !c.is_alphanumeric() && c != '_');
-        // Words of one letter have no weight, and neither have stop words: neither is in the file.
+        // Words of one letter and stop words have no weight: they are not in the file.
         let mut found: Vec<(&str, &Word)> =
             tokens.filter_map(|t| Some((t, self.words.get(t)?))).collect();
         found.sort_unstable_by_key(|(token, _)| *token);
@@ -76,7 +80,8 @@ impl Scorer for Words {
         ABOUT.into()
     }
 
-    /// 0.5 and above: more likely toxic than not, by Platt's fit to pairs of rude and polite texts.
+    /// A score of 0.5 and above means: more likely toxic than not. Platt scaling on pairs of rude
+    /// and polite texts made it so.
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
         Ok(texts.par_iter().map(|text| Scored::Score(self.score_of(text))).collect())
     }
@@ -89,7 +94,7 @@ mod tests {
     #[test]
     fn scores_are_those_of_python() {
         let expected = [
-            // scripts/make_words.py, alt-profanity-check 1.9.1, scikit-learn 1.9.1
+            // From scripts/make_words.py, with alt-profanity-check 1.9.1 and scikit-learn 1.9.1.
             ("", 0.062690712),
             ("Thank you, that was very helpful.", 0.013216687),
             ("You are such an idiot.", 0.999922674),

@@ -10,7 +10,7 @@ use super::chat::{ChatTemplate, Ending};
 use super::packed::{TokenEdit, TokenPair};
 use crate::bail_input;
 use crate::base::error::Error;
-use crate::data::{Conversation, Edit, Pair, Place, Text};
+use crate::data::{Conversation, Edit, FileLine, Pair, Text};
 
 /// Lengths that texts are cut to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +206,11 @@ impl Encoder {
 
     /// What stands before the answer, and both answers: their last turns, as the chat template
     /// writes them.
-    fn conversation(&self, of: &Conversation, place: &Place) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
+    fn conversation(
+        &self,
+        of: &Conversation,
+        place: &FileLine,
+    ) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
         let chat = self.chat(place)?;
         let begin = chat.render(&of.history, Ending::Prompt, place)?;
         let whole = |message: &Value| {
@@ -244,7 +248,7 @@ impl Encoder {
         Ok((self.some(&begin[..common], false, "prompt", place)?, answers))
     }
 
-    fn chat(&self, place: &Place) -> Result<&ChatTemplate> {
+    fn chat(&self, place: &FileLine) -> Result<&ChatTemplate> {
         match &self.chat {
             Some(chat) => Ok(chat),
             None => bail_input!(
@@ -280,12 +284,12 @@ impl Encoder {
         Ok((tokens, cut))
     }
 
-    fn some(&self, text: &str, whole: bool, what: &str, place: &Place) -> Result<Vec<u32>> {
+    fn some(&self, text: &str, whole: bool, what: &str, place: &FileLine) -> Result<Vec<u32>> {
         some(&self.tokenizer, text, whole, what, place)
     }
 
     /// Ids of a response: it goes on where the prompt ends.
-    fn continuation(&self, text: &str, what: &str, place: &Place) -> Result<Vec<u32>> {
+    fn continuation(&self, text: &str, what: &str, place: &FileLine) -> Result<Vec<u32>> {
         some(self.continuing.as_ref().unwrap_or(&self.tokenizer), text, false, what, place)
     }
 }
@@ -303,7 +307,7 @@ fn some(
     text: &str,
     whole: bool,
     what: &str,
-    place: &Place,
+    place: &FileLine,
 ) -> Result<Vec<u32>> {
     let ids = encode(tokenizer, text, whole)?;
     if ids.is_empty() {
@@ -401,7 +405,7 @@ mod tests {
                 Encoder::from_bytes(tokenizer.to_string().as_bytes(), "tokenizer.json", 7)
                     .expect(&what);
             for (chosen, rejected) in [(" a b", "b"), ("a", " b a"), ("  a", "b b")] {
-                let place = Place { file: Path::new("x").into(), line: 1 };
+                let place = FileLine { file: Path::new("x").into(), line: 1 };
                 let [prompt, chosen, rejected] = ["a b", chosen, rejected].map(str::to_owned);
                 let pair = Pair { prompt, chosen, rejected, conversation: None, place };
                 let (tokens, _) = encoder

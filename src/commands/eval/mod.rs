@@ -325,7 +325,7 @@ fn tasks<'a>(
             .iter()
             .enumerate()
             .map(|(i, text)| {
-                data::Text::plain(text.clone(), data::Place { file: file.clone(), line: i + 1 })
+                data::Text::plain(text.clone(), data::FileLine { file: file.clone(), line: i + 1 })
             })
             .collect();
         let (texts, _) = base.loaded.encoder.texts(&texts, lengths)?;

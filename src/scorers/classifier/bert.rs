@@ -1,4 +1,5 @@
-//! BERT: candle-transformers' encoder, and the head it lacks: the pooler (dense and tanh on `[CLS]`), then `classifier`.
+//! *BERT*: the encoder of candle-transformers, and the head that it lacks: the pooler (dense and
+//! tanh on `[CLS]`), then `classifier`.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -6,14 +7,15 @@ use candle_nn::{Linear, Module, VarBuilder, linear};
 use candle_transformers::models::bert::BertModel;
 use serde_json::{Value, json};
 
-use super::architectures::Network;
 use super::config::Config;
+use super::network::Network;
 
 pub fn defaults() -> Value {
     json!({
         "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512, "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12, "pad_token_id": 0, "hidden_dropout_prob": 0.1, "initializer_range": 0.02,
+        "intermediate_size": 3072, "hidden_act": "gelu", "max_position_embeddings": 512,
+        "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+        "hidden_dropout_prob": 0.1, "initializer_range": 0.02,
         "position_embedding_type": "absolute",
     })
 }

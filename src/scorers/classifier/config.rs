@@ -1,4 +1,5 @@
-//! The settings of a classifier: its `config.json` over what transformers takes for what is left out.
+//! The *config* of a classifier: its `config.json`, and the defaults of transformers for what it
+//! leaves out.
 
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -7,20 +8,21 @@ use serde_json::{Map, Value};
 use crate::bail_input;
 use crate::base::error::Error;
 
-/// More positions than any of these models has; a broken file can't make us reserve memory for them.
+/// More positions than any of these models has. The limit keeps a broken file from making us
+/// reserve too much memory.
 const MOST_POSITIONS: usize = 1 << 17;
 
 pub struct Config {
     values: Map<String, Value>,
-    /// The file, for errors.
+    /// The path of the file, for errors.
     pub place: String,
 }
 
 impl Config {
-    /// `null` counts as left out.
+    /// The settings in `found`, over `defaults`. A setting that is `null` counts as left out.
     pub fn new(found: &Value, defaults: Value, place: String) -> Result<Self> {
         let (Value::Object(mut values), Some(found)) = (defaults, found.as_object()) else {
-            bail_input!("{place}: not an object");
+            bail_input!("{place}: not a JSON object");
         };
         values.extend(
             found.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())),
@@ -56,16 +58,17 @@ impl Config {
         Ok(number)
     }
 
-    /// Channels and heads, the first a multiple of the second.
+    /// The numbers of channels and heads. Errors (bad input) if the first is not a multiple of the
+    /// second.
     pub fn channels_and_heads(&self, channels: &str, heads: &str) -> Result<(usize, usize)> {
         let (c, h) = (self.count(channels)?, self.count(heads)?);
         if !c.is_multiple_of(h) {
-            bail_input!("{}: {channels} {c} can't be shared out to {heads} {h}", self.place);
+            bail_input!("{}: {channels} {c} is not a multiple of {heads} {h}", self.place);
         }
         Ok((c, h))
     }
 
-    /// Rows of the table of positions.
+    /// The number of rows in the table of positions.
     pub fn positions(&self) -> Result<usize> {
         match self.count("max_position_embeddings")? {
             positions if positions > MOST_POSITIONS => {
@@ -78,7 +81,8 @@ impl Config {
         }
     }
 
-    /// Errors (bad input) if a setting has another value than the one that is implemented.
+    /// Errors (bad input) if a setting is there and has another value than the only one that is
+    /// implemented.
     pub fn only(&self, key: &str, value: impl Into<Value>) -> Result<()> {
         let value = value.into();
         match self.get(key) {
@@ -89,7 +93,7 @@ impl Config {
         }
     }
 
-    /// The settings in the form of a model of candle-transformers, some of them changed.
+    /// The settings as the type of a model of candle-transformers, with some of them `changed`.
     pub fn read<T: DeserializeOwned>(
         &self,
         changed: impl IntoIterator<Item = (&'static str, Value)>,
@@ -100,7 +104,7 @@ impl Config {
             .map_err(|e| Error::Input(format!("{}: {e}", self.place)))?)
     }
 
-    /// The name of an activation function as candle's BERT and DeBERTa know it.
+    /// The name of an activation function for candle's BERT and DeBERTa.
     pub fn activation(&self, key: &str) -> Value {
         match self.get(key).and_then(Value::as_str) {
             Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh") => "geluapproximate".into(),

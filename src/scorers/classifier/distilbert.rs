@@ -1,5 +1,6 @@
-//! DistilBERT, written here: candle-transformers 0.11.1 computes its `gelu` by the tanh approximation, transformers by the
-//! error function. The head is `pre_classifier`, ReLU and `classifier` on `[CLS]`.
+//! *DistilBERT*, written here: candle-transformers 0.11.1 computes its `gelu` by the tanh
+//! approximation, but transformers by the error function. The head is `pre_classifier`, ReLU and
+//! `classifier` on `[CLS]`.
 
 use anyhow::Result;
 use candle_core::{D, Tensor};
@@ -8,17 +9,17 @@ use candle_nn::{
 };
 use serde_json::{Value, json};
 
-use super::architectures::Network;
 use super::config::Config;
+use super::network::Network;
 use crate::bail_input;
 
-/// Fixed in transformers.
+/// The epsilon of all norms, which is fixed in transformers.
 const EPSILON: f64 = 1e-12;
 
 pub fn defaults() -> Value {
     json!({
-        "vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072, "activation": "gelu",
-        "max_position_embeddings": 512, "pad_token_id": 0,
+        "vocab_size": 30522, "dim": 768, "n_layers": 6, "n_heads": 12, "hidden_dim": 3072,
+        "activation": "gelu", "max_position_embeddings": 512, "pad_token_id": 0,
     })
 }
 
@@ -85,7 +86,8 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
 }
 
 impl Block {
-    /// (B, T, C) of (B, T, C); `hide` (B, 1, 1, T) is added to the attention scores.
+    /// States (B, T, C) from states (B, T, C). `hide` (B, 1, 1, T) is added to the attention
+    /// scores.
     fn forward(&self, x: &Tensor, hide: &Tensor) -> candle_core::Result<Tensor> {
         let (b, t, c) = x.dims3()?;
         // (B, H, T, D)

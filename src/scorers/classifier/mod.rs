@@ -1,16 +1,18 @@
-//! `classifier:ID|DIR`: a *classifier* is a Hugging Face sequence-classification model, run in candle on the CPU in f32.
-//! Its score is the probability of one label, the toxic one, as the pipeline `text-classification` of transformers has it.
+//! `classifier:ID|DIR`: a *classifier* is a Hugging Face sequence-classification model. It runs in
+//! candle on the CPU, in f32. The score is the probability of one label, the toxic one, as in the
+//! pipeline `text-classification` of transformers.
 //!
-//! Texts of about the same length go through the model together, padded to the longest of them; which texts a text is
-//! with changes its score by no more than rounding.
+//! Texts of about the same length go through the model together, padded to the longest one. The
+//! other texts of a batch change a score by no more than rounding.
 
 mod architectures;
 mod bert;
 mod config;
 mod deberta_v2;
 mod distilbert;
-mod head;
+mod labels;
 mod modernbert;
+mod network;
 mod roberta;
 mod vocabulary;
 
@@ -21,19 +23,21 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 
-use super::{Options, Scored, Scorer};
+use super::scorer::{Options, Scored, Scorer};
 use crate::base::error::Error;
 use crate::checkpoint::hub;
 use crate::tokens::Encoder;
-use architectures::Network;
 use config::Config;
-use head::Head;
+use labels::Labels;
+use network::Network;
 
-pub const ABOUT: &str = "a Hugging Face text-classification model, run on the CPU: unitary/toxic-bert, \
-                         s-nlp/roberta_toxicity_classifier, unitary/unbiased-toxic-roberta, or a folder";
+pub const ABOUT: &str = "a Hugging Face text-classification model, run on the CPU: \
+                         unitary/toxic-bert, s-nlp/roberta_toxicity_classifier, \
+                         unitary/unbiased-toxic-roberta, or a folder";
 
-/// Tokens of a batch with its padding, unless one text has more. Small, so that a few texts make a batch for every core:
-/// much of a pass is elementwise, and candle does that on one.
+/// The most tokens in a batch, padding included, unless one text alone has more. It is small, so
+/// that a few texts make a batch for each core: much of a pass is elementwise, and candle does that
+/// on one core.
 const BATCH_TOKENS: usize = 512;
 
 pub struct Classifier {
@@ -41,19 +45,20 @@ pub struct Classifier {
     about: String,
     encoder: Encoder,
     network: Box<dyn Network>,
-    head: Head,
+    labels: Labels,
     pad: u32,
 }
 
 impl Classifier {
-    /// Opens a model of the hub or a folder. Errors (bad input) if its architecture is not in the table, its head gives no
-    /// probabilities, it has no label that is known to be the toxic one, or a file is missing or broken.
+    /// Opens a model of the hub or of a folder. Errors (bad input) if its architecture is not in
+    /// the table, if its head gives no probabilities, if no label is known to be the toxic one, or
+    /// if a file is missing or broken.
     pub fn open(model: &str, options: &Options) -> Result<Self> {
         let checkpoint = hub::open_classifier(model)?;
         let place = checkpoint.dir.join("config.json").display().to_string();
         let architecture = architectures::find(&checkpoint.config, &place)?;
         let config = Config::new(&checkpoint.config, (architecture.defaults)(), place)?;
-        let head = Head::new(&config, options.toxic_label.as_deref())?;
+        let labels = Labels::new(&config, options.toxic_label.as_deref())?;
         let longest = vocabulary::longest(&checkpoint.dir, (architecture.longest)(&config)?)?;
         let encoder = vocabulary::open(
             &checkpoint.dir,
@@ -68,12 +73,12 @@ impl Classifier {
             .collect();
         let weights = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let network =
-            (architecture.build)(&config, weights, head.labels.len()).map_err(|error| {
+            (architecture.build)(&config, weights, labels.names.len()).map_err(|error| {
                 if error.is::<Error>() {
                     return error;
                 }
                 Error::Input(format!(
-                    "{}: its weights are not what its config.json says: {error:#}",
+                    "{}: its weights don't fit its config.json: {error:#}",
                     checkpoint.dir.display()
                 ))
                 .into()
@@ -84,22 +89,22 @@ impl Classifier {
             None => format!("{}@{}", folder_name(&checkpoint.dir), &checkpoint.hash()?[..12]),
         };
         Ok(Self {
-            name: format!("classifier:{version}#{}", head.toxic_label()),
+            name: format!("classifier:{version}#{}", labels.toxic()),
             about: format!(
                 "{} {}: the probability of {:?} ({}); texts are cut after {longest} tokens",
                 architecture.class,
                 checkpoint.name,
-                head.toxic_label(),
-                head.activation.words(head.labels.len()),
+                labels.toxic(),
+                labels.activation.words(labels.names.len()),
             ),
             encoder: encoder.cut_to(longest)?,
             network,
-            head,
+            labels,
             pad: config.count_or_zero("pad_token_id")? as u32,
         })
     }
 
-    /// Scores of texts in tokens that go through the model together.
+    /// The scores of texts, given as tokens, that go through the model together.
     fn batch(&self, texts: &[&[u32]]) -> Result<Vec<Scored>> {
         let longest = texts.iter().map(|ids| ids.len()).max().unwrap_or(0);
         let (mut ids, mut attend) = (Vec::new(), Vec::new());
@@ -114,7 +119,7 @@ impl Classifier {
         let ids = Tensor::from_vec(ids, shape, &Device::Cpu)?;
         let attend = Tensor::from_vec(attend, shape, &Device::Cpu)?;
         let logits = self.network.logits(&ids, &attend)?.to_vec2::<f32>()?;
-        Ok(logits.iter().map(|logits| self.head.score(logits)).collect())
+        Ok(logits.iter().map(|logits| self.labels.score(logits)).collect())
     }
 }
 
@@ -148,14 +153,14 @@ impl Scorer for Classifier {
         }
         order.sort_by_key(|(_, ids)| ids.len());
         let batches = batches(&order);
-        let of_batch = |batch: &&[(usize, &[u32])]| {
+        let scores_of = |batch: &&[(usize, &[u32])]| {
             self.batch(&batch.iter().map(|(_, ids)| *ids).collect::<Vec<_>>())
         };
-        // Longer texts one after another: attention takes the square of their length in memory.
+        // Long texts go one after another: attention takes memory by the square of their length.
         let (short, long): (Vec<_>, Vec<_>) =
             batches.iter().partition(|batch| tokens_of(batch) <= BATCH_TOKENS);
-        let short_scores: Vec<_> = short.par_iter().map(of_batch).collect::<Result<_>>()?;
-        let long_scores: Vec<_> = long.iter().map(of_batch).collect::<Result<_>>()?;
+        let short_scores: Vec<_> = short.par_iter().map(scores_of).collect::<Result<_>>()?;
+        let long_scores: Vec<_> = long.iter().map(scores_of).collect::<Result<_>>()?;
         for (batch, found) in short.iter().zip(short_scores).chain(long.iter().zip(long_scores)) {
             for ((index, _), score) in batch.iter().zip(found) {
                 scores[*index] = score;
@@ -165,12 +170,13 @@ impl Scorer for Classifier {
     }
 }
 
-/// Tokens of a batch with its padding; texts in order of their lengths.
+/// The number of tokens in a batch, padding included. Its texts are in order of their lengths.
 fn tokens_of(batch: &[(usize, &[u32])]) -> usize {
     batch.len() * batch.last().map_or(0, |(_, ids)| ids.len())
 }
 
-/// Texts in order of their lengths in batches of at most [`BATCH_TOKENS`], or of one text.
+/// Splits texts, which are in order of their lengths, into batches of at most [`BATCH_TOKENS`]. A
+/// longer text is a batch of its own.
 fn batches<'a, 'b>(order: &'b [(usize, &'a [u32])]) -> Vec<&'b [(usize, &'a [u32])]> {
     let mut batches = Vec::new();
     let mut start = 0;
@@ -184,7 +190,7 @@ fn batches<'a, 'b>(order: &'b [(usize, &'a [u32])]) -> Vec<&'b [(usize, &'a [u32
     batches
 }
 
-/// Old checkpoints call the parameters of a norm `gamma` and `beta`.
+/// The name of a tensor today. Old checkpoints call the parameters of a norm `gamma` and `beta`.
 fn todays_name(name: &str) -> String {
     match name.rsplit_once('.') {
         Some((layer, "gamma")) => format!("{layer}.weight"),

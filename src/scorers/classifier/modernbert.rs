@@ -1,5 +1,6 @@
-//! ModernBERT: candle-transformers' encoder, and a head that gives logits (candle's gives softmax, whatever the
-//! `problem_type`): the first token or the mean of all, dense, gelu, norm, `classifier`.
+//! *ModernBERT*: the encoder of candle-transformers, and a head that gives logits, because the one
+//! of candle gives softmax for every `problem_type`. The head takes the first token or the mean of
+//! all tokens, then dense, gelu, norm, `classifier`.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -7,15 +8,16 @@ use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm_no_bias, linea
 use candle_transformers::models::modernbert::{Config as Settings, ModernBert as Encoder};
 use serde_json::{Value, json};
 
-use super::architectures::Network;
 use super::config::Config;
+use super::network::Network;
 use crate::bail_input;
 
 pub fn defaults() -> Value {
     json!({
         "vocab_size": 50368, "hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12,
-        "intermediate_size": 1152, "max_position_embeddings": 8192, "norm_eps": 1e-5, "pad_token_id": 50283,
-        "local_attention": 128, "classifier_pooling": "cls", "classifier_bias": false,
+        "intermediate_size": 1152, "max_position_embeddings": 8192, "norm_eps": 1e-5,
+        "pad_token_id": 50283, "local_attention": 128, "classifier_pooling": "cls",
+        "classifier_bias": false,
     })
 }
 
@@ -32,7 +34,8 @@ struct ModernBert {
     classifier: Linear,
 }
 
-/// The base of the rotary positions of one kind of layer: where transformers 5 writes it, where 4 did, or its default.
+/// The base of the rotary positions of one kind of layer, as transformers 5 or 4 writes it, or its
+/// default.
 fn theta(config: &Config, kind: &str, old: &str, default: f64) -> Result<f64> {
     let rope = config.get("rope_parameters").and_then(|all| all.get(kind));
     if let Some(found) =
@@ -47,7 +50,8 @@ fn theta(config: &Config, kind: &str, old: &str, default: f64) -> Result<f64> {
     }
 }
 
-/// Every how many layers attention is global, from `layer_types` (transformers 5) or the setting itself.
+/// Every how many layers the attention is global: from `layer_types` (transformers 5) or from the
+/// setting itself.
 fn global_every(config: &Config) -> Result<usize> {
     let Some(types) = config.get("layer_types").and_then(Value::as_array) else {
         return if config.get("global_attn_every_n_layers").is_some() {
@@ -67,7 +71,7 @@ fn global_every(config: &Config) -> Result<usize> {
         || (0..layers).any(|layer| is_global[layer] != layer.is_multiple_of(every))
     {
         bail_input!(
-            "{}: layer_types must be global every so many layers, from the first",
+            "{}: layer_types must be global at equal distances, from the first layer on",
             config.place
         );
     }

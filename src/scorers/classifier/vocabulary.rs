@@ -1,4 +1,5 @@
-//! A classifier's tokenizer: `tokenizer.json`, or the same made of the files that older folders have instead of it.
+//! The *vocabulary* of a classifier: its tokenizer, from `tokenizer.json` or from the files that
+//! older folders have instead.
 
 use std::path::Path;
 
@@ -6,21 +7,22 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::bail_input;
-use crate::base::error::Error;
+use crate::base::files::{read_json, read_text};
 use crate::tokens::Encoder;
 
-/// What a tokenizer is made of where there is no `tokenizer.json`.
+/// The files that a tokenizer is made from where there is no `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vocabulary {
-    /// `vocab.txt`: BERT's words and their pieces.
+    /// `vocab.txt`: the words and pieces of words of BERT.
     WordPiece,
-    /// `vocab.json` and `merges.txt`: GPT-2's and RoBERTa's merges of bytes.
+    /// `vocab.json` and `merges.txt`: the merges of bytes of GPT-2 and RoBERTa.
     ByteLevel,
-    /// There must be a `tokenizer.json`.
+    /// None: there must be a `tokenizer.json`.
     None,
 }
 
-/// The tokenizer of a folder. Errors (bad input) if there is none, or it is another model's.
+/// The tokenizer of a folder. Errors (bad input) if there is none, or if it is that of another
+/// model.
 pub fn open(dir: &Path, vocabulary: Vocabulary, size: usize) -> Result<Encoder> {
     let path = dir.join("tokenizer.json");
     if path.is_file() {
@@ -35,48 +37,41 @@ pub fn open(dir: &Path, vocabulary: Vocabulary, size: usize) -> Result<Encoder> 
             ("vocab.json", byte_level(dir, &settings)?)
         }
         _ => bail_input!(
-            "{}: no tokenizer.json; write it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            "{}: no tokenizer.json; write it with transformers: \
+             AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
             dir.display()
         ),
     };
     Encoder::from_bytes(&serde_json::to_vec(&made)?, &dir.join(file).display().to_string(), size)
 }
 
-/// Tokens that texts are cut to: the model's positions, or what `tokenizer_config.json` says, if that is less.
+/// The number of tokens that texts are cut to: the positions of the model, or fewer where
+/// `tokenizer_config.json` says so.
 pub fn longest(dir: &Path, positions: usize) -> Result<usize> {
     let said =
         settings(dir)?.get("model_max_length").and_then(Value::as_f64).unwrap_or(f64::INFINITY);
-    // What is not said is written as 1e30.
+    // Tokenizers without a limit have 1e30 there.
     let longest = if said < positions as f64 { said.max(0.0) as usize } else { positions };
     if longest < 3 {
         bail_input!(
-            "{}: a text of {longest} tokens holds no word; see model_max_length, max_position_embeddings",
+            "{}: a text of {longest} tokens holds no word; see model_max_length and \
+             max_position_embeddings",
             dir.display()
         );
     }
     Ok(longest)
 }
 
-/// `tokenizer_config.json`; null if there is none.
+/// `tokenizer_config.json`, or null if there is none.
 fn settings(dir: &Path) -> Result<Value> {
     let path = dir.join("tokenizer_config.json");
     if path.is_file() { read_json(&path) } else { Ok(Value::Null) }
 }
 
-fn read(path: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(path)
-        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?)
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    Ok(serde_json::from_str(&read(path)?)
-        .map_err(|e| Error::Input(format!("{}: broken JSON: {e}", path.display())))?)
-}
-
-/// What `transformers.convert_slow_tokenizer` makes of BERT's files.
+/// The tokenizer that `transformers.convert_slow_tokenizer` makes from the files of BERT.
 fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
     let path = dir.join("vocab.txt");
-    let text = read(&path)?;
+    let text = read_text(&path)?;
     let vocab: Value =
         text.lines().enumerate().map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
     let special = special(
@@ -90,7 +85,8 @@ fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
     Ok(json!({
         "added_tokens": special.added,
         "normalizer": {
-            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": chinese, "lowercase": lowercase,
+            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": chinese,
+            "lowercase": lowercase,
             "strip_accents": settings.get("strip_accents").and_then(Value::as_bool),
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
@@ -102,28 +98,30 @@ fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
     }))
 }
 
-/// What `transformers.convert_slow_tokenizer` makes of RoBERTa's files.
+/// The tokenizer that `transformers.convert_slow_tokenizer` makes from the files of RoBERTa.
 fn byte_level(dir: &Path, settings: &Value) -> Result<Value> {
     let path = dir.join("vocab.json");
     let vocab = read_json(&path)?;
     let special =
         special(&vocab, &path, ["<s>", "</s>"], &["<s>", "<pad>", "</s>", "<unk>", "<mask>"])?;
     let space = settings.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
-    let merges = read(&dir.join("merges.txt"))?;
+    let merges = read_text(&dir.join("merges.txt"))?;
     let merges: Vec<&str> =
         merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     Ok(json!({
         "added_tokens": special.added,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": true},
+        "pre_tokenizer": {
+            "type": "ByteLevel", "add_prefix_space": space, "trim_offsets": true, "use_regex": true,
+        },
         "post_processor": {
-            "type": "RobertaProcessing", "cls": special.begin, "sep": special.end, "trim_offsets": true,
-            "add_prefix_space": space,
+            "type": "RobertaProcessing", "cls": special.begin, "sep": special.end,
+            "trim_offsets": true, "add_prefix_space": space,
         },
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }))
 }
 
-/// The special tokens of a vocabulary as `tokenizer.json` writes them.
+/// The special tokens of a vocabulary, as `tokenizer.json` has them.
 struct Special {
     added: Vec<Value>,
     begin: Value,
@@ -139,10 +137,10 @@ fn special(vocab: &Value, path: &Path, [begin, end]: [&str; 2], names: &[&str]) 
         }
     };
     let added = names.iter().filter_map(|name| {
-        // The mask takes the space before it.
+        // A mask takes the space before it with it (`lstrip`).
         Some(json!({
-            "id": id(name)?, "content": name, "single_word": false, "lstrip": *name == "<mask>", "rstrip": false,
-            "normalized": false, "special": true,
+            "id": id(name)?, "content": name, "single_word": false, "lstrip": *name == "<mask>",
+            "rstrip": false, "normalized": false, "special": true,
         }))
     });
     Ok(Special { added: added.collect(), begin: with_id(begin)?, end: with_id(end)? })

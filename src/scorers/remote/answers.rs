@@ -1,5 +1,6 @@
-//! *Answers* of a server are kept on disk in RealToxicityPrompts' stored form, a JSON line each: `request_id` (SHA-256
-//! of the text), `response`, `error`; here also the text and the scorer, so that `replay:FILE` can go on from them.
+//! *Answers* of a server are kept on disk, one JSON line each, in the form that RealToxicityPrompts
+//! stores: `request_id` (SHA-256 of the text), `response`, `error`. Text and scorer are added, so
+//! that `replay:FILE` can use them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,12 +15,12 @@ use crate::bail_input;
 use crate::base::environment;
 use crate::base::error::Error;
 use crate::base::files::hash_bytes;
-use crate::scorers::Scored;
+use crate::scorers::scorer::Scored;
 
-/// Where a response has its score.
+/// Finds the score in a response.
 pub type ScoreOf = fn(&Value) -> Option<f64>;
 
-/// The score of a response. What has none, or none in 0..=1, has failed.
+/// The score of a response. A response without a score in 0..=1 has failed.
 pub fn scored(response: &Value, score_of: ScoreOf) -> Scored {
     match score_of(response) {
         Some(score) if (0.0..=1.0).contains(&score) => Scored::Score(score),
@@ -32,29 +33,31 @@ pub struct Answers {
     path: PathBuf,
     scorer: String,
     score_of: ScoreOf,
-    kept: Mutex<Kept>,
+    kept: Mutex<AnswerFile>,
 }
 
-struct Kept {
+struct AnswerFile {
     file: File,
-    /// By `request_id`.
+    /// The results by `request_id`.
     scores: HashMap<String, Scored>,
 }
 
-/// The file that keeps the answers of a service.
+/// The path of the file that keeps the answers of a service.
 pub fn path(service: &str) -> Result<PathBuf> {
     Ok(environment::cache("scores")?.join(format!("{service}.jsonl")))
 }
 
 impl Answers {
-    /// Opens or begins the file. Only answers to this scorer count. Errors (bad input) if it can't be read or written.
+    /// Opens the file, or begins it. Only answers to this scorer count. Errors (bad input) if the
+    /// file can't be read or written.
     pub fn open(path: &Path, scorer: &str, score_of: ScoreOf) -> Result<Self> {
         let cannot =
             |e: std::io::Error| Error::Input(format!("{}: {e} (IREPAIR_CACHE)", path.display()));
         std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(cannot)?;
         let file =
             File::options().read(true).append(true).create(true).open(path).map_err(cannot)?;
-        // Runs beside this one append as well. Where files can't be locked, one run at a time is the user's care.
+        // Other runs may append at the same time. Where files can't be locked, the user must take
+        // care that only one runs.
         let locked = file.lock().is_ok();
         let scores = read(&file, path, scorer, score_of);
         if locked {
@@ -64,17 +67,18 @@ impl Answers {
             path: path.into(),
             scorer: scorer.into(),
             score_of,
-            kept: Mutex::new(Kept { file, scores: scores? }),
+            kept: Mutex::new(AnswerFile { file, scores: scores? }),
         })
     }
 
-    /// What became of this text before.
+    /// The result that this text had before.
     pub fn get(&self, text: &str) -> Option<Scored> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.scores.get(&hash_bytes(text.as_bytes())).cloned()
     }
 
-    /// Keeps a response, or why there will never be one. A response without a score is not kept.
+    /// Keeps a response, or the reason why there will never be one. A response without a score is
+    /// not kept.
     pub fn add(&self, text: &str, answer: std::result::Result<&Value, &str>) -> Result<Scored> {
         let result = match answer {
             Ok(response) => scored(response, self.score_of),
@@ -85,7 +89,8 @@ impl Answers {
         }
         let id = hash_bytes(text.as_bytes());
         let row = json!({
-            "request_id": id, "scorer": self.scorer, "text": text, "response": answer.ok(), "error": answer.err(),
+            "request_id": id, "scorer": self.scorer, "text": text,
+            "response": answer.ok(), "error": answer.err(),
         });
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let locked = kept.file.lock().is_ok();
@@ -100,7 +105,8 @@ impl Answers {
     }
 }
 
-/// The scores of a file. A half line that an interrupted run left is cut off. Errors with the line of what can't be read.
+/// The results in a file. Half a line, which an interrupted run left at the end, is cut off. Errors
+/// name the line that can't be read.
 fn read(
     file: &File,
     path: &Path,
@@ -152,7 +158,7 @@ mod tests {
         assert_eq!(answers.add("one", Ok(&json!({"s": 0.25}))).expect("adds"), Scored::Score(0.25));
         let refused = Scored::Failed("400: no language".into());
         assert_eq!(answers.add("two", Err("400: no language")).expect("adds"), refused);
-        // Not kept: nothing was learned of the text.
+        // Not kept: these say nothing about the text.
         for wrong in [json!({}), json!({"s": 1.5}), json!({"s": null})] {
             assert!(
                 matches!(answers.add("three", Ok(&wrong)).expect("adds"), Scored::Failed(_)),

@@ -1,8 +1,9 @@
-//! *Remote* scorers ask a server. What they share: a client that keeps a pace and tries again, and answers kept on disk, so
-//! that no text is asked twice and the scores outlive the service.
+//! *Remote* scorers ask a server. They share a client that keeps a pace and tries again, and
+//! answers that are kept on disk, so no text is sent twice and the scores outlive the service.
 //!
-//! What may pass (429, 5xx, broken connections, time-outs) is tried [`ATTEMPTS`] times; the pauses between begin with
-//! `IREPAIR_RETRY_MS` milliseconds (1,000), double, and are no shorter than the server's `Retry-After`.
+//! After an error that may pass (429, 5xx, a broken connection, a time-out) a request is sent
+//! again, up to [`ATTEMPTS`] times in all. The first pause is `IREPAIR_RETRY_MS` milliseconds
+//! (1,000). Each next one is twice as long, and none is shorter than the server's `Retry-After`.
 
 mod answers;
 mod pace;
@@ -19,43 +20,43 @@ use ureq::http::Uri;
 pub use answers::{Answers, path};
 pub use pace::Pace;
 
-use super::Scored;
+use super::scorer::Scored;
 use crate::bail_input;
 use crate::base::error::Error;
 use pace::{Turn, retry_after};
 
-/// How often a request is sent before it is given up.
+/// How often a request is sent before the program gives up on it.
 const ATTEMPTS: u32 = 6;
 
-/// So many requests given up one after another end the run.
+/// The run ends after this many requests in a row without success.
 const GIVEN_UP_IN_A_ROW: usize = 10;
 
-/// For one request, from the look-up of the name to the last byte of the answer.
+/// The most time for one request, from looking up the name to the last byte of the answer.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Requests on their way at the same time, at most.
+/// The most requests at the same time.
 pub const AT_ONCE: usize = 16;
 
 /// A server's answer to one text.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Response(Value),
-    /// It will never score this text, and why.
+    /// The server will never score this text, and why.
     Refused(String),
-    /// It has not scored it now, and why.
+    /// The server did not score this text now, and why.
     Failed(String),
 }
 
 /// A secret, and the header that carries it.
 pub struct Key {
     pub header: &'static str,
-    /// What stands before the secret.
+    /// What the header has before the secret.
     pub before: &'static str,
     pub secret: String,
 }
 
 impl Key {
-    /// The key that the variable holds. Errors (bad input) if it can't be sent.
+    /// The key in a variable. Errors (bad input) if it can't be sent.
     pub fn new(
         variable: &str,
         header: &'static str,
@@ -70,19 +71,20 @@ impl Key {
     }
 }
 
-/// A server's host and port, without what a URL may hide before and after. Errors (bad input) if the variable has no URL.
+/// The host and port of a URL, without the secrets that it may have before and after them. Errors
+/// (bad input) if the variable has no URL.
 pub fn host(variable: &str, url: &str) -> Result<String> {
     let uri =
         url.parse::<Uri>().ok().filter(|uri| matches!(uri.scheme_str(), Some("http" | "https")));
     match uri.as_ref().and_then(Uri::authority) {
         Some(authority) => Ok(authority.as_str().rsplit('@').next().unwrap_or_default().into()),
-        None => bail_input!("{variable} is no URL (http://… or https://…)"),
+        None => bail_input!("{variable} is not a URL (http://… or https://…)"),
     }
 }
 
-/// One route of one server.
+/// One address of one server.
 pub struct Service {
-    /// What errors call it: the scorer and its host.
+    /// Its name in errors: the scorer and the host.
     name: String,
     url: String,
     key: Option<Key>,
@@ -98,8 +100,10 @@ struct Reply {
     body: Vec<u8>,
 }
 
+/// What a reply means.
 enum Verdict {
     Final(Answer),
+    /// The request may be sent again, and why it failed.
     Again(String),
 }
 
@@ -107,7 +111,7 @@ impl Service {
     pub fn new(name: String, url: String, key: Option<Key>, pace: Pace) -> Self {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            // A redirect would take the key's header to where nobody wants it.
+            // A redirect could send the key to another server.
             .max_redirects(0)
             .max_idle_connections_per_host(AT_ONCE)
             .timeout_global(Some(TIMEOUT))
@@ -117,7 +121,8 @@ impl Service {
         Self { name, url, key, pace, agent, given_up: AtomicUsize::new(0) }
     }
 
-    /// Asks until there is an answer or it is given up. Errors if no text can be scored any more.
+    /// Sends a request until there is an answer, or gives up. Errors if no text can be scored any
+    /// more.
     pub fn ask(&self, body: &Value) -> Result<Answer> {
         let body = body.to_string();
         let mut why = String::new();
@@ -142,8 +147,8 @@ impl Service {
         }
         if self.given_up.fetch_add(1, Ordering::Relaxed) + 1 >= GIVEN_UP_IN_A_ROW {
             return Err(self.fault(format!(
-                "{GIVEN_UP_IN_A_ROW} requests in a row were given up: {why}; the answers so far are kept: give the \
-                 same command again later"
+                "{GIVEN_UP_IN_A_ROW} requests in a row failed: {why}; the answers so far are kept: \
+                 give the same command again later"
             )));
         }
         Ok(Answer::Failed(format!("{}: {why}", self.name)))
@@ -178,13 +183,13 @@ impl Service {
             }
             (200, Some(response)) => Verdict::Final(Answer::Response(response)),
             (200, None) => {
-                Verdict::Final(Answer::Failed(format!("{}: the answer is no JSON", self.name)))
+                Verdict::Final(Answer::Failed(format!("{}: the answer is not JSON", self.name)))
             }
-            // Google's word for a wrong or expired key, with the status of a bad request.
+            // This is how Google refuses a wrong or expired key.
             (400, _) if text.contains("API_KEY_INVALID") => {
                 return Err(self.fault(format!("{why}; check the key")));
             }
-            // A proxy on the way knows nothing about the text; only the service's own refusal is for ever.
+            // Only a refusal by the service itself is about the text. A proxy has no such "error".
             (400, Some(json)) if json.get("error").is_some() => {
                 Verdict::Final(Answer::Refused(why))
             }
@@ -208,19 +213,20 @@ impl Service {
         Error::Hub(format!("{}: {words}", self.name)).into()
     }
 
-    /// The key, if it is one: local servers take words like EMPTY.
+    /// The key, if it is long enough for a real one. Local servers take words like EMPTY.
     fn secret(&self) -> Option<&str> {
         self.key.as_ref().map(|key| key.secret.as_str()).filter(|secret| secret.len() >= 8)
     }
 
-    /// Words of others without the key.
+    /// Words of the server with the key removed.
     fn hide(&self, words: &str) -> String {
         self.secret().map_or(words.into(), |secret| words.replace(secret, "***"))
     }
 }
 
-/// The texts' results: those kept, and for the rest `ask`'s answers to `together` texts at a time, `at_once` requests on
-/// their way. Each text is asked once. Errors if no text can be scored any more.
+/// The results of texts. Those that are not kept from before are asked for, `together` texts in a
+/// request and `at_once` requests at the same time. Each text is sent once. Errors if no text can
+/// be scored any more.
 pub fn score(
     texts: &[&str],
     answers: &Answers,
@@ -257,7 +263,7 @@ pub fn score(
     };
     std::thread::scope(|scope| {
         let start = |_| {
-            // Whoever fails leaves nothing to do to the others.
+            // If one worker fails, the others get nothing more to do.
             scope.spawn(|| work().inspect_err(|_| next.store(parts.len(), Ordering::Relaxed)))
         };
         let workers: Vec<_> = (0..at_once.min(parts.len())).map(start).collect();

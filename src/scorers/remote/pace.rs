@@ -1,5 +1,5 @@
-//! The *pace* of requests: so many a second, none before a time that the server names, longer and longer pauses after
-//! failures. Waiting ends when the user asks to stop.
+//! The *pace* of requests: a limit for each second, a time before which the server wants none, and
+//! longer and longer pauses after failures. Waiting ends when the user asks to stop.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,24 +11,24 @@ use crate::base::environment::variable;
 use crate::base::error::Error;
 use crate::base::interrupt;
 
-/// The longest that a server may ask to wait; beyond it a request is given up.
+/// The longest time that a server may ask us to wait. If it is longer, the request is given up.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The longest pause before a request is tried again, if the server names none.
+/// The longest pause before a request is sent again, if the server names none.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 pub struct Pace {
-    /// From one request to the next; none: no limit.
+    /// The time from one request to the next. Zero means no limit.
     gap: Duration,
-    /// About how long the first pause is; each further one doubles it.
+    /// The length of the first pause, about. Each next one is twice as long.
     pause: Duration,
     gate: Mutex<Gate>,
 }
 
 struct Gate {
-    /// When the next request may go by the limit of requests a second.
+    /// When the limit of requests a second lets the next one go.
     next: Instant,
-    /// The server wants none before.
+    /// When the server wants the next request at the earliest.
     held: Instant,
 }
 
@@ -36,12 +36,13 @@ struct Gate {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Turn {
     Now,
-    /// The server wants none for so long, which is beyond [`PATIENCE`].
+    /// The server wants no request for this time, which is longer than [`PATIENCE`].
     NotFor(Duration),
 }
 
 impl Pace {
-    /// `per_second` requests, and pauses that begin with `IREPAIR_RETRY_MS` milliseconds (1,000).
+    /// A pace of `per_second` requests. The pauses begin with `IREPAIR_RETRY_MS` milliseconds
+    /// (1,000).
     pub fn new(per_second: Option<f64>) -> Result<Self> {
         let pause = match variable("IREPAIR_RETRY_MS") {
             None => Duration::from_secs(1),
@@ -78,13 +79,14 @@ impl Pace {
         }
     }
 
-    /// Holds every request back for so long, as the server wants it.
+    /// Holds every request back for this time, because the server wants it.
     pub fn hold(&self, time: Duration) {
         let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         gate.held = gate.held.max(Instant::now() + time);
     }
 
-    /// Waits before a request is tried again, for the `failures`-th time. Errors if the user asks to stop.
+    /// Waits before a request is sent again, after its `failures`-th failure. Errors if the user
+    /// asks to stop.
     pub fn pause(&self, failures: u32) -> Result<()> {
         let nanoseconds = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
@@ -94,13 +96,15 @@ impl Pace {
     }
 }
 
-/// base · 2^(failures − 1), of which the upper half is left to chance (0 to 1), so that clients don't return together.
+/// base · 2^(failures − 1), of which the upper half depends on `chance` (0 to 1), so that clients
+/// don't all come back at the same moment.
 fn pause(base: Duration, failures: u32, chance: f64) -> Duration {
     let doubled = base.saturating_mul(1 << failures.saturating_sub(1).min(16));
     doubled.min(LONGEST_PAUSE).mul_f64(0.5 + 0.5 * chance)
 }
 
-/// What a `Retry-After` says, seconds or an HTTP date (RFC 9110, 10.2.3); a day at most.
+/// The time in a `Retry-After`, which is in seconds or an HTTP date (RFC 9110, 10.2.3). At most a
+/// day.
 pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let time = match value.trim().parse() {
         Ok(seconds) => Duration::from_secs(seconds),
@@ -111,7 +115,7 @@ pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     Some(time.min(Duration::from_secs(86_400)))
 }
 
-/// In short pieces, so that a wish to stop is seen soon.
+/// Sleeps in short pieces, so that an interrupt is seen soon.
 fn sleep(time: Duration) -> Result<()> {
     let end = Instant::now() + time;
     loop {

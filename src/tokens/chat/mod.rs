@@ -15,7 +15,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::base::error;
-use crate::data::Place;
+use crate::data::FileLine;
 
 /// Steps that a template may take, and 64 bytes each; long conversations need thousands.
 const FUEL: u64 = 2_000_000;
@@ -127,7 +127,7 @@ impl ChatTemplate {
 
     /// The text of a conversation that stands at `place`. Errors (bad input) if the template is
     /// broken, fails or does not come to an end.
-    pub fn render(&self, messages: &[Value], ending: Ending, place: &Place) -> Result<String> {
+    pub fn render(&self, messages: &[Value], ending: Ending, place: &FileLine) -> Result<String> {
         let failed = |why: String| {
             error::Error::Input(format!("{place}: the chat template in {}: {why}", self.file))
         };

@@ -1,26 +1,27 @@
-//! What a classifier's logits mean: its labels, which of them is the toxic one, and how a logit becomes a probability.
+//! The *labels* of a classifier: their names, which of them is the toxic one, and how a logit
+//! becomes a probability.
 
 use anyhow::Result;
 use serde_json::Value;
 
 use super::config::Config;
 use crate::bail_input;
-use crate::scorers::Scored;
+use crate::scorers::scorer::Scored;
 
-/// What the toxic label may be called, in the order they are looked for.
+/// The names that the toxic label may have, in the order in which they are looked for.
 const TOXIC_LABELS: [&str; 6] = ["toxicity", "toxic", "hate", "offensive", "unsafe", "LABEL_1"];
 
 /// How logits become probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// Every label has a probability of its own.
+    /// Each label has a probability of its own.
     Sigmoid,
     /// The labels exclude each other.
     Softmax,
 }
 
 impl Activation {
-    /// It and the number of labels, for people.
+    /// Words for this activation over a number of labels.
     pub fn words(self, labels: usize) -> String {
         match (self, labels) {
             (_, 1) => "sigmoid of its only label".into(),
@@ -31,33 +32,34 @@ impl Activation {
 }
 
 #[derive(Debug)]
-pub struct Head {
-    pub labels: Vec<String>,
+pub struct Labels {
+    pub names: Vec<String>,
     pub activation: Activation,
-    /// Which of `labels`.
+    /// The index of the toxic label in `names`.
     toxic: usize,
 }
 
-impl Head {
-    /// From `id2label` and `problem_type`, by the rules of transformers' pipeline. Errors (bad input) if it is a regression
-    /// or has no toxic label.
+impl Labels {
+    /// Reads `id2label` and `problem_type`, by the rules of transformers' pipeline. `wanted` names
+    /// the toxic label. Errors (bad input) if the model is a regression, or has no toxic label.
     pub fn new(config: &Config, wanted: Option<&str>) -> Result<Self> {
-        let labels = labels(config)?;
+        let names = names(config)?;
         let activation = match config.get("problem_type").and_then(Value::as_str) {
             Some("regression") => bail_input!(
-                "{}: problem_type is regression: this model gives no probabilities; choose a classifier",
+                "{}: problem_type is regression: this model gives no probabilities; choose a \
+                 classifier",
                 config.place
             ),
             Some("multi_label_classification") => Activation::Sigmoid,
-            None | Some("single_label_classification") if labels.len() == 1 => Activation::Sigmoid,
+            None | Some("single_label_classification") if names.len() == 1 => Activation::Sigmoid,
             None | Some("single_label_classification") => Activation::Softmax,
             Some(other) => bail_input!(
-                "{}: unknown problem_type {other:?}; have: single_label_classification, multi_label_classification",
+                "{}: unknown problem_type {other:?}; have: single_label_classification, \
+                 multi_label_classification",
                 config.place
             ),
         };
-        let position =
-            |name: &str| labels.iter().position(|label| label.eq_ignore_ascii_case(name));
+        let position = |label: &str| names.iter().position(|name| name.eq_ignore_ascii_case(label));
         let toxic = match wanted {
             Some(wanted) => position(wanted),
             None => TOXIC_LABELS.iter().find_map(|name| position(name)),
@@ -70,17 +72,18 @@ impl Head {
             bail_input!(
                 "{}: {why}; give --toxic-label, one of: {}",
                 config.place,
-                labels.join(", ")
+                names.join(", ")
             );
         };
-        Ok(Self { labels, activation, toxic })
+        Ok(Self { names, activation, toxic })
     }
 
-    pub fn toxic_label(&self) -> &str {
-        &self.labels[self.toxic]
+    /// The name of the toxic label.
+    pub fn toxic(&self) -> &str {
+        &self.names[self.toxic]
     }
 
-    /// The toxic label's probability.
+    /// The probability of the toxic label.
     pub fn score(&self, logits: &[f32]) -> Scored {
         let logit = f64::from(logits[self.toxic]);
         let score = match self.activation {
@@ -96,8 +99,9 @@ impl Head {
     }
 }
 
-/// The labels in the order of their ids; LABEL_0, LABEL_1, … where `config.json` names none.
-fn labels(config: &Config) -> Result<Vec<String>> {
+/// The names of the labels in the order of their ids: LABEL_0, LABEL_1, … if `config.json` has
+/// none.
+fn names(config: &Config) -> Result<Vec<String>> {
     let Some(named) = config.get("id2label") else {
         let count =
             if config.get("num_labels").is_some() { config.count("num_labels")? } else { 2 };
@@ -125,8 +129,8 @@ mod tests {
 
     use super::*;
 
-    fn head(config: Value, wanted: Option<&str>) -> Result<Head> {
-        Head::new(&Config::new(&config, json!({}), "config.json".into()).expect("config"), wanted)
+    fn labels(config: Value, wanted: Option<&str>) -> Result<Labels> {
+        Labels::new(&Config::new(&config, json!({}), "config.json".into()).expect("config"), wanted)
     }
 
     #[test]
@@ -149,20 +153,24 @@ mod tests {
             ),
         ];
         for (config, expected) in cases {
-            assert_eq!(head(config.clone(), None).expect("head").activation, expected, "{config}");
+            assert_eq!(
+                labels(config.clone(), None).expect("labels").activation,
+                expected,
+                "{config}"
+            );
         }
     }
 
     #[test]
     fn the_toxic_label_is_found_by_name() {
-        let toxic = |labels: Value, wanted| {
-            head(json!({"id2label": labels}), wanted).map(|h| h.toxic_label().to_owned())
+        let toxic = |names: Value, wanted| {
+            labels(json!({"id2label": names}), wanted).map(|l| l.toxic().to_owned())
         };
         let bias = json!({"0": "toxicity", "1": "severe_toxicity", "2": "male", "3": "toxic"});
         assert_eq!(toxic(bias.clone(), None).expect("found"), "toxicity");
         assert_eq!(toxic(bias, Some("MALE")).expect("found"), "male");
         assert_eq!(toxic(json!({"0": "nothate", "1": "Hate"}), None).expect("found"), "Hate");
-        assert_eq!(head(json!({}), None).expect("unnamed").toxic_label(), "LABEL_1");
+        assert_eq!(labels(json!({}), None).expect("unnamed").toxic(), "LABEL_1");
         let error = toxic(json!({"0": "joy", "1": "anger"}), None).expect_err("none").to_string();
         assert!(error.contains("joy, anger") && error.contains("--toxic-label"), "{error}");
         let error =
@@ -172,20 +180,24 @@ mod tests {
 
     #[test]
     fn logits_become_probabilities() {
-        let score = |head: &Head, logits: &[f32]| match head.score(logits) {
+        let score = |labels: &Labels, logits: &[f32]| match labels.score(logits) {
             Scored::Score(score) => score,
             Scored::Failed(why) => panic!("{why}"),
         };
-        let two = head(json!({"id2label": {"0": "neutral", "1": "toxic"}}), None).expect("head");
+        let two =
+            labels(json!({"id2label": {"0": "neutral", "1": "toxic"}}), None).expect("labels");
         assert!((score(&two, &[0.0, 1.0]) - 1.0 / (1.0 + (-1f64).exp())).abs() < 1e-12);
         assert_eq!(score(&two, &[1000.0, -1000.0]), 0.0, "no overflow");
         assert_eq!(score(&two, &[-1000.0, 1000.0]), 1.0);
-        let several = head(
-            json!({"id2label": {"0": "toxic", "1": "threat"}, "problem_type": "multi_label_classification"}),
+        let several = labels(
+            json!({
+                "id2label": {"0": "toxic", "1": "threat"},
+                "problem_type": "multi_label_classification",
+            }),
             None,
         );
         assert_eq!(
-            score(&several.expect("head"), &[0.0, 9.0]),
+            score(&several.expect("labels"), &[0.0, 9.0]),
             0.5,
             "the other label does not count"
         );

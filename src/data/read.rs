@@ -1,0 +1,74 @@
+//! Files to pairs, edits, texts and prompts. A file may also be a folder of files, which are read
+//! in the order of their names.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::formats;
+use super::records::{Record, parse_lines, read_rows};
+use super::{Edit, KeyMap, Pair, Text};
+use crate::bail_input;
+
+/// Reads pairs, the first `limit` of them.
+pub fn read_pairs(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
+    make_all(read_rows(path)?, path, limit, |row| formats::pair(row, map))
+}
+
+/// The pairs in a text of JSON lines, which errors call `name`.
+pub fn parse_pairs(name: &str, text: &str) -> Result<Vec<Pair>> {
+    parse_all(name, text, |row| formats::pair(row, &KeyMap::new()))
+}
+
+/// Reads edits, the first `limit` of them.
+pub fn read_edits(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Edit>> {
+    make_all(read_rows(path)?, path, limit, |row| formats::edit(row, map))
+}
+
+/// The edits in a text of JSON lines, which errors call `name`.
+pub fn parse_edits(name: &str, text: &str) -> Result<Vec<Edit>> {
+    parse_all(name, text, |row| formats::edit(row, &KeyMap::new()))
+}
+
+/// Reads texts, the first `limit` of them: rows with `text` or `prompt`, or the lines of a `.txt`.
+/// Errors (bad input) on a conversation.
+pub fn read_texts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
+    let keys = ["text", "prompt"];
+    let texts = make_all(read_rows(path)?, path, limit, |row| formats::text(row, &keys, map))?;
+    match texts.iter().find(|text| !text.messages.is_empty()) {
+        Some(text) => bail_input!("{}: a conversation where plain text is wanted", text.place),
+        None => Ok(texts),
+    }
+}
+
+/// Reads prompts, the first `limit` of them: rows with `prompt` (a text or a conversation),
+/// `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`, or the lines of a `.txt`.
+pub fn read_prompts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
+    let keys = ["prompt", "prompt_text", "text"];
+    make_all(read_rows(path)?, path, limit, |row| formats::text(row, &keys, map))
+}
+
+/// The texts or prompts in a text of JSON lines, which errors call `name`.
+pub fn parse_texts(name: &str, text: &str) -> Result<Vec<Text>> {
+    parse_all(name, text, |row| formats::text(row, &["prompt", "text"], &KeyMap::new()))
+}
+
+fn parse_all<T>(name: &str, text: &str, make: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
+    let path = Path::new(name);
+    make_all(parse_lines(path, text.as_bytes())?, path, None, make)
+}
+
+/// What `make` makes of the first `limit` rows. Errors (bad input) if there are no rows.
+fn make_all<T>(
+    rows: Vec<Record>,
+    path: &Path,
+    limit: Option<usize>,
+    make: impl Fn(&Record) -> Result<T>,
+) -> Result<Vec<T>> {
+    let limit = limit.unwrap_or(usize::MAX);
+    let made: Vec<T> = rows.iter().take(limit).map(make).collect::<Result<_>>()?;
+    if made.is_empty() {
+        bail_input!("{}: no rows", path.display());
+    }
+    Ok(made)
+}
