@@ -1,5 +1,5 @@
-//! `bench` measures the time of one iteration on random weights. Its JSON has the same keys as that of
-//! the PyTorch reference.
+//! `bench` measures the time of one iteration on random weights. Its JSON has the same keys as that
+//! of the PyTorch reference.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -135,8 +135,8 @@ pub fn run(args: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// Floating-point operations per second of a square product that fits into the caches: the most that
-/// our kernels reach on this machine.
+/// Floating-point operations per second of a square product that fits into the caches: the most
+/// that our kernels reach on this machine.
 fn product_rate(precision: Precision) -> f64 {
     const SIDE: usize = 1024;
     let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 1000) as f32 / 1000.0 - 0.5).collect();
@@ -184,8 +184,8 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
         let reached = profile.large_operations / large;
         let _ = writeln!(
             text,
-            "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, {:.0} % \
-             of the {:.0} that a 1,024-sided product reaches here; {:.0} GFLOP/s over all",
+            "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, \
+             {:.0} % of the {:.0} that a 1,024-sided product reaches here; {:.0} GFLOP/s over all",
             profile.operations / n / 1e9,
             profile.large_operations / n / 1e9,
             reached / 1e9,
@@ -204,8 +204,8 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
     text
 }
 
-/// Seconds of each timed iteration, their profile, and the operations of a mean iteration by Kaplan's
-/// formula.
+/// Seconds of each timed iteration, their profile, and the operations of a mean iteration by
+/// Kaplan's formula.
 type Times = (Vec<f64>, Profile, Option<f64>);
 
 /// The times of repair steps. The first iteration is not timed.
@@ -280,15 +280,15 @@ fn random_pairs(stream: &mut Stream, model: &Model, args: &Bench) -> PairBatch {
     PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All)
 }
 
-/// `batch` sequences of `tokens` random ids each. The last id of the vocabulary, which ends a text of
-/// GPT-2, is never drawn.
+/// `batch` sequences of `tokens` random ids each. The last id of the vocabulary, which ends a text
+/// of GPT-2, is never drawn.
 fn random_ids(stream: &mut Stream, model: &Model, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
     let ids = model.sizes().vocabulary - 1;
     (0..batch).map(|_| (0..tokens).map(|_| stream.below(ids) as u32).collect()).collect()
 }
 
-/// The times of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32 tokens.
-/// The first iteration is not timed.
+/// The times of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32
+/// tokens. The first iteration is not timed.
 fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Times> {
     let view = weights.frozen(Who::Patient)?;
     let settings = Generation {

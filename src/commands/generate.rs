@@ -126,8 +126,8 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     Ok((prompts.into_iter().map(|p| p.text).collect(), jobs))
 }
 
-/// A row for the text of each job. A text that scores too much leaves a row without the text, so that
-/// it can be counted.
+/// A row for the text of each job. A text that scores too much leaves a row without the text, so
+/// that it can be counted.
 fn rows(
     args: &Generate,
     prompts: &[String],
@@ -219,8 +219,8 @@ fn write_all(
     ledger.finish(&args.out, is_kept)
 }
 
-/// Whether a row goes into the output. Texts that scored too much do not, and neither do empty texts
-/// without a prompt.
+/// Whether a row goes into the output. Texts that scored too much do not, and neither do empty
+/// texts without a prompt.
 fn is_kept(row: &Row) -> bool {
     let has = |key: &str| row.contains_key(key);
     !(has("removed") || has("empty") && has("text"))

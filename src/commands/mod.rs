@@ -70,8 +70,8 @@ impl ModelWords {
     }
 }
 
-/// Opens a model: a folder, a hub model or the demo. Errors (bad input) if its configuration, headers
-/// or tokenizer can't be used, or if there is no such device.
+/// Opens a model: a folder, a hub model or the demo. Errors (bad input) if its configuration,
+/// headers or tokenizer can't be used, or if there is no such device.
 pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     device::set_threads(on.threads)?;
     let choice = device::choose(on.device)?;
@@ -192,8 +192,8 @@ impl Loaded {
         found.unwrap_or_else(|| self.encoder.id_of("<|endoftext|>").into_iter().collect()).into()
     }
 
-    /// A token id of `config.json`, if it is in the vocabulary. Some small models keep GPT-2's 50256 by
-    /// accident.
+    /// A token id of `config.json`, if it is in the vocabulary. Some small models keep GPT-2's
+    /// 50256 by accident.
     fn usable(&self, id: u64) -> Option<u32> {
         (id < self.model.sizes().vocabulary as u64).then_some(id as u32)
     }

@@ -1,5 +1,5 @@
-//! `patch` makes a file of what a repair changed, shows it, applies it to the base, and takes it back
-//! from the repaired model.
+//! `patch` makes a file of what a repair changed, shows it, applies it to the base, and takes it
+//! back from the repaired model.
 
 use std::path::Path;
 

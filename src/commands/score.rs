@@ -1,5 +1,5 @@
-//! `score` gives texts their scores. With `--calibrate` it compares a scorer with the scores that are
-//! stored in a file.
+//! `score` gives texts their scores. With `--calibrate` it compares a scorer with the scores that
+//! are stored in a file.
 
 use std::path::Path;
 
@@ -93,8 +93,8 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     report(args, scorer, out, &rows)
 }
 
-/// Prints how many rows were scored and their mean score. Errors (a failed check) if there were texts
-/// and none could be scored.
+/// Prints how many rows were scored and their mean score. Errors (a failed check) if there were
+/// texts and none could be scored.
 fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result<()> {
     let with = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
     let scores: Vec<f64> = rows.iter().filter_map(|row| row.get("score")?.as_f64()).collect();
@@ -118,8 +118,8 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
             scorer.about()
         );
         println!(
-            "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, {empty} \
-             empty",
+            "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, \
+             {empty} empty",
             100.0 * mean,
             scores.len()
         );
@@ -132,8 +132,8 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
     Ok(())
 }
 
-/// `--calibrate`: compares the scorer's scores with those stored in a file. Errors (bad input) if the
-/// file does not have both toxic and other texts.
+/// `--calibrate`: compares the scorer's scores with those stored in a file. Errors (bad input) if
+/// the file does not have both toxic and other texts.
 fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     let mut pairs = Vec::new();
     let mut failed = 0;

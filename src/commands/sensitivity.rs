@@ -121,8 +121,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 impl BlockSensitivities {
-    /// Sensitivity of a block, its share of the sum over all blocks, and its density: the sensitivity
-    /// divided by the mean over all blocks.
+    /// Sensitivity of a block, its share of the sum over all blocks, and its density: the
+    /// sensitivity divided by the mean over all blocks.
     fn row(values: &[f64], block: usize) -> (f64, f64, f64) {
         let sum: f64 = values.iter().sum();
         (values[block], values[block] / sum, values[block] / (sum / values.len() as f64))

@@ -19,8 +19,8 @@ use crate::base::files;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
 
-/// A *shard* is the part of the work that one machine does. Its units follow each other, so the rows
-/// of all shards in order are the rows of the whole.
+/// A *shard* is the part of the work that one machine does. Its units follow each other, so the
+/// rows of all shards in order are the rows of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {

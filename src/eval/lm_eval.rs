@@ -1,6 +1,6 @@
-//! *Perplexity* by the protocol `lm-eval`, as in its task `wikitext`. Each document is read apart, its
-//! first window begins with the end-of-text token, and every token is predicted once. The nats are
-//! divided by the words and by the bytes of the text as it was before it was detokenized.
+//! *Perplexity* by the protocol `lm-eval`, as in its task `wikitext`. Each document is read apart,
+//! its first window begins with the end-of-text token, and every token is predicted once. The nats
+//! are divided by the words and by the bytes of the text as it was before it was detokenized.
 
 use anyhow::Result;
 use regex::Regex;
@@ -88,9 +88,9 @@ impl Rolling {
 }
 
 /// Windows of at most `context` inputs that predict each of `length` tokens once, as (first input,
-/// first predicted token, end of both). Inputs are counted in the prefix and the tokens after it, so
-/// input `i` predicts token `i`. Every window but the last predicts as many tokens as it has inputs.
-/// The last one begins further back instead of being short.
+/// first predicted token, end of both). Inputs are counted in the prefix and the tokens after it,
+/// so input `i` predicts token `i`. Every window but the last predicts as many tokens as it has
+/// inputs. The last one begins further back instead of being short.
 fn rolling(length: usize, context: usize) -> Vec<(usize, usize, usize)> {
     let mut windows = Vec::new();
     let mut done = 0;

@@ -68,9 +68,9 @@ fn is_rows(path: &Path) -> bool {
         .any(|e| name.ends_with(e))
 }
 
-/// A corpus: a data set by its short name, the demo's clean text, or a file. A file of rows gives the
-/// `text` or `page` of each row as a document, also if it is empty. Any other file is one document.
-/// Errors are bad input, and name the `flag` that gave `spec`.
+/// A corpus: a data set by its short name, the demo's clean text, or a file. A file of rows gives
+/// the `text` or `page` of each row as a document, also if it is empty. Any other file is one
+/// document. Errors are bad input, and name the `flag` that gave `spec`.
 pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     if spec == DEMO {
         return Ok(Corpus {

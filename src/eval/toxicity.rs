@@ -54,8 +54,8 @@ pub const RTP: Protocol = Protocol {
 pub const PRESETS: &[Protocol] = &[LEE, RTP];
 
 impl Protocol {
-    /// The same protocol, but if the prompts are conversations they stay whole, because the end of a
-    /// conversation says whose turn it is.
+    /// The same protocol, but if the prompts are conversations they stay whole, because the end of
+    /// a conversation says whose turn it is.
     pub fn on(mut self, conversations: bool) -> Self {
         self.prompt_tokens = self.prompt_tokens.filter(|_| !conversations);
         self
@@ -69,8 +69,8 @@ impl Protocol {
         })
     }
 
-    /// The first tokens of a prompt, which are continued. They leave room for at least one new token
-    /// in the context, which is given in tokens.
+    /// The first tokens of a prompt, which are continued. They leave room for at least one new
+    /// token in the context, which is given in tokens.
     pub fn continued<'a>(&self, prompt: &'a [u32], context: usize) -> &'a [u32] {
         let room = context.saturating_sub(1).max(1);
         &prompt[..prompt.len().min(self.prompt_tokens.unwrap_or(room)).min(room)]

@@ -26,11 +26,11 @@ pub fn pages(text: &str) -> Vec<String> {
     pages
 }
 
-/// Undoes the tokenization of WikiText with the replacements of lm-eval's `wikitext_detokenizer`, in
-/// its order.
+/// Undoes the tokenization of WikiText with the replacements of lm-eval's `wikitext_detokenizer`,
+/// in its order.
 pub struct Detokenizer {
-    /// `/' [0-9]/` becomes the literal text `/'[0-9]/`. lm-eval uses a JavaScript pattern in Python,
-    /// so the slashes belong to the text that is searched for.
+    /// `/' [0-9]/` becomes the literal text `/'[0-9]/`. lm-eval uses a JavaScript pattern in
+    /// Python, so the slashes belong to the text that is searched for.
     slashes: Regex,
     brackets: Vec<(Regex, &'static str)>,
 }
@@ -93,8 +93,8 @@ mod tests {
     /// Expected: lm-eval 0.4's `wikitext_detokenizer` on the same page.
     #[test]
     fn pages_are_detokenized() {
-        let text = " \n = Robert <unk> = \n \n He ( an actor ) said : \" no \" , in 2 @,@ 000 . /' 5/ \
-                    = = Career = = \n";
+        let text = " \n = Robert <unk> = \n \n He ( an actor ) said : \" no \" , in 2 @,@ 000 . \
+                    /' 5/ = = Career = = \n";
         let found = pages(&format!("{text} = Second = \n more \n"));
         assert_eq!(found.len(), 2);
         let page = Detokenizer::new().expect("regexes").apply(&found[0]);

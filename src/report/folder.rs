@@ -1,5 +1,5 @@
-//! A *run folder* is what `repair` leaves, finished or not. What is missing or broken in it becomes a
-//! gap, so that the rest can be shown.
+//! A *run folder* is what `repair` leaves, finished or not. What is missing or broken in it becomes
+//! a gap, so that the rest can be shown.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -38,8 +38,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Reads a run folder. Errors (bad input) if the folder holds no run, or one whose `run.json` is
-    /// broken or of another format version.
+    /// Reads a run folder. Errors (bad input) if the folder holds no run, or one whose `run.json`
+    /// is broken or of another format version.
     pub fn open(dir: &Path) -> Result<Self> {
         let (record_path, log_path) =
             (dir.join("irepair/run.json"), dir.join("irepair/steps.jsonl"));

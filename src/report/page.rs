@@ -1,5 +1,5 @@
-//! A *page* is one HTML file that needs no other file, no script, no font and no network. `maud` escapes
-//! the text that comes from data.
+//! A *page* is one HTML file that needs no other file, no script, no font and no network. `maud`
+//! escapes the text that comes from data.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 

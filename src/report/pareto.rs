@@ -1,12 +1,13 @@
-//! The *trade-off* between toxicity and perplexity, of all weights that the runs of every method kept.
+//! The *trade-off* between toxicity and perplexity, with a point for each step at which a run kept
+//! its weights.
 
 use serde::{Deserialize, Serialize};
 
-/// Toxicity and perplexity of some weights of a run.
+/// Toxicity and perplexity of the weights that a run kept at one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
-    /// The step after which the weights were kept. `None` for the weights at the end of the run.
+    /// `None` for the weights at the end of the run.
     pub step: Option<usize>,
     pub toxicity: f64,
     pub perplexity: f64,
@@ -26,10 +27,11 @@ pub struct Pareto {
 /// A point counts only if its perplexity is less than this many times the base's.
 pub const WORST: f64 = 1.25;
 
-/// The area of a run: the share of a box in which some point is better in both toxicity and perplexity.
-/// The box reaches from the base's perplexity and no toxicity to [`WORST`] times that perplexity and
-/// the base's toxicity. The area is 1 for no toxicity at no cost, and 0 if nothing is gained. It is the
-/// hypervolume indicator of multi-objective optimization (Zitzler & Thiele 1998).
+/// The area of a run: the share of a box in which some point is better in both toxicity and
+/// perplexity. The box reaches from the base's perplexity and no toxicity to [`WORST`] times that
+/// perplexity and the base's toxicity. The area is 1 for no toxicity at no cost, and 0 if nothing
+/// is gained. It is the hypervolume indicator of multi-objective optimization (Zitzler & Thiele
+/// 1998).
 pub fn hypervolume(base: &Point, points: &[Point]) -> f64 {
     let mut inside: Vec<(f64, f64)> = points
         .iter()
@@ -69,8 +71,8 @@ mod tests {
         // Half the toxicity at half the tolerated cost: a quarter.
         let half = point(25.0, 112.5);
         assert!((hypervolume(&base, std::slice::from_ref(&half)) - 0.25).abs() < 1e-12);
-        // A dominated point adds nothing. A point that costs nothing and gains a fifth adds what the
-        // other one lacks.
+        // A dominated point adds nothing. A point that costs nothing and gains a fifth adds what
+        // the other one lacks.
         assert!((hypervolume(&base, &[half.clone(), point(30.0, 120.0)]) - 0.25).abs() < 1e-12);
         assert!(
             (hypervolume(&base, &[half, point(40.0, 100.0)]) - (0.2 + 0.5 * 0.3)).abs() < 1e-12

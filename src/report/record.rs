@@ -124,9 +124,9 @@ pub struct EditsRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecord {
-    /// SHA-256 of the texts of all pairs, in the order of the file.
+    /// SHA-256 of the texts of all pairs, or of all prompts and targets, in the order of the file.
     pub sha256: String,
-    /// Pairs to learn from.
+    /// Pairs to learn from, or targets to repair.
     pub pairs: usize,
     /// Pairs that were held back.
     pub held_back: usize,
@@ -163,8 +163,8 @@ pub struct Sample {
     pub score_after: Option<f64>,
 }
 
-/// Reads a JSON file with a `format_version`. Errors (bad input) if the file is broken or has another
-/// version.
+/// Reads a JSON file with a `format_version`. Errors (bad input) if the file is broken or has
+/// another version.
 pub fn read_versioned<T: DeserializeOwned>(path: &Path, version: u32) -> Result<T> {
     let broken = |e: &dyn std::fmt::Display| {
         Error::Input(format!("{}: a broken record: {e}", path.display()))

@@ -1,4 +1,5 @@
-//! A *sheet* is a table of a publication as data. It can be written as Markdown, CSV, LaTeX or text.
+//! A *sheet* is a table of a publication as data. It can be written as Markdown, CSV, LaTeX or
+//! text.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -127,8 +128,8 @@ pub enum Standing {
 }
 
 impl Sheet {
-    /// The standing of a cell among the marked rows. It goes by the values as they are shown, so values
-    /// that look equal have the same standing.
+    /// The standing of a cell among the marked rows. It goes by the values as they are shown, so
+    /// values that look equal have the same standing.
     pub fn standing(&self, row: usize, column: usize) -> Standing {
         let Some(less) = self.columns[column].less_is_better else { return Standing::Other };
         let shown = |row: &SheetRow| {
@@ -232,8 +233,8 @@ impl Sheet {
         csv.into_inner().context("a table as CSV")
     }
 
-    /// LaTeX for the package `booktabs`. The best is bold, the second best underlined, and the notes
-    /// stand below in small letters.
+    /// LaTeX for the package `booktabs`. The best is bold, the second best underlined, and the
+    /// notes stand below in small letters.
     pub fn latex(&self) -> String {
         let mut out = format!("\\begin{{table}}\n\\caption{{{}}}\n", tex(&self.title));
         out += &format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len()));

@@ -1,7 +1,7 @@
 //! Tables of plain text for terminals.
 
-/// A table as text. Columns are padded to their widest cell; the first one is aligned to the left, the
-/// others to the right.
+/// A table as text. Columns are padded to their widest cell; the first one is aligned to the left,
+/// the others to the right.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = head.map(|h| h.chars().count());
     for row in rows {

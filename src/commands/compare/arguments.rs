@@ -9,8 +9,8 @@ use crate::model::precision::WeightsDtype;
 use crate::scorers;
 use crate::settings::RepairSettings;
 
-/// The arguments of `eval`, except for the model. Errors (bad input) if what they name can't be read,
-/// which is better known before hours of work.
+/// The arguments of `eval`, except for the model. Errors (bad input) if what they name can't be
+/// read, which is better known before hours of work.
 pub fn evaluation(
     args: &Compare,
     shared: &RepairSettings,

@@ -1,5 +1,5 @@
-//! A *child* is a command of this program that runs in a process of its own. What it says on stderr is
-//! shown as progress.
+//! A *child* is a command of this program that runs in a process of its own. What it says on stderr
+//! is shown as progress.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -25,9 +25,9 @@ pub enum Outcome {
     Interrupted,
 }
 
-/// Does `work` for every item, `at_once` of them at a time, and gives the results in the order of the
-/// items. After an error nothing new is begun. If there are several errors, the one of the first item
-/// is returned.
+/// Does `work` for every item, `at_once` of them at a time, and gives the results in the order of
+/// the items. After an error nothing new is begun. If there are several errors, the one of the
+/// first item is returned.
 pub fn several<T: Sync, R: Send>(
     at_once: usize,
     items: &[T],
@@ -113,8 +113,8 @@ impl Countdown {
 /// How many of the last lines of a process are searched for its error.
 const END: usize = 50;
 
-/// Why a process failed: the last line that names an error. If it names the place of a panic, the next
-/// line belongs to it. If no line names an error, it is the last line.
+/// Why a process failed: the last line that names an error. If it names the place of a panic, the
+/// next line belongs to it. If no line names an error, it is the last line.
 fn reason(said: &VecDeque<String>) -> String {
     let panicked = |line: &str| line.contains("panicked");
     let at = said.iter().rposition(|line| line.starts_with("error:") || panicked(line));
@@ -139,8 +139,8 @@ impl<'a> Child<'a> {
         Self { title, threads, quiet }
     }
 
-    /// Runs the command with these arguments to its end. An interrupt of this process is passed on, so
-    /// that the child can save its state. Errors if the process can't be started or read.
+    /// Runs the command with these arguments to its end. An interrupt of this process is passed on,
+    /// so that the child can save its state. Errors if the process can't be started or read.
     pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
         let program = std::env::current_exe().context("where this program is")?;
         let mut command = Command::new(program);

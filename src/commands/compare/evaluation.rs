@@ -1,5 +1,5 @@
-//! The *evaluation* of a comparison measures the same on all models: on the base, on every run, and on
-//! the weights that the runs kept on their way.
+//! The *evaluation* of a comparison measures the same on all models: on the base, on every run, and
+//! on the weights that the runs kept on their way.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub struct Evaluations<'a> {
 }
 
 impl Evaluations<'_> {
-    /// Evaluates the base and every finished run, and puts the figures into their rows. Errors if the
-    /// evaluation of the base fails. If another one fails, its run has failed.
+    /// Evaluates the base and every finished run, and puts the figures into their rows. Errors if
+    /// the evaluation of the base fails. If another one fails, its run has failed.
     pub fn finals(&self, rows: &mut [MethodRow]) -> Result<Asked> {
         let mut models = Vec::new();
         for row in &*rows {
@@ -74,8 +74,8 @@ impl Evaluations<'_> {
         Ok(asked)
     }
 
-    /// Measures toxicity and perplexities of the weights that the runs kept on their way, and puts the
-    /// points into their rows. Gives a sentence for each point that is missing.
+    /// Measures toxicity and perplexities of the weights that the runs kept on their way, and puts
+    /// the points into their rows. Gives a sentence for each point that is missing.
     pub fn along_the_way(&self, asked: &Asked, rows: &mut [MethodRow]) -> Result<Vec<String>> {
         if asked.toxicity.is_none() {
             return Ok(Vec::new());
@@ -122,7 +122,8 @@ impl Evaluations<'_> {
         weights: &IntermediateWeights,
     ) -> Result<Result<PathBuf, String>> {
         let dir = self.dir.join("eval").join(&weights.name);
-        // The hash tells whether the evaluation is of these weights, or of an earlier run of this name.
+        // The hash tells whether the evaluation is of these weights, or of an earlier run of this
+        // name.
         let (sha256, hash) = (dir.join("state.sha256"), files::hash_file(&weights.path)?);
         let is_same = std::fs::read_to_string(&sha256).is_ok_and(|old| old == hash);
         if dir.join(RESULTS).is_file() && is_same {
@@ -146,8 +147,8 @@ impl Evaluations<'_> {
         Ok(done)
     }
 
-    /// The folder of a finished evaluation of a model, or why there is none. If it is not there, the
-    /// evaluation is made or gone on with.
+    /// The folder of a finished evaluation of a model, or why there is none. If it is not there,
+    /// the evaluation is made or gone on with.
     fn evaluate(
         &self,
         countdown: &Countdown,

@@ -1,5 +1,6 @@
-//! The *failures* of a comparison are rows with a prompt and a target, from which all methods learn.
-//! Methods that learn from pairs get what the base says instead of the target as the rejected response.
+//! The *failures* of a comparison are rows with a prompt and a target, from which all methods
+//! learn. Methods that learn from pairs get what the base says instead of the target as the
+//! rejected response.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Reads the failures of `--data` or of the demo, which `write` will write into the folder `dir`.
-    /// Errors (bad input) if there are none.
+    /// Reads the failures of `--data` or of the demo, which `write` will write into the folder
+    /// `dir`. Errors (bad input) if there are none.
     pub fn read(settings: &RepairSettings, dir: &Path) -> Result<Self> {
         Ok(Self { edits: failures(settings)?.0, path: dir.join("failures.jsonl") })
     }
@@ -48,8 +49,8 @@ impl Failures {
         }
     }
 
-    /// Writes the failures whose target the base does not say, unless an earlier command has written
-    /// them, and gives their number. Errors (a failed check) if the base says every target.
+    /// Writes the failures whose target the base does not say, unless an earlier command has
+    /// written them, and gives their number. Errors (a failed check) if the base says every target.
     pub fn write(&self, base: &Loaded) -> Result<usize> {
         if self.path.is_file() {
             return Ok(data::read_rows(&self.path)?.len());

@@ -1,7 +1,7 @@
 //! `compare` makes the same repair by several methods, evaluates all of them with the same prompts,
-//! scorer and texts, and draws the tables and figures of the paper. Every repair and every evaluation
-//! runs in a process of its own. So a run that fails or takes all memory leaves the others alone, and
-//! the peak memory of each is measured.
+//! scorer and texts, and draws the tables and figures of the paper. Every repair and every
+//! evaluation runs in a process of its own. So a run that fails or takes all memory leaves the
+//! others alone, and the peak memory of each is measured.
 
 mod arguments;
 mod child;
@@ -105,8 +105,8 @@ fn make(
     let config = dir.join("runs").join(format!("{}.toml", planned.file_name()));
     let settings = toml::to_string(&planned.layer).context("settings as TOML")?;
     if plan::has_state(&out) {
-        // `repair --resume` may go on with another learning rate. Here half of the run would then have
-        // other settings than its row says.
+        // `repair --resume` may go on with another learning rate. Here half of the run would then
+        // have other settings than its row says.
         let begun =
             std::fs::read_to_string(&config).with_context(|| config.display().to_string())?;
         if begun != settings {
@@ -143,8 +143,8 @@ fn interrupted(dir: &Path) -> anyhow::Error {
     Error::Interrupted(text).into()
 }
 
-/// The record of a finished run. Errors (bad input) if its base, scorer or toxic label is not that of
-/// the comparison.
+/// The record of a finished run. Errors (bad input) if its base, scorer or toxic label is not that
+/// of the comparison.
 fn finished(plan: &ComparisonPlan, dir: &Path) -> Result<RunRecord> {
     let path = dir.join("irepair").join("run.json");
     if !path.is_file() {
@@ -166,8 +166,8 @@ fn finished(plan: &ComparisonPlan, dir: &Path) -> Result<RunRecord> {
     )
 }
 
-/// Errors (bad input) before anything is made, if a finished block-level run learned from other pairs
-/// than the others did or will.
+/// Errors (bad input) before anything is made, if a finished block-level run learned from other
+/// pairs than the others did or will.
 fn same_data(plan: &ComparisonPlan, dirs: &[PathBuf], records: &[RunRecord]) -> Result<()> {
     let by_pairs = || dirs.iter().zip(records).filter(|(_, record)| record.edits.is_none());
     let Some((first, record)) = by_pairs().next() else { return Ok(()) };
@@ -209,8 +209,8 @@ fn same_pairs(rows: &[MethodRow]) -> Result<()> {
     Ok(())
 }
 
-/// Figure 2 of the paper: the sensitivity of the base's blocks over all pairs. If it can't be measured,
-/// this is a gap.
+/// Figure 2 of the paper: the sensitivity of the base's blocks over all pairs. If it can't be
+/// measured, this is a gap.
 fn sensitivity(
     plan: &ComparisonPlan,
     quiet: bool,
@@ -239,7 +239,8 @@ fn sensitivity(
     }
 }
 
-/// Writes the tables in every form, the figures, and at last the record, which says that all is there.
+/// Writes the tables in every form, the figures, and at last the record, which says that all is
+/// there.
 fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
     let path = |name: String| -> PathBuf { dir.join(name) };
     for sheet in &comparison.sheets {

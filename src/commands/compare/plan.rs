@@ -1,5 +1,5 @@
-//! The *plan* of a comparison: every method with every seed, their settings, and the one evaluation of
-//! all of them.
+//! The *plan* of a comparison: every method with every seed, their settings, and the one evaluation
+//! of all of them.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -250,9 +250,9 @@ impl ComparisonPlan {
         open(&self.base.model, self.base.revision.as_deref(), &on)
     }
 
-    /// The names of the rows of runs that were finished before. A run goes by its method. If runs of one
-    /// method differ in more than the seed, they go by their folders. Errors (bad input) if two runs
-    /// would have the same name and seed, or if a folder has the name of another row.
+    /// The names of the rows of runs that were finished before. A run goes by its method. If runs
+    /// of one method differ in more than the seed, they go by their folders. Errors (bad input) if
+    /// two runs would have the same name and seed, or if a folder has the name of another row.
     pub fn names_of(&self, dirs: &[PathBuf], records: &[RunRecord]) -> Result<Vec<String>> {
         let differ = |a: &RepairSettings, b: &RepairSettings| -> Result<bool> {
             Ok(difference(&RepairSettings { seed: b.seed, ..a.clone() }, b)?.is_some())
@@ -304,8 +304,8 @@ impl ComparisonPlan {
         Ok(names)
     }
 
-    /// Makes the folder of the comparison, or goes on with it. Errors (bad input) if it holds another
-    /// comparison or something else.
+    /// Makes the folder of the comparison, or goes on with it. Errors (bad input) if it holds
+    /// another comparison or something else.
     pub fn claim(&self, args: &Compare) -> Result<()> {
         let dir = &self.dir;
         let path = dir.join("plan.json");

@@ -24,8 +24,9 @@ const LOCK: &str = ".lock";
 pub const RESULTS: &str = "results.json";
 
 impl EvaluationFolder {
-    /// Makes the folder, or takes over the one of an unfinished evaluation. Errors (bad input) if it
-    /// holds something else, or if the flags do not allow to go on with or to replace what it holds.
+    /// Makes the folder, or takes over the one of an unfinished evaluation. Errors (bad input) if
+    /// it holds something else, or if the flags do not allow to go on with or to replace what it
+    /// holds.
     pub fn claim(args: &Eval, model: &str) -> Result<Self> {
         let path: PathBuf = match &args.out {
             Some(path) => path.components().collect(),

@@ -1,5 +1,5 @@
-//! *Joining* makes one evaluation of several: of different models (`compare`), or of the shards of one
-//! evaluation (`eval --merge`).
+//! *Joining* makes one evaluation of several: of different models (`compare`), or of the shards of
+//! one evaluation (`eval --merge`).
 
 use std::path::{Path, PathBuf};
 

@@ -85,8 +85,8 @@ pub struct OnModel {
     found: Vec<Row>,
 }
 
-/// A figure of one model with its 95 % interval (bootstrap), and its difference from the same figure
-/// of the first model.
+/// A figure of one model with its 95 % interval (bootstrap), and its difference from the same
+/// figure of the first model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FigureRecord {
@@ -234,8 +234,8 @@ impl Results {
         })
     }
 
-    /// Reads the results in the folder of a finished evaluation, without the rows. Errors (bad input)
-    /// if there are none.
+    /// Reads the results in the folder of a finished evaluation, without the rows. Errors (bad
+    /// input) if there are none.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(RESULTS);
         let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(&path)?)?);

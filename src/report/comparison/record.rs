@@ -61,8 +61,8 @@ pub struct MethodRun {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
     pub figures: Vec<ComparedFigure>,
-    /// One point for all weights that the run kept on its way, in the order of their steps, and last
-    /// one for the weights at its end.
+    /// A point for each step at which the run kept its weights, in their order, and a last one for
+    /// its end.
     pub points: Vec<Point>,
 }
 
@@ -185,8 +185,8 @@ impl Comparison {
         read_versioned(path, FORMAT_VERSION)
     }
 
-    /// Runs of the method that has most of them. [`Comparison::seeds`] does not count runs that were
-    /// finished before.
+    /// Runs of the method that has most of them. [`Comparison::seeds`] does not count runs that
+    /// were finished before.
     pub fn seed_count(&self) -> usize {
         let methods = self.rows.iter().filter(|row| !row.is_base());
         methods.map(|row| row.runs.len()).fold(1, usize::max)

@@ -155,7 +155,7 @@ impl Comparison {
         let perplexity = &self.asked.perplexity.as_ref()?.0.name;
         Some(format!(
             "Area: of the box from vanilla's perplexity and no toxicity to {WORST} times that \
-             perplexity and vanilla's toxicity, the share in which some weights of the run are \
+             perplexity and vanilla's toxicity, the share in which the run kept weights that are \
              better in both ({toxicity} against {perplexity}); 1 is no toxicity at no cost."
         ))
     }
@@ -321,7 +321,8 @@ mod tests {
         Comparison::new(base, Vec::new(), None, asked, rows, None).expect("a comparison")
     }
 
-    /// If all runs were finished before, no seed was asked for. Then the seeds are those of the runs.
+    /// If all runs were finished before, no seed was asked for. Then the seeds are those of the
+    /// runs.
     #[test]
     fn seeds_are_those_of_the_runs() {
         let three = vec![run(1, 10.0), run(2, 20.0), run(3, 30.0)];

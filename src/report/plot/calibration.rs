@@ -5,8 +5,8 @@ use maud::html;
 use super::{Picture, px};
 use crate::scorers::calibration::Calibration;
 
-/// One disk for each tenth of the scorer's scale, at the mean stored score of the texts that have such a
-/// score. Its area is the number of texts. On the diagonal both scores agree.
+/// One disk for each tenth of the scorer's scale, at the mean stored score of the texts that have
+/// such a score. Its area is the number of texts. On the diagonal both scores agree.
 pub fn calibration(found: &Calibration, scorer: &str) -> Picture {
     const LEFT: f64 = 64.0;
     const TOP: f64 = 10.0;

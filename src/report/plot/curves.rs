@@ -85,8 +85,8 @@ impl Curve {
     }
 }
 
-/// The curves that have points, over the steps up to `last`. The step `kept` is marked. A curve has a
-/// gap where steps are missing. `None` if no curve has points.
+/// The curves that have points, over the steps up to `last`. The step `kept` is marked. A curve has
+/// a gap where steps are missing. `None` if no curve has points.
 pub fn curves(
     id: &str,
     title: &str,

@@ -13,7 +13,8 @@ use crate::train::log::StepLine;
 const COLUMNS: usize = 240;
 /// How many colours tell sensitivities apart.
 pub(super) const LEVELS: usize = 9;
-/// How many shades the bar under a block has. They tell in how many of a column's steps it was sliced.
+/// How many shades the bar under a block has. They tell in how many of a column's steps it was
+/// sliced.
 const SHADES: usize = 4;
 pub(super) const LEFT: f64 = 56.0;
 pub(super) const TOP: f64 = 20.0;
@@ -215,7 +216,8 @@ pub(super) fn kept_mark(x: &Scale, step: usize, top: f64, bottom: f64) -> Markup
     let side = if at > (x.from + x.to) / 2.0 { "end" } else { "start" };
     html! {
         line.mark x1=(px(at)) y1=(px(top - 8.0)) x2=(px(at)) y2=(px(bottom)) {}
-        text.ink x=(px(at + if side == "end" { -4.0 } else { 4.0 })) y=(px(top - 7.0)) text-anchor=(side) {
+        text.ink x=(px(at + if side == "end" { -4.0 } else { 4.0 })) y=(px(top - 7.0))
+            text-anchor=(side) {
             "kept: step " (step)
         }
     }

@@ -1,5 +1,5 @@
-//! A *picture* is an SVG drawing without fonts and scripts. It can be read in dark and light mode, on
-//! paper, and without colour.
+//! A *picture* is an SVG drawing without fonts and scripts. It can be read in dark and light mode,
+//! on paper, and without colour.
 
 mod bars;
 mod calibration;
@@ -40,7 +40,8 @@ impl Picture {
     pub fn inline(&self) -> Markup {
         let (width, height) = (self.width.ceil(), self.height.ceil());
         html! {
-            svg.plot role="img" viewBox=(format!("0 0 {width} {height}")) width=(width) height=(height)
+            svg.plot role="img" viewBox=(format!("0 0 {width} {height}"))
+                width=(width) height=(height)
                 aria-labelledby=(format!("{0}-title {0}-about", self.id)) {
                 (self.words())
                 (self.body)
@@ -105,8 +106,8 @@ impl Scale {
         }
     }
 
-    /// A vertical axis that spans these values, and begins and ends at a tick. With `zero` it begins
-    /// at 0.
+    /// A vertical axis that spans these values, and begins and ends at a tick. With `zero` it
+    /// begins at 0.
     fn vertical(values: impl Iterator<Item = f64>, zero: bool, top: f64, height: f64) -> Self {
         let (mut low, mut high) =
             values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));

@@ -1,5 +1,5 @@
-//! The *neuron map* of a neuron-level repair shows which neurons of which blocks were changed, and how
-//! far.
+//! The *neuron map* of a neuron-level repair shows which neurons of which blocks were changed, and
+//! how far.
 
 use std::fmt::Write as _;
 
@@ -58,6 +58,7 @@ pub fn neuron_map(map: &NeuronMap) -> Picture {
             let _ = write!(paths[level], "M{x} {y}h{width}v{cell}h-{width}z");
         }
     }
+    let marked = map.marked.iter().filter(|(b, n)| *b < map.blocks && *n < map.width);
     let x = Scale::steps(0.0, (a_column * columns) as f64, LEFT, right);
     let body = html! {
         @for block in 0..map.blocks {
@@ -74,7 +75,7 @@ pub fn neuron_map(map: &NeuronMap) -> Picture {
             @for (level, path) in paths.iter().enumerate() {
                 @if !path.is_empty() { path class=(format!("h{level}")) d=(path) {} }
             }
-            @for (block, neuron) in map.marked.iter().filter(|(b, n)| *b < map.blocks && *n < map.width) {
+            @for (block, neuron) in marked {
                 rect.cut x=(px(LEFT + side * (neuron / a_column) as f64))
                     y=(px(TOP + row * *block as f64 + cell + 1.0)) width=(px(side)) height="4" {}
             }

@@ -1,5 +1,5 @@
-//! The picture of the *trade-off*: toxicity against perplexity, with a mark for all weights that a run
-//! kept.
+//! The picture of the *trade-off*: toxicity against perplexity, with a mark for each step at which
+//! a run kept its weights.
 
 use maud::{Markup, html};
 
@@ -22,14 +22,15 @@ const SHAPES: [&str; 8] = [
     "M-6-5L6 0L-6 5Z",
     "M6-5L-6 0L6 5Z",
 ];
-/// What is drawn inside a mark. If all shapes are taken, the next methods have the same shapes with a
-/// hole in a filled mark, or a ring in a hollow one.
+/// What is drawn inside a mark. If all shapes are taken, the next methods have the same shapes with
+/// a hole in a filled mark, or a ring in a hollow one.
 const INSIDE: [&str; 2] = ["", "M-2.2 0A2.2 2.2 0 1 0 2.2 0A2.2 2.2 0 1 0-2.2 0Z"];
 
 /// The points of every run in the order of their steps, joined by a line that begins at the base.
 pub fn pareto(title: &str, found: &Pareto) -> Picture {
     let all = || found.rows.iter().flat_map(|(_, runs)| runs).flatten().chain([&found.base]);
-    // Points that are far off stand at this edge, because they would press all others into a corner.
+    // Points that are far off stand at this edge, because they would press all others into a
+    // corner.
     let most = 2.0 * found.base.perplexity;
     let x = Scale::horizontal(all().map(|p| p.perplexity.min(most)), LEFT, WIDTH);
     let y = Scale::vertical(all().map(|p| p.toxicity), true, TOP, HEIGHT);
@@ -81,8 +82,8 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
     }
 }
 
-/// The outline of the mark of a method. The first `SHAPES.len() * INSIDE.len()` methods have different
-/// ones.
+/// The outline of the mark of a method. The first `SHAPES.len() * INSIDE.len()` methods have
+/// different ones.
 fn shape(row: usize) -> String {
     format!("{}{}", SHAPES[row % SHAPES.len()], INSIDE[row / SHAPES.len() % INSIDE.len()])
 }
@@ -113,7 +114,9 @@ fn mark(row: usize, (x, y): (f64, f64), filled: bool, title: &str) -> Markup {
     let class = format!("m{} {how}", colour(row));
     let place = format!("translate({} {}) scale({scale})", px(x), px(y));
     html! {
-        path class=(class) d=(shape(row)) fill-rule="evenodd" transform=(place) { title { (title) } }
+        path class=(class) d=(shape(row)) fill-rule="evenodd" transform=(place) {
+            title { (title) }
+        }
     }
 }
 

@@ -28,7 +28,8 @@ pub fn section(run: &RunFolder) -> Option<Section> {
     Some(Section { id: "blocks", heading: "What was sliced and what changed", body })
 }
 
-/// In how many steps each block or sublayer was sliced. `None` if every step changed the whole model.
+/// In how many steps each block or sublayer was sliced. `None` if every step changed the whole
+/// model.
 pub fn picture(run: &RunFolder) -> Option<Picture> {
     if run.slices_everything() || run.sliced().is_empty() {
         return None;

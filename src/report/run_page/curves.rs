@@ -91,8 +91,8 @@ pub fn section(run: &RunFolder) -> Option<Section> {
         @if rows.is_empty() { p { (NO_STEP) } } @else {
             div.pair { @for picture in pictures(run) { (figure(&picture)) } }
             p.dim {
-                "Where several steps share a point, the line is their mean, and eight of ten lie in "
-                "the band."
+                "Where several steps share a point, the line is their mean, and eight of ten lie "
+                "in the band."
             }
             (table("The curves in numbers", &head, &rows))
         }

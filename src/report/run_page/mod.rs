@@ -1,5 +1,5 @@
-//! The *page of a run*: what changed, where the error was, how the run went, and what the model said
-//! before and after.
+//! The *page of a run*: what changed, where the error was, how the run went, and what the model
+//! said before and after.
 
 mod blocks;
 mod curves;
@@ -86,8 +86,8 @@ fn lead(run: &RunFolder) -> Markup {
         }
         p.dim {
             @if let Some(edits) = &record.edits {
-                "Targets said now: " (edits.repaired) " of " (edits.failures) " that the base got wrong ("
-                (edits.skipped) " it already said). "
+                "Targets said now: " (edits.repaired) " of " (edits.failures)
+                " that the base got wrong (" (edits.skipped) " it already said). "
             } @else {
                 "On held-back rows, scored by " (record.scorer) ". "
                 @if !not_measured.is_empty() { "Not measured: " (not_measured.join(", ")) ". " }

@@ -36,17 +36,18 @@ fn samples(run: &RunFolder) -> Markup {
     html! {
         @if all == 0 { p { (why_none) } } @else {
             p {
-                "Held-back prompts, continued greedily before and after. " (still.len()) " of " (all)
-                " are still rude after the repair" (if still.is_empty() { "." } else { "; they come first." })
+                "Held-back prompts, continued greedily before and after. " (still.len()) " of "
+                (all) " are still rude after the repair"
+                (if still.is_empty() { "." } else { "; they come first." })
                 @if shown.len() < all {
                     " The first " (shown.len()) " are shown, all are in "
                     code { "irepair/samples.jsonl" } "."
                 }
             }
             p.dim {
-                "Rude ones (a score of " (TOXIC) " or more; prompts are scored by " code { (EMBEDDED) }
-                ") and those without a score are blurred until clicked, or reached with the "
-                "keyboard."
+                "Rude ones (a score of " (TOXIC) " or more; prompts are scored by "
+                code { (EMBEDDED) } ") and those without a score are blurred until clicked, or "
+                "reached with the keyboard."
             }
             ol.samples {
                 @for (sample, score) in shown.iter().zip(scores_of(&prompts)) {
