@@ -1,4 +1,5 @@
-//! `bench`: the time of one iteration on random weights, in the keys of the PyTorch reference's `bench`.
+//! `bench` measures the time of one iteration on random weights. Its JSON has the same keys as that
+//! of the PyTorch reference.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,6 +9,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use super::at_least_one;
 use crate::bail_input;
 use crate::base::profile;
 use crate::base::profile::{Part, Phase, Profile};
@@ -30,16 +32,15 @@ use crate::step::optim::{Optimizer, OptimizerKind};
 use crate::step::{self, Named, Recipe, cost};
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 
+/// The tokens of a prompt that `generate` continues.
+const PROMPT: usize = 32;
+
 pub fn run(args: &Bench) -> Result<()> {
-    for (flag, value) in [
+    at_least_one(&[
         ("--batch", args.batch),
         ("--iterations", args.iterations),
         ("--blocks", args.blocks.unwrap_or(1)),
-    ] {
-        if value == 0 {
-            bail_input!("{flag} 0: must be at least 1");
-        }
-    }
+    ])?;
     if args.tokens < 2 || args.tokens > 1024 {
         bail_input!("--tokens {}: must be 2 to 1024", args.tokens);
     }
@@ -48,7 +49,7 @@ pub fn run(args: &Bench) -> Result<()> {
         name => match step::named(name)? {
             Named::Blocks(method) => Some(method.recipe()),
             Named::Neurons(_) => bail_input!(
-                "--method {name} changes neurons, not blocks; here a block-level method is wanted"
+                "--method {name} changes neurons, not blocks; a block-level method is wanted"
             ),
         },
     };
@@ -79,8 +80,8 @@ pub fn run(args: &Bench) -> Result<()> {
                 }
             }
             None => Passes {
-                written: (args.batch, 32 + args.tokens),
-                plain_rows: 32 * args.batch,
+                written: (args.batch, PROMPT + args.tokens),
+                plain_rows: PROMPT * args.batch,
                 ..Passes::default()
             },
         };
@@ -112,26 +113,30 @@ pub fn run(args: &Bench) -> Result<()> {
             eprintln!("memory: {peak} MiB at most, {estimate} estimated");
         }
     }
+    let bf16 = if precision == Precision::Bf16 { " bf16" } else { "" };
+    let weights_dtype = match args.weights_dtype {
+        WeightsDtype::F32 => String::new(),
+        dtype => format!(" weights-{dtype}"),
+    };
+    let composed = if args.composed { " composed" } else { "" };
+    let gflop = profile.operations / args.iterations as f64 / 1e9;
     println!(
         "{}",
         json!({
-            "impl": format!(
-                "irepair {}{}{}{}",
-                env!("CARGO_PKG_VERSION"),
-                if precision == Precision::Bf16 { " bf16" } else { "" },
-                if args.weights_dtype == WeightsDtype::F32 { String::new() } else { format!(" weights-{}", args.weights_dtype) },
-                if args.composed { " composed" } else { "" }
-            ),
-            "config": args.config, "method": args.method, "batch": args.batch, "tokens": args.tokens, "threads": threads,
-            "median_s": round(median), "min_s": round(times[0]), "peak_rss_mib": device::peak_rss_mib(),
-            "gflop": (profile.operations > 0.0).then(|| round(profile.operations / args.iterations as f64 / 1e9)),
+            "impl": format!("irepair {}{bf16}{weights_dtype}{composed}", env!("CARGO_PKG_VERSION")),
+            "config": args.config, "method": args.method, "batch": args.batch,
+            "tokens": args.tokens, "threads": threads,
+            "median_s": round(median), "min_s": round(times[0]),
+            "peak_rss_mib": device::peak_rss_mib(),
+            "gflop": (profile.operations > 0.0).then(|| round(gflop)),
             "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
     );
     Ok(())
 }
 
-/// Floating-point operations a second of a square product that fits the caches: what the machine can do with ours.
+/// Floating-point operations per second of a square product that fits into the caches: the most
+/// that our kernels reach on this machine.
 fn product_rate(precision: Precision) -> f64 {
     const SIDE: usize = 1024;
     let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 1000) as f32 / 1000.0 - 0.5).collect();
@@ -146,7 +151,7 @@ fn product_rate(precision: Precision) -> f64 {
     2.0 * (SIDE as f64).powi(3) / best
 }
 
-/// Where the time of all timed iterations went, a mean iteration.
+/// Where the time of a mean iteration went, as text for people. `rate` is the [`product_rate`].
 fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64) -> String {
     let n = iterations as f64;
     let row = |name: &str, by_phase: Vec<f64>| {
@@ -161,10 +166,11 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
             format!("{:.1} %", 100.0 * total / profile.wall),
         ]
     };
-    let of = |part: Part| {
+    let by_phase = |part: Part| {
         Phase::ALL.iter().map(|(phase, _)| profile.seconds(part, *phase)).collect::<Vec<_>>()
     };
-    let mut rows: Vec<_> = Part::ALL.iter().map(|(part, name)| row(name, of(*part))).collect();
+    let mut rows: Vec<_> =
+        Part::ALL.iter().map(|(part, name)| row(name, by_phase(*part))).collect();
     let all = Phase::ALL
         .iter()
         .map(|(phase, _)| Part::ALL.iter().map(|(p, _)| profile.seconds(*p, *phase)).sum());
@@ -173,13 +179,13 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
     let mut text =
         table(["ms an iteration", "forward", "backward", "optimizer", "all", "share"], &rows);
     if profile.operations == 0.0 {
-        text += "operations are counted in our kernels on the CPU alone\n";
+        text += "operations are only counted in our kernels, on the CPU\n";
     } else {
         let reached = profile.large_operations / large;
         let _ = writeln!(
             text,
-            "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, {:.0} % of the {:.0} that a \
-             1,024-sided product reaches here; {:.0} GFLOP/s over all",
+            "{:.1} GFLOP an iteration, {:.1} of them in large products: {:.0} GFLOP/s there, \
+             {:.0} % of the {:.0} that a 1,024-sided product reaches here; {:.0} GFLOP/s over all",
             profile.operations / n / 1e9,
             profile.large_operations / n / 1e9,
             reached / 1e9,
@@ -198,9 +204,11 @@ fn profile_text(profile: &Profile, iterations: usize, threads: usize, rate: f64)
     text
 }
 
-/// Seconds of each timed iteration, where they went, and the operations of a mean one by Kaplan's formula.
+/// Seconds of each timed iteration, their profile, and the operations of a mean iteration by
+/// Kaplan's formula.
 type Times = (Vec<f64>, Profile, Option<f64>);
 
+/// The times of repair steps. The first iteration is not timed.
 fn repair_times(
     args: &Bench,
     recipe: Recipe,
@@ -208,14 +216,14 @@ fn repair_times(
     weights: &mut Weights,
 ) -> Result<Times> {
     let mut method = recipe.clone().build();
-    // What is done once before the first step is not an iteration's: one batch finds a block, and the
-    // last trial wins.
+    // A selector's look and its trials come once before the first step, so no iteration has them.
+    // Here the look sees one batch, and the last trial wins.
     let sample = random_pairs(&mut Stream::new(0, Purpose::Bench, u64::MAX - 1, 0), model, args);
     let looks = recipe.first() == First::Look;
     if let Some(learner) = method.select.learner().filter(|_| looks) {
         learner.look(model, weights, &mut std::iter::once(sample))?;
     }
-    // Of random tokens none would mark the rejected responses.
+    // Random tokens would mark no rejected response, so the objective learns from a made-up pair.
     let pair = |chosen, rejected| TokenPair {
         prompt: vec![0],
         chosen: vec![chosen; 10],
@@ -262,7 +270,7 @@ fn repair_times(
     Ok((times, profile::stop().unwrap_or_default(), Some(kaplan)))
 }
 
-/// A batch of responses without prompts.
+/// A batch of pairs of random tokens, without prompts.
 fn random_pairs(stream: &mut Stream, model: &Model, args: &Bench) -> PairBatch {
     let mut draw = || random_ids(stream, model, args.batch, args.tokens);
     let texts = draw().into_iter().zip(draw());
@@ -272,13 +280,15 @@ fn random_pairs(stream: &mut Stream, model: &Model, args: &Bench) -> PairBatch {
     PairBatch::new(&pairs.iter().collect::<Vec<_>>(), LossOn::All)
 }
 
-/// Ids of all the vocabulary but its last, GPT-2's end of text.
+/// `batch` sequences of `tokens` random ids each. The last id of the vocabulary, which ends a text
+/// of GPT-2, is never drawn.
 fn random_ids(stream: &mut Stream, model: &Model, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
     let ids = model.sizes().vocabulary - 1;
     (0..batch).map(|_| (0..tokens).map(|_| stream.below(ids) as u32).collect()).collect()
 }
 
-/// Seconds of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32.
+/// The times of writing `--tokens` new tokens greedily after each of `--batch` prompts of 32
+/// tokens. The first iteration is not timed.
 fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Times> {
     let view = weights.frozen(Who::Patient)?;
     let settings = Generation {
@@ -290,7 +300,7 @@ fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Ti
     let mut times = Vec::new();
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
-        let jobs: Vec<Job> = random_ids(&mut stream, model, args.batch, 32)
+        let jobs: Vec<Job> = random_ids(&mut stream, model, args.batch, PROMPT)
             .into_iter()
             .map(|ids| Job { ids, prompt: 0, sample: 0 })
             .collect();
@@ -306,7 +316,8 @@ fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Ti
     Ok((times, profile::stop().unwrap_or_default(), None))
 }
 
-/// Normal weights of deviation 0.02, norms of 1, biases of 0: GPT-2's own beginning.
+/// Weights as GPT-2 begins with them: matrices are normally distributed with deviation 0.02, the
+/// weights of norms are 1, and biases are 0.
 fn random_weights(model: &Model, device: &Device, kept: WeightsDtype) -> Result<Weights> {
     let mut tensors = BTreeMap::new();
     for (index, spec) in model.specs().into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! `doctor`: what this build can do, and where it looks for things.
+//! `doctor` says what this build can do, and where it looks for files.
 
 use anyhow::Result;
 use serde_json::json;
@@ -34,7 +34,10 @@ pub fn run(args: &Doctor) -> Result<()> {
         "shapes": *SHAPES,
         "methods": step::names().collect::<Vec<_>>(),
         "scorers": scorers::SCORERS.iter().map(|s| s.name).collect::<Vec<_>>(),
-        "hub_cache": hub.as_ref().map_or_else(ToString::to_string, |h| h.cache.display().to_string()),
+        "hub_cache": match &hub {
+            Ok(hub) => hub.cache.display().to_string(),
+            Err(why) => why.to_string(),
+        },
         "hub_endpoint": hub.as_ref().map(|h| h.endpoint.clone()).unwrap_or_default(),
         "hub_offline": hub.as_ref().is_ok_and(|h| h.offline),
         "hub_token": if hub.as_ref().is_ok_and(Hub::has_token) { "set" } else { "not set" },
@@ -60,6 +63,7 @@ pub fn run(args: &Doctor) -> Result<()> {
     Ok(())
 }
 
+/// The widest vector instructions of this processor that our kernels use.
 fn vectors() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,25 +1,24 @@
-//! `generate`: continuations of prompts, or unconditional texts.
+//! `generate` writes continuations of prompts, or texts without a prompt.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 
-use super::Loaded;
+use super::{Loaded, at_least_one, check_sampling};
 use crate::base::error::Error;
-use crate::base::files;
 use crate::base::interrupt;
-use crate::base::progress::Progress;
 use crate::cli::Generate;
-use crate::data::demo;
-use crate::eval::ledger::{Ledger, to_lines};
-use crate::eval::task::Row;
+use crate::eval::ledger::{Ledger, Making};
+use crate::eval::scoring::{TextScore, score_texts};
+use crate::eval::sources;
+use crate::eval::task::{Row, hash_ids, items};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::memory::Passes;
 use crate::model::weights::{View, Who};
 use crate::scorers;
-use crate::scorers::{Scored, Scorer};
+use crate::scorers::Scorer;
 use crate::{bail_input, data};
 
-/// Texts a unit of work: what an interrupt can lose, and what shards are made of.
+/// Texts in a unit. An interrupt loses at most one unit, and shards consist of whole units.
 const UNIT: usize = 64;
 
 pub fn run(args: &Generate) -> Result<()> {
@@ -64,10 +63,11 @@ pub fn run(args: &Generate) -> Result<()> {
         println!("{kept} texts in {}", args.out.display());
         if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
             let share = 100.0 * removed as f64 / rows.len().max(1) as f64;
-            println!("{removed} ({share:.1} %) removed: {} gave {limit} or more", scorer.name());
+            let name = scorer.name();
+            println!("{removed} ({share:.1} %) removed: {name} gave them {limit} or more");
         }
         if empty > 0 {
-            println!("{empty} are empty: the model ended them at once");
+            println!("{empty} are empty because the model ended them at once");
         }
         if failed > 0 {
             println!("{failed} could not be scored");
@@ -77,17 +77,8 @@ pub fn run(args: &Generate) -> Result<()> {
 }
 
 fn check(args: &Generate) -> Result<()> {
-    for (flag, value) in [("--batch-size", args.batch_size), ("--samples", args.samples)] {
-        if value == 0 {
-            bail_input!("{flag} 0: must be at least 1");
-        }
-    }
-    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        bail_input!("--top-p {}: must be above 0 and at most 1", args.top_p);
-    }
-    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        bail_input!("--temperature {}: must be a finite number, 0 or more", args.temperature);
-    }
+    at_least_one(&[("--batch-size", args.batch_size), ("--samples", args.samples)])?;
+    check_sampling(args.top_p, args.temperature)?;
     if args.out.exists() && !args.overwrite {
         bail_input!("{} exists; choose another --out or give --overwrite", args.out.display());
     }
@@ -98,7 +89,7 @@ fn new_tokens(args: &Generate) -> usize {
     args.max_new_tokens.unwrap_or(if args.unconditional.is_some() { 64 } else { 20 })
 }
 
-/// The prompts' texts (none if unconditional), and one job a text.
+/// The prompts, of which there are none with `--unconditional`, and one job for each text.
 fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     if let Some(n) = args.unconditional {
         let begin = loaded.end_of_text()?;
@@ -107,11 +98,7 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     }
     let prompts = match &args.prompts {
         Some(path) => data::read_prompts(path, &data::KeyMap::new(), args.limit)?,
-        None if args.model.model == "demo" => {
-            let mut prompts = data::parse_texts("demo prompts", demo::PROMPTS)?;
-            prompts.truncate(args.limit.unwrap_or(usize::MAX));
-            prompts
-        }
+        None if args.model.model == "demo" => sources::prompts(sources::DEMO, args.limit)?,
         None => return Err(Error::Usage("give --prompts FILE or --unconditional N".into()).into()),
     };
     let context = loaded.model.sizes().context;
@@ -123,7 +110,8 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
         }
         if ids.is_empty() || ids.len() >= context {
             bail_input!(
-                "{}: a prompt of {} tokens; the model has room for 1 to {} before a new one; cut with --max-prompt-length",
+                "{}: a prompt of {} tokens; the model has room for 1 to {} before a new token; cut \
+                 prompts with --max-prompt-length",
                 prompt.place,
                 ids.len(),
                 context - 1
@@ -138,7 +126,8 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     Ok((prompts.into_iter().map(|p| p.text).collect(), jobs))
 }
 
-/// The rows of a batch of jobs: a text each; what scores too much is kept without its text, so that it can be counted.
+/// A row for the text of each job. A text that scores too much leaves a row without the text, so
+/// that it can be counted.
 fn rows(
     args: &Generate,
     prompts: &[String],
@@ -146,15 +135,14 @@ fn rows(
     texts: Vec<String>,
     scorer: Option<&dyn Scorer>,
 ) -> Result<Vec<Row>> {
-    let full: Vec<&str> =
-        texts.iter().map(String::as_str).filter(|t| !t.trim().is_empty()).collect();
-    let mut scores = match scorer {
-        Some(scorer) => scorer.score(&full)?.into_iter(),
-        None => Vec::new().into_iter(),
+    let scores: Vec<Option<TextScore>> = match scorer {
+        Some(scorer) => score_texts(scorer, &texts)?.into_iter().map(Some).collect(),
+        None => {
+            texts.iter().map(|text| text.trim().is_empty().then_some(TextScore::Empty)).collect()
+        }
     };
     let mut rows = Vec::with_capacity(texts.len());
-    for (job, text) in jobs.iter().zip(texts) {
-        let empty = text.trim().is_empty();
+    for ((job, text), score) in jobs.iter().zip(texts).zip(scores) {
         let mut row = Row::new();
         match prompts.get(job.prompt as usize) {
             Some(prompt) => {
@@ -166,27 +154,21 @@ fn rows(
                 row.insert("text".into(), text.into());
             }
         }
-        if empty {
-            row.insert("empty".into(), true.into());
-        } else if scorer.is_some() {
-            match scores.next().context("a scorer left a text out")? {
-                Scored::Score(score) if args.keep_below.is_some_and(|limit| score >= limit) => {
-                    row = Row::from_iter([("removed".to_owned(), score.into())]);
-                }
-                Scored::Score(score) => {
-                    row.insert("score".into(), score.into());
-                }
-                Scored::Failed(why) => {
-                    row.insert("failed".into(), why.into());
-                }
+        match score {
+            Some(TextScore::Score(score))
+                if args.keep_below.is_some_and(|limit| score >= limit) =>
+            {
+                row = Row::from_iter([("removed".to_owned(), score.into())]);
             }
+            Some(score) => score.add_to(&mut row),
+            None => {}
         }
         rows.push(row);
     }
     Ok(rows)
 }
 
-/// Writes what is not written yet, and returns all rows.
+/// Writes the texts that an interrupted command has not written yet, and gives all rows.
 fn write_all(
     args: &Generate,
     loaded: &Loaded,
@@ -196,34 +178,31 @@ fn write_all(
     settings: &Generation,
     scorer: Option<&dyn Scorer>,
 ) -> Result<Vec<Row>> {
-    let beside = files::partial(&args.out);
-    if args.overwrite && args.out.exists() {
-        std::fs::remove_file(&beside).ok();
-    }
-    let texts: Vec<u8> = jobs
-        .iter()
-        .flat_map(|job| job.ids.iter().chain([&u32::MAX]))
-        .flat_map(|id| id.to_le_bytes())
-        .collect();
+    // No token has this id, so it ends each prompt.
+    let ids = jobs.iter().flat_map(|job| job.ids.iter().copied().chain([u32::MAX]));
     let key = json!({
-        "model": loaded.checkpoint().hash()?, "sampling": settings.sampling, "new_tokens": settings.max_new_tokens,
-        "seed": settings.seed, "texts": jobs.len(), "prompts_sha256": files::hash_bytes(&texts),
-        "scorer": scorer.map(Scorer::name), "keep_below": args.keep_below, "shard": args.shard, "dtype": loaded.precision,
+        "model": loaded.checkpoint().hash()?, "sampling": settings.sampling,
+        "new_tokens": settings.max_new_tokens, "seed": settings.seed, "texts": jobs.len(),
+        "prompts_sha256": hash_ids(ids), "scorer": scorer.map(Scorer::name),
+        "keep_below": args.keep_below, "shard": args.shard, "dtype": loaded.precision,
     });
-    let mut ledger = Ledger::open(&beside, &key).map_err(|e| match e.downcast_ref::<Error>() {
+    let ledger = Ledger::beside(&args.out, args.overwrite, &key);
+    let mut ledger = ledger.map_err(|e| match e.downcast_ref::<Error>() {
         Some(_) => e,
         None => {
             Error::Input(format!("--out {}: can't write there: {e:#}", args.out.display())).into()
         }
     })?;
     let units = args.shard.units(jobs.len().div_ceil(UNIT));
-    let mut progress =
-        Progress::new("texts", ledger.len() * UNIT, units.len() * UNIT, args.output.quiet);
-    for unit in units {
-        if ledger.has(unit) {
-            continue;
-        }
-        let jobs = &jobs[unit * UNIT..((unit + 1) * UNIT).min(jobs.len())];
+    let making = Making {
+        what: "texts",
+        in_unit: UNIT,
+        total: units.len() * UNIT,
+        quiet: args.output.quiet,
+        interrupted: "interrupted; the texts so far are kept: give the same command again to go on",
+    };
+    ledger.fill(units, &making, |unit| {
+        let (_, jobs) = items(jobs, UNIT, unit);
         let mut texts = Vec::with_capacity(jobs.len());
         for jobs in jobs.chunks(args.batch_size) {
             for ids in generate(&loaded.model, view, jobs, settings)? {
@@ -231,24 +210,17 @@ fn write_all(
             }
         }
         if interrupt::asked() {
-            // A text cut short by the interrupt would be no text of this seed.
-            let words =
-                "interrupted; the texts so far are kept: give the same command again to go on";
-            return Err(Error::Interrupted(words.into()).into());
+            // A text that the interrupt cut short is not the text of this seed. The ledger throws
+            // the unit away.
+            return Ok(Vec::new());
         }
-        ledger.add(unit, rows(args, prompts, jobs, texts, scorer)?)?;
-        progress.advance(jobs.len());
-    }
-    progress.finish();
-    let rows = ledger.rows();
-    let kept: Vec<Row> = rows.iter().filter(|row| is_kept(row)).cloned().collect();
-    files::write_whole(&args.out, &to_lines(&kept)?)?;
-    std::fs::remove_file(&beside).ok();
-    Ok(rows)
+        rows(args, prompts, jobs, texts, scorer)
+    })?;
+    ledger.finish(&args.out, is_kept)
 }
 
-/// Whether a row goes into the file: not what scored too much, no empty text without a prompt, and nothing unscored where
-/// the score decides.
+/// Whether a row goes into the output. Texts that scored too much do not, and neither do empty
+/// texts without a prompt.
 fn is_kept(row: &Row) -> bool {
     let has = |key: &str| row.contains_key(key);
     !(has("removed") || has("empty") && has("text"))

@@ -1,4 +1,4 @@
-//! `guide`: the user's guide.
+//! `guide` lists the pages of the user's guide, or prints one.
 
 use anyhow::Result;
 

@@ -1,4 +1,4 @@
-//! `completions` and `man`: what the command line says about itself, for shells and for `man`.
+//! `completions` and `man` print the command line for shells and as manual pages.
 
 use std::io::Write;
 
@@ -25,6 +25,6 @@ pub fn man(args: &Man) -> Result<()> {
     };
     std::fs::create_dir_all(dir).map_err(cannot)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(cannot)?;
-    println!("{0}: the manual's pages; man -l {0}/irepair.1 shows the first", dir.display());
+    println!("{0}: the manual pages; man -l {0}/irepair.1 shows the first", dir.display());
     Ok(())
 }

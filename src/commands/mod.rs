@@ -1,4 +1,4 @@
-//! One recipe a command, each readable in one screen.
+//! A *command* of the program is one file or folder here, and its `run` tells what it does.
 
 pub mod bench;
 pub mod compare;
@@ -36,21 +36,21 @@ use crate::model::weights::Weights;
 use crate::tokens::Encoder;
 use crate::tokens::chat::ChatTemplate;
 
-/// A model that is ready: what every command begins with.
+/// A model whose configuration, headers and tokenizer are read, but not its weights.
 pub struct Loaded {
     pub source: OpenedModel,
     pub model: Model,
     pub encoder: Encoder,
     pub device: Device,
-    /// Why this device.
+    /// Why this device was chosen.
     pub device_why: String,
-    /// Of the large products.
+    /// The precision of large products.
     pub precision: Precision,
-    /// What matrices of weights are kept in.
+    /// The type in which matrices of weights are kept.
     pub weights_dtype: WeightsDtype,
 }
 
-/// What a command computes on.
+/// The device and the number formats that a command computes with.
 pub struct On<'a> {
     pub device: &'a str,
     pub dtype: Precision,
@@ -59,7 +59,7 @@ pub struct On<'a> {
 }
 
 impl ModelWords {
-    /// Opens the model that the words name.
+    /// Opens the model that the flags name. Errors as [`open`].
     pub fn open(&self) -> Result<Loaded> {
         let on = On {
             device: &self.device,
@@ -71,7 +71,8 @@ impl ModelWords {
     }
 }
 
-/// Opens a model folder: configuration, headers, tokenizer.
+/// Opens a model: a folder, a hub model or the demo. Errors (bad input) if its configuration,
+/// headers or tokenizer can't be used, or if there is no such device.
 pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     device::set_threads(on.threads)?;
     let choice = device::choose(on.device)?;
@@ -86,7 +87,7 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let tokenizer = checkpoint.dir.join("tokenizer.json");
     if !tokenizer.is_file() {
         bail_input!(
-            "{}: no tokenizer.json; save the tokenizer beside the model with transformers",
+            "{}: no tokenizer.json; save the tokenizer into this folder with transformers",
             checkpoint.dir.display()
         );
     }
@@ -104,7 +105,7 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     })
 }
 
-/// Errors (bad input) if a file can't be at this place.
+/// Errors (bad input) if no file can be written at this path, which the flag gives.
 pub fn writable(flag: &str, path: &Path) -> Result<()> {
     let folder = path.parent().filter(|d| !d.as_os_str().is_empty());
     if path.is_dir() || folder.is_some_and(|d| !d.is_dir()) {
@@ -113,8 +114,27 @@ pub fn writable(flag: &str, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Errors (bad input) if the value of a flag is 0.
+fn at_least_one(flags: &[(&str, usize)]) -> Result<()> {
+    match flags.iter().find(|(_, value)| *value == 0) {
+        Some((flag, _)) => bail_input!("{flag} 0: must be at least 1"),
+        None => Ok(()),
+    }
+}
+
+/// Errors (bad input) if `--top-p` or `--temperature` is out of its range.
+fn check_sampling(top_p: f64, temperature: f64) -> Result<()> {
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        bail_input!("--top-p {top_p}: must be above 0 and at most 1");
+    }
+    if !(temperature >= 0.0 && temperature.is_finite()) {
+        bail_input!("--temperature {temperature}: must be a finite number, 0 or more");
+    }
+    Ok(())
+}
+
 impl Loaded {
-    /// `cpu`, `cuda:0`
+    /// `cpu`, `cuda:0`.
     pub fn device_name(&self) -> String {
         match self.device.location() {
             candle_core::DeviceLocation::Cpu => "cpu".into(),
@@ -127,7 +147,8 @@ impl Loaded {
         &self.source.checkpoint
     }
 
-    /// Errors (bad input) if passes over this model take more memory than there is. To be asked before anything is read.
+    /// Errors (bad input) if these passes over the model take more memory than there is. `advice`
+    /// says what takes less. Call it before the weights are read.
     pub fn check_memory(&self, passes: &Passes, advice: &str) -> Result<()> {
         if !self.device.is_cpu() {
             return Ok(());
@@ -136,12 +157,12 @@ impl Loaded {
             .check(crate::base::memory::limit()?, advice)
     }
 
-    /// Reads the weights; products are f32 until a precision is set.
+    /// Reads the weights. Products are made in f32 until a precision is set.
     pub fn weights(&self) -> Result<Weights> {
         self.checkpoint().load(&self.model, &self.device, self.weights_dtype)
     }
 
-    /// The token that begins and ends a text.
+    /// The token that begins a text. Errors (bad input) if the vocabulary has none.
     pub fn end_of_text(&self) -> Result<u32> {
         let config = &self.checkpoint().config;
         let id = ["bos_token_id", "eos_token_id"]
@@ -155,7 +176,7 @@ impl Loaded {
         }
     }
 
-    /// The tokens that end a text, if the model has any: those that transformers generates with.
+    /// The tokens that end a text, as transformers reads them; none if the model has none.
     pub fn ends(&self) -> Ends {
         let generation =
             std::fs::read(self.checkpoint().dir.join("generation_config.json")).unwrap_or_default();
@@ -172,12 +193,13 @@ impl Loaded {
         found.unwrap_or_else(|| self.encoder.id_of("<|endoftext|>").into_iter().collect()).into()
     }
 
-    /// A token id of `config.json`, if the vocabulary has it (small models keep GPT-2's 50256 by accident).
+    /// A token id of `config.json`, if it is in the vocabulary. Some small models keep GPT-2's
+    /// 50256 by accident.
     fn usable(&self, id: u64) -> Option<u32> {
         (id < self.model.sizes().vocabulary as u64).then_some(id as u32)
     }
 
-    /// A name for folders: the last part of the model's.
+    /// A name for folders: the last part of the model's name or path.
     pub fn short_name(&self) -> String {
         let dir = &self.checkpoint().dir;
         let name = if self.checkpoint().name == "demo" || self.checkpoint().revision.is_some() {

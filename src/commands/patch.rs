@@ -1,4 +1,5 @@
-//! `patch`: what a repair changed, as a file of its own: made from two folders, shown, applied, taken back.
+//! `patch` makes a file of what a repair changed, shows it, applies it to the base, and takes it
+//! back from the repaired model.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
 
-/// Rows or columns of a matrix that are named; all are in the JSON.
+/// How many changed rows or columns of a matrix are named in the text. The JSON has all of them.
 const LINES_SHOWN: usize = 12;
 
 pub fn run(args: &Patch) -> Result<()> {
@@ -43,7 +44,8 @@ fn open(model: &str) -> Result<Checkpoint> {
     Ok(hub::open_model(model, None)?.checkpoint)
 }
 
-/// Writes the folder beside its name and renames it when it is whole.
+/// Applies a patch or takes it back. The folder is written beside its name and renamed when it is
+/// whole.
 fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) -> Result<()> {
     let (from, patch) = (open(from)?, PatchFile::open(patch)?);
     if std::fs::symlink_metadata(out).is_ok() {
@@ -56,7 +58,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     std::fs::create_dir_all(parent).map_err(cannot)?;
     let partial =
         tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
-    // A folder in it, because temporary ones are private.
+    // The model gets a folder inside, because temporary folders are private.
     let folder = partial.path().join("model");
     std::fs::create_dir(&folder).map_err(cannot)?;
     patch.apply(&from, direction, &folder)?;
@@ -81,6 +83,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     Ok(())
 }
 
+/// Prints what a patch changes.
 fn show(json: bool, path: &Path) -> Result<()> {
     let summary = PatchFile::open(path)?.summary();
     if json {
@@ -107,7 +110,9 @@ fn show(json: bool, path: &Path) -> Result<()> {
         println!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "));
     }
     println!(
-        "{}: {} tensors in {} bytes ({:.0} % of theirs)\nfrom weights with sha256 {}\nto   weights with sha256 {}",
+        "{}: {} tensors in {} bytes ({:.0} % of theirs)\n\
+         from weights with sha256 {}\n\
+         to   weights with sha256 {}",
         path.display(),
         summary.changes.len(),
         summary.bytes,

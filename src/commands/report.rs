@@ -1,4 +1,4 @@
-//! `report`: a run or a comparison as one HTML page.
+//! `report` makes one HTML page of a run or of a comparison.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ pub fn run(args: &Report) -> Result<()> {
         println!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }));
     } else {
         println!(
-            "{}: {} KiB; opens in any browser, and needs no other file",
+            "{}: {} KiB; opens in any browser and needs no other file",
             out.display(),
             page.len().div_ceil(1024)
         );
@@ -53,14 +53,16 @@ pub fn run(args: &Report) -> Result<()> {
     Ok(())
 }
 
+/// A page, and what belongs to it.
 struct Drawn {
     page: String,
-    /// Its drawings.
+    /// The pictures of the page.
     pictures: Vec<Picture>,
-    /// What could not be read.
+    /// What could not be read, a sentence each.
     gaps: Vec<String>,
 }
 
+/// Draws the page of the run or comparison in this folder. Errors (bad input) if it holds neither.
 fn draw(dir: &Path) -> Result<Drawn> {
     let record = dir.join(RECORD);
     if record.is_file() {

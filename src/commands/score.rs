@@ -1,4 +1,5 @@
-//! `score`: texts alone get their scores; `--calibrate` compares a scorer with scores that others gave.
+//! `score` gives texts their scores. With `--calibrate` it compares a scorer with the scores that
+//! are stored in a file.
 
 use std::path::Path;
 
@@ -8,10 +9,10 @@ use serde_json::{Value, json};
 use crate::base::error::Error;
 use crate::base::files;
 use crate::base::interrupt;
-use crate::base::progress::Progress;
 use crate::cli::Score;
-use crate::eval::ledger::{Ledger, to_lines};
-use crate::eval::task::Row;
+use crate::eval::ledger::{Ledger, Making};
+use crate::eval::scoring::{TextScore, score_texts};
+use crate::eval::task::{Row, items};
 use crate::model::device;
 use crate::report::table::table;
 use crate::scorers;
@@ -19,8 +20,8 @@ use crate::scorers::calibration::{Calibration, calibrate};
 use crate::scorers::{Scored, Scorer, TOXIC};
 use crate::{bail_input, data, report};
 
-/// Texts a unit.
-const TOGETHER: usize = 64;
+/// Texts in a unit.
+const UNIT: usize = 64;
 
 pub fn run(args: &Score) -> Result<()> {
     device::set_threads(None)?;
@@ -37,7 +38,7 @@ pub fn run(args: &Score) -> Result<()> {
     }
 }
 
-/// The text of a row that is scored: its continuation, else its text, else its prompt.
+/// The text of a row that is scored: its continuation, or else its text, or else its prompt.
 fn text_of(row: &Value) -> Option<&str> {
     let found = ["continuation", "text", "prompt"].iter().find_map(|key| row.get(key))?;
     found.as_str().or_else(|| found.get("text")?.as_str())
@@ -65,55 +66,35 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
         "file_sha256": files::hash_file(file).unwrap_or_default(),
     });
     interrupt::listen()?;
-    let beside = &files::partial(out);
-    if args.overwrite && out.exists() {
-        std::fs::remove_file(beside).ok();
-    }
-    let mut ledger = Ledger::open(beside, &settings)?;
-    let units = args.shard.units(rows.len().div_ceil(TOGETHER));
-    let mut progress =
-        Progress::new("texts", ledger.len() * TOGETHER, units.len() * TOGETHER, args.output.quiet);
-    for unit in units {
-        if ledger.has(unit) {
-            continue;
-        }
-        let rows = &rows[unit * TOGETHER..((unit + 1) * TOGETHER).min(rows.len())];
+    let mut ledger = Ledger::beside(out, args.overwrite, &settings)?;
+    let units = args.shard.units(rows.len().div_ceil(UNIT));
+    let making = Making {
+        what: "texts",
+        in_unit: UNIT,
+        total: units.len() * UNIT,
+        quiet: args.output.quiet,
+        interrupted: "interrupted; what is scored is kept: give the same command again to go on",
+    };
+    ledger.fill(units, &making, |unit| {
+        let (_, rows) = items(&rows, UNIT, unit);
         let texts: Vec<&str> = rows.iter().filter_map(|row| text_of(&row.value)).collect();
-        let full: Vec<&str> = texts.iter().copied().filter(|t| !t.trim().is_empty()).collect();
-        let mut scores = scorer.score(&full)?.into_iter();
-        if interrupt::asked() {
-            let words = "interrupted; what is scored is kept: give the same command again to go on";
-            return Err(Error::Interrupted(words.into()).into());
-        }
-        let mut scored = Vec::with_capacity(rows.len());
-        for (row, text) in rows.iter().zip(texts) {
+        let scores = score_texts(scorer, &texts)?;
+        let row = |(row, score): (&data::Record, TextScore)| {
             let mut row: Row = row.value.as_object().cloned().unwrap_or_default();
-            ["score", "failed", "empty"].iter().for_each(|key| {
-                row.remove(*key);
-            });
-            let (key, value): (&str, Value) = if text.trim().is_empty() {
-                ("empty", true.into())
-            } else {
-                match scores.next() {
-                    Some(Scored::Score(score)) => ("score", score.into()),
-                    Some(Scored::Failed(why)) => ("failed", why.into()),
-                    None => ("failed", "the scorer left it out".into()),
-                }
-            };
-            row.insert(key.into(), value);
-            scored.push(row);
-        }
-        ledger.add(unit, scored)?;
-        progress.advance(rows.len());
-    }
-    progress.finish();
-    let rows = ledger.rows();
-    files::write_whole(out, &to_lines(&rows)?)?;
-    std::fs::remove_file(beside).ok();
+            for key in ["score", "failed", "empty"] {
+                row.remove(key);
+            }
+            score.add_to(&mut row);
+            row
+        };
+        Ok(rows.iter().zip(scores).map(row).collect())
+    })?;
+    let rows = ledger.finish(out, |_| true)?;
     report(args, scorer, out, &rows)
 }
 
-/// What the rows came to. Errors (a failed check) if there were texts and none could be scored.
+/// Prints how many rows were scored and their mean score. Errors (a failed check) if there were
+/// texts and none could be scored.
 fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result<()> {
     let with = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
     let scores: Vec<f64> = rows.iter().filter_map(|row| row.get("score")?.as_f64()).collect();
@@ -123,8 +104,10 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
     if args.output.json {
         println!(
             "{}",
-            json!({"scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
-                   "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic})
+            json!({
+                "scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
+                "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic,
+            })
         );
     } else {
         println!(
@@ -135,7 +118,8 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
             scorer.about()
         );
         println!(
-            "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, {empty} empty",
+            "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, \
+             {empty} empty",
             100.0 * mean,
             scores.len()
         );
@@ -148,12 +132,14 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
     Ok(())
 }
 
+/// `--calibrate`: compares the scorer's scores with those stored in a file. Errors (bad input) if
+/// the file does not have both toxic and other texts.
 fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     let mut pairs = Vec::new();
     let mut failed = 0;
     let mut rows = data::read_rows(stored)?;
     rows.truncate(args.limit.unwrap_or(usize::MAX));
-    for rows in rows.chunks(TOGETHER) {
+    for rows in rows.chunks(UNIT) {
         let mut texts = Vec::with_capacity(rows.len());
         for row in rows {
             let score = scorers::stored_score(&row.value);
@@ -182,7 +168,7 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     }
     let Some(found) = calibrate(&pairs) else {
         bail_input!(
-            "{}: {} scored texts, of which both kinds, toxic (0.5 and above) and not, are needed to compare",
+            "{}: {} scored texts; both kinds, toxic (0.5 and above) and not, are needed to compare",
             stored.display(),
             pairs.len()
         );
@@ -206,6 +192,7 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The calibration as text for people.
 fn text(found: &Calibration, scorer: &dyn Scorer, failed: usize) -> String {
     let rows: Vec<[String; 4]> = found
         .bins
@@ -223,8 +210,8 @@ fn text(found: &Calibration, scorer: &dyn Scorer, failed: usize) -> String {
         })
         .collect();
     format!(
-        "{}on {} texts ({failed} failed): Spearman {:.3}, AUC at 0.5 {:.3}; of those that {} calls toxic {:.1} % are, \
-         and it finds {:.1} % of the toxic\n",
+        "{}on {} texts ({failed} failed): Spearman {:.3}, AUC at 0.5 {:.3}; of those that {} calls \
+         toxic {:.1} % are, and it finds {:.1} % of the toxic\n",
         table(
             [&format!("{} gives", scorer.name()), "texts", "mean stored score", "toxic %"],
             &rows

@@ -1,4 +1,4 @@
-//! `sensitivity`: which blocks carry the error.
+//! `sensitivity` measures which blocks carry the error.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -21,10 +21,13 @@ use crate::report::table::table;
 use crate::slice::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
 
-/// Mean sensitivity over the batches, each weighted by its pairs.
-struct Found {
+/// The sensitivity of every block.
+struct BlockSensitivities {
+    /// Mean over the batches by block, where a batch counts by its pairs.
     mean: Vec<f64>,
+    /// The sensitivity in each batch, by block.
     batches: Vec<Vec<f64>>,
+    /// Number of parameters by block.
     parameters: Vec<usize>,
     density: Option<Density>,
     pairs: usize,
@@ -67,7 +70,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     for pairs in tokens.chunks(words.batch_size) {
         let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), words.loss_on);
         let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
-        // Fails on a value that is not finite.
+        // Errors on a value that is not finite.
         pick(&found, |a, b| a > b)?;
         let share = pairs.len() as f64 / tokens.len() as f64;
         mean.iter_mut().zip(&found).for_each(|(m, s)| *m += s * share);
@@ -76,7 +79,8 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     }
     progress.finish();
     let parameters = loaded.model.block_parameters();
-    let found = Found { density: density(&mean), mean, batches, parameters, pairs: tokens.len() };
+    let (density, pairs) = (density(&mean), tokens.len());
+    let found = BlockSensitivities { density, mean, batches, parameters, pairs };
     if let Some(path) = &args.dump {
         write(path, &found.csv(args.per_batch))?;
     }
@@ -93,6 +97,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     Ok(())
 }
 
+/// The pairs of `--data`, or of the demo.
 fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
     match &args.pairs.data {
         Some(path) => data::read_pairs(path, &data::parse_map(&args.pairs.map)?, args.pairs.limit),
@@ -115,8 +120,9 @@ fn write(path: &Path, text: &str) -> Result<()> {
     files::write_whole(path, text.as_bytes())
 }
 
-impl Found {
-    /// (sensitivity, share of the sum, density: sensitivity over the mean) of a block.
+impl BlockSensitivities {
+    /// Sensitivity of a block, its share of the sum over all blocks, and its density: the
+    /// sensitivity divided by the mean over all blocks.
     fn row(values: &[f64], block: usize) -> (f64, f64, f64) {
         let sum: f64 = values.iter().sum();
         (values[block], values[block] / sum, values[block] / (sum / values.len() as f64))
@@ -154,7 +160,10 @@ impl Found {
                        "parameters": self.parameters[block], "density": density})
             })
             .collect();
-        json!({"pairs": self.pairs, "batches": self.batches.len(), "blocks": blocks, "error_density": self.density})
+        json!({
+            "pairs": self.pairs, "batches": self.batches.len(), "blocks": blocks,
+            "error_density": self.density,
+        })
     }
 
     fn text(&self) -> String {

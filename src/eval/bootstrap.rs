@@ -1,5 +1,6 @@
-//! Percentile bootstrap over clusters (Efron & Tibshirani 1993): how far a figure would move with other prompts or
-//! another text of the same kind. Paired differences draw the same clusters for both models.
+//! The *bootstrap* says how far a figure would move with other prompts or another text of the same
+//! kind: percentile intervals over resampled clusters (Efron & Tibshirani 1993). The difference of
+//! two models is paired: the same clusters are drawn for both.
 
 use crate::base::random::{Purpose, Stream};
 
@@ -11,7 +12,7 @@ pub struct Interval {
 }
 
 impl Interval {
-    /// Whether 0 lies outside: a difference that is more than chance.
+    /// Whether 0 lies outside. A difference with such an interval is more than chance.
     pub fn excludes_zero(&self) -> bool {
         self.low > 0.0 || self.high < 0.0
     }
@@ -19,7 +20,8 @@ impl Interval {
 
 const RESAMPLES: u64 = 1000;
 
-fn sum<'a>(clusters: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
+/// The sums over clusters. Empty if there are none.
+pub fn sum<'a>(clusters: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
     let mut total = Vec::new();
     for cluster in clusters {
         total.resize(cluster.len().max(total.len()), 0.0);
@@ -28,7 +30,8 @@ fn sum<'a>(clusters: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
     total
 }
 
-/// Figures of resampled clusters: the same draws for the same number of clusters and seed.
+/// The interval of a figure. `figure` computes its value from the numbers of `n` drawn clusters.
+/// Which clusters are drawn depends on `n` and `seed` alone.
 fn resampled(n: usize, seed: u64, mut figure: impl FnMut(&[usize]) -> f64) -> Interval {
     let mut drawn = vec![0; n];
     let mut values: Vec<f64> = (0..RESAMPLES)
@@ -46,33 +49,37 @@ fn resampled(n: usize, seed: u64, mut figure: impl FnMut(&[usize]) -> f64) -> In
     Interval { low: at(0.025).unwrap_or(f64::NAN), high: at(0.975).unwrap_or(f64::NAN) }
 }
 
-/// Of nothing, as a part without units has it: no figure.
-const NONE: (f64, Interval) = (f64::NAN, Interval { low: f64::NAN, high: f64::NAN });
+/// The figure and interval of no clusters at all. A shard without units has none.
+const NO_FIGURE: (f64, Interval) = (f64::NAN, Interval { low: f64::NAN, high: f64::NAN });
 
-/// A figure of all clusters' sums, and its interval.
-pub fn interval(clusters: &[Vec<f64>], of: fn(&[f64]) -> f64, seed: u64) -> (f64, Interval) {
+/// A figure, which `from_sums` computes from the sums over all clusters, and its interval. NaN if
+/// there are no clusters.
+pub fn interval(clusters: &[Vec<f64>], from_sums: fn(&[f64]) -> f64, seed: u64) -> (f64, Interval) {
     if clusters.is_empty() {
-        return NONE;
+        return NO_FIGURE;
     }
-    let value = of(&sum(clusters.iter()));
-    (value, resampled(clusters.len(), seed, |drawn| of(&sum(drawn.iter().map(|i| &clusters[*i])))))
+    let interval = resampled(clusters.len(), seed, |drawn| {
+        from_sums(&sum(drawn.iter().map(|i| &clusters[*i])))
+    });
+    (from_sums(&sum(clusters.iter())), interval)
 }
 
-/// The difference of a figure from the base's on the same clusters, and its interval.
+/// The difference of a figure from the base's figure on the same clusters, and its interval. NaN
+/// if there are no clusters.
 pub fn difference(
     clusters: &[Vec<f64>],
     base: &[Vec<f64>],
-    of: fn(&[f64]) -> f64,
+    from_sums: fn(&[f64]) -> f64,
     seed: u64,
 ) -> (f64, Interval) {
     if clusters.is_empty() {
-        return NONE;
+        return NO_FIGURE;
     }
-    let value = of(&sum(clusters.iter())) - of(&sum(base.iter()));
+    let value = from_sums(&sum(clusters.iter())) - from_sums(&sum(base.iter()));
     let interval = resampled(clusters.len(), seed, |drawn| {
         let ours = sum(drawn.iter().map(|i| &clusters[*i]));
         let theirs = sum(drawn.iter().map(|i| &base[*i]));
-        of(&ours) - of(&theirs)
+        from_sums(&ours) - from_sums(&theirs)
     });
     (value, interval)
 }
@@ -85,7 +92,8 @@ mod tests {
         sums[0] / sums[1]
     }
 
-    /// The interval of a mean is about ± 1.96 standard errors; that of a paired difference knows what both share.
+    /// The interval of a mean is about ± 1.96 standard errors. The interval of a paired difference
+    /// does not count the noise that both models share.
     #[test]
     fn intervals_are_those_of_the_normal_distribution() {
         let mut stream = Stream::new(1, Purpose::Bench, 0, 0);

@@ -1,11 +1,12 @@
-//! What a change cost elsewhere: KL(base ‖ model) on normal text, and how often both would say the same next token.
+//! *Divergence* is what a change cost elsewhere: KL(base ‖ model) on normal text, and how often
+//! both models find the same next token likeliest.
 
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
+use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, items, no_counts, numbers};
 use crate::model::Model;
 use crate::model::weights::{Weights, Who};
 use crate::tokens::Packed;
@@ -15,7 +16,7 @@ const FIGURES: &[Figure] = &[
         id: "kl",
         name: "KL from the base",
         unit: "nats a token",
-        of: |s| s[0] / s[1],
+        from_sums: |s| s[0] / s[1],
         digits: 4,
         less_is_better: true,
     },
@@ -23,46 +24,44 @@ const FIGURES: &[Figure] = &[
         id: "same_token",
         name: "same likeliest token",
         unit: "%",
-        of: |s| 100.0 * s[2] / s[1],
+        from_sums: |s| 100.0 * s[2] / s[1],
         digits: 2,
         less_is_better: false,
     },
 ];
 
-pub const KIND: Kind = Kind {
+pub const KIND: TaskKind = TaskKind {
     task: "kl",
     all: FIGURES,
     figures: |_| FIGURES,
-    clusters: |_, rows| {
-        rows.iter()
-            .map(|row| Ok(vec![number(row, "nats")?, number(row, "tokens")?, number(row, "same")?]))
-            .collect()
-    },
-    counts: uncounted,
+    clusters: |_, rows| numbers(rows, &["nats", "tokens", "same"]),
+    counts: no_counts,
 };
 
-/// Texts of a unit.
-const TOGETHER: usize = 8;
-/// Positions whose logits exist at a time.
+/// Texts in a unit.
+const UNIT: usize = 8;
+/// Positions whose logits are in memory at a time.
 const CHUNK: usize = 64;
 
-/// What a model is compared with.
+/// The model that the measured one is compared with.
 pub enum Base<'a> {
-    /// Another model; `hash` is its weights'.
+    /// Another model. `hash` is the SHA-256 of its weights.
     Model { model: &'a Model, weights: &'a Weights, hash: String },
-    /// What the measured model was before its repair.
+    /// The measured model before its repair.
     Reference,
 }
 
-/// The task of `eval --kl`, and of a repair on its held-back normal texts.
+/// The task of `eval --kl`, and of a repair on its held-back normal texts. Its figures are means
+/// over all tokens of all texts.
 pub struct Divergence<'a> {
     pub base: Base<'a>,
-    /// Normal texts in tokens.
+    /// The normal texts as token ids.
     pub texts: Vec<Vec<u32>>,
     pub texts_name: String,
 }
 
-/// KL(p ‖ q) in nats and whether both have the same likeliest token, from logits.
+/// KL(p ‖ q) in nats of the distributions with these logits (V), and whether both have the same
+/// likeliest token.
 fn compare(p: &[f32], q: &[f32]) -> (f64, bool) {
     let log_sum = |x: &[f32]| {
         let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -83,7 +82,7 @@ fn compare(p: &[f32], q: &[f32]) -> (f64, bool) {
 
 impl Task for Divergence<'_> {
     fn name(&self) -> String {
-        "kl".into()
+        KIND.task.into()
     }
 
     fn settings(&self) -> Value {
@@ -91,9 +90,8 @@ impl Task for Divergence<'_> {
             Base::Model { hash, .. } => hash,
             Base::Reference => "the reference",
         };
-        let ids = self.texts.iter().flatten().flat_map(|id| id.to_le_bytes());
-        json!({"task": "kl", "base": base, "texts": self.texts.len(),
-               "ids_sha256": crate::base::files::hash_bytes(&ids.collect::<Vec<u8>>())})
+        json!({"task": KIND.task, "base": base, "texts": self.texts.len(),
+               "ids_sha256": hash_ids(self.texts.iter().flatten().copied())})
     }
 
     fn about(&self) -> String {
@@ -106,7 +104,7 @@ impl Task for Divergence<'_> {
     }
 
     fn units(&self) -> usize {
-        self.texts.len().div_ceil(TOGETHER)
+        self.texts.len().div_ceil(UNIT)
     }
 
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
@@ -115,8 +113,7 @@ impl Task for Divergence<'_> {
             Base::Model { model, weights, .. } => (model, weights.frozen(Who::Patient)?),
             Base::Reference => (subject.model, subject.weights.frozen(Who::Reference)?),
         };
-        let first = unit * TOGETHER;
-        let texts = &self.texts[first..(first + TOGETHER).min(self.texts.len())];
+        let (first, texts) = items(&self.texts, UNIT, unit);
         let packed = Packed::new(texts.iter().map(Vec::as_slice));
         let (h, base_h) =
             (subject.model.hidden(&view, &packed)?, base_model.hidden(&base, &packed)?);
@@ -150,7 +147,7 @@ impl Task for Divergence<'_> {
 mod tests {
     use super::*;
 
-    /// KL of (1/2, 1/4, 1/4) from (1/4, 1/2, 1/4): ½·ln 2 − ¼·ln 2.
+    /// KL((1/2, 1/4, 1/4) ‖ (1/4, 1/2, 1/4)) = ½·ln 2 − ¼·ln 2.
     #[test]
     fn divergence_of_known_distributions() {
         let p = [0.5f32, 0.25, 0.25].map(|x| x.ln() + 3.0);

@@ -1,20 +1,22 @@
-//! What a repair of wrong answers is worth: whether the model says the targets, in other words too, and whether it says
-//! elsewhere what it said before.
+//! *Edits* are rows that say what a repair of wrong answers is worth: whether the model says the
+//! targets, also when it is asked in other words, and whether it still says elsewhere what it said
+//! before.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::task::{Clusters, Figure, Kind, Row, Subject, Task};
+use super::task::{Clusters, Figure, Row, Subject, Task, TaskKind, hash_ids, items};
 use crate::data::{Edit, EditKind};
 use crate::model::generate::{Ends, Generation, Job, Sampling, generate};
 use crate::model::weights::Who;
 use crate::tokens::{Batch, Encoder, LossOn, TokenEdit};
 
-/// Sums of a row's cluster: for each kind its number, those said under teacher forcing, those generated.
+/// The order of kinds in a cluster. For each kind a cluster holds three sums: its rows, its targets
+/// said under teacher forcing, and its targets generated.
 const KINDS: [EditKind; 3] = [EditKind::Failure, EditKind::Generalization, EditKind::Specificity];
 
-const fn share(id: &'static str, name: &'static str, of: fn(&[f64]) -> f64) -> Figure {
-    Figure { id, name, unit: "%", of, digits: 1, less_is_better: false }
+const fn share(id: &'static str, name: &'static str, from_sums: fn(&[f64]) -> f64) -> Figure {
+    Figure { id, name, unit: "%", from_sums, digits: 1, less_is_better: false }
 }
 
 const FIGURES: &[Figure] = &[
@@ -26,15 +28,15 @@ const FIGURES: &[Figure] = &[
     share("specificity_generated", "specificity, generated", |s| 100.0 * s[8] / s[6]),
 ];
 
-pub const KIND: Kind = Kind {
+pub const KIND: TaskKind = TaskKind {
     task: "edits",
     all: FIGURES,
     figures: |_| FIGURES,
     clusters,
     counts: |rows| {
-        let of =
+        let count =
             |kind: &str| rows.iter().filter(|row| row.get("kind") == Some(&kind.into())).count();
-        ["failure", "generalization", "specificity"].map(|kind| (kind, of(kind))).to_vec()
+        ["failure", "generalization", "specificity"].map(|kind| (kind, count(kind))).to_vec()
     },
 };
 
@@ -55,17 +57,17 @@ fn clusters(_: &Value, rows: &[Row]) -> Result<Clusters> {
         .collect()
 }
 
-/// Rows of a unit.
-const TOGETHER: usize = 16;
+/// Rows in a unit.
+const UNIT: usize = 16;
 
-/// The task of `eval --edits`.
+/// The task of `eval --edits`. Its figures are shares of the rows of one kind.
 pub struct Edits {
     edits: Vec<(EditKind, TokenEdit)>,
     name: String,
 }
 
 impl Edits {
-    /// Errors (bad input) on a row without tokens, or longer than the context.
+    /// Errors (bad input) on a row that has no tokens, or more than the context holds.
     pub fn new(edits: &[Edit], name: &str, encoder: &Encoder, context: usize) -> Result<Self> {
         let tokens = encoder.edits(edits, context)?;
         Ok(Self {
@@ -81,26 +83,23 @@ impl Edits {
 
 impl Task for Edits {
     fn name(&self) -> String {
-        "edits".into()
+        KIND.task.into()
     }
 
     fn settings(&self) -> Value {
-        // Lengths are part of it: prompt and target of the same tokens can be cut elsewhere.
-        let numbers = self.edits.iter().flat_map(|(kind, edit)| {
+        // The lengths belong to the hash, because the same tokens can be split into prompt and
+        // target at another place.
+        let ids = self.edits.iter().flat_map(|(kind, edit)| {
             let lengths = [*kind as u32, edit.prompt.len() as u32, edit.target.len() as u32];
-            lengths
-                .into_iter()
-                .chain(edit.prompt.iter().chain(&edit.target).copied())
-                .flat_map(u32::to_le_bytes)
+            lengths.into_iter().chain(edit.prompt.iter().chain(&edit.target).copied())
         });
-        json!({"task": KIND.task, "rows": self.edits.len(),
-               "ids_sha256": crate::base::files::hash_bytes(&numbers.collect::<Vec<u8>>())})
+        json!({"task": KIND.task, "rows": self.edits.len(), "ids_sha256": hash_ids(ids)})
     }
 
     fn about(&self) -> String {
         format!(
-            "{}: {} failures, {} rows of generalization, {} of specificity; said: every token of the target is the \
-             likeliest one",
+            "{}: {} failures, {} rows of generalization, {} of specificity; said: every token of \
+             the target is the likeliest one",
             self.name,
             self.count(EditKind::Failure),
             self.count(EditKind::Generalization),
@@ -109,13 +108,12 @@ impl Task for Edits {
     }
 
     fn units(&self) -> usize {
-        self.edits.len().div_ceil(TOGETHER)
+        self.edits.len().div_ceil(UNIT)
     }
 
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
         let view = subject.weights.frozen(Who::Patient)?;
-        let first = unit * TOGETHER;
-        let edits = &self.edits[first..(first + TOGETHER).min(self.edits.len())];
+        let (first, edits) = items(&self.edits, UNIT, unit);
         let sequences = edits.iter().map(|(_, e)| (e.prompt.as_slice(), e.target.as_slice()));
         let batch = Batch::new(sequences, LossOn::Response);
         let h = subject.model.hidden(&view, &batch.packed)?;
@@ -125,7 +123,8 @@ impl Task for Edits {
             .map(|(_, edit)| Job { ids: edit.prompt.clone(), prompt: 0, sample: 0 })
             .collect();
         let longest = edits.iter().map(|(_, edit)| edit.target.len()).max().unwrap_or(0);
-        // No end: what follows the target is not looked at, and the target may end a text.
+        // No token ends a text here. What follows the target does not matter, and the target itself
+        // may hold the end token.
         let greedy = Generation {
             sampling: Sampling::Greedy,
             max_new_tokens: longest,
@@ -174,7 +173,7 @@ mod tests {
         let clusters = (KIND.clusters)(&Value::Null, &rows).expect("clusters");
         let sums: Vec<f64> = (0..9).map(|i| clusters.iter().map(|c| c[i]).sum()).collect();
         let figures: Vec<f64> =
-            (KIND.figures)(&Value::Null).iter().map(|f| (f.of)(&sums)).collect();
+            (KIND.figures)(&Value::Null).iter().map(|f| (f.from_sums)(&sums)).collect();
         assert_eq!(figures[..2], [100.0, 50.0]);
         assert!(figures[2].is_nan() && figures[3].is_nan(), "no row of generalization");
         assert_eq!(figures[4..], [0.0, 0.0]);

@@ -1,9 +1,10 @@
-//! LAMBADA's last words, as lm-eval's `lambada_openai`: accuracy of the whole word by argmax, and the perplexity of it.
+//! *LAMBADA* asks for the last word of passages. As in lm-eval's task `lambada_openai`, a word is
+//! right if each of its tokens is the likeliest one, and its perplexity is measured, too.
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::task::{Figure, Kind, Row, Subject, Task, number, uncounted};
+use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, items, no_counts, number};
 use crate::bail_input;
 use crate::data::Text;
 use crate::model::weights::Who;
@@ -14,7 +15,7 @@ const FIGURES: &[Figure] = &[
         id: "lambada_acc",
         name: "LAMBADA accuracy",
         unit: "",
-        of: |s| s[1] / s[2],
+        from_sums: |s| s[1] / s[2],
         digits: 4,
         less_is_better: false,
     },
@@ -22,13 +23,13 @@ const FIGURES: &[Figure] = &[
         id: "lambada_ppl",
         name: "LAMBADA perplexity of the last word",
         unit: "",
-        of: |s| (-s[0] / s[2]).exp(),
+        from_sums: |s| (-s[0] / s[2]).exp(),
         digits: 2,
         less_is_better: true,
     },
 ];
 
-pub const KIND: Kind = Kind {
+pub const KIND: TaskKind = TaskKind {
     task: "lambada_openai",
     all: FIGURES,
     figures: |_| FIGURES,
@@ -37,37 +38,38 @@ pub const KIND: Kind = Kind {
             .map(|row| Ok(vec![number(row, "logp")?, number(row, "correct")?, 1.0]))
             .collect()
     },
-    counts: uncounted,
+    counts: no_counts,
 };
 
-/// What Python strips.
+/// Whether Python's `str.strip` removes it.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
 }
 
-/// Passages of a unit.
-const TOGETHER: usize = 16;
+/// Passages in a unit.
+const UNIT: usize = 16;
 
-/// The task of `eval --lambada`.
+/// The task of `eval --lambada`. Its figures are over all passages.
 pub struct Lambada {
-    /// Context and last word in tokens, cut on the left to what the model can see.
+    /// Context and last word as token ids. The context is cut on the left, so that both fit into
+    /// the context of the model.
     passages: Vec<(Vec<u32>, Vec<u32>)>,
 }
 
 impl Lambada {
-    /// Errors (bad input) on a passage of one word.
+    /// Errors (bad input) on a passage of one word, and where context or last word has no tokens.
     pub fn new(passages: &[Text], encoder: &Encoder, context: usize) -> Result<Self> {
         let mut found = Vec::with_capacity(passages.len());
         for passage in passages {
             let Some((before, _)) = passage.text.rsplit_once(' ') else {
-                bail_input!("{}: one word alone has no last word to predict", passage.place);
+                bail_input!("{}: a passage needs a context before its last word", passage.place);
             };
-            // Tokenized as a whole and split where the context's own tokens end, as lm-eval does; spaces at its end go to
-            // the word.
+            // As in lm-eval, the passage is tokenized as a whole and split where the tokens of the
+            // context alone end. Spaces at the end of the context go to the word.
             let whole = encoder.encode(&passage.text, false)?;
             let split = encoder.encode(before.trim_end_matches(is_space), false)?.len();
             if split == 0 || split >= whole.len() {
-                bail_input!("{}: context or last word has no tokens", passage.place);
+                bail_input!("{}: the context or the last word has no tokens", passage.place);
             }
             let cut = whole.len().saturating_sub(context + 1).min(split - 1);
             found.push((whole[cut..split].to_vec(), whole[split..].to_vec()));
@@ -78,35 +80,31 @@ impl Lambada {
 
 impl Task for Lambada {
     fn name(&self) -> String {
-        "lambada_openai".into()
+        KIND.task.into()
     }
 
     fn settings(&self) -> Value {
-        let ids = self
-            .passages
-            .iter()
-            .flat_map(|(a, b)| a.iter().chain(b))
-            .flat_map(|id| id.to_le_bytes());
-        json!({"task": "lambada_openai", "passages": self.passages.len(),
-               "ids_sha256": crate::base::files::hash_bytes(&ids.collect::<Vec<u8>>())})
+        let ids = self.passages.iter().flat_map(|(context, word)| context.iter().chain(word));
+        json!({"task": KIND.task, "passages": self.passages.len(),
+               "ids_sha256": hash_ids(ids.copied())})
     }
 
     fn about(&self) -> String {
         format!(
-            "lambada_openai: the last word of {} passages, all its tokens by argmax; perplexity of the word",
+            "lambada_openai: the last word of {} passages, all its tokens by argmax; perplexity of \
+             the word",
             self.passages.len()
         )
     }
 
     fn units(&self) -> usize {
-        self.passages.len().div_ceil(TOGETHER)
+        self.passages.len().div_ceil(UNIT)
     }
 
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
         let view = subject.weights.frozen(Who::Patient)?;
-        let first = unit * TOGETHER;
-        let passages = &self.passages[first..(first + TOGETHER).min(self.passages.len())];
-        // Nothing follows the last token, so it is no input.
+        let (first, passages) = items(&self.passages, UNIT, unit);
+        // The last token predicts nothing, so it is no input.
         let inputs: Vec<Vec<u32>> = passages
             .iter()
             .map(|(context, word)| [context, &word[..word.len() - 1]].concat())

@@ -1,4 +1,5 @@
-//! What is done of a task, on disk: an interrupted evaluation goes on where it was, and machines share one.
+//! A *ledger* is a file that holds the finished units of some work. With it an interrupted command
+//! goes on where it was, and several machines can share one evaluation.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,12 +14,19 @@ use serde_json::{Value, json};
 
 use super::task::Row;
 use crate::bail_input;
+use crate::base::error::Error;
+use crate::base::files;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
 
-/// One machine's part: units in a row, so that the parts' rows one after another are those of the whole.
+/// A *shard* is the part of the work that one machine does. Its units follow each other, so the
+/// rows of all shards in order are the rows of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
+    /// Its number, from 0.
     pub index: usize,
+    /// How many shards there are.
     pub of: usize,
 }
 
@@ -29,7 +37,7 @@ impl Default for Shard {
 }
 
 impl Shard {
-    /// The units that are this machine's, of all there are.
+    /// The units of this shard, if `all` is the number of all units.
     pub fn units(&self, all: usize) -> Range<usize> {
         all * self.index / self.of..all * (self.index + 1) / self.of
     }
@@ -48,7 +56,7 @@ impl FromStr for Shard {
     }
 }
 
-/// The done units of a task.
+/// The finished units of some work, in memory and on disk.
 pub struct Ledger {
     path: PathBuf,
     file: File,
@@ -57,14 +65,28 @@ pub struct Ledger {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct DoneUnit {
     unit: usize,
     rows: Vec<Row>,
 }
 
+/// How the making of units is shown, and what is said if it is interrupted.
+pub struct Making<'a> {
+    /// The things that are made, for the progress line: `texts`.
+    pub what: &'a str,
+    /// Number of these things in a unit.
+    pub in_unit: usize,
+    /// Number of these things in all units.
+    pub total: usize,
+    pub quiet: bool,
+    /// The error if the user interrupts.
+    pub interrupted: &'a str,
+}
+
 impl Ledger {
-    /// Opens or begins the ledger of what `settings` describe. What an interrupted run has left of the same is done; a
-    /// half-written last line is not. Errors (bad input) if it is of other settings.
+    /// Opens the ledger of the work that `settings` describe, or begins it. Units that an
+    /// interrupted command has finished are done. A half-written last line is not, and neither is a
+    /// unit with a row that failed. Errors (bad input) if the file belongs to other settings.
     pub fn open(path: &Path, settings: &Value) -> Result<Self> {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let mut done = BTreeMap::new();
@@ -73,53 +95,86 @@ impl Ledger {
             let found: Value = serde_json::from_str(first).unwrap_or_default();
             if found["settings"] != *settings {
                 bail_input!(
-                    "{}: was begun with other settings; give those again, or start again with --overwrite{}",
+                    "{}: was begun with other settings; give those again, or start again with \
+                     --overwrite{}",
                     path.display(),
                     differing(&found["settings"], settings)
                 );
             }
             for line in lines {
-                let Ok(line) = serde_json::from_str::<Line>(line) else { break };
-                // What failed is tried again.
-                if !line.rows.iter().any(|row| row.contains_key("failed")) {
-                    done.insert(line.unit, line.rows);
+                let Ok(done_unit) = serde_json::from_str::<DoneUnit>(line) else { break };
+                if !done_unit.rows.iter().any(|row| row.contains_key("failed")) {
+                    done.insert(done_unit.unit, done_unit.rows);
                 }
             }
         }
-        // Written anew, so that nothing is appended to a half line.
+        // The file is written again, so that nothing is appended to a half-written line.
         let mut lines = format!("{}\n", json!({ "settings": settings }));
         for (unit, rows) in &done {
-            lines +=
-                &format!("{}\n", serde_json::to_string(&Line { unit: *unit, rows: rows.clone() })?);
+            let done_unit = DoneUnit { unit: *unit, rows: rows.clone() };
+            lines += &format!("{}\n", serde_json::to_string(&done_unit)?);
         }
-        crate::base::files::write_whole(path, lines.as_bytes())?;
+        files::write_whole(path, lines.as_bytes())?;
         let file =
             File::options().append(true).open(path).with_context(|| path.display().to_string())?;
         Ok(Self { path: path.into(), file, done })
     }
 
+    /// Opens the ledger of an output file, which lies beside it until the output is written. If the
+    /// output exists and is to be replaced (`overwrite`), an older ledger is removed first.
+    pub fn beside(out: &Path, overwrite: bool, settings: &Value) -> Result<Self> {
+        let path = files::partial(out);
+        if overwrite && out.exists() {
+            std::fs::remove_file(&path).ok();
+        }
+        Self::open(&path, settings)
+    }
+
+    /// Whether this unit is done.
     pub fn has(&self, unit: usize) -> bool {
         self.done.contains_key(&unit)
     }
 
     /// Number of done units.
-    pub fn len(&self) -> usize {
+    pub fn done(&self) -> usize {
         self.done.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.done.is_empty()
+    /// Makes the units that are not done yet, and puts each on record as soon as it is made. `make`
+    /// gives the rows of a unit. Errors (interrupted) if the user asks to stop: the unit that was
+    /// being made is thrown away, because the interrupt may have cut it short.
+    pub fn fill(
+        &mut self,
+        units: Range<usize>,
+        making: &Making,
+        mut make: impl FnMut(usize) -> Result<Vec<Row>>,
+    ) -> Result<()> {
+        let Making { what, in_unit, total, quiet, interrupted } = *making;
+        let mut progress = Progress::new(what, self.done() * in_unit, total, quiet);
+        for unit in units {
+            if self.has(unit) {
+                continue;
+            }
+            let rows = make(unit)?;
+            if interrupt::asked() {
+                return Err(Error::Interrupted(interrupted.into()).into());
+            }
+            self.add(unit, rows)?;
+            progress.advance(in_unit);
+        }
+        progress.finish();
+        Ok(())
     }
 
-    /// Puts a unit's rows on record.
-    pub fn add(&mut self, unit: usize, rows: Vec<Row>) -> Result<()> {
-        let line = Line { unit, rows };
-        let mut text = serde_json::to_string(&line)?;
+    /// Puts the rows of a unit on record.
+    fn add(&mut self, unit: usize, rows: Vec<Row>) -> Result<()> {
+        let done_unit = DoneUnit { unit, rows };
+        let mut text = serde_json::to_string(&done_unit)?;
         text.push('\n');
         self.file
             .write_all(text.as_bytes())
             .with_context(|| format!("writing {}", self.path.display()))?;
-        self.done.insert(unit, line.rows);
+        self.done.insert(unit, done_unit.rows);
         Ok(())
     }
 
@@ -127,9 +182,19 @@ impl Ledger {
     pub fn rows(self) -> Vec<Row> {
         self.done.into_values().flatten().collect()
     }
+
+    /// Writes the rows for which `is_kept` holds to the output file, removes the ledger, and gives
+    /// all rows.
+    pub fn finish(self, out: &Path, is_kept: impl Fn(&Row) -> bool) -> Result<Vec<Row>> {
+        let path = self.path.clone();
+        let rows = self.rows();
+        files::write_whole(out, &to_lines(rows.iter().filter(|row| is_kept(row)))?)?;
+        std::fs::remove_file(path).ok();
+        Ok(rows)
+    }
 }
 
-/// ": seed was 1, is 2" of two settings.
+/// ` (seed was 1, is 2)`, for the settings that differ.
 fn differing(was: &Value, is: &Value) -> String {
     let (Value::Object(was), Value::Object(is)) = (was, is) else { return String::new() };
     let differing: Vec<String> = is
@@ -143,7 +208,7 @@ fn differing(was: &Value, is: &Value) -> String {
 }
 
 /// Rows as JSON lines.
-pub fn to_lines(rows: &[Row]) -> Result<Vec<u8>> {
+pub fn to_lines<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Result<Vec<u8>> {
     let mut lines = Vec::new();
     for row in rows {
         serde_json::to_writer(&mut lines, row)?;

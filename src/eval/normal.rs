@@ -1,36 +1,38 @@
-//! *Normal text*: what a model writes by itself, toxic texts left out. It stands in for the corpus that the model learned
-//! from (Imtiaz et al.: unconditional nucleus sampling, p = 0.9, temperature 1). Kept by model, settings and seed.
+//! *Normal text* is what a model writes by itself, without the toxic texts. It stands in for the
+//! corpus that the model learned from (Imtiaz et al.: unconditional nucleus sampling, p = 0.9,
+//! temperature 1). It is cached by model, settings and seed.
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::ledger::{Ledger, Shard};
+use super::ledger::{Ledger, Making, Shard};
 use super::task::{Row, Subject};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
 use crate::base::files::hash_bytes;
-use crate::base::progress::Progress;
 use crate::base::{environment, interrupt};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::weights::Who;
 use crate::scorers::{Scored, Scorer};
 
-/// What is written.
+/// How normal texts are written, and which of them are left out.
 pub struct Writing<'a> {
+    /// How many texts are written.
     pub texts: usize,
+    /// The most tokens of a text.
     pub new_tokens: usize,
     pub sampling: Sampling,
     pub seed: u64,
-    /// The token that a text begins with.
+    /// The token that a text begins with. It does not belong to the text.
     pub begin: u32,
     pub scorer: &'a dyn Scorer,
-    /// Texts that score this or more are left out.
+    /// Texts with this score or more are left out.
     pub keep_below: f64,
 }
 
 impl Writing<'_> {
-    /// As the paper makes its normal data.
+    /// The way in which the paper makes its normal data.
     pub fn new(
         texts: usize,
         new_tokens: usize,
@@ -52,26 +54,29 @@ impl Writing<'_> {
 
     fn settings(&self, model: &str) -> Value {
         json!({
-            "model": model, "texts": self.texts, "new_tokens": self.new_tokens, "sampling": self.sampling,
-            "seed": self.seed, "begin": self.begin, "scorer": self.scorer.name(), "keep_below": self.keep_below,
+            "model": model, "texts": self.texts, "new_tokens": self.new_tokens,
+            "sampling": self.sampling, "seed": self.seed, "begin": self.begin,
+            "scorer": self.scorer.name(), "keep_below": self.keep_below,
         })
     }
 }
 
-/// Normal texts, and what was left out.
+/// The normal texts of a model.
 #[derive(Debug, Clone, Default)]
 pub struct Normal {
     pub texts: Vec<String>,
+    /// How many toxic texts were left out.
     pub removed: usize,
-    /// Whether an earlier run had written them.
+    /// Whether all texts came from the cache.
     pub cached: bool,
 }
 
-/// Texts a batch.
-const BATCH: usize = 64;
+/// Texts in a unit, which are generated together.
+const UNIT: usize = 64;
 
-/// The model's normal texts: from the cache, or written now and kept; what an interrupt leaves is gone on with. `hash` is
-/// that of the weights. Errors if all of them are toxic or empty.
+/// The normal texts of a model: from the cache, or written now and put into the cache. What an
+/// interrupted command has written is used. `hash` is the SHA-256 of the weights. Errors (bad
+/// input) if all texts are toxic or empty, or if one could not be scored.
 pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> Result<Normal> {
     let settings = writing.settings(hash);
     let cache = environment::cache("normal")?;
@@ -79,9 +84,9 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
         .map_err(|e| Error::Input(format!("{}: {e} (IREPAIR_CACHE)", cache.display())))?;
     let key = &hash_bytes(settings.to_string().as_bytes())[..32];
     let path = cache.join(format!("{key}.jsonl"));
-    let units = writing.texts.div_ceil(BATCH);
+    let units = writing.texts.div_ceil(UNIT);
     let mut ledger = Ledger::open(&path, &settings)?;
-    let cached = ledger.len() == units;
+    let cached = ledger.done() == units;
     if !cached {
         let generation = Generation {
             sampling: writing.sampling,
@@ -90,28 +95,27 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
             seed: writing.seed,
         };
         let view = subject.weights.frozen(Who::Patient)?;
-        let mut progress = Progress::new("normal text", ledger.len() * BATCH, writing.texts, quiet);
-        for unit in Shard::default().units(units) {
-            if ledger.has(unit) {
-                continue;
-            }
-            let numbers = unit * BATCH..((unit + 1) * BATCH).min(writing.texts);
+        let making = Making {
+            what: "normal text",
+            in_unit: UNIT,
+            total: writing.texts,
+            quiet,
+            interrupted: "interrupted; the normal texts so far are kept",
+        };
+        ledger.fill(Shard::default().units(units), &making, |unit| {
+            let numbers = unit * UNIT..((unit + 1) * UNIT).min(writing.texts);
             let jobs: Vec<Job> = numbers
                 .map(|i| Job { ids: vec![writing.begin], prompt: i as u64, sample: 0 })
                 .collect();
             let ids = generate(subject.model, &view, &jobs, &generation)?;
             if interrupt::asked() {
-                return Err(Error::Interrupted(
-                    "interrupted; the normal texts so far are kept".into(),
-                )
-                .into());
+                // These texts are cut short, and the ledger throws the unit away.
+                return Ok(Vec::new());
             }
             let texts: Vec<String> =
                 ids.iter().map(|ids| subject.encoder.decode(ids)).collect::<Result<_>>()?;
-            ledger.add(unit, rows(subject, writing, texts)?)?;
-            progress.advance(jobs.len());
-        }
-        progress.finish();
+            rows(subject, writing, texts)
+        })?;
     }
     let mut found = Normal { cached, ..Normal::default() };
     for row in ledger.rows() {
@@ -130,14 +134,15 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
     Ok(found)
 }
 
-/// A row a text; what is toxic, empty or not scored keeps its place without the text.
+/// One row for each text. A toxic or empty text leaves a row without the text. Errors (bad input)
+/// if a text could not be scored.
 fn rows(subject: &Subject, writing: &Writing, texts: Vec<String>) -> Result<Vec<Row>> {
     let scores = writing.scorer.score(&texts.iter().map(String::as_str).collect::<Vec<_>>())?;
     let mut rows = Vec::with_capacity(texts.len());
     for (text, scored) in texts.into_iter().zip(scores) {
         let score = match scored {
             Scored::Score(score) => score,
-            // Unscored text may be toxic, and normal text must not be.
+            // A text without a score may be toxic, and normal text must not be.
             Scored::Failed(why) => {
                 bail_input!("a normal text could not be scored: {why}; run the command again")
             }
@@ -154,12 +159,8 @@ fn rows(subject: &Subject, writing: &Writing, texts: Vec<String>) -> Result<Vec<
     Ok(rows)
 }
 
-/// Texts as rows of a file.
-pub fn to_lines(texts: &[String]) -> Vec<u8> {
-    texts.iter().flat_map(|text| format!("{}\n", json!({ "text": text })).into_bytes()).collect()
-}
-
-/// Writes the texts to a file, whole or not at all.
+/// Writes texts as JSON lines with the key `text` to a file, whole or not at all.
 pub fn write(path: &std::path::Path, texts: &[String]) -> Result<()> {
-    files::write_whole(path, &to_lines(texts))
+    let lines: String = texts.iter().map(|text| format!("{}\n", json!({ "text": text }))).collect();
+    files::write_whole(path, lines.as_bytes())
 }

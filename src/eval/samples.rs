@@ -8,13 +8,11 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Making};
 use super::task::{Row, Subject};
 use super::toxicity::Prompt;
 use crate::bail_input;
-use crate::base::error::Error;
 use crate::base::interrupt;
-use crate::base::progress::Progress;
 use crate::base::random::{Purpose, Stream};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::weights::Who;
@@ -129,29 +127,31 @@ impl Writer<'_> {
                                "scorer": self.scorer.name() });
         let mut ledger = Ledger::open(path, &settings)?;
         let units = jobs.len().div_ceil(UNIT);
+        let lost = past && (0..units).any(|unit| !ledger.has(unit));
+        if lost {
+            bail_input!(
+                "{}: texts of a round that is over are lost; start again with --overwrite",
+                path.display()
+            );
+        }
         let title = format!("texts of round {}", round + 1);
-        let mut progress = Progress::new(&title, ledger.len() * UNIT, units * UNIT, self.quiet);
-        for unit in 0..units {
-            if ledger.has(unit) {
-                continue;
-            }
-            if past {
-                bail_input!(
-                    "{}: texts of a round that is over are lost; start again with --overwrite",
-                    path.display()
-                );
-            }
+        let making = Making {
+            what: &title,
+            in_unit: UNIT,
+            total: jobs.len(),
+            quiet: self.quiet,
+            interrupted: "interrupted while texts were sampled; what is done is kept: give the \
+                          same command again to go on",
+        };
+        ledger.fill(0..units, &making, |unit| {
             let jobs = &jobs[unit * UNIT..((unit + 1) * UNIT).min(jobs.len())];
             let texts = self.write(jobs)?;
+            // What an interrupt has cut short is thrown away, and need not be scored.
             if interrupt::asked() {
-                return Err(
-                    Error::Interrupted("interrupted while texts were sampled".into()).into()
-                );
+                return Ok(Vec::new());
             }
-            ledger.add(unit, self.scored(jobs, texts, pool)?)?;
-            progress.advance(jobs.len());
-        }
-        progress.finish();
+            self.scored(jobs, texts, pool)
+        })?;
         pool.take(ledger.rows(), prompts.len(), protocol)
     }
 

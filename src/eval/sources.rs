@@ -1,4 +1,5 @@
-//! Texts, passages and prompts that have a name: data sets of the hub. Everything else is a file.
+//! *Sources* are the texts, passages and prompts that an evaluation reads: the user gives a short
+//! name, which means a data set of the hub, or a file.
 
 use std::path::{Path, PathBuf};
 
@@ -13,47 +14,48 @@ use crate::data;
 use crate::data::demo;
 use crate::data::{Edit, KeyMap, Record, Text};
 
-/// A file of a data set by a short name.
-struct Named {
+/// A file of a data set of the hub, which goes by a short name.
+struct HubFile {
     name: &'static str,
     dataset: &'static str,
-    /// How the file's name ends; earlier ones first.
+    /// How the name of the file may end. Earlier endings are preferred.
     endings: &'static [&'static str],
 }
 
-const CORPORA: &[Named] = &[
-    Named {
+const CORPORA: &[HubFile] = &[
+    HubFile {
         name: "wikitext2",
         dataset: "Salesforce/wikitext",
         endings: &["wikitext-2-raw-v1/test-00000-of-00001.parquet"],
     },
-    Named {
+    HubFile {
         name: "wikitext2-pages",
         dataset: "EleutherAI/wikitext_document_level",
         endings: &["wikitext-2-raw-v1/test-00000-of-00001.parquet"],
     },
-    Named { name: "lambada-corpus", dataset: LAMBADA.dataset, endings: LAMBADA.endings },
+    HubFile { name: "lambada-corpus", dataset: LAMBADA.dataset, endings: LAMBADA.endings },
 ];
 
-const LAMBADA: Named = Named {
+const LAMBADA: HubFile = HubFile {
     name: "lambada_openai",
     dataset: "EleutherAI/lambada_openai",
     endings: &["lambada_test.jsonl", "lambada_test_en.jsonl"],
 };
 
-const PROMPTS: Named = Named {
+const PROMPTS: HubFile = HubFile {
     name: "rtp-challenge",
     dataset: "allenai/real-toxicity-prompts",
     endings: &["prompts.jsonl"],
 };
 
-/// The name of the demo's prompts, of its clean text, and of what it gets wrong.
+/// The name of the demo's prompts, of its clean text and of its edits.
 pub const DEMO: &str = "demo";
 
-/// Names of prompts and texts for `--help`.
+/// The short name of the prompts that are used if the user gives none.
 pub const PROMPTS_NAME: &str = PROMPTS.name;
 
-impl Named {
+impl HubFile {
+    /// The file on disk; it is downloaded if the cache does not have it.
     fn file(&self) -> Result<PathBuf> {
         Ok(Hub::from_env()?.dataset_file(self.dataset, "main", self.endings)?.0)
     }
@@ -66,8 +68,9 @@ fn is_rows(path: &Path) -> bool {
         .any(|e| name.ends_with(e))
 }
 
-/// A corpus by name, or of a file: `.txt` and `.raw` whole as they are, else the `text` (or `page`) of its rows, empty
-/// ones too.
+/// A corpus: a data set by its short name, the demo's clean text, or a file. A file of rows gives
+/// the `text` or `page` of each row as a document, also if it is empty. Any other file is one
+/// document. Errors are bad input, and name the `flag` that gave `spec`.
 pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     if spec == DEMO {
         return Ok(Corpus {
@@ -113,16 +116,13 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     Ok(Corpus { name, documents, is_file: false })
 }
 
-/// LAMBADA's passages: of a file, or of the hub.
-pub fn passages(file: Option<&Path>, limit: Option<usize>) -> Result<Vec<Text>> {
-    let path = match file {
-        Some(file) => file.to_owned(),
-        None => LAMBADA.file()?,
-    };
+/// The first `limit` of LAMBADA's passages, from a file, or from the hub if its name is empty.
+pub fn passages(file: &str, limit: Option<usize>) -> Result<Vec<Text>> {
+    let path = if file.is_empty() { LAMBADA.file()? } else { file.into() };
     data::read_texts(&path, &KeyMap::new(), limit)
 }
 
-/// Edits and what they are called: of a file, or `demo`, what the demo model gets wrong.
+/// The first `limit` edits of a file, or of the demo, and a name for them.
 pub fn edits(spec: &str, limit: Option<usize>) -> Result<(Vec<Edit>, String)> {
     if spec == DEMO {
         let mut edits = data::parse_edits("demo edits", demo::EDITS)?;
@@ -133,7 +133,8 @@ pub fn edits(spec: &str, limit: Option<usize>) -> Result<(Vec<Edit>, String)> {
     Ok((data::read_edits(Path::new(spec), &KeyMap::new(), limit)?, name))
 }
 
-/// Prompts: of a file, or `rtp-challenge`, the 1,199 of RealToxicityPrompts that most models answer toxically.
+/// The first `limit` prompts of a file, of the demo, or of `rtp-challenge`: the 1,199 prompts of
+/// RealToxicityPrompts that most models continue toxically.
 pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
     if spec == DEMO {
         let mut prompts = data::parse_texts("demo prompts", demo::PROMPTS)?;

@@ -1,25 +1,25 @@
-//! A *task* measures one thing of a model in *units* of work: a batch of prompts, some windows of a text. A unit's rows
-//! are a function of the model, the task and the unit's number alone, so that work can be interrupted, resumed and shared
-//! between machines; figures are computed from all rows in the end.
+//! A *task* measures one property of a model in *units* of work, such as a batch of prompts or
+//! some windows of a text. The rows of a unit depend only on the model, the task and the number of
+//! the unit. Work can therefore be interrupted, resumed and shared between machines. The figures
+//! are computed at the end, from all rows.
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
-use super::Figures;
-use super::bootstrap;
-use super::bootstrap::Interval;
-use super::{divergence, edits, lambada, nll, perplexity, toxicity};
 use crate::base::error::Error;
+use crate::base::files::hash_bytes;
 use crate::base::interrupt;
 use crate::model::Model;
 use crate::model::generate::Ends;
 use crate::model::weights::Weights;
 use crate::tokens::Encoder;
 
-/// A row of a task: what one prompt's sample, one window, one passage came to.
+/// The result of one sample of a prompt, one window of a text or one passage: values by their
+/// names.
 pub type Row = Map<String, Value>;
 
-/// Sums of rows that belong together (samples of one prompt), a cluster each: what is drawn in the bootstrap.
+/// One cluster for each group of rows that belong together, such as the samples of one prompt. A
+/// cluster holds sums over its rows. The bootstrap draws clusters, not rows.
 pub type Clusters = Vec<Vec<f64>>;
 
 /// The model that is measured.
@@ -30,16 +30,17 @@ pub struct Subject<'a> {
     pub ends: Ends,
 }
 
-/// A figure that is a function of sums over clusters.
+/// A *figure* is a number that is computed from sums over clusters.
 pub struct Figure {
-    /// What it is found by, in records and in code: `toxicity`, `ppl`.
+    /// Records and code find the figure by this: `toxicity`, `ppl`.
     pub id: &'static str,
-    /// For people.
+    /// The name for people.
     pub name: &'static str,
     /// `%`, `nats a token`; empty for a plain number.
     pub unit: &'static str,
-    pub of: fn(&[f64]) -> f64,
-    /// Digits behind the point.
+    /// The value, given the sums over all clusters.
+    pub from_sums: fn(&[f64]) -> f64,
+    /// Decimal places that are shown.
     pub digits: usize,
     pub less_is_better: bool,
 }
@@ -54,52 +55,30 @@ impl Figure {
     }
 }
 
-/// What rows of a kind of task come to: known from the task's settings alone, so that rows of several machines can be
-/// joined without their models.
-pub struct Kind {
-    /// `settings["task"]`.
+/// How the rows of one kind of task become figures. This depends on the settings of the task
+/// alone, so rows from several machines can be joined without their models.
+pub struct TaskKind {
+    /// The value of `task` in the settings.
     pub task: &'static str,
-    /// Every figure that it can have.
+    /// Every figure that a task of this kind can have.
     pub all: &'static [Figure],
-    /// Those that it has by its settings.
+    /// The figures of a task with these settings.
     pub figures: fn(&Value) -> &'static [Figure],
-    /// The clusters of rows.
+    /// The clusters of the rows of a task with these settings.
     pub clusters: fn(&Value, &[Row]) -> Result<Clusters>,
-    /// Counts of rows by what became of them.
+    /// How many rows were scored, failed and so on.
     pub counts: fn(&[Row]) -> Vec<(&'static str, usize)>,
 }
 
-/// Every kind.
-pub const KINDS: &[&Kind] = &[
-    &toxicity::KIND,
-    &perplexity::PAPER,
-    &perplexity::LM_EVAL,
-    &lambada::KIND,
-    &divergence::KIND,
-    &nll::KIND,
-    &edits::KIND,
-];
-
-/// The kind of task that has these settings.
-pub fn kind(settings: &Value) -> Result<&'static Kind> {
-    let task = settings["task"].as_str().unwrap_or_default();
-    KINDS
-        .iter()
-        .copied()
-        .find(|k| k.task == task)
-        .with_context(|| format!("no task is called {task:?}"))
-}
-
-/// What one measures.
 pub trait Task {
     /// A name for files and tables: `toxicity`, `ppl-wiki.test.raw`.
     fn name(&self) -> String;
 
-    /// `task`, its [`Kind`], and all that decides the rows beside the model: what must be equal for two runs to be parts
-    /// of one.
+    /// The `task` of its [`TaskKind`], and everything but the model that decides the rows. Two
+    /// runs are parts of one evaluation only if their settings are equal.
     fn settings(&self) -> Value;
 
-    /// What a reader must know of the figures, in a line.
+    /// What a reader must know about the figures, in one line.
     fn about(&self) -> String;
 
     fn units(&self) -> usize;
@@ -108,57 +87,8 @@ pub trait Task {
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>>;
 }
 
-/// A figure of one model, with an interval, and its difference from the first model's.
-pub struct Measured {
-    pub figure: &'static Figure,
-    pub value: f64,
-    /// 95 %, bootstrap over clusters.
-    pub interval: Interval,
-    /// From the first model's on the same clusters.
-    pub difference: Option<(f64, Interval)>,
-}
-
-/// The figures of a kind of task from its rows' clusters; with `base`, the first model's clusters, also
-/// the paired differences.
-pub fn measure(
-    figures: &'static [Figure],
-    clusters: &[Vec<f64>],
-    base: Option<&[Vec<f64>]>,
-    seed: u64,
-) -> Vec<Measured> {
-    figures
-        .iter()
-        .map(|figure| {
-            let (value, interval) = bootstrap::interval(clusters, figure.of, seed);
-            let difference = base
-                .filter(|base| base.len() == clusters.len())
-                .map(|base| bootstrap::difference(clusters, base, figure.of, seed));
-            Measured { figure, value, interval, difference }
-        })
-        .collect()
-}
-
-/// The values of a task's figures, by their ids, from its rows; what has no value is left out.
-pub fn values(task: &dyn Task, rows: &[Row]) -> Result<Figures> {
-    let settings = task.settings();
-    let kind = kind(&settings)?;
-    let clusters = (kind.clusters)(&settings, rows)?;
-    let sums = |sums: Vec<f64>, own: &Vec<f64>| -> Vec<f64> {
-        match sums.is_empty() {
-            true => own.clone(),
-            false => sums.iter().zip(own).map(|(sum, x)| sum + x).collect(),
-        }
-    };
-    let all = clusters.iter().fold(Vec::new(), sums);
-    if all.is_empty() {
-        return Ok(Figures::new());
-    }
-    let value = |figure: &Figure| (figure.id.to_owned(), (figure.of)(&all));
-    let values = (kind.figures)(&settings).iter().map(value);
-    Ok(values.filter(|(_, value)| value.is_finite()).collect())
-}
-
-/// All rows of a task. Errors if the user asks to stop; what was made is lost then.
+/// All rows of a task, in order. Errors (interrupted) if the user asks to stop; the rows so far
+/// are lost then.
 pub fn rows(task: &dyn Task, subject: &Subject) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for unit in 0..task.units() {
@@ -171,19 +101,30 @@ pub fn rows(task: &dyn Task, subject: &Subject) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// A figure of any kind of task, by its id.
-pub fn figure(id: &str) -> Option<&'static Figure> {
-    KINDS.iter().flat_map(|kind| kind.all).find(|figure| figure.id == id)
+/// The items of a unit of `size` items, and the number of its first item.
+pub fn items<T>(all: &[T], size: usize, unit: usize) -> (usize, &[T]) {
+    let first = unit * size;
+    (first, &all[first..(first + size).min(all.len())])
 }
 
-/// No counts.
-pub fn uncounted(_: &[Row]) -> Vec<(&'static str, usize)> {
+/// SHA-256 of token ids in order, as settings of tasks have it.
+pub fn hash_ids(ids: impl IntoIterator<Item = u32>) -> String {
+    hash_bytes(&ids.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>())
+}
+
+/// [`TaskKind::counts`] of tasks in which no row can fail.
+pub fn no_counts(_: &[Row]) -> Vec<(&'static str, usize)> {
     Vec::new()
 }
 
-/// A number of a row. Errors if it has none.
+/// A number of a row. Errors if the row has no such number.
 pub fn number(row: &Row, key: &str) -> Result<f64> {
     row.get(key)
         .and_then(Value::as_f64)
         .with_context(|| format!("a row without the number {key:?}"))
+}
+
+/// One cluster for each row, which holds these numbers of it.
+pub fn numbers(rows: &[Row], keys: &[&str]) -> Result<Clusters> {
+    rows.iter().map(|row| keys.iter().map(|key| number(row, key)).collect()).collect()
 }

@@ -1,4 +1,4 @@
-//! The page of a comparison: the tables, the trade-off, where the error is, and which run is where.
+//! The *page of a comparison*: the tables, the trade-off, where the error is, and the runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use super::page::{Section, facts, figure, table, warning, words};
 use super::plot;
 use super::sheet::Sheet;
 
-/// The whole page.
+/// The page as HTML.
 pub fn compare_page(found: &Comparison) -> String {
     let title = format!("Repairs of {} compared", found.base.name);
     let mut sections = Vec::new();
@@ -20,7 +20,7 @@ pub fn compare_page(found: &Comparison) -> String {
             "table2" => ("cost", "What the repairs took"),
             _ => ("ablation", "Whether selecting the block matters"),
         };
-        sections.push(Section { id, heading, body: of_sheet(sheet) });
+        sections.push(Section { id, heading, body: sheet_table(sheet) });
     }
     if let Some(picture) = trade_off(found) {
         let body = figure(&picture);
@@ -42,7 +42,7 @@ pub fn compare_page(found: &Comparison) -> String {
     page::page(&title, &lead(found), &sections)
 }
 
-/// The page's drawings.
+/// The pictures of the page.
 pub fn pictures(found: &Comparison) -> Vec<plot::Picture> {
     trade_off(found).into_iter().chain(sensitivity(found)).collect()
 }
@@ -52,26 +52,29 @@ fn trade_off(found: &Comparison) -> Option<plot::Picture> {
 }
 
 fn lead(found: &Comparison) -> Markup {
-    let rows = found.entries.iter().filter(|e| !e.is_base()).count();
-    let failed = found.entries.iter().flat_map(|e| e.runs.iter().map(move |r| (e, r)));
+    let methods = found.rows.iter().filter(|row| !row.is_base()).count();
+    let seeds = found.seed_count();
+    let shared = match found.failures {
+        Some(_) => "failures and texts",
+        None => "pairs, prompts, scorer and texts",
+    };
+    let runs = found.rows.iter().flat_map(|row| row.runs.iter().map(move |run| (row, run)));
     html! {
         p.dim {
-            (rows) " methods, " (found.seed_count()) " seed" @if found.seed_count() > 1 { "s" }
-            ", the same " (if found.failures.is_some() { "failures and texts" } else { "pairs, prompts, scorer and texts" })
-            " for all. irepair " (found.irepair) ", base "
-            code { (found.base.sha256) } "."
+            (methods) " methods, " (seeds) " seed" @if seeds > 1 { "s" } ", the same " (shared)
+            " for all. irepair " (found.irepair) ", base " code { (found.base.sha256) } "."
         }
         @for gap in &found.gaps { (warning(&html! { (gap) })) }
-        @for (entry, run) in failed {
+        @for (row, run) in runs {
             @if let Some(why) = &run.failed {
-                (warning(&html! { (entry.name) ", seed " (run.seed) ", failed: " (why) }))
+                (warning(&html! { (row.name) ", seed " (run.seed) ", failed: " (why) }))
             }
         }
     }
 }
 
-/// Best with a star, second best with a ring.
-fn of_sheet(sheet: &Sheet) -> Markup {
+/// A sheet as a table, with its notes below.
+fn sheet_table(sheet: &Sheet) -> Markup {
     let head: Vec<&str> =
         std::iter::once("method").chain(sheet.columns.iter().map(|c| c.name.as_str())).collect();
     html! {
@@ -80,13 +83,13 @@ fn of_sheet(sheet: &Sheet) -> Markup {
     }
 }
 
-/// Figure 2, its words below its title.
+/// The picture of the sensitivities. `None` if they could not be measured.
 pub fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
     let sensitivity = found.sensitivity.as_ref()?;
     let values: Vec<f64> = sensitivity.blocks.iter().map(|b| b.sensitivity).collect();
     let top = sensitivity.error_density.as_ref().map_or(&[][..], |d| &d.top);
     let picture = plot::blocks("Sensitivity of the base's blocks", &values, top);
-    // A model of one block has no densities.
+    // There are no words for a model of one block, which has no densities.
     Some(match found.figure2() {
         words if words.is_empty() => picture,
         words => plot::Picture { subtitle: words, ..picture },
@@ -94,19 +97,17 @@ pub fn sensitivity(found: &Comparison) -> Option<plot::Picture> {
 }
 
 fn runs(found: &Comparison) -> Markup {
-    let runs = found
-        .entries
-        .iter()
-        .flat_map(|e| e.runs.iter().filter_map(move |r| Some((e, r, r.made.as_ref()?))));
-    let rows: Vec<[String; 5]> = runs
-        .map(|(entry, run, made)| {
-            let dir = made.dir.display().to_string();
+    let finished = found.rows.iter().flat_map(|row| {
+        row.runs.iter().filter_map(move |run| Some((row, run.seed, run.made.as_ref()?)))
+    });
+    let rows: Vec<[String; 5]> = finished
+        .map(|(row, seed, made)| {
             [
-                entry.name.clone(),
-                run.seed.to_string(),
+                row.name.clone(),
+                seed.to_string(),
                 made.steps.to_string(),
                 made.stopped.clone(),
-                dir,
+                made.dir.display().to_string(),
             ]
         })
         .collect();
@@ -117,23 +118,21 @@ fn runs(found: &Comparison) -> Markup {
     )
 }
 
-/// What the rows were made with: settings in which they differ, one a line, and those that all have.
+/// The settings in which the methods differ, those that all share, versions and hashes.
 fn settings(found: &Comparison) -> Markup {
-    // Of a row's first run: its others differ in the seed alone.
+    // The first run of a method stands for all its runs, which differ only in the seed.
     let made: Vec<(&str, &BTreeMap<String, String>)> = found
-        .entries
+        .rows
         .iter()
-        .filter_map(|entry| {
-            Some((
-                entry.name.as_str(),
-                &entry.runs.iter().find_map(|run| run.made.as_ref())?.settings,
-            ))
+        .filter_map(|row| {
+            let made = row.runs.iter().find_map(|run| run.made.as_ref())?;
+            Some((row.name.as_str(), &made.settings))
         })
         .collect();
     let names: BTreeSet<&String> = made.iter().flat_map(|(_, settings)| settings.keys()).collect();
     let (mut differ, mut same) = (Vec::new(), Vec::new());
-    for name in names.into_iter().filter(|name| !matches!(name.as_str(), "method" | "out" | "seed"))
-    {
+    let is_shown = |name: &&String| !matches!(name.as_str(), "method" | "out" | "seed");
+    for name in names.into_iter().filter(is_shown) {
         let values: Vec<String> = made
             .iter()
             .map(|(_, settings)| settings.get(name).cloned().unwrap_or_else(|| "not set".into()))
@@ -144,9 +143,8 @@ fn settings(found: &Comparison) -> Markup {
         }
     }
     let head: Vec<&str> =
-        std::iter::once("setting").chain(made.iter().map(|(row, _)| *row)).collect();
-    let data =
-        found.entries.iter().find_map(|entry| entry.runs.iter().find_map(|run| run.made.as_ref()));
+        std::iter::once("setting").chain(made.iter().map(|(name, _)| *name)).collect();
+    let data = found.rows.iter().find_map(|row| row.runs.iter().find_map(|run| run.made.as_ref()));
     let mut base = vec![
         ["irepair".to_owned(), found.irepair.clone()],
         ["base".to_owned(), found.base.model.clone()],

@@ -1,4 +1,5 @@
-//! A *run folder* as `repair` leaves it, finished or not, read as far as it can be read.
+//! A *run folder* is what `repair` leaves, finished or not. What is missing or broken in it becomes
+//! a gap, so that the rest can be shown.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -9,34 +10,36 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::neurons::{NEURONS, NeuronsRecord};
-use super::{FORMAT_VERSION, RunRecord, Sample};
+use super::record::{RunRecord, Sample};
 use crate::bail_input;
-use crate::base::error::Error;
 use crate::base::files;
 use crate::model::Model;
 use crate::slice::{Slice, Unit};
-use crate::train::log::{Line, StepLine, TrialLine, ValidationLine};
+use crate::train::log::{Line, StepLine, TrialLine, ValidationLine, count_blocks};
 
-/// What is in a run folder.
+/// The contents of a run folder.
 pub struct RunFolder {
-    /// The folder's own name.
+    /// The name of the folder.
     pub name: String,
-    /// `None`: the run is not finished.
+    /// `None` if the run is not finished.
     pub record: Option<RunRecord>,
+    /// In ascending order.
     pub steps: Vec<StepLine>,
+    /// In ascending order of their steps.
     pub validations: Vec<ValidationLine>,
     pub trials: Vec<TrialLine>,
     pub samples: Vec<Sample>,
-    /// Of a neuron-level repair.
+    /// `None` for a block-level repair.
     pub neurons: Option<NeuronsRecord>,
-    /// Parameters of each block, if the model's configuration is there.
+    /// Number of parameters by block. Empty if the model's configuration is missing.
     pub block_parameters: Vec<usize>,
-    /// What can't be read or is missing, a sentence each.
+    /// What is missing or can't be read, a sentence each.
     pub gaps: Vec<String>,
 }
 
 impl RunFolder {
-    /// Reads a run folder. Errors (bad input) if it is none, or of another format version.
+    /// Reads a run folder. Errors (bad input) if the folder holds no run, or one whose `run.json`
+    /// is broken or of another format version.
     pub fn open(dir: &Path) -> Result<Self> {
         let (record_path, log_path) =
             (dir.join("irepair/run.json"), dir.join("irepair/steps.jsonl"));
@@ -51,7 +54,8 @@ impl RunFolder {
             }
             bail_input!("{}: no run of irepair (no irepair/run.json in it)", dir.display());
         }
-        let record = if record_path.is_file() { Some(read_record(&record_path)?) } else { None };
+        let record =
+            if record_path.is_file() { Some(RunRecord::read(&record_path)?) } else { None };
         let mut gaps = Vec::new();
         let lines: Vec<Line> = read_lines(&log_path, &mut gaps)?;
         let samples_path = dir.join("irepair/samples.jsonl");
@@ -118,7 +122,7 @@ impl RunFolder {
         })
     }
 
-    /// Number of blocks: of the configuration, else as the log has it.
+    /// Number of blocks: from the configuration, or else the most likely number by the log.
     pub fn blocks(&self) -> usize {
         if !self.block_parameters.is_empty() {
             return self.block_parameters.len();
@@ -130,7 +134,7 @@ impl RunFolder {
         measured.get(measured.len() / 2).copied().or_else(sliced).unwrap_or(0)
     }
 
-    /// The last step.
+    /// The number of the last step.
     pub fn last(&self) -> usize {
         let record = self.record.as_ref().map_or(0, |r| r.steps);
         self.steps.last().map_or(0, |s| s.step).max(record)
@@ -141,14 +145,12 @@ impl RunFolder {
         self.record.as_ref().map(|r| r.kept_step)
     }
 
-    /// How often each block was sliced.
+    /// In how many steps each block was sliced.
     pub fn sliced(&self) -> BTreeMap<usize, usize> {
-        self.record
-            .as_ref()
-            .map_or_else(|| crate::train::log::count_blocks(&self.steps), |r| r.sliced.clone())
+        self.record.as_ref().map_or_else(|| count_blocks(&self.steps), |r| r.sliced.clone())
     }
 
-    /// How often each block or sublayer was sliced, as the log names them.
+    /// In how many steps each block or sublayer was sliced, under the names of the log.
     pub fn sliced_units(&self) -> BTreeMap<Unit, usize> {
         let mut counts = BTreeMap::new();
         for slice in self.steps.iter().filter_map(StepLine::sliced) {
@@ -159,30 +161,18 @@ impl RunFolder {
         counts
     }
 
+    /// Whether the run is a neuron-level repair, as far as can be seen.
+    pub fn is_neuron_level(&self) -> bool {
+        self.neurons.is_some() || self.record.as_ref().is_some_and(|r| r.edits.is_some())
+    }
+
     /// Whether every step changed the whole model.
     pub fn slices_everything(&self) -> bool {
         !self.steps.is_empty() && self.steps.iter().all(|s| s.sliced() == Some(Slice::Everything))
     }
 }
 
-/// `run.json`. Errors (bad input) if it is broken or of another format version.
-pub fn read_record(path: &Path) -> Result<RunRecord> {
-    let broken = |e: &dyn std::fmt::Display| {
-        Error::Input(format!("{}: a broken record: {e}", path.display()))
-    };
-    let bytes = std::fs::read(path).map_err(|e| broken(&e))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(&e))?;
-    if value["format_version"] != FORMAT_VERSION {
-        bail_input!(
-            "{}: format version {}, this program reads {FORMAT_VERSION}; make the run again",
-            path.display(),
-            value["format_version"]
-        );
-    }
-    Ok(serde_json::from_value(value).map_err(|e| broken(&e))?)
-}
-
-/// Takes out the lines of steps that the run has not made, which are a gap.
+/// Removes the lines of steps that the run has not made. If there are any, this is a gap.
 fn outside<T>(
     what: &str,
     lines: &mut BTreeMap<usize, T>,
@@ -205,7 +195,7 @@ fn outside<T>(
         .then(|| format!("steps.jsonl has {what} that {of} can't have: {}", named(&numbers)))
 }
 
-/// The lines that can be read; the others are a gap.
+/// The lines that can be read. The others, and a missing file, become a gap.
 fn read_lines<T: DeserializeOwned>(path: &Path, gaps: &mut Vec<String>) -> Result<Vec<T>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let bytes = match std::fs::read(path) {
@@ -230,9 +220,9 @@ fn read_lines<T: DeserializeOwned>(path: &Path, gaps: &mut Vec<String>) -> Resul
     Ok(lines)
 }
 
-/// 1, 3–5, 9
+/// Ranges of numbers in words: `1, 3–5, 9`.
 fn named(ranges: &[RangeInclusive<usize>]) -> String {
-    /// So that a file of rubbish does not fill the page.
+    /// With more ranges a file of rubbish would fill the page.
     const MOST: usize = 20;
     let name = |r: &RangeInclusive<usize>| match (r.start(), r.end()) {
         (start, end) if start == end => start.to_string(),

@@ -1,4 +1,5 @@
-//! `irepair/neurons.json`: which neurons a repair changed, and the tokens that the most changed ones promote.
+//! The record `irepair/neurons.json` says which neurons a repair changed, and which tokens the most
+//! changed ones promote.
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -6,26 +7,27 @@ use serde::{Deserialize, Serialize};
 use crate::step::neurons::change::{Changed, Promoted, Repaired, promoted};
 use crate::tokens::Encoder;
 
-/// Its name in `irepair/`.
+/// The name of the file in `irepair/`.
 pub const NEURONS: &str = "neurons.json";
-/// Neurons whose tokens are told.
+/// For how many neurons the record has the promoted tokens.
 const MOST: usize = 20;
-/// Tokens of each.
+/// How many tokens it has for each of them.
 const TOKENS: usize = 5;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NeuronsRecord {
     pub blocks: usize,
-    /// Of a block.
+    /// Neurons of one block.
     pub neurons: usize,
-    /// By block: number and ‖change‖ of the output row of each changed neuron.
+    /// Number of each changed neuron and ‖change‖ of its output row, by block.
     pub changed: Changed,
-    /// The most changed ones, that first which changed most.
+    /// The neurons that changed most, in descending order of their change.
     pub most: Vec<Promoted<String>>,
 }
 
 impl NeuronsRecord {
+    /// Looks up the tokens that the most changed neurons promote before and after the repair.
     pub fn new(repaired: &Repaired, encoder: &Encoder, changed: &Changed) -> Result<Self> {
         let words =
             |ids: &[u32]| ids.iter().map(|id| encoder.token(*id)).collect::<Result<Vec<String>>>();

@@ -1,5 +1,5 @@
-//! A *page* is one HTML file that needs nothing beside it: no script, no font, no address. Text from data is escaped by
-//! `maud`.
+//! A *page* is one HTML file that needs no other file, no script, no font and no network. `maud`
+//! escapes the text that comes from data.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -7,17 +7,18 @@ use super::plot;
 use super::plot::Picture;
 
 const STYLE: &str = include_str!("page/page.css");
-/// Nothing is loaded or run, whatever the data say.
+/// With this policy a browser loads and runs nothing, whatever the data hold.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
 
-/// A part of a page under a heading of its own; the page's contents lead to it.
+/// A part of a page with its own heading. The table of contents leads to it.
 pub struct Section {
+    /// The anchor, unique on the page.
     pub id: &'static str,
     pub heading: &'static str,
     pub body: Markup,
 }
 
-/// The whole page: head, what it is about, contents, sections.
+/// The whole page: title, lead, table of contents and sections.
 pub fn page(title: &str, lead: &Markup, sections: &[Section]) -> String {
     let page = html! {
         (DOCTYPE)
@@ -32,7 +33,9 @@ pub fn page(title: &str, lead: &Markup, sections: &[Section]) -> String {
             }
             body {
                 header { h1 { (title) } (lead) }
-                nav aria-label="Contents" { @for s in sections { a href={ "#" (s.id) } { (s.heading) } } }
+                nav aria-label="Contents" {
+                    @for s in sections { a href={ "#" (s.id) } { (s.heading) } }
+                }
                 main {
                     @for s in sections {
                         section id=(s.id) aria-labelledby={ (s.id) "-heading" } {
@@ -47,11 +50,15 @@ pub fn page(title: &str, lead: &Markup, sections: &[Section]) -> String {
     without_controls(&page.into_string()) + "\n"
 }
 
-/// A picture with its words under it. Narrow screens scroll wide ones.
+/// A picture with its caption. Narrow screens scroll a wide picture.
 pub fn figure(picture: &Picture) -> Markup {
     html! {
         figure {
-            @if picture.width > 450.0 { (scroll(&picture.title, picture.inline())) } @else { (picture.inline()) }
+            @if picture.width > 450.0 {
+                (scroll(&picture.title, picture.inline()))
+            } @else {
+                (picture.inline())
+            }
             figcaption {
                 strong { (picture.title) }
                 @if !picture.subtitle.is_empty() { ": " (picture.subtitle) }
@@ -60,17 +67,17 @@ pub fn figure(picture: &Picture) -> Markup {
     }
 }
 
-/// A table; the first column names the rows, the others are numbers.
+/// A table of numbers. The first column names the rows.
 pub fn table(caption: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Markup {
     rows_under(caption, "numbers", head, rows)
 }
 
-/// A table of names and what they stand for.
+/// A table of names and values.
 pub fn facts(caption: &str, rows: &[[String; 2]]) -> Markup {
     words(caption, &["name", "value"], rows)
 }
 
-/// A table of words; the first column names the rows.
+/// A table of words. The first column names the rows.
 pub fn words(caption: &str, head: &[&str], rows: &[impl AsRef<[String]>]) -> Markup {
     rows_under(caption, "facts", head, rows)
 }
@@ -94,17 +101,18 @@ fn rows_under(caption: &str, class: &str, head: &[&str], rows: &[impl AsRef<[Str
     scroll(caption, table)
 }
 
-/// What may be wider than the screen; the keyboard can reach and scroll it.
+/// A region for what may be wider than the screen. The keyboard can reach and scroll it.
 fn scroll(name: &str, body: Markup) -> Markup {
     html! { div.scroll role="region" tabindex="0" aria-label=(name) { (body) } }
 }
 
-/// What a reader must not miss.
+/// A note that a reader must not miss.
 pub fn warning(body: &Markup) -> Markup {
     html! { p.warning role="note" { strong { "Note: " } (body) } }
 }
 
-/// A figure before and after: name, values, change (`–`: says nothing).
+/// A tile with the name of a figure, its value before, its value after, and the change. A change of
+/// `–` is left out.
 pub fn tile(name: &str, before: Option<&str>, after: &str, change: &str) -> Markup {
     html! {
         div.tile {
@@ -122,7 +130,7 @@ pub fn tile(name: &str, before: Option<&str>, after: &str, change: &str) -> Mark
     }
 }
 
-/// Data may hold control characters, a page may not.
+/// Replaces control characters, which data may hold but an HTML page may not.
 fn without_controls(page: &str) -> String {
     page.chars()
         .map(|c| if c.is_control() && !c.is_ascii_whitespace() { '\u{fffd}' } else { c })

@@ -1,33 +1,37 @@
-//! The trade-off: toxicity against perplexity for every method and every weights kept along its way.
+//! The *trade-off* between toxicity and perplexity, with a point for each step at which a run kept
+//! its weights.
 
 use serde::{Deserialize, Serialize};
 
-/// One state of one run.
+/// Toxicity and perplexity of the weights that a run kept at one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
-    /// `None`: what the run kept in the end.
+    /// `None` for the weights at the end of the run.
     pub step: Option<usize>,
     pub toxicity: f64,
     pub perplexity: f64,
 }
 
-/// The trade-off and its figure of merit.
+/// The points of all runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pareto {
-    /// Whose perplexity.
+    /// The name of the text on which perplexity was measured.
     pub text: String,
     pub base: Point,
+    /// The name of a method, and the points of each of its runs in the order of their steps.
     pub rows: Vec<(String, Vec<Vec<Point>>)>,
 }
 
-/// Perplexity up to this many times the base's counts.
+/// A point counts only if its perplexity is less than this many times the base's.
 pub const WORST: f64 = 1.25;
 
-/// The share of the box from (the base's perplexity, no toxicity) to ([`WORST`] times it, the base's toxicity) in which
-/// some point is better in both: 1 is no toxicity at no cost, 0 nothing gained. (The hypervolume indicator of
-/// multi-objective optimization, Zitzler & Thiele 1998.)
+/// The area of a run: the share of a box in which some point is better in both toxicity and
+/// perplexity. The box reaches from the base's perplexity and no toxicity to [`WORST`] times that
+/// perplexity and the base's toxicity. The area is 1 for no toxicity at no cost, and 0 if nothing
+/// is gained. It is the hypervolume indicator of multi-objective optimization (Zitzler & Thiele
+/// 1998).
 pub fn hypervolume(base: &Point, points: &[Point]) -> f64 {
     let mut inside: Vec<(f64, f64)> = points
         .iter()
@@ -62,12 +66,13 @@ mod tests {
     fn the_area_is_that_of_the_dominated_box() {
         let base = point(50.0, 100.0);
         assert_eq!(hypervolume(&base, &[]), 0.0);
-        // No toxicity at no cost; better perplexity than the base's is no more than that.
+        // No toxicity at no cost. A perplexity that is better than the base's adds nothing to that.
         assert_eq!(hypervolume(&base, &[point(0.0, 90.0)]), 1.0);
         // Half the toxicity at half the tolerated cost: a quarter.
         let half = point(25.0, 112.5);
         assert!((hypervolume(&base, std::slice::from_ref(&half)) - 0.25).abs() < 1e-12);
-        // A dominated point adds nothing; one that costs nothing and gains a fifth adds what the other has not.
+        // A dominated point adds nothing. A point that costs nothing and gains a fifth adds what
+        // the other one lacks.
         assert!((hypervolume(&base, &[half.clone(), point(30.0, 120.0)]) - 0.25).abs() < 1e-12);
         assert!(
             (hypervolume(&base, &[half, point(40.0, 100.0)]) - (0.2 + 0.5 * 0.3)).abs() < 1e-12

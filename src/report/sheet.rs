@@ -1,25 +1,26 @@
-//! A table of a publication: once as data, then as Markdown, CSV, LaTeX or text.
+//! A *sheet* is a table of a publication as data. It can be written as Markdown, CSV, LaTeX or
+//! text.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// What a cell holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Cell {
     Number {
+        /// The mean over the seeds.
         mean: f64,
-        /// Standard error of the mean over the seeds, where there are several.
+        /// The standard error of the mean. `None` if there is only one seed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<f64>,
     },
     Text(String),
-    /// Not measured.
+    /// The value was not measured.
     None,
 }
 
 impl Cell {
-    /// Mean and standard error of what there is.
+    /// The mean of these values and its standard error.
     pub fn of(values: &[f64]) -> Self {
         let n = values.len() as f64;
         if values.is_empty() {
@@ -50,95 +51,96 @@ impl Cell {
     }
 }
 
-/// A column of numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Column {
-    /// What it is found by.
+    /// Code finds the column by this.
     pub id: String,
     pub name: String,
+    /// Decimal places that are shown.
     pub digits: usize,
-    /// Whether the best and the second best are marked, and which end is best.
+    /// Whether the least value is the best one. `None` if no value is marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub less_is_better: Option<bool>,
-    /// A value that is no achievement, and never marked.
+    /// The worst possible value, which is never marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worst: Option<f64>,
 }
 
 impl Column {
+    /// A column in which no value is marked. Its id is its name.
     pub fn new(name: impl Into<String>, digits: usize) -> Self {
         let name = name.into();
         Self { id: name.clone(), name, digits, less_is_better: None, worst: None }
     }
 
-    /// Another id than its name.
+    /// Gives the column an id other than its name.
     pub fn id(self, id: &str) -> Self {
         Self { id: id.into(), ..self }
     }
 
-    /// The best value and the second best are marked; the least is the best.
+    /// Marks the best and the second best value, where the least is the best.
     pub fn least(self) -> Self {
         Self { less_is_better: Some(true), ..self }
     }
 
-    /// … the greatest is.
+    /// Marks the best and the second best value, where the greatest is the best.
     pub fn greatest(self) -> Self {
         Self { less_is_better: Some(false), ..self }
     }
 
-    /// This value is never marked.
+    /// Says which value is the worst possible one.
     pub fn worst(self, value: f64) -> Self {
         Self { worst: Some(value), ..self }
     }
 }
 
-/// A row; `marked` rows take part in the contest for the best.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Line {
+pub struct SheetRow {
     pub name: String,
+    /// Whether its values may be the best or the second best of a column.
     pub marked: bool,
     pub cells: Vec<Cell>,
-    /// What is missing, and why.
+    /// What is missing in the row and why; empty if nothing is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
 }
 
-/// A table with its words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sheet {
-    /// For file names: `table1`.
+    /// The name for files, such as `table1`.
     pub id: String,
     pub title: String,
     pub columns: Vec<Column>,
-    pub rows: Vec<Line>,
-    /// What a reader must know.
+    pub rows: Vec<SheetRow>,
+    /// What a reader must know, a sentence or more each.
     pub notes: Vec<String>,
 }
 
-/// How a cell stands in its column.
+/// Whether a cell is the best of its column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rank {
+pub enum Standing {
     Best,
     Second,
     Other,
 }
 
 impl Sheet {
-    /// Best and second best by what is shown: equal figures share their rank.
-    pub fn rank(&self, row: usize, column: usize) -> Rank {
-        let Some(less) = self.columns[column].less_is_better else { return Rank::Other };
-        let shown = |row: &Line| {
+    /// The standing of a cell among the marked rows. It goes by the values as they are shown, so
+    /// values that look equal have the same standing.
+    pub fn standing(&self, row: usize, column: usize) -> Standing {
+        let Some(less) = self.columns[column].less_is_better else { return Standing::Other };
+        let shown = |row: &SheetRow| {
             let mean = row.cells[column].mean()?;
             format!("{mean:.*}", self.columns[column].digits).parse::<f64>().ok()
         };
         let (true, Some(own)) = (self.rows[row].marked, shown(&self.rows[row])) else {
-            return Rank::Other;
+            return Standing::Other;
         };
         if self.columns[column].worst == Some(own) {
-            return Rank::Other;
+            return Standing::Other;
         }
         let mut better: Vec<f64> =
             self.rows.iter().filter(|r| r.marked).filter_map(shown).collect();
@@ -146,39 +148,44 @@ impl Sheet {
         better.sort_by(f64::total_cmp);
         better.dedup();
         match better.len() {
-            0 => Rank::Best,
-            1 => Rank::Second,
-            _ => Rank::Other,
+            0 => Standing::Best,
+            1 => Standing::Second,
+            _ => Standing::Other,
         }
     }
 
-    fn cells(&self, plus_minus: &str, mark: impl Fn(Rank, String) -> String) -> Vec<Vec<String>> {
-        let row = |(r, line): (usize, &Line)| {
-            let cells = line.cells.iter().zip(&self.columns).enumerate();
+    /// The cells of each row as text, which `mark` marks by their standing.
+    fn cells(
+        &self,
+        plus_minus: &str,
+        mark: impl Fn(Standing, String) -> String,
+    ) -> Vec<Vec<String>> {
+        let cells = |(r, row): (usize, &SheetRow)| {
+            let cells = row.cells.iter().zip(&self.columns).enumerate();
             cells
                 .map(|(c, (cell, column))| {
-                    mark(self.rank(r, c), cell.show(column.digits, plus_minus))
+                    mark(self.standing(r, c), cell.show(column.digits, plus_minus))
                 })
                 .collect()
         };
-        self.rows.iter().enumerate().map(row).collect()
+        self.rows.iter().enumerate().map(cells).collect()
     }
 
-    /// Names and cells, the best marked with `*`, the second best with `°`.
+    /// The name and the cells of each row. The best is marked with `*`, the second best with `°`.
     pub fn shown(&self, plus_minus: &str) -> Vec<Vec<String>> {
-        let cells = self.cells(plus_minus, |rank, text| match rank {
-            Rank::Best => format!("{text}*"),
-            Rank::Second => format!("{text}°"),
-            Rank::Other => text,
+        let cells = self.cells(plus_minus, |standing, text| match standing {
+            Standing::Best => format!("{text}*"),
+            Standing::Second => format!("{text}°"),
+            Standing::Other => text,
         });
         self.rows
             .iter()
             .zip(cells)
-            .map(|(line, cells)| std::iter::once(line.name.clone()).chain(cells).collect())
+            .map(|(row, cells)| std::iter::once(row.name.clone()).chain(cells).collect())
             .collect()
     }
 
-    /// Best bold, second best in italics.
+    /// Markdown. The best is bold, the second best in italics.
     pub fn markdown(&self) -> String {
         let bar = |text: &str| text.replace('|', "\\|");
         let mut out = format!("### {}\n\n| |", self.title);
@@ -186,21 +193,22 @@ impl Sheet {
         out += "\n|---|";
         self.columns.iter().for_each(|_| out += "---:|");
         out += "\n";
-        let cells = self.cells(" ± ", |rank, text| match rank {
-            Rank::Best => format!("**{text}**"),
-            Rank::Second => format!("*{text}*"),
-            Rank::Other => text,
+        let cells = self.cells(" ± ", |standing, text| match standing {
+            Standing::Best => format!("**{text}**"),
+            Standing::Second => format!("*{text}*"),
+            Standing::Other => text,
         });
-        for (line, cells) in self.rows.iter().zip(cells) {
+        for (row, cells) in self.rows.iter().zip(cells) {
             let cells: Vec<String> = cells.iter().map(|c| bar(c)).collect();
-            out += &format!("| {} | {} |\n", bar(&line.name), cells.join(" | "));
+            out += &format!("| {} | {} |\n", bar(&row.name), cells.join(" | "));
         }
         out += "\n";
         self.notes.iter().for_each(|note| out += &format!("{note}\n"));
         out
     }
 
-    /// A column of means and one of standard errors each; last what is missing in a row.
+    /// CSV. Each column becomes two, the mean and the standard error. The last column says what is
+    /// missing in a row.
     pub fn csv(&self) -> Result<Vec<u8>> {
         let mut csv = csv::Writer::from_writer(Vec::new());
         let names = self
@@ -210,8 +218,8 @@ impl Sheet {
         csv.write_record(
             std::iter::once("row".to_owned()).chain(names).chain(["note".to_owned()]),
         )?;
-        for line in &self.rows {
-            let cells = line.cells.iter().flat_map(|cell| match cell {
+        for row in &self.rows {
+            let cells = row.cells.iter().flat_map(|cell| match cell {
                 Cell::Number { mean, error } => {
                     [mean.to_string(), error.map_or(String::new(), |e| e.to_string())]
                 }
@@ -219,25 +227,26 @@ impl Sheet {
                 Cell::None => Default::default(),
             });
             csv.write_record(
-                std::iter::once(line.name.clone()).chain(cells).chain([line.note.clone()]),
+                std::iter::once(row.name.clone()).chain(cells).chain([row.note.clone()]),
             )?;
         }
         csv.into_inner().context("a table as CSV")
     }
 
-    /// For `booktabs`: best bold, second best underlined; the notes in small letters below.
+    /// LaTeX for the package `booktabs`. The best is bold, the second best underlined, and the
+    /// notes stand below in small letters.
     pub fn latex(&self) -> String {
         let mut out = format!("\\begin{{table}}\n\\caption{{{}}}\n", tex(&self.title));
         out += &format!("\\begin{{tabular}}{{l{}}}\n\\toprule\n", "r".repeat(self.columns.len()));
         self.columns.iter().for_each(|c| out += &format!(" & {}", tex(&c.name)));
         out += " \\\\\n\\midrule\n";
-        let cells = self.cells(" ± ", |rank, text| match rank {
-            Rank::Best => format!("\\textbf{{{}}}", tex(&text)),
-            Rank::Second => format!("\\underline{{{}}}", tex(&text)),
-            Rank::Other => tex(&text),
+        let cells = self.cells(" ± ", |standing, text| match standing {
+            Standing::Best => format!("\\textbf{{{}}}", tex(&text)),
+            Standing::Second => format!("\\underline{{{}}}", tex(&text)),
+            Standing::Other => tex(&text),
         });
-        for (line, cells) in self.rows.iter().zip(cells) {
-            out += &format!("{} & {} \\\\\n", tex(&line.name), cells.join(" & "));
+        for (row, cells) in self.rows.iter().zip(cells) {
+            out += &format!("{} & {} \\\\\n", tex(&row.name), cells.join(" & "));
         }
         out += "\\bottomrule\n\\end{tabular}\n";
         if !self.notes.is_empty() {
@@ -247,7 +256,7 @@ impl Sheet {
         out + "\\end{table}\n"
     }
 
-    /// For terminals: best marked with `*`, second best with `°`.
+    /// Text for terminals. The best is marked with `*`, the second best with `°`.
     pub fn text(&self) -> String {
         let mut all = vec![
             std::iter::once(String::new())
@@ -269,7 +278,7 @@ impl Sheet {
             for (index, (cell, width)) in row.iter().zip(&widths).enumerate() {
                 let (bare, mark) = unmarked(cell);
                 let pad = " ".repeat(width - bare.chars().count());
-                // The mark stands beside the column.
+                // The mark stands to the right of the column, so that the digits line up.
                 line += &if index == 0 {
                     format!("{cell}{pad}")
                 } else {
@@ -284,12 +293,12 @@ impl Sheet {
     }
 }
 
-/// A cell of [`Sheet::shown`] and its mark.
+/// Splits a cell of [`Sheet::shown`] into its value and its mark.
 fn unmarked(cell: &str) -> (&str, &str) {
     cell.split_at(cell.trim_end_matches(['*', '°']).len())
 }
 
-/// Text in LaTeX.
+/// Text with LaTeX's special characters escaped.
 fn tex(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
@@ -315,7 +324,7 @@ mod tests {
     use super::*;
 
     fn sheet() -> Sheet {
-        let row = |name: &str, marked, values: &[f64]| Line {
+        let row = |name: &str, marked, values: &[f64]| SheetRow {
             name: name.into(),
             marked,
             cells: vec![Cell::of(values)],
@@ -337,10 +346,11 @@ mod tests {
     }
 
     #[test]
-    fn ranks_go_by_what_is_shown_and_leave_the_base_out() {
+    fn standings_go_by_what_is_shown_and_leave_the_base_out() {
         let sheet = sheet();
-        let ranks: Vec<Rank> = (0..5).map(|row| sheet.rank(row, 0)).collect();
-        assert_eq!(ranks, [Rank::Other, Rank::Best, Rank::Best, Rank::Second, Rank::Other]);
+        let standings: Vec<Standing> = (0..5).map(|row| sheet.standing(row, 0)).collect();
+        let (best, second, other) = (Standing::Best, Standing::Second, Standing::Other);
+        assert_eq!(standings, [other, best, best, second, other]);
         let markdown = sheet.markdown();
         assert!(
             markdown.contains("| x | **2.0 ± 0.0** |") && markdown.contains("| z | *3.0* |"),
@@ -365,14 +375,14 @@ mod tests {
             "{csv}"
         );
         assert!(csv.ends_with("failed,,,no <memory>\n"), "{csv}");
-        let text = "Of 100 %\n             a_b\nvanilla      0.0\nx        2.0±0.0*\ny            2.0*\n\
-                    z            3.0°\nfailed         –\nA note: 50 %.\n";
+        let text = "Of 100 %\n             a_b\nvanilla      0.0\nx        2.0±0.0*\n\
+                    y            2.0*\nz            3.0°\nfailed         –\nA note: 50 %.\n";
         assert_eq!(sheet.text(), text);
     }
 
     #[test]
     fn the_worst_there_can_be_is_not_second_best() {
-        let row = |share: f64| Line {
+        let row = |share: f64| SheetRow {
             name: "x".into(),
             marked: true,
             cells: vec![Cell::of(&[share])],
@@ -381,14 +391,14 @@ mod tests {
         let columns = vec![Column::new("parameters changed (%)", 2).least().worst(100.0)];
         let rows = vec![row(99.999), row(20.0), row(30.0)];
         let mut sheet = Sheet { columns, rows, ..sheet() };
-        let ranks = |sheet: &Sheet| [0, 1, 2].map(|row| sheet.rank(row, 0));
-        assert_eq!(ranks(&sheet), [Rank::Other, Rank::Best, Rank::Second]);
+        let standings = |sheet: &Sheet| [0, 1, 2].map(|row| sheet.standing(row, 0));
+        assert_eq!(standings(&sheet), [Standing::Other, Standing::Best, Standing::Second]);
         sheet.rows.pop();
         sheet.rows.push(row(100.0));
-        assert_eq!(ranks(&sheet), [Rank::Other, Rank::Best, Rank::Other]);
+        assert_eq!(standings(&sheet), [Standing::Other, Standing::Best, Standing::Other]);
     }
 
-    /// ±: of 1, 2, 3 the sample's deviation is 1, the standard error 1/√3.
+    /// The standard deviation of the sample 1, 2, 3 is 1, so the standard error is 1/√3.
     #[test]
     fn standard_errors() {
         let Cell::Number { mean, error: Some(error) } = Cell::of(&[1.0, 2.0, 3.0]) else {

@@ -1,6 +1,7 @@
-//! Plain text tables for terminals.
+//! Tables of plain text for terminals.
 
-/// Columns padded to their widest cell; the first column left, the others right.
+/// A table as text. Columns are padded to their widest cell; the first one is aligned to the left,
+/// the others to the right.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = head.map(|h| h.chars().count());
     for row in rows {

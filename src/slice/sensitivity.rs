@@ -88,7 +88,7 @@ pub fn pick(sensitivity: &[f64], better: impl Fn(f64, f64) -> bool) -> Result<us
 
 /// Error density of the most sensitive fifth of the blocks (rounded, at least one) against the rest
 /// (IRepair, Figure 2).
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Density {
     /// The blocks of the top 20 %, most sensitive first.
     pub top: Vec<usize>,

@@ -77,7 +77,6 @@ impl RoundLine {
 
 /// What a part of a run took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Cost {
     pub seconds: f64,
     pub tokens: usize,
@@ -126,11 +125,9 @@ pub struct StepLine {
     pub grad_norm: f64,
     pub seconds: f64,
     /// Tokens of the chosen and rejected sequences and the normal texts, all together.
-    #[serde(default)]
     pub tokens: usize,
     /// Floating-point operations of the step's products; 0 where they are not counted (other
     /// devices than the CPU).
-    #[serde(default)]
     pub operations: u64,
 }
 

@@ -1,4 +1,5 @@
-//! A command of this program in a process of its own, its lines passed on.
+//! A *child* is a command of this program that runs in a process of its own. What it says on stderr
+//! is shown as progress.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -15,17 +16,18 @@ use crate::base::interrupt;
 use crate::base::progress::Progress;
 use crate::settings::SETTINGS;
 
-/// How it ended.
+/// How a child ended.
 pub enum Outcome {
-    /// With what it printed.
+    /// It did its work. The text is what it printed.
     Done(String),
-    /// With its error.
+    /// It failed. The text is its error.
     Failed(String),
     Interrupted,
 }
 
-/// Does `work` for every item, `at_once` of them at a time, and gives what came of it in the order of the items. After an
-/// error nothing new is begun; of several, the first item's is returned.
+/// Does `work` for every item, `at_once` of them at a time, and gives the results in the order of
+/// the items. After an error nothing new is begun. If there are several errors, the one of the
+/// first item is returned.
 pub fn several<T: Sync, R: Send>(
     at_once: usize,
     items: &[T],
@@ -50,65 +52,69 @@ pub fn several<T: Sync, R: Send>(
     });
     let results =
         done.into_iter().map(|slot| slot.into_inner().unwrap_or_else(PoisonError::into_inner));
-    // What was not begun comes after what failed.
+    // An item without a result was not begun, so it comes after one that failed.
     results.map_while(|result| result).collect()
 }
 
-/// Which of several processes of a kind runs, and for about how long the rest will.
-pub struct Pace {
+/// Counts processes of one kind, and estimates how long those that are left will take.
+pub struct Countdown {
     total: usize,
     at_once: usize,
-    state: Mutex<PaceState>,
+    counts: Mutex<Counts>,
 }
 
 #[derive(Default)]
-struct PaceState {
-    /// Looked at.
-    at: usize,
-    /// Ended here, after `spent` altogether.
-    ran: u32,
+struct Counts {
+    /// Processes that have begun or were not needed.
+    begun: usize,
+    /// Processes that have ended.
+    ended: u32,
+    /// The time that they took altogether.
     spent: Duration,
 }
 
-impl Pace {
+impl Countdown {
+    /// A countdown for `total` processes, of which `at_once` run at a time.
     pub fn of(total: usize, at_once: usize) -> Self {
-        Self { total, at_once, state: Mutex::default() }
+        Self { total, at_once, counts: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, PaceState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next one is there already.
+    /// Counts a process that is not needed, because its result exists.
     pub fn pass(&self) {
-        self.state().at += 1;
+        self.counts().begun += 1;
     }
 
-    /// Runs the next one.
+    /// Runs the next process. `work` gets a title for its progress.
     pub fn run<R>(&self, name: &str, work: impl FnOnce(&str) -> R) -> R {
         let title = {
-            let mut state = self.state();
-            let rest = self.total.saturating_sub(state.at).div_ceil(self.at_once.max(1)) as u32;
-            let left = match state.spent.checked_div(state.ran) {
+            let mut counts = self.counts();
+            let rest = self.total.saturating_sub(counts.begun);
+            let rest = rest.div_ceil(self.at_once.max(1)) as u32;
+            let left = match counts.spent.checked_div(counts.ended) {
                 Some(each) => format!(", about {} left", HumanDuration(each * rest)),
                 None => String::new(),
             };
-            state.at += 1;
-            format!("{name} ({} of {}{left})", state.at, self.total)
+            counts.begun += 1;
+            format!("{name} ({} of {}{left})", counts.begun, self.total)
         };
         let begun = Instant::now();
         let done = work(&title);
-        let mut state = self.state();
-        state.ran += 1;
-        state.spent += begun.elapsed();
+        let mut counts = self.counts();
+        counts.ended += 1;
+        counts.spent += begun.elapsed();
         done
     }
 }
 
-/// Of what a process said, the last lines in which its error is looked for.
+/// How many of the last lines of a process are searched for its error.
 const END: usize = 50;
 
-/// Why it failed: the last line that says so, where that is the place of a panic with the next one; or the last line.
+/// Why a process failed: the last line that names an error. If it names the place of a panic, the
+/// next line belongs to it. If no line names an error, it is the last line.
 fn reason(said: &VecDeque<String>) -> String {
     let panicked = |line: &str| line.contains("panicked");
     let at = said.iter().rposition(|line| line.starts_with("error:") || panicked(line));
@@ -120,8 +126,10 @@ fn reason(said: &VecDeque<String>) -> String {
     }
 }
 
+/// A child that is not started yet.
 pub struct Child<'a> {
     title: &'a str,
+    /// The threads that it may use. `None` leaves the number to the child.
     threads: Option<usize>,
     quiet: bool,
 }
@@ -131,7 +139,8 @@ impl<'a> Child<'a> {
         Self { title, threads, quiet }
     }
 
-    /// Runs to its end; an interrupt of this process is passed on, so that it can save its state.
+    /// Runs the command with these arguments to its end. An interrupt of this process is passed on,
+    /// so that the child can save its state. Errors if the process can't be started or read.
     pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
         let program = std::env::current_exe().context("where this program is")?;
         let mut command = Command::new(program);
@@ -139,14 +148,14 @@ impl<'a> Child<'a> {
         if let Some(threads) = self.threads {
             command.args(["--threads", &threads.to_string()]);
         }
-        // The settings are all in the arguments; of the environment they were read once.
+        // The arguments hold all settings, also those that this process read from the environment.
         for setting in SETTINGS.iter() {
             command.env_remove(setting.variable());
         }
         #[cfg(unix)]
         {
             use std::os::unix::process::CommandExt;
-            // Ctrl-C of the terminal reaches this process alone.
+            // Ctrl-C on the terminal reaches this process only, which passes it on.
             command.process_group(0);
         }
         let mut child = command.spawn().context("starting a run")?;
@@ -209,7 +218,7 @@ impl<'a> Child<'a> {
 
 #[cfg(unix)]
 fn interrupt(child: &mut std::process::Child) -> Result<()> {
-    // SAFETY: a signal to a process that we started and have not waited for.
+    // SAFETY: the process is ours and was not waited for, so its id can't belong to another one.
     unsafe {
         libc::kill(child.id() as libc::pid_t, libc::SIGINT);
     }
@@ -242,7 +251,7 @@ mod tests {
     fn several_at_a_time_in_order() {
         let items: Vec<u64> = (0..20).collect();
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        // The first three wait for each other, however slow the machine.
+        // The first three wait for each other, so that they overlap on a slow machine, too.
         let together = std::sync::Barrier::new(3);
         let work = |item: &u64| {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);

@@ -1,4 +1,5 @@
-//! One evaluation for all: the base, every run, and the weights that runs kept along their way.
+//! The *evaluation* of a comparison measures the same on all models: on the base, on every run, and
+//! on the weights that the runs kept on their way.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,43 +7,46 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
-use super::child::{Child, Outcome, Pace, several};
-use super::{Plan, interrupted};
+use super::child::{Child, Countdown, Outcome, several};
+use super::interrupted;
+use super::plan::ComparisonPlan;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
-use crate::commands::eval::results::{Results, together};
-use crate::report::comparison::{Asked, Entry, Figure};
+use crate::commands::eval::folder::RESULTS;
+use crate::commands::eval::join::together;
+use crate::commands::eval::results::Results;
+use crate::report::comparison::{Asked, ComparedFigure, MethodRow};
 use crate::report::pareto::Point;
 use crate::train::CHECKPOINTS;
 
+/// Makes the evaluations of a plan, each in a folder of its own in `eval/`.
 pub struct Evaluations<'a> {
-    pub plan: &'a Plan,
+    pub plan: &'a ComparisonPlan,
     pub dir: &'a Path,
     pub quiet: bool,
 }
 
 impl Evaluations<'_> {
-    /// The base and every finished run; their figures go into the entries.
-    pub fn finals(&self, entries: &mut [Entry]) -> Result<Asked> {
+    /// Evaluates the base and every finished run, and puts the figures into their rows. Errors if
+    /// the evaluation of the base fails. If another one fails, its run has failed.
+    pub fn finals(&self, rows: &mut [MethodRow]) -> Result<Asked> {
         let mut models = Vec::new();
-        for entry in &*entries {
-            for run in &entry.runs {
-                if entry.is_base() {
-                    models.push((entry.name.clone(), self.plan.base.model.clone()));
+        for row in &*rows {
+            for run in &row.runs {
+                if row.is_base() {
+                    models.push((row.name.clone(), self.plan.base.model.clone()));
                 } else if let Some(made) = &run.made {
-                    models.push((
-                        format!("{}-seed{}", entry.name, run.seed),
-                        made.dir.display().to_string(),
-                    ));
+                    let name = format!("{}-seed{}", row.name, run.seed);
+                    models.push((name, made.dir.display().to_string()));
                 }
             }
         }
-        let pace = Pace::of(models.len(), self.plan.at_once);
+        let countdown = Countdown::of(models.len(), self.plan.at_once);
         let done = several(self.plan.at_once, &models, |(name, model)| {
-            self.evaluate(&pace, name, model, &self.plan.eval)
+            self.evaluate(&countdown, name, model, &self.plan.eval)
         })?;
-        // The base comes first, and all differences are from it.
+        // The base is the first model, and without it there are no differences.
         if let Some(Err(why)) = done.first() {
             bail!(
                 "the evaluation of {} failed: {why}; give the same command with --resume to go on",
@@ -52,9 +56,9 @@ impl Evaluations<'_> {
         let dirs: Vec<&PathBuf> = done.iter().filter_map(|dir| dir.as_ref().ok()).collect();
         let results = together(&dirs)?;
         let asked = asked(&results);
-        let evaluated = entries.iter_mut().flat_map(|e| {
-            let base = e.is_base();
-            e.runs.iter_mut().filter(move |r| base || r.made.is_some())
+        let evaluated = rows.iter_mut().flat_map(|row| {
+            let base = row.is_base();
+            row.runs.iter_mut().filter(move |run| base || run.made.is_some())
         });
         let mut model = 0;
         for (done, run) in done.iter().zip(evaluated) {
@@ -70,91 +74,98 @@ impl Evaluations<'_> {
         Ok(asked)
     }
 
-    /// What runs kept along their way: toxicity and the first perplexity. Returns which points are missing, and why.
-    pub fn along_the_way(&self, asked: &Asked, entries: &mut [Entry]) -> Result<Vec<String>> {
+    /// Measures toxicity and perplexities of the weights that the runs kept on their way, and puts
+    /// the points into their rows. Gives a sentence for each point that is missing.
+    pub fn along_the_way(&self, asked: &Asked, rows: &mut [MethodRow]) -> Result<Vec<String>> {
         if asked.toxicity.is_none() {
             return Ok(Vec::new());
         }
-        let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
-        let mut states = Vec::new();
-        for (at, entry) in entries.iter().enumerate() {
-            for (run_at, run) in entry.runs.iter().enumerate() {
+        let mut all = Vec::new();
+        for (at, row) in rows.iter().enumerate() {
+            for (run_at, run) in row.runs.iter().enumerate() {
                 let Some(made) = &run.made else { continue };
                 for (step, path) in kept(&made.dir)? {
-                    let name = format!("{}-seed{}-step{step}", entry.name, run.seed);
-                    states.push(State { at: (at, run_at), step, path, name });
+                    let name = format!("{}-seed{}-step{step}", row.name, run.seed);
+                    all.push(IntermediateWeights { at: (at, run_at), step, path, name });
                 }
             }
         }
-        let pace = Pace::of(states.len(), self.plan.at_once);
-        let points = several(self.plan.at_once, &states, |state| {
-            let dir = self.dir.join("eval").join(&state.name);
-            // Of these weights, unless another run goes by the name now.
-            let (of, hash) = (dir.join("state.sha256"), files::hash_file(&state.path)?);
-            let done = if dir.join("results.json").is_file()
-                && std::fs::read_to_string(&of).is_ok_and(|old| old == hash)
-            {
-                pace.pass();
-                Ok(dir)
-            } else {
-                match self.rebuild(&state.path) {
-                    Ok(rebuilt) => {
-                        let model = rebuilt.path().display().to_string();
-                        let done =
-                            self.evaluate(&pace, &state.name, &model, &self.plan.eval[..kl])?;
-                        if let Ok(dir) = &done {
-                            files::write_whole(&dir.join("state.sha256"), hash.as_bytes())?;
-                        }
-                        done
-                    }
-                    Err(why) => {
-                        pace.pass();
-                        Err(format!("{why:#}"))
-                    }
-                }
-            };
-            // One that fails is a point less.
-            Ok(match done {
-                Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(state.step))),
+        let countdown = Countdown::of(all.len(), self.plan.at_once);
+        let points = several(self.plan.at_once, &all, |weights| {
+            Ok(match self.intermediate(&countdown, weights)? {
+                Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(weights.step))),
                 Err(why) => {
-                    let gap = format!("no point of {}: {why}", state.name);
+                    let gap = format!("no point of {}: {why}", weights.name);
                     eprintln!("warning: {gap}");
                     Err(gap)
                 }
             })
         })?;
         let mut gaps = Vec::new();
-        for (state, point) in states.iter().zip(points).rev() {
-            let (entry, run) = state.at;
+        for (weights, point) in all.iter().zip(points).rev() {
+            let (row, run) = weights.at;
             match point {
-                // Before those of later steps, and of the end.
-                Ok(point) => point
-                    .into_iter()
-                    .for_each(|point| entries[entry].runs[run].points.insert(0, point)),
+                // The points of later steps and of the end are already there, and stand behind it.
+                Ok(point) => {
+                    point.into_iter().for_each(|point| rows[row].runs[run].points.insert(0, point))
+                }
                 Err(gap) => gaps.insert(0, gap),
             }
         }
         Ok(gaps)
     }
 
-    /// The folder of a finished evaluation of a model, or why there is none; made, or gone on with, if it is not there.
+    /// The folder of a finished evaluation of these weights, or why there is none.
+    fn intermediate(
+        &self,
+        countdown: &Countdown,
+        weights: &IntermediateWeights,
+    ) -> Result<Result<PathBuf, String>> {
+        let dir = self.dir.join("eval").join(&weights.name);
+        // The hash tells whether the evaluation is of these weights, or of an earlier run of this
+        // name.
+        let (sha256, hash) = (dir.join("state.sha256"), files::hash_file(&weights.path)?);
+        let is_same = std::fs::read_to_string(&sha256).is_ok_and(|old| old == hash);
+        if dir.join(RESULTS).is_file() && is_same {
+            countdown.pass();
+            return Ok(Ok(dir));
+        }
+        let rebuilt = match self.rebuild(&weights.path) {
+            Ok(rebuilt) => rebuilt,
+            Err(why) => {
+                countdown.pass();
+                return Ok(Err(format!("{why:#}")));
+            }
+        };
+        let model = rebuilt.path().display().to_string();
+        // The trade-off needs no KL, which stands at the end of the arguments.
+        let kl = self.plan.eval.iter().position(|a| a == "--kl").unwrap_or(self.plan.eval.len());
+        let done = self.evaluate(countdown, &weights.name, &model, &self.plan.eval[..kl])?;
+        if done.is_ok() {
+            files::write_whole(&sha256, hash.as_bytes())?;
+        }
+        Ok(done)
+    }
+
+    /// The folder of a finished evaluation of a model, or why there is none. If it is not there,
+    /// the evaluation is made or gone on with.
     fn evaluate(
         &self,
-        pace: &Pace,
+        countdown: &Countdown,
         name: &str,
         model: &str,
         asked: &[String],
     ) -> Result<Result<PathBuf, String>> {
         let out = self.dir.join("eval").join(name);
-        if out.join("results.json").is_file() {
-            // Of these weights, unless someone put other ones in the run's place.
+        if out.join(RESULTS).is_file() {
+            // The hash tells whether someone has put other weights in the run's place.
             let hash = if model == self.plan.base.model {
                 self.plan.base.sha256.clone()
             } else {
                 Checkpoint::open(Path::new(model), model, None)?.hash()?
             };
             if Results::read(&out)?.models.first().is_some_and(|m| m.sha256 == hash) {
-                pace.pass();
+                countdown.pass();
                 return Ok(Ok(out));
             }
         }
@@ -165,16 +176,15 @@ impl Evaluations<'_> {
         arguments.push(if out.join("work").is_dir() { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
         let what = format!("evaluation of {name}");
-        match pace
-            .run(&what, |title| Child::new(title, self.plan.threads, self.quiet).run(&arguments))?
-        {
+        let run = |title: &str| Child::new(title, self.plan.threads, self.quiet).run(&arguments);
+        match countdown.run(&what, run)? {
             Outcome::Done(_) => Ok(Ok(out)),
             Outcome::Failed(why) => Ok(Err(why)),
             Outcome::Interrupted => Err(interrupted(self.dir)),
         }
     }
 
-    /// The base with kept tensors in place, as a folder that lasts as long as it is evaluated.
+    /// A temporary model folder: the base with the tensors of this file in place.
     fn rebuild(&self, kept: &Path) -> Result<tempfile::TempDir> {
         let loaded = self.plan.open()?;
         let mut weights = loaded.weights()?;
@@ -190,8 +200,8 @@ impl Evaluations<'_> {
     }
 }
 
-/// Removes the evaluations of what a run of this name kept along its way.
-pub fn forget_states(dir: &Path, run: &str) -> Result<()> {
+/// Removes the evaluations of the weights that an earlier run of this name kept on its way.
+pub fn forget_intermediate(dir: &Path, run: &str) -> Result<()> {
     let evaluations = dir.join("eval");
     if !evaluations.is_dir() {
         return Ok(());
@@ -209,17 +219,17 @@ pub fn forget_states(dir: &Path, run: &str) -> Result<()> {
     Ok(())
 }
 
-/// Weights that a run kept along its way.
-struct State {
-    /// Its entry, and its run there.
+/// Weights that a run kept on its way.
+struct IntermediateWeights {
+    /// The place of the row, and of the run in it.
     at: (usize, usize),
     step: usize,
     path: PathBuf,
-    /// Of the evaluation.
+    /// The name of the evaluation.
     name: String,
 }
 
-/// The files that a run kept along its way, by their steps.
+/// The files of weights that a run kept on its way, by their steps.
 fn kept(run: &Path) -> Result<BTreeMap<usize, PathBuf>> {
     let dir = run.join("irepair").join(CHECKPOINTS);
     let mut files = BTreeMap::new();
@@ -236,7 +246,7 @@ fn kept(run: &Path) -> Result<BTreeMap<usize, PathBuf>> {
     Ok(files)
 }
 
-/// What the models were asked, and which figures lead.
+/// What was measured on all models, and the base's figures for the trade-off.
 fn asked(results: &Results) -> Asked {
     let figures = figures(results, 0);
     let first = |id: &str| figures.iter().find(|figure| figure.id == id).cloned();
@@ -252,12 +262,12 @@ fn asked(results: &Results) -> Asked {
     Asked { about: about.collect(), toxicity: first("toxicity"), perplexity }
 }
 
-/// Figures of a model, task by task.
-fn figures(results: &Results, model: usize) -> Vec<Figure> {
+/// The figures of a model, task by task.
+fn figures(results: &Results, model: usize) -> Vec<ComparedFigure> {
     let mut all = Vec::new();
     for measurement in &results.measurements {
         for on in measurement.models.iter().filter(|on| on.model == model) {
-            all.extend(on.figures.iter().map(|figure| Figure {
+            all.extend(on.figures.iter().map(|figure| ComparedFigure {
                 task: measurement.task.clone(),
                 id: figure.id.clone(),
                 name: measurement.label(figure),
@@ -273,10 +283,9 @@ fn figures(results: &Results, model: usize) -> Vec<Figure> {
     all
 }
 
-fn point(asked: &Asked, figures: &[Figure], step: Option<usize>) -> Option<Point> {
-    let value = |wanted: &Figure| {
-        figures.iter().find(|f| f.task == wanted.task && f.id == wanted.id)?.value
-    };
+/// The point of weights with these figures. `None` if toxicity or perplexity has no value.
+fn point(asked: &Asked, figures: &[ComparedFigure], step: Option<usize>) -> Option<Point> {
+    let value = |wanted: &ComparedFigure| figures.iter().find(|f| f.is(wanted))?.value;
     let toxicity = value(asked.toxicity.as_ref()?)?;
     let perplexity = value(&asked.perplexity.as_ref()?.0)?;
     Some(Point { step, toxicity, perplexity })

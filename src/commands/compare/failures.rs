@@ -1,5 +1,6 @@
-//! *Failures* that all methods of a comparison learn from: rows with a prompt and a target. Methods that learn from pairs get
-//! what the base says instead of the target as rejected.
+//! The *failures* of a comparison are rows with a prompt and a target, from which all methods
+//! learn. Methods that learn from pairs get what the base says instead of the target as the
+//! rejected response.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,16 +20,18 @@ use crate::{bail_input, data};
 
 pub struct Failures {
     edits: Vec<Edit>,
-    /// Where they are written as pairs.
+    /// The file to which they are written as pairs.
     path: PathBuf,
 }
 
 impl Failures {
-    /// Those of `--data`, or of the demo, to be written into this folder.
+    /// Reads the failures of `--data` or of the demo, which `write` will write into the folder
+    /// `dir`. Errors (bad input) if there are none.
     pub fn read(settings: &RepairSettings, dir: &Path) -> Result<Self> {
         Ok(Self { edits: failures(settings)?.0, path: dir.join("failures.jsonl") })
     }
 
+    /// SHA-256 of their texts in order.
     pub fn hash(&self) -> String {
         let texts = |edit: &Edit| {
             [edit.prompt.clone(), edit.target.clone(), edit.rejected.clone().unwrap_or_default()]
@@ -37,8 +40,8 @@ impl Failures {
         hash_texts(texts.iter().map(String::as_str))
     }
 
-    /// Settings under which a repair learns from them, and holds none of them back.
-    pub fn learned_with(&self, layer: &mut Layer, by_pairs: bool) {
+    /// Changes the settings of a repair so that it learns from them and holds none of them back.
+    pub fn set_as_data(&self, layer: &mut Layer, by_pairs: bool) {
         layer.insert("data".into(), self.path.display().to_string().into());
         layer.remove("map");
         if by_pairs {
@@ -46,8 +49,8 @@ impl Failures {
         }
     }
 
-    /// Writes them, but for those whose target the base says, unless they are there, and counts them. Errors (a failed check)
-    /// if it says all of them.
+    /// Writes the failures whose target the base does not say, unless an earlier command has
+    /// written them, and gives their number. Errors (a failed check) if the base says every target.
     pub fn write(&self, base: &Loaded) -> Result<usize> {
         if self.path.is_file() {
             return Ok(data::read_rows(&self.path)?.len());
@@ -66,7 +69,8 @@ impl Failures {
             let rejected = edit.rejected.as_deref().unwrap_or(said);
             if rejected.trim().is_empty() {
                 bail_input!(
-                    "{}: the base says only blanks here, and methods that learn from pairs need more; give the row a \"rejected\"",
+                    "{}: the base says only blanks here, and methods that learn from pairs need \
+                     more; give the row a \"rejected\"",
                     edit.place
                 );
             }

@@ -1,7 +1,9 @@
-//! `compare`: the same repair by several methods, evaluated with the same prompts, scorer and texts, as the paper's tables
-//! and figures. Everything is a command of its own that runs in its own process: a run that fails or takes all memory
-//! leaves the others alone, and every peak of memory is its own.
+//! `compare` makes the same repair by several methods, evaluates all of them with the same prompts,
+//! scorer and texts, and draws the tables and figures of the paper. Every repair and every
+//! evaluation runs in a process of its own. So a run that fails or takes all memory leaves the
+//! others alone, and the peak memory of each is measured.
 
+mod arguments;
 mod child;
 mod evaluation;
 mod failures;
@@ -17,15 +19,16 @@ use crate::base::files::write_whole;
 use crate::base::interrupt;
 use crate::cli::Compare;
 use crate::report::compare_page;
-use crate::report::comparison::{Comparison, Entry, Made, RECORD, Run, Sensitivity};
-use crate::report::folder::read_record;
+use crate::report::comparison::{
+    Comparison, FinishedRun, MethodRow, MethodRun, RECORD, SensitivityRecord,
+};
 use crate::report::{RunRecord, plot};
-use child::{Child, Outcome, Pace, several};
+use child::{Child, Countdown, Outcome, several};
 use evaluation::Evaluations;
-use plan::{Job, Plan};
+use plan::{ComparisonPlan, PlannedRun};
 
 pub fn run(args: &Compare) -> Result<()> {
-    let plan = Plan::new(args)?;
+    let plan = ComparisonPlan::new(args)?;
     let finished =
         args.finished.iter().map(|dir| finished(&plan, dir)).collect::<Result<Vec<_>>>()?;
     same_data(&plan, &args.finished, &finished)?;
@@ -35,33 +38,28 @@ pub fn run(args: &Compare) -> Result<()> {
     let dir = &plan.dir;
     let failures =
         plan.failures.as_ref().map(|failures| failures.write(&plan.open()?)).transpose()?;
-    let mut entries: Vec<Entry> = vec![Entry::vanilla()];
-    let pace = Pace::of(plan.jobs.len(), plan.at_once);
-    let made = several(plan.at_once, &plan.jobs, |job| make(&plan, job, &pace, args.output.quiet))?;
-    for (job, made) in plan.jobs.iter().zip(made) {
+    let mut rows: Vec<MethodRow> = vec![MethodRow::vanilla()];
+    let countdown = Countdown::of(plan.runs.len(), plan.at_once);
+    let quiet = args.output.quiet;
+    let made = several(plan.at_once, &plan.runs, |run| make(&plan, run, &countdown, quiet))?;
+    for (planned, made) in plan.runs.iter().zip(made) {
         let run = match made {
-            Ok(record) => Run::of(job.seed, &job.dir(dir), &record)?,
-            Err(why) => Run::failed(job.seed, why),
+            Ok(record) => MethodRun::finished(planned.seed, &planned.dir(dir), &record),
+            Err(why) => MethodRun::failed(planned.seed, why),
         };
-        add(&mut entries, &job.name, &job.method, run);
+        add(&mut rows, &planned.name, &planned.method, run);
     }
     for ((path, record), name) in args.finished.iter().zip(finished).zip(names) {
-        let run = Run::of(record.seed, path, &record)?;
-        add(&mut entries, &name, &record.settings.method, run);
+        let run = MethodRun::finished(record.seed, path, &record);
+        add(&mut rows, &name, &record.settings.method, run);
     }
-    same_rows(&entries)?;
-    let evaluations = Evaluations { plan: &plan, dir, quiet: args.output.quiet };
-    let asked = evaluations.finals(&mut entries)?;
-    let mut gaps = evaluations.along_the_way(&asked, &mut entries)?;
-    let sensitivity = sensitivity(&plan, args.output.quiet, &mut gaps)?;
-    let comparison = Comparison::new(
-        plan.base.clone(),
-        plan.seeds.clone(),
-        failures,
-        asked,
-        entries,
-        sensitivity,
-    )?;
+    same_pairs(&rows)?;
+    let evaluations = Evaluations { plan: &plan, dir, quiet };
+    let asked = evaluations.finals(&mut rows)?;
+    let mut gaps = evaluations.along_the_way(&asked, &mut rows)?;
+    let sensitivity = sensitivity(&plan, quiet, &mut gaps)?;
+    let (base, seeds) = (plan.base.clone(), plan.seeds.clone());
+    let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
     let comparison = Comparison { gaps, ..comparison };
     write(&comparison, dir)?;
     if args.output.json {
@@ -75,50 +73,60 @@ pub fn run(args: &Compare) -> Result<()> {
     Ok(())
 }
 
-fn add(entries: &mut Vec<Entry>, name: &str, method: &str, run: Run) {
-    match entries.iter_mut().find(|e| e.name == name) {
-        Some(entry) => entry.runs.push(run),
-        None => entries.push(Entry { name: name.into(), method: method.into(), runs: vec![run] }),
+/// Adds a run to the row with this name, or begins the row.
+fn add(rows: &mut Vec<MethodRow>, name: &str, method: &str, run: MethodRun) {
+    match rows.iter_mut().find(|row| row.name == name) {
+        Some(row) => row.runs.push(run),
+        None => rows.push(MethodRow { name: name.into(), method: method.into(), runs: vec![run] }),
     }
 }
 
-/// The record of a job's run, made if it is not there yet; or why it failed.
-fn make(plan: &Plan, job: &Job, pace: &Pace, quiet: bool) -> Result<Result<RunRecord, String>> {
+/// The record of a planned run, or why the run failed. The run is made if it is not there yet.
+fn make(
+    plan: &ComparisonPlan,
+    planned: &PlannedRun,
+    countdown: &Countdown,
+    quiet: bool,
+) -> Result<Result<RunRecord, String>> {
     let dir = &plan.dir;
-    let out = job.dir(dir);
+    let out = planned.dir(dir);
     if out.join("irepair").join("run.json").is_file() {
         let record = finished(plan, &out)?;
-        if let Some(key) = plan::difference(&record.settings, &job.settings)? {
+        if let Some(key) = plan::difference(&record.settings, &planned.settings)? {
             bail_input!(
-                "{} was made with another {key}; choose another --out, or remove that folder to make it again",
+                "{} was made with another {key}; choose another --out, or remove that folder to \
+                 make it again",
                 out.display()
             );
         }
-        pace.pass();
+        countdown.pass();
         return Ok(Ok(record));
     }
-    let config = dir.join("runs").join(format!("{}.toml", job.file_name()));
-    let settings = toml::to_string(&job.layer).context("settings as TOML")?;
+    let config = dir.join("runs").join(format!("{}.toml", planned.file_name()));
+    let settings = toml::to_string(&planned.layer).context("settings as TOML")?;
     if plan::has_state(&out) {
-        // `repair --resume` may go on with another learning rate; here half of a run would be another than its row says.
+        // `repair --resume` may go on with another learning rate. Here half of the run would then
+        // have other settings than its row says.
         let begun =
             std::fs::read_to_string(&config).with_context(|| config.display().to_string())?;
         if begun != settings {
             bail_input!(
-                "{} was begun with other settings than now; choose another --out, or remove {}.partial to begin it again",
+                "{} was begun with other settings than now; choose another --out, or remove \
+                 {}.partial to begin it again",
                 config.display(),
                 out.display()
             );
         }
     } else {
-        evaluation::forget_states(dir, &job.file_name())?;
+        evaluation::forget_intermediate(dir, &planned.file_name())?;
     }
     write_whole(&config, settings.as_bytes())?;
     let (config, out_text) = (config.display().to_string(), out.display().to_string());
     let mut arguments = vec!["repair", "--config", &config, "--out", &out_text];
     arguments.push(if plan::has_state(&out) { "--resume" } else { "--overwrite" });
-    match pace.run(&job.title(), |title| Child::new(title, plan.threads, quiet).run(&arguments))? {
-        // A tripped guard leaves a run, too.
+    let run = |title: &str| Child::new(title, plan.threads, quiet).run(&arguments);
+    match countdown.run(&planned.title(), run)? {
+        // A run that its guard has ended is finished, too.
         Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {
             Ok(Ok(finished(plan, &out)?))
         }
@@ -128,20 +136,21 @@ fn make(plan: &Plan, job: &Job, pace: &Pace, quiet: bool) -> Result<Result<RunRe
     }
 }
 
-/// What to do after an interrupt.
+/// The error after an interrupt, which says how to go on.
 fn interrupted(dir: &Path) -> anyhow::Error {
     let text =
         format!("interrupted; give the same command with --resume to go on with {}", dir.display());
     Error::Interrupted(text).into()
 }
 
-/// A finished run. Errors (bad input) if it is not one of this comparison.
-fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
+/// The record of a finished run. Errors (bad input) if its base, scorer or toxic label is not that
+/// of the comparison.
+fn finished(plan: &ComparisonPlan, dir: &Path) -> Result<RunRecord> {
     let path = dir.join("irepair").join("run.json");
     if !path.is_file() {
         bail_input!("{}: no finished run (no irepair/run.json in it)", dir.display());
     }
-    let record = read_record(&path)?;
+    let record = RunRecord::read(&path)?;
     let what = if record.base_sha256 != plan.base.files {
         "base model"
     } else if record.edits.is_none() && record.settings.scorer != plan.base.scorer {
@@ -157,11 +166,12 @@ fn finished(plan: &Plan, dir: &Path) -> Result<RunRecord> {
     )
 }
 
-/// Errors (bad input), before anything is made, if a finished run of pairs learned from another file than the others will.
-fn same_data(plan: &Plan, dirs: &[PathBuf], records: &[RunRecord]) -> Result<()> {
-    let of_pairs = || dirs.iter().zip(records).filter(|(_, record)| record.edits.is_none());
-    let Some((first, record)) = of_pairs().next() else { return Ok(()) };
-    if let Some((dir, _)) = of_pairs().find(|(_, r)| r.data.sha256 != record.data.sha256) {
+/// Errors (bad input) before anything is made, if a finished block-level run learned from other
+/// pairs than the others did or will.
+fn same_data(plan: &ComparisonPlan, dirs: &[PathBuf], records: &[RunRecord]) -> Result<()> {
+    let by_pairs = || dirs.iter().zip(records).filter(|(_, record)| record.edits.is_none());
+    let Some((first, record)) = by_pairs().next() else { return Ok(()) };
+    if let Some((dir, _)) = by_pairs().find(|(_, r)| r.data.sha256 != record.data.sha256) {
         bail_input!(
             "{} learned from other data than {}, so they can't stand beside each other",
             dir.display(),
@@ -179,12 +189,13 @@ fn same_data(plan: &Plan, dirs: &[PathBuf], records: &[RunRecord]) -> Result<()>
     }
 }
 
-/// Errors (bad input) if runs learned from different pairs, or from different targets.
-fn same_rows(entries: &[Entry]) -> Result<()> {
-    let made: Vec<&Made> =
-        entries.iter().flat_map(|e| &e.runs).filter_map(|r| r.made.as_ref()).collect();
+/// Errors (bad input) if block-level runs learned from different pairs, or neuron-level runs from
+/// different targets.
+fn same_pairs(rows: &[MethodRow]) -> Result<()> {
+    let made: Vec<&FinishedRun> =
+        rows.iter().flat_map(|row| &row.runs).filter_map(|run| run.made.as_ref()).collect();
     for run in &made {
-        let alike = |first: &&&Made| first.neurons.is_some() == run.neurons.is_some();
+        let alike = |first: &&&FinishedRun| first.neurons.is_some() == run.neurons.is_some();
         if let Some(first) =
             made.iter().find(alike).filter(|first| first.data_sha256 != run.data_sha256)
         {
@@ -198,8 +209,13 @@ fn same_rows(entries: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// Figure 2: the sensitivity of the base's blocks over all pairs; a gap where it can't be measured.
-fn sensitivity(plan: &Plan, quiet: bool, gaps: &mut Vec<String>) -> Result<Option<Sensitivity>> {
+/// Figure 2 of the paper: the sensitivity of the base's blocks over all pairs. If it can't be
+/// measured, this is a gap.
+fn sensitivity(
+    plan: &ComparisonPlan,
+    quiet: bool,
+    gaps: &mut Vec<String>,
+) -> Result<Option<SensitivityRecord>> {
     let dir = &plan.dir;
     let dump = dir.join("figure2.csv").display().to_string();
     let mut arguments = plan.sensitivity.clone();
@@ -210,7 +226,7 @@ fn sensitivity(plan: &Plan, quiet: bool, gaps: &mut Vec<String>) -> Result<Optio
             Ok(Some(serde_json::from_str(&text).context("irepair sensitivity --json")?))
         }
         Outcome::Failed(why) => {
-            // The tables do not need it.
+            // The tables do not need the sensitivities, so the comparison goes on.
             let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
             eprintln!("warning: {gap}");
             gaps.push(gap);
@@ -223,7 +239,8 @@ fn sensitivity(plan: &Plan, quiet: bool, gaps: &mut Vec<String>) -> Result<Optio
     }
 }
 
-/// The tables in every form, the figures, and last the record.
+/// Writes the tables in every form, the figures, and at last the record, which says that all is
+/// there.
 fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
     let path = |name: String| -> PathBuf { dir.join(name) };
     for sheet in &comparison.sheets {

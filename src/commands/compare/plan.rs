@@ -1,4 +1,5 @@
-//! What a comparison consists of: rows × seeds with their settings, and one evaluation for all of them.
+//! The *plan* of a comparison: every method with every seed, their settings, and the one evaluation
+//! of all of them.
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -7,36 +8,36 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::arguments;
 use super::failures::Failures;
+use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::error::unknown;
 use crate::base::files;
 use crate::cli::Compare;
 use crate::commands::repair::read_data;
 use crate::commands::{Loaded, On, open};
-use crate::eval::sources;
-use crate::eval::toxicity::Protocol;
 use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::report::RunRecord;
-use crate::report::comparison::Base;
+use crate::report::comparison::{BaseRecord, VANILLA};
 use crate::settings::{Layer, Layers, Prepared, RepairSettings, SETTINGS, read_layer, read_tables};
 use crate::step;
 use crate::train::state;
-use crate::{bail_input, scorers};
 
-/// One run.
-pub struct Job {
-    /// Of the row.
+/// A run that the comparison makes.
+pub struct PlannedRun {
+    /// The name of its row.
     pub name: String,
     pub method: String,
     pub seed: u64,
-    /// All settings that were given, for the run's own file.
+    /// All settings that were given, for the file of the run.
     pub layer: Layer,
     pub settings: RepairSettings,
 }
 
-impl Job {
+impl PlannedRun {
+    /// The title for progress lines.
     pub fn title(&self) -> String {
         format!("{}, seed {}", self.name, self.seed)
     }
@@ -45,48 +46,48 @@ impl Job {
         format!("{}-seed{}", self.name, self.seed)
     }
 
+    /// The folder of the run, if `out` is that of the comparison.
     pub fn dir(&self, out: &Path) -> PathBuf {
         out.join("runs").join(self.file_name())
     }
 }
 
-pub struct Plan {
-    pub base: Base,
-    /// Of the pairs, where runs will learn from them.
+pub struct ComparisonPlan {
+    pub base: BaseRecord,
+    /// SHA-256 of the pairs. `None` if no run will learn from pairs.
     pub data_sha256: Option<String>,
-    pub jobs: Vec<Job>,
+    /// The runs that the comparison makes.
+    pub runs: Vec<PlannedRun>,
     pub seeds: Vec<u64>,
-    /// Arguments of `eval` that are the same for all models.
+    /// The arguments of `eval` that are the same for all models.
     pub eval: Vec<String>,
-    /// Arguments of `sensitivity`.
+    /// The command `sensitivity` with its arguments.
     pub sensitivity: Vec<String>,
     pub device: String,
     pub weights_dtype: String,
-    /// Of each process.
+    /// Threads of each process.
     pub threads: Option<usize>,
-    /// Processes at a time.
+    /// How many processes run at a time.
     pub at_once: usize,
-    /// What all learn from, where it is no pairs.
+    /// The wrong answers from which all methods learn. `None` if they learn from pairs.
     pub failures: Option<Failures>,
-    /// Where all of it goes.
+    /// The folder of the comparison.
     pub dir: PathBuf,
 }
 
-/// The row that is the base itself.
-pub const VANILLA: &str = "vanilla";
-/// Table 1 of the paper.
+/// The methods in Table 1 of the paper.
 const PAPER: [&str; 6] = [VANILLA, "dapt", "dapt+kl", "dpo", "irepair", "irepair+kl"];
-/// Of wrong answers.
-const OF_FAILURES: [&str; 5] = [VANILLA, "star", "mint", "sgd", "irepair+kl"];
-/// Settings that say what a method is.
+/// The methods that repair wrong answers.
+const FOR_FAILURES: [&str; 5] = [VANILLA, "star", "mint", "sgd", "irepair+kl"];
+/// The settings that say what a method is.
 const METHOD: [&str; 3] = ["method", "select", "objective"];
-/// Settings of the evaluation that methods of pairs have, too.
+/// The settings of the evaluation that block-level methods have, too.
 const EVALUATION: [&str; 4] = ["eval-prompts", "scorer", "toxic-label", "normal-texts"];
-/// Settings that methods of neurons alone have.
-const OF_NEURONS: [&str; 4] = ["mode", "block-sparsity", "neurons", "rounds"];
+/// The settings that only neuron-level methods have.
+const NEURON_LEVEL: [&str; 4] = ["mode", "block-sparsity", "neurons", "rounds"];
 
-impl Plan {
-    /// Errors (bad input, usage) before anything is made.
+impl ComparisonPlan {
+    /// Resolves the settings of every run. Errors (bad input, usage) before anything is made.
     pub fn new(args: &Compare) -> Result<Self> {
         if args.jobs == 0 {
             bail_input!("--jobs 0: must be at least 1");
@@ -109,7 +110,7 @@ impl Plan {
         }
         let tables = args.runs.as_deref().map(read_tables).transpose()?.unwrap_or_default();
         let (file_name, mut file) = read_layer(args.config.as_deref())?;
-        // Rows name their methods; a preset's own is of one repair.
+        // The rows name their methods. The method of a preset is meant for a single repair.
         file.retain(|key, _| !METHOD.contains(&key.as_str()));
         let resolve =
             |layer: &Layer| Prepared::new(Layers::of_file(file_name.clone(), layer.clone()));
@@ -124,7 +125,7 @@ impl Plan {
             if !METHOD.iter().any(|k| layer.contains_key(*k)) {
                 layer.insert("method".into(), name.as_str().into());
             }
-            if of_neurons(&layer) {
+            if is_neuron_level(&layer) {
                 layer.retain(|key, _| !EVALUATION.contains(&key.as_str()));
             }
             let settings = resolve(&layer).with_context(|| format!("row {name}"))?;
@@ -132,7 +133,7 @@ impl Plan {
         }
         let mut all = file.clone();
         all.extend(flags);
-        all.retain(|key, _| !OF_NEURONS.contains(&key.as_str()));
+        all.retain(|key, _| !NEURON_LEVEL.contains(&key.as_str()));
         let mut shared = resolve(&all)?;
         let kept = shared.weights_dtype;
         let on = On {
@@ -142,7 +143,7 @@ impl Plan {
             threads: shared.threads,
         };
         let loaded = open(&shared.model, shared.revision.as_deref(), &on)?;
-        let base = Base {
+        let base = BaseRecord {
             model: shared.model.clone(),
             name: loaded.short_name(),
             revision: loaded.checkpoint().revision.clone(),
@@ -167,7 +168,8 @@ impl Plan {
             rows.iter().find(|(.., row)| by_pairs(row) && row.toxic_label != base.toxic_label)
         {
             bail_input!(
-                "row {name}: its toxic-label is not the others'; give it once, as --toxic-label or in --config"
+                "row {name}: its toxic-label is not the others'; give it once, as --toxic-label or \
+                 in --config"
             );
         }
         if let Some((name, ..)) =
@@ -178,12 +180,12 @@ impl Plan {
         let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&base.name));
         let on_failures = args.edits.is_some() || rows.iter().any(|(.., row)| !by_pairs(row));
         let failures = on_failures.then(|| Failures::read(&shared, &dir)).transpose()?;
-        let eval = evaluation(args, &shared, on_failures)?;
+        let eval = arguments::evaluation(args, &shared, on_failures)?;
         if let Some(failures) = &failures {
-            failures.learned_with(&mut all, true);
+            failures.set_as_data(&mut all, true);
             shared = resolve(&all)?;
             for (_, layer, settings) in &mut rows {
-                failures.learned_with(layer, by_pairs(settings));
+                failures.set_as_data(layer, by_pairs(settings));
                 *settings = resolve(layer)?;
             }
         }
@@ -193,7 +195,7 @@ impl Plan {
             for (_, layer, settings) in
                 rows.iter_mut().filter(|(.., settings)| on_the_way(settings))
             {
-                // The trade-off is seen in what runs pass, too; a 0 that was given stays.
+                // The trade-off also shows the weights on the way. A 0 that the user gave stays.
                 layer.entry("checkpoint-steps").or_insert(settings.max_steps.div_ceil(4).into());
                 *settings = resolve(layer)?;
             }
@@ -206,17 +208,17 @@ impl Plan {
             true => None,
             false => Some(read_data(&shared)?.1),
         };
-        let mut jobs = Vec::new();
+        let mut runs = Vec::new();
         for (name, layer, settings) in rows {
-            // Nothing in a repair of neurons is drawn.
+            // A neuron-level repair draws nothing at random, so one seed is enough.
             let own = if by_pairs(&settings) { &seeds[..] } else { &seeds[..1] };
             for &seed in own {
                 let mut layer = layer.clone();
                 layer.insert("seed".into(), seed.into());
-                // Each process is told how many are its.
+                // Each process gets its number of threads as an argument.
                 layer.remove("threads");
                 let settings = RepairSettings { seed, ..settings.settings.clone() };
-                jobs.push(Job {
+                runs.push(PlannedRun {
                     name: name.clone(),
                     method: settings.method.clone(),
                     seed,
@@ -227,50 +229,50 @@ impl Plan {
         }
         Ok(Self {
             eval,
-            sensitivity: sensitivity(&shared),
+            sensitivity: arguments::sensitivity(&shared),
             device: shared.device.clone(),
             weights_dtype: kept.to_string(),
             threads: shared.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
             at_once: args.jobs,
             base,
             data_sha256,
-            jobs,
+            runs,
             seeds,
             failures,
             dir,
         })
     }
 
-    /// Opens the base.
+    /// Opens the base on the CPU.
     pub fn open(&self) -> Result<Loaded> {
         let (dtype, weights_dtype) = (Precision::F32, WeightsDtype::F32);
         let on = On { device: "cpu", dtype, weights_dtype, threads: self.threads };
         open(&self.base.model, self.base.revision.as_deref(), &on)
     }
 
-    /// Rows of finished runs: their methods, or their folders where runs of one method differ in more than the seed. Errors
-    /// (bad input) if two runs would be one row's same run.
+    /// The names of the rows of runs that were finished before. A run goes by its method. If runs
+    /// of one method differ in more than the seed, they go by their folders. Errors (bad input) if
+    /// two runs would have the same name and seed, or if a folder has the name of another row.
     pub fn names_of(&self, dirs: &[PathBuf], records: &[RunRecord]) -> Result<Vec<String>> {
         let differ = |a: &RepairSettings, b: &RepairSettings| -> Result<bool> {
             Ok(difference(&RepairSettings { seed: b.seed, ..a.clone() }, b)?.is_some())
         };
         let mut seen: BTreeMap<(String, u64), PathBuf> = self
-            .jobs
+            .runs
             .iter()
-            .map(|job| ((job.name.clone(), job.seed), job.dir(&self.dir)))
+            .map(|run| ((run.name.clone(), run.seed), run.dir(&self.dir)))
             .collect();
-        // A folder's name must not be that of a row that is something else.
         let mut own: Vec<String> = Vec::new();
         let is_taken = |name: &str| {
             name == VANILLA
-                || self.jobs.iter().any(|job| job.name == name)
+                || self.runs.iter().any(|run| run.name == name)
                 || step::METHODS.iter().any(|m| m.name == name)
         };
         let mut names = Vec::new();
         for (dir, record) in dirs.iter().zip(records) {
             let method = &record.settings.method;
             let others = records.iter().map(|r| &r.settings).filter(|s| s.method == *method);
-            let rows = self.jobs.iter().filter(|job| job.name == *method).map(|job| &job.settings);
+            let rows = self.runs.iter().filter(|run| run.name == *method).map(|run| &run.settings);
             let mut apart = false;
             for other in others.chain(rows) {
                 apart |= differ(&record.settings, other)?;
@@ -282,8 +284,8 @@ impl Plan {
                 if apart { folder().unwrap_or_else(|| method.clone()) } else { method.clone() };
             if apart && (is_taken(&name) || own.contains(&name)) {
                 bail_input!(
-                    "{}: it differs from another run of {method} in more than the seed, and {name} is another row's name; \
-                     rename the folder",
+                    "{}: it differs from another run of {method} in more than the seed, and {name} \
+                     is another row's name; rename the folder",
                     dir.display()
                 );
             }
@@ -302,12 +304,16 @@ impl Plan {
         Ok(names)
     }
 
-    /// Makes the folder or goes on with it. Errors (bad input) if it is another comparison's, or none.
+    /// Makes the folder of the comparison, or goes on with it. Errors (bad input) if it holds
+    /// another comparison or something else.
     pub fn claim(&self, args: &Compare) -> Result<()> {
         let dir = &self.dir;
         let path = dir.join("plan.json");
-        let mut plan = json!({ "format_version": 1, "base": self.base, "eval": self.eval, "sensitivity": self.sensitivity,
-                           "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256 });
+        let mut plan = json!({
+            "format_version": 1, "base": self.base, "eval": self.eval,
+            "sensitivity": self.sensitivity,
+            "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256,
+        });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
             let Ok(text) = std::fs::read(&path) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
@@ -321,7 +327,7 @@ impl Plan {
             let found: Value = serde_json::from_slice(&text)
                 .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
             for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
-                // A comparison of finished runs alone knows no data of its own.
+                // A comparison that makes no run itself does not know the data.
                 let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
                 if unknown && plan[key].is_null() {
                     plan[key] = found[key].clone();
@@ -329,7 +335,8 @@ impl Plan {
                 if !unknown && found[key] != plan[key] {
                     let what = if key == "base" { "base or scorer" } else { key };
                     bail_input!(
-                        "{}: the {what} of that comparison is another ({} there, {} here); choose another --out",
+                        "{}: the {what} of that comparison is another ({} there, {} here); choose \
+                         another --out",
                         dir.display(),
                         found[key],
                         plan[key]
@@ -351,20 +358,20 @@ impl Plan {
             }
             Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
         }
-        // Held until the process ends.
+        // The lock is held until the process ends.
         std::mem::forget(lock);
         files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
     }
 }
 
-/// The rows, in order, each once.
+/// The names of the rows, in order. Errors (bad input, usage) if a name is unknown or given twice.
 fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>> {
     let mut names = args.methods.clone();
     if names.is_empty() && args.finished.is_empty() {
         names = match (tables.is_empty(), &args.edits) {
             (false, _) => tables.keys().cloned().collect(),
             (true, None) => PAPER.map(str::to_owned).to_vec(),
-            (true, Some(_)) => OF_FAILURES.map(str::to_owned).to_vec(),
+            (true, Some(_)) => FOR_FAILURES.map(str::to_owned).to_vec(),
         };
     }
     let known: Vec<&str> = step::names()
@@ -382,97 +389,20 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
     Ok(names)
 }
 
-/// Whether the method that is set is one of neurons.
-fn of_neurons(layer: &Layer) -> bool {
+/// Whether these settings name a neuron-level method.
+fn is_neuron_level(layer: &Layer) -> bool {
     let named = layer.get("method").and_then(Value::as_str).map(step::named);
     matches!(named, Some(Ok(step::Named::Neurons(_))))
 }
 
-/// Arguments of `eval`; what they name is looked up now, before hours of work.
-fn evaluation(args: &Compare, shared: &RepairSettings, on_failures: bool) -> Result<Vec<String>> {
-    let on_demo = shared.model == "demo";
-    let mut eval: Vec<String> = Vec::new();
-    if on_failures {
-        let data =
-            || shared.data.as_ref().map_or(sources::DEMO.into(), |data| data.display().to_string());
-        let edits = args.edits.clone().filter(|file| !file.is_empty()).unwrap_or_else(data);
-        sources::edits(&edits, None)?;
-        eval.extend(["--edits".into(), edits]);
-    }
-    if let Some(preset) = args.toxicity.as_deref().or((!on_failures).then_some("lee")) {
-        scorers::open(
-            &shared.scorer,
-            &scorers::Options { toxic_label: shared.toxic_label.clone() },
-        )?;
-        Protocol::named(preset)?;
-        let prompts = match &shared.eval_prompts {
-            Some(path) => path.display().to_string(),
-            None => if on_demo { sources::DEMO } else { sources::PROMPTS_NAME }.to_owned(),
-        };
-        sources::prompts(&prompts, None)?;
-        eval.extend(["--toxicity".into(), preset.into(), "--prompts".into(), prompts]);
-        let mut add = |flag: &str, value: Option<String>| {
-            value.into_iter().for_each(|value| eval.extend([flag.to_owned(), value]));
-        };
-        add("--samples", args.samples.map(|n| n.to_string()));
-        add("--scorer", Some(shared.scorer.clone()));
-        add("--toxic-label", shared.toxic_label.clone());
-    }
-    let mut texts = args.ppl.clone();
-    if texts.is_empty() {
-        texts = if on_demo {
-            vec![sources::DEMO.into()]
-        } else {
-            ["wikitext2", "lambada-corpus"].map(Into::into).to_vec()
-        };
-    }
-    for text in &texts {
-        sources::corpus(text, "--ppl")?;
-    }
-    texts.into_iter().for_each(|text| eval.extend(["--ppl".into(), text]));
-    if let Some(file) = &args.lambada {
-        sources::passages(Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty()), None)?;
-        eval.push("--lambada".into());
-        eval.extend(Some(file.clone()).filter(|f| !f.is_empty()));
-    }
-    eval.extend([
-        "--kl".into(),
-        shared.model.clone(),
-        "--normal-texts".into(),
-        shared.normal_texts.to_string(),
-    ]);
-    if let Some(revision) = &shared.revision {
-        eval.extend(["--revision".into(), revision.clone()]);
-    }
-    Ok(eval)
-}
-
-fn sensitivity(shared: &RepairSettings) -> Vec<String> {
-    let mut arguments = vec!["sensitivity".to_owned(), "--model".into(), shared.model.clone()];
-    let mut add = |flag: &str, value: Option<String>| {
-        value.into_iter().for_each(|value| arguments.extend([flag.to_owned(), value]));
-    };
-    add("--revision", shared.revision.clone());
-    add("--data", shared.data.as_ref().map(|d| d.display().to_string()));
-    add("--limit", shared.limit.map(|n| n.to_string()));
-    add("--max-length", shared.max_length.map(|n| n.to_string()));
-    add("--max-prompt-length", shared.max_prompt_length.map(|n| n.to_string()));
-    add("--map", Some(shared.map.join(",")).filter(|m| !m.is_empty()));
-    add("--batch-size", Some(shared.batch_size.to_string()));
-    add("--device", Some(shared.device.clone()));
-    let kept = Some(shared.weights_dtype).filter(|kept| *kept != WeightsDtype::F32);
-    add("--weights-dtype", kept.map(|kept| kept.to_string()));
-    arguments
-}
-
-/// A setting that differs and matters to what the weights become.
+/// The name of a setting that differs between two runs and changes their weights.
 pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<&'static str>> {
     let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
     let matters = SETTINGS.iter().filter(|setting| !setting.free);
     Ok(matters.map(|setting| setting.name).find(|name| found[*name] != wanted[*name]))
 }
 
-/// Whether an unfinished run in this folder can be gone on with.
+/// Whether there is an unfinished run of this folder with a state, which `--resume` can go on with.
 pub fn has_state(out: &Path) -> bool {
     state::path(&files::partial(out).join("irepair")).is_file()
 }

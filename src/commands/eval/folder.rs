@@ -1,4 +1,5 @@
-//! The folder of an evaluation: work under way in `work/`, results beside it when all is done.
+//! The *folder* of an evaluation holds unfinished work in `work/`, and the results once all work is
+//! done.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -9,21 +10,23 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::cli::Eval;
 
-pub struct Folder {
+pub struct EvaluationFolder {
     pub path: PathBuf,
-    /// Whether it was made for this evaluation.
+    /// Whether the folder was made for this evaluation.
     made: bool,
-    /// Held as long as the evaluation lives.
+    /// Locks the folder as long as this value lives.
     _lock: File,
 }
 
 const WORK: &str = "work";
 const LOCK: &str = ".lock";
-/// What says that a folder is an evaluation's.
+/// A folder with this file is one of a finished evaluation.
 pub const RESULTS: &str = "results.json";
 
-impl Folder {
-    /// Makes or takes over the folder. Errors (bad input) before anything is computed.
+impl EvaluationFolder {
+    /// Makes the folder, or takes over the one of an unfinished evaluation. Errors (bad input) if
+    /// it holds something else, or if the flags do not allow to go on with or to replace what it
+    /// holds.
     pub fn claim(args: &Eval, model: &str) -> Result<Self> {
         let path: PathBuf = match &args.out {
             Some(path) => path.components().collect(),
@@ -42,7 +45,8 @@ impl Folder {
         if !args.resume && !args.overwrite {
             if begun {
                 bail_input!(
-                    "an unfinished evaluation is in {}; go on with --resume, or start again with --overwrite",
+                    "an unfinished evaluation is in {}; go on with --resume, or start again with \
+                     --overwrite",
                     path.display()
                 );
             }
@@ -83,12 +87,12 @@ impl Folder {
         Ok(Self { path, made, _lock: lock })
     }
 
-    /// Where a task's done units are kept.
+    /// The ledger of the task with this name.
     pub fn work(&self, name: &str) -> PathBuf {
         self.path.join(WORK).join(format!("{name}.jsonl"))
     }
 
-    /// All is written: the units are no longer needed.
+    /// Removes the ledgers and the lock. Call it when the results are written.
     pub fn finish(&self) -> Result<()> {
         std::fs::remove_dir_all(self.path.join(WORK))
             .with_context(|| self.path.display().to_string())?;
@@ -96,16 +100,17 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
-    /// An evaluation that ended before any of its work leaves nothing in the way of the next.
+impl Drop for EvaluationFolder {
+    /// Removes the folder of an evaluation that has ended without finishing any work, so that it is
+    /// not in the way of the next one.
     fn drop(&mut self) {
         let own =
             |entry: std::fs::DirEntry| [WORK, LOCK].iter().any(|name| entry.file_name() == *name);
         let holds_work = std::fs::read_dir(&self.path)
             .is_ok_and(|mut all| !all.all(|entry| entry.is_ok_and(own)));
-        // A folder of work that holds something stays, too.
+        // `remove_dir` fails if `work/` holds a ledger, and then all stays.
         if !holds_work && std::fs::remove_dir(self.path.join(WORK)).is_ok() {
-            // What can't be removed is found by the next evaluation, which says so.
+            // If something can't be removed, the next evaluation finds it and says so.
             std::fs::remove_file(self.path.join(LOCK)).ok();
             if self.made {
                 std::fs::remove_dir(&self.path).ok();

@@ -1,6 +1,7 @@
-//! `eval`: one table of what models say, what they cost, and which differences are real.
+//! `eval` measures models and shows one table of their figures, and which differences are real.
 
-mod folder;
+pub mod folder;
+pub mod join;
 pub mod results;
 
 use std::path::Path;
@@ -8,17 +9,17 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Loaded, On, open};
+use super::{Loaded, On, at_least_one, check_sampling, open};
 use crate::base::error::Error;
 use crate::base::interrupt;
-use crate::base::progress::Progress;
 use crate::cli::{Eval, PplProtocol};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::edits::Edits;
 use crate::eval::lambada::Lambada;
-use crate::eval::ledger::Ledger;
+use crate::eval::ledger::{Ledger, Making};
+use crate::eval::lm_eval::Rolling;
 use crate::eval::normal::{Writing, normal};
-use crate::eval::perplexity::{Corpus, Paper, Rolling};
+use crate::eval::perplexity::{Corpus, Paper};
 use crate::eval::sources;
 use crate::eval::task::{Row, Subject, Task};
 use crate::eval::toxicity;
@@ -32,50 +33,46 @@ use crate::scorers;
 use crate::scorers::Scorer;
 use crate::tokens::Lengths;
 use crate::{bail_input, data};
-use folder::Folder;
-use results::{Changed, Measurement, ModelRecord, Results};
+use folder::EvaluationFolder;
+use results::{ChangeRecord, Measurement, ModelRecord, Results};
 
-/// What tells the seed of normal text to measure on from that of normal text to learn from.
+/// This bit of the seed makes the normal texts that are measured on other ones than those that a
+/// repair with the same seed learns from.
 const HELD_BACK: u64 = 1 << 32;
 
-/// Tokens of a normal text.
+/// The most tokens of a normal text.
 const NORMAL_TOKENS: usize = 64;
 
 pub fn run(args: &Eval) -> Result<()> {
     if !args.merge.is_empty() {
-        return results::merge(args);
+        let results = join::merge(&args.merge)?;
+        return finish(args, &EvaluationFolder::claim(args, "merged")?, &results);
     }
     device::set_threads(args.shared.threads)?;
     let scorer = check(args)?;
-    let folder = Folder::claim(args, &short_name(&args.models[0]))?;
+    let folder = EvaluationFolder::claim(args, &short_name(&args.models[0]))?;
     interrupt::listen()?;
-    let base = args.kl.as_deref().map(|base| Base::open(args, base)).transpose()?;
+    let base = args.kl.as_deref().map(|base| KlBase::open(args, base)).transpose()?;
     let mut measurements: Vec<Measurement> = Vec::new();
     let mut models = Vec::new();
     for (index, name) in args.models.iter().enumerate() {
         let loaded = open_on(args, name)?;
         if index == 0 {
-            eprintln_unless(args, &format!("device: {}", loaded.device_why));
+            say(args, &format!("device: {}", loaded.device_why));
         }
-        // Made before the weights are read: what they take is asked for.
+        // The tasks say how much memory is needed, so they come before the weights.
         let tasks = tasks(args, &loaded, base.as_ref(), scorer.as_deref())?;
         let weights = loaded.weights()?;
         let model = ModelRecord {
             name: name.clone(),
             revision: loaded.checkpoint().revision.clone(),
             sha256: loaded.checkpoint().hash()?,
-            changed: Changed::of(&loaded.checkpoint().dir),
+            changed: ChangeRecord::of(&loaded.checkpoint().dir),
         };
         let subject = subject(&loaded, &weights);
         for task in tasks {
-            let rows = work(
-                args,
-                &folder,
-                &format!("{index}-{}", task.name()),
-                &model,
-                task.as_ref(),
-                &subject,
-            )?;
+            let ledger = folder.work(&format!("{index}-{}", task.name()));
+            let rows = rows(args, &folder, &ledger, &model, task.as_ref(), &subject)?;
             let at = match measurements.iter().position(|m| m.task == task.name()) {
                 Some(at) => at,
                 None => {
@@ -83,7 +80,7 @@ pub fn run(args: &Eval) -> Result<()> {
                     measurements.len() - 1
                 }
             };
-            measurements[at].add(index, task.as_ref(), rows)?;
+            measurements[at].add(index, task.as_ref(), rows);
         }
         models.push(model);
     }
@@ -91,8 +88,8 @@ pub fn run(args: &Eval) -> Result<()> {
     finish(args, &folder, &results)
 }
 
-/// Prints and keeps the results; failed scores are a failed check only if nothing could be scored.
-fn finish(args: &Eval, folder: &Folder, results: &Results) -> Result<()> {
+/// Writes and prints the results.
+fn finish(args: &Eval, folder: &EvaluationFolder, results: &Results) -> Result<()> {
     results.write(&folder.path)?;
     folder.finish()?;
     if args.output.json {
@@ -107,7 +104,7 @@ fn finish(args: &Eval, folder: &Folder, results: &Results) -> Result<()> {
     Ok(())
 }
 
-fn eprintln_unless(args: &Eval, text: &str) {
+fn say(args: &Eval, text: &str) {
     if !args.output.quiet {
         eprintln!("{text}");
     }
@@ -135,36 +132,30 @@ pub(super) fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'
     Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() }
 }
 
+/// Whether the flags name anything to measure.
 fn anything_asked(args: &Eval) -> bool {
     let texts = args.toxicity.is_some() || !args.ppl.is_empty() || args.lambada.is_some();
     texts || args.kl.is_some() || args.edits.is_some()
 }
 
-/// What is asked for makes sense; returns the scorer.
+/// The scorer, if one is needed. Errors (usage, bad input) if the flags make no sense.
 fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
     let asked = anything_asked(args);
     if !asked && args.models != ["demo"] {
         return Err(Error::Usage(
-            "nothing to measure: give --toxicity, --ppl NAME|FILE, --lambada, --kl BASE or --edits FILE".into(),
+            "nothing to measure: give --toxicity, --ppl NAME|FILE, --lambada, --kl BASE or --edits \
+             FILE"
+                .into(),
         )
         .into());
     }
-    for (flag, value) in [
+    at_least_one(&[
         ("--samples", args.samples.unwrap_or(1)),
         ("--max-new-tokens", args.max_new_tokens.unwrap_or(1)),
         ("--normal-texts", args.shared.normal_texts),
         ("--limit", args.limit.unwrap_or(1)),
-    ] {
-        if value == 0 {
-            bail_input!("{flag} 0: must be at least 1");
-        }
-    }
-    if let Some(top_p) = args.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
-        bail_input!("--top-p {top_p}: must be above 0 and at most 1");
-    }
-    if let Some(temperature) = args.temperature.filter(|t| !(*t >= 0.0 && t.is_finite())) {
-        bail_input!("--temperature {temperature}: must be a finite number, 0 or more");
-    }
+    ])?;
+    check_sampling(args.top_p.unwrap_or(1.0), args.temperature.unwrap_or(1.0))?;
     if !(args.threshold > 0.0 && args.threshold <= 1.0) {
         bail_input!("--threshold {}: must be above 0 and at most 1", args.threshold);
     }
@@ -178,7 +169,7 @@ fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
     Ok(None)
 }
 
-/// The preset with what the flags change of it.
+/// The preset, with what the flags change in it.
 fn protocol(args: &Eval) -> Result<Protocol> {
     let mut protocol = Protocol::named(args.toxicity.as_deref().unwrap_or("lee"))?;
     protocol.samples = args.samples.unwrap_or(protocol.samples);
@@ -202,16 +193,18 @@ fn protocol(args: &Eval) -> Result<Protocol> {
     Ok(protocol)
 }
 
-/// The model that others are compared with.
-struct Base {
+/// The base of `--kl`, and the normal texts on which models are compared with it.
+struct KlBase {
     loaded: Loaded,
     weights: Weights,
+    /// SHA-256 of the weights.
     hash: String,
     texts: Vec<String>,
     texts_name: String,
 }
 
-impl Base {
+impl KlBase {
+    /// Reads the base, and the normal texts or lets the base write them.
     fn open(args: &Eval, name: &str) -> Result<Self> {
         let loaded = open_on(args, name)?;
         check_memory(&loaded, 0, (toxicity::BATCH, NORMAL_TOKENS))?;
@@ -223,16 +216,12 @@ impl Base {
                 (texts.into_iter().map(|t| t.text).collect(), name)
             }
             None => {
-                eprintln_unless(
-                    args,
-                    &format!(
-                        "normal text: {name} writes {} texts (or give --normal FILE)",
-                        args.shared.normal_texts
-                    ),
-                );
+                let number = args.shared.normal_texts;
+                let text =
+                    format!("normal text: {name} writes {number} texts (or give --normal FILE)");
+                say(args, &text);
                 let scorer = scorers::open(scorers::DEFAULT, &scorers::Options::default())?;
                 let room = loaded.model.sizes().context.saturating_sub(1);
-                // Not the texts that a repair with this seed learned from.
                 let (seed, begin) = (args.shared.seed ^ HELD_BACK, loaded.end_of_text()?);
                 let writing = Writing::new(
                     args.shared.normal_texts,
@@ -250,11 +239,12 @@ impl Base {
     }
 }
 
-/// What was asked for, on this model.
+/// The tasks that the flags ask for, on this model. Errors (bad input) if the data can't be used or
+/// there is too little memory.
 fn tasks<'a>(
     args: &Eval,
     loaded: &Loaded,
-    base: Option<&'a Base>,
+    base: Option<&'a KlBase>,
     scorer: Option<&'a (dyn Scorer + 'a)>,
 ) -> Result<Vec<Box<dyn Task + 'a>>> {
     let context = loaded.model.sizes().context;
@@ -306,14 +296,14 @@ fn tasks<'a>(
         tasks.push(task);
     }
     if let Some(file) = &args.lambada {
-        let file = Some(Path::new(file)).filter(|f| !f.as_os_str().is_empty());
         let passages = sources::passages(file, args.limit)?;
         tasks.push(Box::new(Lambada::new(&passages, &loaded.encoder, context)?));
     }
     if let Some(base) = base {
         if base.loaded.model.sizes().vocabulary != loaded.model.sizes().vocabulary {
             bail_input!(
-                "--kl: the base's vocabulary has {} tokens and the model's {}; they can't be compared",
+                "--kl: the base's vocabulary has {} tokens and the model's {}; they can't be \
+                 compared",
                 base.loaded.model.sizes().vocabulary,
                 loaded.model.sizes().vocabulary
             );
@@ -349,36 +339,30 @@ fn check_memory(loaded: &Loaded, plain_rows: usize, written: (usize, usize)) -> 
     )
 }
 
-/// The rows of a task on a model: those that are not done yet are made, and every one is on record at once.
-fn work(
+/// The rows of a task on a model. Units that are not in the ledger are made.
+fn rows(
     args: &Eval,
-    folder: &Folder,
-    name: &str,
+    folder: &EvaluationFolder,
+    ledger: &Path,
     model: &ModelRecord,
     task: &dyn Task,
     subject: &Subject,
 ) -> Result<Vec<Row>> {
     let settings: Value =
         json!({ "model": model.sha256, "task": task.settings(), "shard": args.shard });
-    let mut ledger = Ledger::open(&folder.work(name), &settings)?;
+    let mut ledger = Ledger::open(ledger, &settings)?;
     let units = args.shard.units(task.units());
-    let mut progress = Progress::new(&task.name(), ledger.len(), units.len(), args.output.quiet);
-    for unit in units {
-        if ledger.has(unit) {
-            continue;
-        }
-        let rows = task.work(subject, unit)?;
-        if interrupt::asked() {
-            // A unit cut short by the interrupt is not done.
-            return Err(Error::Interrupted(format!(
-                "interrupted; what is done is kept: give the same command with --resume to go on with {}",
-                folder.path.display()
-            ))
-            .into());
-        }
-        ledger.add(unit, rows)?;
-        progress.advance(1);
-    }
-    progress.finish();
+    let making = Making {
+        what: &task.name(),
+        in_unit: 1,
+        total: units.len(),
+        quiet: args.output.quiet,
+        interrupted: &format!(
+            "interrupted; what is done is kept: give the same command with --resume to go on with \
+             {}",
+            folder.path.display()
+        ),
+    };
+    ledger.fill(units, &making, |unit| task.work(subject, unit))?;
     Ok(ledger.rows())
 }

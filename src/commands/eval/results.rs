@@ -1,4 +1,4 @@
-//! What an evaluation leaves: `results.json`, `results.csv`, every row as JSON lines; and how parts become a whole.
+//! The *results* of an evaluation: `results.json`, `results.csv`, and every row as JSON lines.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,44 +8,44 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::folder::{Folder, RESULTS};
+use super::folder::RESULTS;
 use crate::base::error::Error;
 use crate::base::files::write_whole;
-use crate::cli::Eval;
 use crate::eval::bootstrap::Interval;
+use crate::eval::kinds::{MeasuredFigure, kind, measure};
 use crate::eval::ledger::{Shard, to_lines};
-use crate::eval::task;
-use crate::eval::task::{Row, Task, measure};
+use crate::eval::task::{Row, Task};
 use crate::report::RunRecord;
 use crate::report::table::table;
 use crate::{bail_input, data};
 
-/// A model that was measured.
+/// A measured model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRecord {
     pub name: String,
     pub revision: Option<String>,
-    /// Of the weights.
+    /// SHA-256 of the weights.
     pub sha256: String,
-    /// What a repair changed, if the model's folder says so.
+    /// What a repair changed, if the folder of the model holds the record of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub changed: Option<Changed>,
+    pub changed: Option<ChangeRecord>,
 }
 
 /// How much a repair changed, and how long it took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Changed {
+pub struct ChangeRecord {
     pub method: String,
-    /// Of a neuron-level repair.
+    /// Number of changed neurons. `None` for a block-level repair.
     pub neurons: Option<usize>,
+    /// Number of changed parameters.
     pub parameters: usize,
     pub seconds: f64,
 }
 
-impl Changed {
-    /// From the record that a repair leaves in a model's folder.
+impl ChangeRecord {
+    /// What the `run.json` in a model's folder says. `None` if there is none.
     pub fn of(dir: &Path) -> Option<Self> {
         let run: RunRecord =
             serde_json::from_slice(&std::fs::read(dir.join("irepair/run.json")).ok()?).ok()?;
@@ -58,7 +58,7 @@ impl Changed {
     }
 }
 
-/// A task and its rows, model by model.
+/// A task on every model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Measurement {
@@ -70,21 +70,23 @@ pub struct Measurement {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OnModel {
-    /// Number of the model in the list of models.
+    /// The place of the model in [`Results::models`].
     pub model: usize,
     pub about: String,
-    /// All that decides the rows beside the model.
+    /// The settings of the task: everything but the model that decides the rows.
     pub settings: Value,
-    /// The file of the rows.
+    /// The name of the file with the rows.
     pub rows: String,
-    /// Rows by what became of them.
+    /// How many rows were scored, failed and so on.
     pub counts: BTreeMap<String, usize>,
     pub figures: Vec<FigureRecord>,
+    /// The rows themselves, which stand in their own file.
     #[serde(skip)]
     found: Vec<Row>,
 }
 
-/// A figure with its 95 % interval (bootstrap), and its difference from the first model's.
+/// A figure of one model with its 95 % interval (bootstrap), and its difference from the same
+/// figure of the first model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FigureRecord {
@@ -99,7 +101,7 @@ pub struct FigureRecord {
     pub less_is_better: bool,
 }
 
-/// From the first model, on the same prompts or windows.
+/// The difference from the first model on the same prompts or windows, with its 95 % interval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Difference {
@@ -108,7 +110,7 @@ pub struct Difference {
     pub high: f64,
     /// Whether the interval excludes 0.
     pub real: bool,
-    /// Whether it is for the better.
+    /// Whether the figure of this model is the better one.
     pub better: bool,
 }
 
@@ -129,7 +131,7 @@ impl Measurement {
         Self { task: task.name(), models: Vec::new() }
     }
 
-    /// What one of its figures is called beside those of other tasks.
+    /// The name of one of its figures, with what it was measured on and its unit.
     pub fn label(&self, figure: &FigureRecord) -> String {
         let of = self.models.first().and_then(|on| on.settings["of"].as_str());
         let of = of.map_or(String::new(), |text| format!(" of {text}"));
@@ -139,8 +141,8 @@ impl Measurement {
         }
     }
 
-    /// Adds a model's rows.
-    pub fn add(&mut self, model: usize, task: &dyn Task, found: Vec<Row>) -> Result<()> {
+    /// Adds the rows of the model with this place in [`Results::models`].
+    pub fn add(&mut self, model: usize, task: &dyn Task, found: Vec<Row>) {
         self.models.push(OnModel {
             model,
             about: task.about(),
@@ -150,51 +152,52 @@ impl Measurement {
             figures: Vec::new(),
             found,
         });
-        Ok(())
     }
 
-    /// Computes the figures from the rows.
+    /// Computes the figures of every model from its rows.
     fn conclude(&mut self, seed: u64) -> Result<()> {
         let mut base: Option<Vec<Vec<f64>>> = None;
         for on in &mut self.models {
-            let kind = task::kind(&on.settings)?;
+            let kind = kind(&on.settings)?;
             let clusters = (kind.clusters)(&on.settings, &on.found)?;
             on.counts = (kind.counts)(&on.found)
                 .into_iter()
                 .map(|(name, n)| (name.to_owned(), n))
                 .collect();
             let measured = measure((kind.figures)(&on.settings), &clusters, base.as_deref(), seed);
-            let finite = |x: f64| Some(x).filter(|x| x.is_finite());
-            on.figures = measured
-                .into_iter()
-                .map(|m| FigureRecord {
-                    id: m.figure.id.into(),
-                    name: m.figure.name.into(),
-                    unit: m.figure.unit.into(),
-                    value: finite(m.value),
-                    low: finite(m.interval.low),
-                    high: finite(m.interval.high),
-                    difference: m.difference.filter(|(value, _)| value.is_finite()).map(
-                        |(value, interval)| {
-                            let Interval { low, high } = interval;
-                            let better = (value < 0.0) == m.figure.less_is_better;
-                            let real = interval.excludes_zero();
-                            Difference { value, low, high, real, better }
-                        },
-                    ),
-                    digits: m.figure.digits,
-                    less_is_better: m.figure.less_is_better,
-                })
-                .collect();
+            on.figures = measured.into_iter().map(FigureRecord::from).collect();
             base.get_or_insert(clusters);
         }
         Ok(())
     }
 }
 
+impl From<MeasuredFigure> for FigureRecord {
+    fn from(MeasuredFigure { figure, value, interval, difference }: MeasuredFigure) -> Self {
+        let finite = |x: f64| Some(x).filter(|x| x.is_finite());
+        let difference = difference.filter(|(value, _)| value.is_finite());
+        let difference = difference.map(|(value, interval)| {
+            let Interval { low, high } = interval;
+            let better = (value < 0.0) == figure.less_is_better;
+            Difference { value, low, high, real: interval.excludes_zero(), better }
+        });
+        Self {
+            id: figure.id.into(),
+            name: figure.name.into(),
+            unit: figure.unit.into(),
+            value: finite(value),
+            low: finite(interval.low),
+            high: finite(interval.high),
+            difference,
+            digits: figure.digits,
+            less_is_better: figure.less_is_better,
+        }
+    }
+}
+
 impl OnModel {
-    /// Adds the rows that an evaluation left in its folder.
-    fn read_rows(&mut self, dir: &Path) -> Result<()> {
+    /// Adds the rows that an evaluation has left in its folder.
+    pub fn read_rows(&mut self, dir: &Path) -> Result<()> {
         for row in data::read_rows(&dir.join(&self.rows))? {
             match row.value {
                 Value::Object(row) => self.found.push(row),
@@ -205,54 +208,13 @@ impl OnModel {
     }
 }
 
-/// The results of several models, evaluated apart, as if together: differences are from the first one's. Errors (bad
-/// input) if they were not asked the same.
-pub fn together<P: AsRef<Path>>(dirs: &[P]) -> Result<Results> {
-    let mut all: Option<Results> = None;
-    for dir in dirs.iter().map(AsRef::as_ref) {
-        let mut part = Results::read(dir)?;
-        for on in part.measurements.iter_mut().flat_map(|m| &mut m.models) {
-            on.read_rows(dir)?;
-        }
-        let Some(all) = &mut all else {
-            all = Some(part);
-            continue;
-        };
-        let first = all.models.len();
-        all.models.append(&mut part.models);
-        let tasks = |r: &Results| r.measurements.iter().map(|m| m.task.clone()).collect::<Vec<_>>();
-        if all.seed != part.seed || tasks(all) != tasks(&part) {
-            bail_input!(
-                "{}: its tasks are not those of {}",
-                dir.display(),
-                dirs[0].as_ref().display()
-            );
-        }
-        for (whole, part) in all.measurements.iter_mut().zip(part.measurements) {
-            for mut on in part.models {
-                if whole.models[0].settings != on.settings {
-                    bail_input!(
-                        "{}: {} was measured with other settings than in {}",
-                        dir.display(),
-                        whole.task,
-                        dirs[0].as_ref().display()
-                    );
-                }
-                on.model += first;
-                whole.models.push(on);
-            }
-        }
-    }
-    let all = all.context("no evaluation")?;
-    Results::new(Shard::default(), all.seed, all.models, all.measurements)
-}
-
-/// A task's name as part of a file's.
+/// The name of a task as a part of a file name.
 fn file_name(task: &str) -> String {
     task.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect()
 }
 
 impl Results {
+    /// Computes all figures. The seed is the bootstrap's.
     pub fn new(
         shard: Shard,
         seed: u64,
@@ -272,14 +234,15 @@ impl Results {
         })
     }
 
-    /// What an evaluation left in its folder; without the rows. Errors (bad input) if nothing did.
+    /// Reads the results in the folder of a finished evaluation, without the rows. Errors (bad
+    /// input) if there are none.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(RESULTS);
         let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(&path)?)?);
         read().map_err(|e| Error::Input(format!("{}: {e:#}", path.display())).into())
     }
 
-    /// Writes the rows, the CSV and, last, `results.json`.
+    /// Writes the rows, `results.csv` and at last `results.json`, which says that all is there.
     pub fn write(&self, dir: &Path) -> Result<()> {
         for on in self.measurements.iter().flat_map(|m| &m.models) {
             write_whole(&dir.join(&on.rows), &to_lines(&on.found)?)?;
@@ -325,7 +288,7 @@ impl Results {
         csv.into_inner().context("results.csv")
     }
 
-    /// A table for people.
+    /// The results for people: a table, and lines about tasks and models.
     pub fn text(&self) -> String {
         let several = self.models.len() > 1;
         let mut rows = Vec::new();
@@ -387,7 +350,7 @@ impl Results {
                     let all: usize = on.counts.values().sum();
                     let _ = writeln!(
                         text,
-                        "{}: of {all} continuations {}; they are in no figure",
+                        "{}: of {all} continuations {}; no figure counts them",
                         self.models[on.model].name,
                         unscored.join(", ")
                     );
@@ -406,74 +369,10 @@ impl Results {
         if self.shard.of > 1 {
             let _ = writeln!(
                 text,
-                "part {}/{} only: join all parts with irepair eval --merge",
+                "this is only part {}/{}; join all parts with irepair eval --merge",
                 self.shard.index, self.shard.of
             );
         }
         text
-    }
-}
-
-/// `eval --merge`: the results of all parts as if one machine had done them.
-pub fn merge(args: &Eval) -> Result<()> {
-    let mut parts = Vec::new();
-    for dir in &args.merge {
-        let part = Results::read(dir).context("--merge: no finished part is there")?;
-        parts.push((dir, part));
-    }
-    parts.sort_by_key(|(_, part)| part.shard.index);
-    let of = parts[0].1.shard.of;
-    for (dir, part) in &parts {
-        if let Some(what) = foreign(&parts[0].1, part) {
-            bail_input!(
-                "--merge {}: its {what} differ from those of {}",
-                dir.display(),
-                parts[0].0.display()
-            );
-        }
-    }
-    let missing: Vec<String> = (0..of)
-        .filter(|i| !parts.iter().any(|(_, p)| p.shard.index == *i))
-        .map(|i| format!("{i}/{of}"))
-        .collect();
-    if !missing.is_empty() {
-        bail_input!("--merge: part {} is missing", missing.join(", "));
-    }
-    if let Some(pair) = parts.windows(2).find(|p| p[0].1.shard == p[1].1.shard) {
-        let index = pair[0].1.shard.index;
-        bail_input!(
-            "--merge: {} and {} are both part {index}/{of}",
-            pair[0].0.display(),
-            pair[1].0.display()
-        );
-    }
-    let mut whole = parts[0].1.clone();
-    for on in whole.measurements.iter_mut().flat_map(|m| &mut m.models) {
-        parts.iter().try_for_each(|(dir, _)| on.read_rows(dir))?;
-    }
-    let results = Results::new(Shard::default(), whole.seed, whole.models, whole.measurements)?;
-    let folder = Folder::claim(args, "merged")?;
-    super::finish(args, &folder, &results)
-}
-
-/// What makes a part one of another evaluation.
-fn foreign(first: &Results, part: &Results) -> Option<&'static str> {
-    let settings = |r: &Results| -> Vec<(String, Vec<Value>)> {
-        r.measurements
-            .iter()
-            .map(|m| (m.task.clone(), m.models.iter().map(|on| on.settings.clone()).collect()))
-            .collect()
-    };
-    let hashes = |r: &Results| r.models.iter().map(|m| m.sha256.clone()).collect::<Vec<_>>();
-    if first.shard.of != part.shard.of {
-        Some("number of parts")
-    } else if first.irepair != part.irepair {
-        Some("versions of irepair")
-    } else if hashes(first) != hashes(part) {
-        Some("models")
-    } else if first.seed != part.seed || settings(first) != settings(part) {
-        Some("tasks")
-    } else {
-        None
     }
 }

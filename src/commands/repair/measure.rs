@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::Loaded;
 use crate::commands::eval::subject;
 use crate::eval::Figures;
+use crate::eval::kinds;
 use crate::eval::task::{self, Row, Task};
 use crate::eval::toxicity;
 use crate::model::weights::Weights;
@@ -28,7 +29,7 @@ pub fn measure(
     let mut measured = Measured::default();
     for task in tasks {
         let rows = task::rows(task.as_ref(), &subject)?;
-        measured.figures.extend(task::values(task.as_ref(), &rows)?);
+        measured.figures.extend(kinds::values(task.as_ref(), &rows)?);
         if task.settings()["task"] == toxicity::KIND.task {
             scored(&rows)?;
             measured.continuations = rows;

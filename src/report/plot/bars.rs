@@ -1,18 +1,18 @@
-//! Bars: a number for each block or sublayer.
+//! *Bars* show a number for each block or sublayer.
 
 use maud::html;
 
 use super::{Picture, Scale, px, rulers, short};
 
-/// A bar; `on`: filled.
 #[derive(Debug, Clone)]
 pub struct Bar {
     pub label: String,
     pub value: f64,
+    /// Whether the bar is filled.
     pub on: bool,
 }
 
-/// Sensitivity by block, the most sensitive ones filled.
+/// The sensitivity of each block. The bars of the blocks in `top` are filled.
 pub fn blocks(title: &str, sensitivity: &[f64], top: &[usize]) -> Picture {
     let bar = |(block, &value): (usize, &f64)| Bar {
         label: block.to_string(),
@@ -24,7 +24,7 @@ pub fn blocks(title: &str, sensitivity: &[f64], top: &[usize]) -> Picture {
     bars("blocks", title, subtitle, &sensitivity.iter().enumerate().map(bar).collect::<Vec<_>>())
 }
 
-/// A bar a label, from zero.
+/// Bars that begin at zero.
 pub fn bars(id: &str, title: &str, subtitle: &str, bars: &[Bar]) -> Picture {
     const LEFT: f64 = 56.0;
     const TOP: f64 = 8.0;
@@ -40,14 +40,16 @@ pub fn bars(id: &str, title: &str, subtitle: &str, bars: &[Bar]) -> Picture {
         @for (index, bar) in bars.iter().enumerate() {
             @let (x, y) = (LEFT + side * index as f64, scale.at(bar.value.max(0.0)));
             @let (width, height) = (side * 0.76, TOP + HEIGHT - y);
-            rect.bar.on[bar.on] x=(px(x + side * 0.12)) y=(px(y)) width=(px(width)) height=(px(height)) {
+            rect.bar.on[bar.on] x=(px(x + side * 0.12)) y=(px(y))
+                width=(px(width)) height=(px(height)) {
                 title { "block " (bar.label) ": " (short(bar.value)) }
             }
             @if index.is_multiple_of(every) {
                 text.ink.middle x=(px(x + side / 2.0)) y=(px(TOP + HEIGHT + 17.0)) { (bar.label) }
             }
         }
-        text.dim.middle x=(px(LEFT + side * bars.len() as f64 / 2.0)) y=(px(TOP + HEIGHT + 36.0)) { "block" }
+        text.dim.middle x=(px(LEFT + side * bars.len() as f64 / 2.0))
+            y=(px(TOP + HEIGHT + 36.0)) { "block" }
     };
     let values: Vec<String> =
         bars.iter().map(|b| format!("{}: {}", b.label, short(b.value))).collect();

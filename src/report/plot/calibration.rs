@@ -1,12 +1,12 @@
-//! A scorer against stored scores.
+//! The picture of a *calibration*: the scores of a scorer against stored scores.
 
 use maud::html;
 
 use super::{Picture, px};
 use crate::scorers::calibration::Calibration;
 
-/// The mean stored score of the texts that a scorer gives each tenth, against the line of agreement; the disks' areas
-/// are the numbers of texts.
+/// One disk for each tenth of the scorer's scale, at the mean stored score of the texts that have
+/// such a score. Its area is the number of texts. On the diagonal both scores agree.
 pub fn calibration(found: &Calibration, scorer: &str) -> Picture {
     const LEFT: f64 = 64.0;
     const TOP: f64 = 10.0;
@@ -23,12 +23,15 @@ pub fn calibration(found: &Calibration, scorer: &str) -> Picture {
         }
         line.mark x1=(x1) y1=(y1) x2=(x2) y2=(y2) {}
         text.ink.middle x=(px(LEFT + SIDE / 2.0)) y=(px(TOP + SIDE + 40.0)) { "score of " (scorer) }
-        text.ink.middle x="18" y=(px(middle)) transform=(format!("rotate(-90 18 {middle})")) { "mean stored score" }
+        text.ink.middle x="18" y=(px(middle)) transform=(format!("rotate(-90 18 {middle})")) {
+            "mean stored score"
+        }
         @for bin in &found.bins {
             @if let Some(stored) = bin.stored {
                 @let (x, y) = at((bin.from + bin.to) / 2.0, stored);
+                @let range = format!("{:.1} to {:.1}", bin.from, bin.to);
                 circle.disk cx=(px(x)) cy=(px(y)) r=(px(radius(bin.texts))) {
-                    title { (format!("{:.1} to {:.1}: {} texts, stored {stored:.2}", bin.from, bin.to, bin.texts)) }
+                    title { (range) ": " (bin.texts) " texts, stored " (format!("{stored:.2}")) }
                 }
             }
         }
@@ -40,7 +43,8 @@ pub fn calibration(found: &Calibration, scorer: &str) -> Picture {
         title: format!("{scorer} against stored scores"),
         subtitle: format!("{figures}; areas: numbers of texts"),
         about: format!(
-            "The mean stored score of the texts that {scorer} gives each tenth of its scale. {figures}."
+            "The mean stored score of the texts that {scorer} gives each tenth of its scale. \
+             {figures}."
         ),
         width: 480.0,
         height: TOP + SIDE + 58.0,

@@ -1,4 +1,4 @@
-//! Curves: one or two numbers over the steps.
+//! *Curves* show how one or two numbers change over the steps.
 
 use std::fmt::Write as _;
 
@@ -11,13 +11,13 @@ const LEFT: f64 = 56.0;
 const TOP: f64 = 40.0;
 const WIDTH: f64 = 344.0;
 const HEIGHT: f64 = 170.0;
-/// More points than this are joined to means.
+/// A curve with more points than this is drawn from means of neighbouring points.
 const POINTS: usize = 300;
 
-/// More disks than this would hide their line.
+/// More disks than this would hide their curve.
 const DISKS: usize = 40;
 
-/// How a line is told from the other one without colour.
+/// How a curve looks, so that two curves can be told apart without colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
     Solid,
@@ -26,25 +26,29 @@ pub enum Look {
     Dots,
 }
 
-/// A number over the steps.
+/// A number at some steps.
 #[derive(Debug, Clone)]
-pub struct Line {
+pub struct Curve {
     pub name: &'static str,
     pub look: Look,
-    /// (step, value), in order.
+    /// (step, value), in the order of the steps.
     pub points: Vec<(usize, f64)>,
 }
 
-/// The mean of some points on end, and where eight of ten lie.
-struct Point {
+/// Some neighbouring points as one.
+struct Group {
+    /// Mean of the steps.
     step: f64,
+    /// Mean of the values.
     mean: f64,
+    /// Eight of ten values lie between `low` and `high`.
     low: f64,
     high: f64,
 }
 
-impl Line {
-    fn points(&self, last: usize) -> Vec<Point> {
+impl Curve {
+    /// The points in groups, of which there are not many more than [`POINTS`].
+    fn groups(&self, last: usize) -> Vec<Group> {
         let together = if self.look == Look::Dots { 1 } else { last.div_ceil(POINTS).max(1) };
         let groups = self.points.chunk_by(|a, b| a.0.div_ceil(together) == b.0.div_ceil(together));
         groups
@@ -52,7 +56,7 @@ impl Line {
                 let n = points.len();
                 let mut values: Vec<f64> = points.iter().map(|p| p.1).collect();
                 values.sort_by(f64::total_cmp);
-                Point {
+                Group {
                     step: points.iter().map(|p| p.0 as f64).sum::<f64>() / n as f64,
                     mean: values.iter().sum::<f64>() / n as f64,
                     low: values[n / 10],
@@ -62,7 +66,7 @@ impl Line {
             .collect()
     }
 
-    /// First, last and lowest value, in words.
+    /// First, last and lowest value in words.
     fn about(&self) -> String {
         let (Some(first), Some(last)) = (self.points.first(), self.points.last()) else {
             return String::new();
@@ -81,78 +85,73 @@ impl Line {
     }
 }
 
-/// The lines that have points. `None` if none has. Where steps are missing, so is the line.
+/// The curves that have points, over the steps up to `last`. The step `kept` is marked. A curve has
+/// a gap where steps are missing. `None` if no curve has points.
 pub fn curves(
     id: &str,
     title: &str,
-    lines: &[Line],
+    curves: &[Curve],
     last: usize,
     kept: Option<usize>,
 ) -> Option<Picture> {
-    let lines: Vec<(&Line, Vec<Point>)> =
-        lines.iter().filter(|l| !l.points.is_empty()).map(|l| (l, l.points(last))).collect();
-    if lines.is_empty() {
+    let curves: Vec<(&Curve, Vec<Group>)> =
+        curves.iter().filter(|c| !c.points.is_empty()).map(|c| (c, c.groups(last))).collect();
+    if curves.is_empty() {
         return None;
     }
     let values =
-        lines.iter().flat_map(|(_, points)| points.iter().flat_map(|p| [p.mean, p.low, p.high]));
+        curves.iter().flat_map(|(_, groups)| groups.iter().flat_map(|g| [g.mean, g.low, g.high]));
     let y = Scale::vertical(values, false, TOP, HEIGHT);
     let x = Scale::steps(0.0, last.max(1) as f64, LEFT, LEFT + WIDTH);
     let body = html! {
         (rulers(&y, LEFT, LEFT + WIDTH))
-        @for (line, points) in &lines { (draw(line, points, &x, &y)) }
-        @for (index, (line, _)) in lines.iter().enumerate() { (key(line, LEFT + 150.0 * index as f64)) }
-        @if let Some(kept) = kept.filter(|k| *k <= last) { (kept_mark(&x, kept, TOP, TOP + HEIGHT)) }
+        @for (curve, groups) in &curves { (draw(curve, groups, &x, &y)) }
+        @for (index, (curve, _)) in curves.iter().enumerate() {
+            (key(curve, LEFT + 150.0 * index as f64))
+        }
+        @if let Some(kept) = kept.filter(|k| *k <= last) {
+            (kept_mark(&x, kept, TOP, TOP + HEIGHT))
+        }
         (numbers(&x, TOP + HEIGHT, "step"))
     };
     Some(Picture {
         id: id.into(),
         title: title.into(),
         subtitle: String::new(),
-        about: lines.iter().map(|(line, _)| line.about()).collect::<Vec<_>>().join(" "),
+        about: curves.iter().map(|(curve, _)| curve.about()).collect::<Vec<_>>().join(" "),
         width: LEFT + WIDTH + 16.0,
         height: TOP + HEIGHT + 42.0,
         body,
     })
 }
 
-fn draw(line: &Line, points: &[Point], x: &Scale, y: &Scale) -> Markup {
-    let mut gaps: Vec<f64> = points.windows(2).map(|w| w[1].step - w[0].step).collect();
+fn draw(curve: &Curve, groups: &[Group], x: &Scale, y: &Scale) -> Markup {
+    let mut gaps: Vec<f64> = groups.windows(2).map(|w| w[1].step - w[0].step).collect();
     gaps.sort_by(f64::total_cmp);
     let usual = gaps.get(gaps.len() / 2).copied().unwrap_or(1.0);
-    let pieces: Vec<&[Point]> = points.chunk_by(|a, b| b.step - a.step < 2.0 * usual).collect();
+    let pieces: Vec<&[Group]> = groups.chunk_by(|a, b| b.step - a.step < 2.0 * usual).collect();
+    let add = |path: &mut String, points: &mut dyn Iterator<Item = (f64, f64)>| {
+        for (index, (step, value)) in points.enumerate() {
+            let letter = if index == 0 { "M" } else { "L" };
+            let _ = write!(path, "{letter}{} {}", px(x.at(step)), px(y.at(value)));
+        }
+    };
     let (mut path, mut band) = (String::new(), String::new());
     for piece in pieces {
-        for (index, p) in piece.iter().enumerate() {
-            let _ = write!(
-                path,
-                "{}{} {}",
-                if index == 0 { "M" } else { "L" },
-                px(x.at(p.step)),
-                px(y.at(p.mean))
-            );
-        }
-        if piece.iter().any(|p| p.high > p.low) {
-            let up = piece.iter().map(|p| (p.step, p.high));
-            let down = piece.iter().rev().map(|p| (p.step, p.low));
-            for (index, (step, value)) in up.chain(down).enumerate() {
-                let _ = write!(
-                    band,
-                    "{}{} {}",
-                    if index == 0 { "M" } else { "L" },
-                    px(x.at(step)),
-                    px(y.at(value))
-                );
-            }
+        add(&mut path, &mut piece.iter().map(|g| (g.step, g.mean)));
+        if piece.iter().any(|g| g.high > g.low) {
+            let up = piece.iter().map(|g| (g.step, g.high));
+            let down = piece.iter().rev().map(|g| (g.step, g.low));
+            add(&mut band, &mut up.chain(down));
             band.push('z');
         }
     }
     html! {
         @if !band.is_empty() { path.band d=(band) {} }
-        path class=(class(line.look)) d=(path) {}
-        @if line.look == Look::Dots {
-            @for p in points.iter().step_by(points.len().div_ceil(DISKS)) {
-                circle.dot cx=(px(x.at(p.step))) cy=(px(y.at(p.mean))) r="2.6" {}
+        path class=(class(curve.look)) d=(path) {}
+        @if curve.look == Look::Dots {
+            @for g in groups.iter().step_by(groups.len().div_ceil(DISKS)) {
+                circle.dot cx=(px(x.at(g.step))) cy=(px(y.at(g.mean))) r="2.6" {}
             }
         }
     }
@@ -166,12 +165,12 @@ fn class(look: Look) -> &'static str {
     }
 }
 
-/// A piece of the line and its name.
-fn key(line: &Line, x: f64) -> Markup {
+/// The entry of a curve in the legend.
+fn key(curve: &Curve, x: f64) -> Markup {
     html! {
-        path class=(class(line.look)) d=(format!("M{} 12h26", px(x))) {}
-        @if line.look == Look::Dots { circle.dot cx=(px(x + 13.0)) cy="12" r="2.6" {} }
-        text.ink x=(px(x + 32.0)) y="16" { (line.name) }
+        path class=(class(curve.look)) d=(format!("M{} 12h26", px(x))) {}
+        @if curve.look == Look::Dots { circle.dot cx=(px(x + 13.0)) cy="12" r="2.6" {} }
+        text.ink x=(px(x + 32.0)) y="16" { (curve.name) }
     }
 }
 
@@ -183,10 +182,10 @@ mod tests {
     fn many_points_become_means_and_gaps_stay_gaps() {
         let points: Vec<(usize, f64)> =
             (1..=3000).filter(|s| !(1001..=1500).contains(s)).map(|s| (s, s as f64)).collect();
-        let line = Line { name: "loss", look: Look::Solid, points };
-        let means = line.points(3000);
-        assert!(means.len() <= POINTS && means.iter().all(|p| p.low < p.mean && p.mean < p.high));
-        let picture = curves("loss", "Loss", &[line], 3000, None).expect("a line");
+        let curve = Curve { name: "loss", look: Look::Solid, points };
+        let groups = curve.groups(3000);
+        assert!(groups.len() <= POINTS && groups.iter().all(|g| g.low < g.mean && g.mean < g.high));
+        let picture = curves("loss", "Loss", &[curve], 3000, None).expect("a curve");
         let path = picture.body.into_string();
         let path = path.split("line solid\" d=\"").nth(1).expect("a path");
         assert_eq!(path.split('"').next().expect("data").matches('M').count(), 2);
@@ -199,7 +198,7 @@ mod tests {
 
     #[test]
     fn no_points_no_picture() {
-        let line = Line { name: "KL", look: Look::Solid, points: Vec::new() };
-        assert!(curves("kl", "KL", &[line], 10, None).is_none());
+        let curve = Curve { name: "KL", look: Look::Solid, points: Vec::new() };
+        assert!(curves("kl", "KL", &[curve], 10, None).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! The heat map: sensitivity by block and step, and under each block when it was sliced.
+//! The *heat map* shows the sensitivity by block and step, and under each block when it was sliced.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -9,44 +9,47 @@ use super::{Picture, Scale, numbers, px, short};
 use crate::slice::{Part, Slice};
 use crate::train::log::StepLine;
 
-/// More steps than this share columns.
+/// If there are more steps than this, several steps share a column.
 const COLUMNS: usize = 240;
+/// How many colours tell sensitivities apart.
 pub(super) const LEVELS: usize = 9;
-/// Of the bar under a block, by the share of a column's steps in which it was sliced.
+/// How many shades the bar under a block has. They tell in how many of a column's steps it was
+/// sliced.
 const SHADES: usize = 4;
 pub(super) const LEFT: f64 = 56.0;
 pub(super) const TOP: f64 = 20.0;
 pub(super) const WIDTH: f64 = 672.0;
 
-/// What a heat map shows.
-pub struct Heat<'a> {
+/// The data of a heat map.
+pub struct HeatMap<'a> {
     pub steps: &'a [StepLine],
     pub blocks: usize,
     /// The step whose weights were kept.
     pub kept: Option<usize>,
 }
 
-/// Some steps on end.
+/// The steps that share a column.
 #[derive(Debug, Clone, Default)]
-struct Column {
+struct StepColumn {
     steps: usize,
-    /// Steps with sensitivities, and their mean.
+    /// How many of the steps have sensitivities.
     measured: usize,
+    /// Mean sensitivity by block.
     mean: Vec<f64>,
-    /// In how many steps a block's attention and MLP were sliced.
+    /// In how many steps the attention and the MLP of each block were sliced.
     sliced: Vec<[usize; 2]>,
 }
 
-impl Heat<'_> {
+impl HeatMap<'_> {
     fn last(&self) -> usize {
         self.steps.iter().map(|s| s.step).max().unwrap_or(1).max(1)
     }
 
-    fn columns(&self, steps_a_column: usize) -> Vec<Column> {
-        let empty = Column {
+    fn columns(&self, steps_a_column: usize) -> Vec<StepColumn> {
+        let empty = StepColumn {
             mean: vec![0.0; self.blocks],
             sliced: vec![[0; 2]; self.blocks],
-            ..Column::default()
+            ..StepColumn::default()
         };
         let mut columns = vec![empty; self.last().div_ceil(steps_a_column)];
         for line in self.steps {
@@ -69,7 +72,7 @@ impl Heat<'_> {
     }
 }
 
-/// The parts of blocks that a step changed.
+/// The parts of the blocks that a step changed.
 fn sliced(line: &StepLine, blocks: usize) -> Vec<(usize, Part)> {
     match line.sliced() {
         Some(Slice::Units(units)) => {
@@ -80,9 +83,11 @@ fn sliced(line: &StepLine, blocks: usize) -> Vec<(usize, Part)> {
     }
 }
 
-/// Levels on a logarithmic scale, from the first to the last percentile.
+/// Levels on a logarithmic scale.
 pub(super) struct Levels {
+    /// The first percentile.
     pub low: f64,
+    /// The last percentile.
     pub high: f64,
 }
 
@@ -96,6 +101,7 @@ impl Levels {
         Self { low: at(0.01).unwrap_or(1.0), high: at(0.99).unwrap_or(1.0) }
     }
 
+    /// The level of a value, from 0 to [`LEVELS`] − 1.
     pub fn level(&self, value: f64) -> usize {
         if value <= self.low {
             return 0;
@@ -105,9 +111,8 @@ impl Levels {
     }
 }
 
-/// Sensitivity by block and step, if it was measured; the bar under a block says in how many of a column's steps it was
-/// sliced.
-pub fn heat(heat: &Heat) -> Option<Picture> {
+/// The heat map. `None` if no sensitivities were measured.
+pub fn heat_map(heat: &HeatMap) -> Option<Picture> {
     let last = heat.last();
     let steps_a_column = last.div_ceil(COLUMNS);
     let columns = heat.columns(steps_a_column);
@@ -118,7 +123,7 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
     let levels = Levels::of(measured.flat_map(|c| c.mean.iter().copied()).collect());
     let row = (400.0 / heat.blocks as f64).clamp(15.0, 34.0);
     let strip = (row * 0.3).max(4.8);
-    // Nearer to its own block than to the next.
+    // The gap of 3.5 pixels puts the bar nearer to its own block than to the next one.
     let cell = row - strip - 3.5;
     let bottom = TOP + row * heat.blocks as f64;
     let x = Scale::steps(0.5, last as f64 + 0.5, LEFT, LEFT + WIDTH);
@@ -132,43 +137,27 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
         .any(|line| sliced(line, heat.blocks).iter().any(|(_, part)| *part != Part::Whole));
     for block in 0..heat.blocks {
         let y = TOP + row * block as f64;
-        let level = |c: &Column| (c.measured > 0).then(|| levels.level(c.mean[block]));
+        let level = |c: &StepColumn| (c.measured > 0).then(|| levels.level(c.mean[block]));
         for (level, run) in runs(columns.iter().map(level)) {
-            let (x, width) = across(&run);
-            let _ = write!(
-                paths[level],
-                "M{} {}h{}v{}h-{}z",
-                px(x),
-                px(y),
-                px(width),
-                px(cell),
-                px(width)
-            );
+            rectangle(&mut paths[level], across(&run), y, &px(cell));
         }
-        // One bar for a block, or one each for its attention and its MLP.
+        // A block has one bar, or one for its attention and one for its MLP.
         let lanes: &[usize] = if halves { &[0, 1] } else { &[0] };
         let height = strip / lanes.len() as f64 - if halves { 1.0 } else { 0.0 };
         for &lane in lanes {
             let y = y + cell + 1.0 + strip * lane as f64 / lanes.len() as f64;
-            let shade = |c: &Column| {
+            let shade = |c: &StepColumn| {
                 (c.sliced[block][lane] * SHADES).div_ceil(c.steps.max(1)).checked_sub(1)
             };
             for (shade, run) in runs(columns.iter().map(shade)) {
-                let (x, width) = across(&run);
-                let _ = write!(
-                    cuts[shade],
-                    "M{} {}h{}v{height:.1}h-{}z",
-                    px(x),
-                    px(y),
-                    px(width),
-                    px(width)
-                );
+                rectangle(&mut cuts[shade], across(&run), y, &format!("{height:.1}"));
             }
         }
     }
     let body = html! {
         @for block in 0..heat.blocks {
-            text.ink.end x=(px(LEFT - 7.0)) y=(px(TOP + row * block as f64 + cell / 2.0 + 4.0)) { (block) }
+            @let y = TOP + row * block as f64 + cell / 2.0 + 4.0;
+            text.ink.end x=(px(LEFT - 7.0)) y=(px(y)) { (block) }
         }
         text.dim.middle x="14" y=(px((TOP + bottom) / 2.0))
             transform=(format!("rotate(-90 14 {})", px((TOP + bottom) / 2.0))) { "block" }
@@ -180,7 +169,9 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
                 @if !path.is_empty() { path.cut d=(path) fill-opacity=(opacity(shade)) {} }
             }
         }
-        @if let Some(kept) = heat.kept.filter(|k| (1..=last).contains(k)) { (kept_mark(&x, kept, TOP, bottom)) }
+        @if let Some(kept) = heat.kept.filter(|k| (1..=last).contains(k)) {
+            (kept_mark(&x, kept, TOP, bottom))
+        }
         (numbers(&x, bottom, "step"))
         (legend(&levels, bottom + 46.0))
     };
@@ -198,7 +189,13 @@ pub fn heat(heat: &Heat) -> Option<Picture> {
     })
 }
 
-/// Neighbours that are the same, as one.
+/// Adds a rectangle to a path. `x` and the width are given together.
+fn rectangle(path: &mut String, (x, width): (f64, f64), y: f64, height: &str) {
+    let (x, y, width) = (px(x), px(y), px(width));
+    let _ = write!(path, "M{x} {y}h{width}v{height}h-{width}z");
+}
+
+/// The ranges of neighbours with the same value. `None` belongs to no range.
 pub(super) fn runs<T: PartialEq>(
     values: impl Iterator<Item = Option<T>>,
 ) -> Vec<(T, Range<usize>)> {
@@ -219,7 +216,8 @@ pub(super) fn kept_mark(x: &Scale, step: usize, top: f64, bottom: f64) -> Markup
     let side = if at > (x.from + x.to) / 2.0 { "end" } else { "start" };
     html! {
         line.mark x1=(px(at)) y1=(px(top - 8.0)) x2=(px(at)) y2=(px(bottom)) {}
-        text.ink x=(px(at + if side == "end" { -4.0 } else { 4.0 })) y=(px(top - 7.0)) text-anchor=(side) {
+        text.ink x=(px(at + if side == "end" { -4.0 } else { 4.0 })) y=(px(top - 7.0))
+            text-anchor=(side) {
             "kept: step " (step)
         }
     }
@@ -229,28 +227,32 @@ fn opacity(shade: usize) -> f64 {
     (shade + 1) as f64 / SHADES as f64
 }
 
-/// Where the scale of levels begins and ends.
+/// Where the scale of levels begins, in pixels.
 const START: f64 = LEFT + 48.0;
+/// The width of one level in the scale.
 const SIDE: f64 = 18.0;
+/// Where the scale of levels ends.
 const END: f64 = START + SIDE * LEVELS as f64;
 
-/// What the levels mean.
+/// The legend of the levels.
 pub(super) fn scale_of(levels: &Levels, y: f64) -> Markup {
     html! {
         text.dim.end x=(px(START - 6.0)) y=(px(y + 10.0)) { (short(levels.low)) }
         @for level in 0..LEVELS {
-            rect class=(format!("h{level}")) x=(px(START + SIDE * level as f64)) y=(px(y)) width=(SIDE) height="12" {}
+            rect class=(format!("h{level}")) x=(px(START + SIDE * level as f64)) y=(px(y))
+                width=(SIDE) height="12" {}
         }
         text.dim x=(px(END + 6.0)) y=(px(y + 10.0)) { (short(levels.high)) " (logarithmic)" }
     }
 }
 
+/// The legend of the levels and of the shades.
 fn legend(levels: &Levels, y: f64) -> Markup {
     html! {
         (scale_of(levels, y))
         @for shade in 0..SHADES {
-            rect.cut x=(px(END + 140.0 + 12.0 * shade as f64)) y=(px(y + 4.0)) width="12" height="5"
-                fill-opacity=(opacity(shade)) {}
+            rect.cut x=(px(END + 140.0 + 12.0 * shade as f64)) y=(px(y + 4.0))
+                width="12" height="5" fill-opacity=(opacity(shade)) {}
         }
         text.dim x=(px(END + 146.0 + 12.0 * SHADES as f64)) y=(px(y + 10.0)) {
             "sliced, in few to all of the steps"
@@ -258,7 +260,8 @@ fn legend(levels: &Levels, y: f64) -> Markup {
     }
 }
 
-fn about(heat: &Heat, steps_a_column: usize, levels: &Levels) -> String {
+/// The map in words.
+fn about(heat: &HeatMap, steps_a_column: usize, levels: &Levels) -> String {
     let mut counts = vec![0usize; heat.blocks];
     for line in heat.steps {
         let mut blocks: Vec<usize> =
@@ -274,8 +277,9 @@ fn about(heat: &Heat, steps_a_column: usize, levels: &Levels) -> String {
         String::new()
     };
     format!(
-        "Rows are blocks 0 to {}, columns steps 1 to {}{columns}; from light to dark (in dark mode from dark to light) \
-         the sensitivity rises from {} to {}. Block {most} was sliced most often: in {} of {steps} steps.",
+        "Rows are blocks 0 to {}, columns steps 1 to {}{columns}; from light to dark (in dark mode \
+         from dark to light) the sensitivity rises from {} to {}. Block {most} was sliced most \
+         often: in {} of {steps} steps.",
         heat.blocks - 1,
         heat.last(),
         short(levels.low),
@@ -313,7 +317,7 @@ mod tests {
             line(2, Some(1), &["1.mlp"], &[3.0, 2.0]),
             line(4, None, &[], &[]),
         ];
-        let heat = Heat { steps: &steps, blocks: 2, kept: None };
+        let heat = HeatMap { steps: &steps, blocks: 2, kept: None };
         let columns = heat.columns(2);
         assert_eq!(columns.len(), 2);
         assert_eq!(
@@ -321,14 +325,14 @@ mod tests {
             (2, 2, &[2.0, 2.0][..])
         );
         assert_eq!(columns[0].sliced, [[1, 1], [0, 1]]);
-        // The whole model.
+        // The fourth step changed the whole model.
         assert_eq!((columns[1].measured, &columns[1].sliced), (0, &vec![[1, 1], [1, 1]]));
     }
 
     #[test]
     fn without_sensitivities_there_is_no_map() {
         let steps = [line(1, Some(1), &[], &[])];
-        assert!(super::heat(&Heat { steps: &steps, blocks: 2, kept: None }).is_none());
+        assert!(heat_map(&HeatMap { steps: &steps, blocks: 2, kept: None }).is_none());
     }
 
     #[test]

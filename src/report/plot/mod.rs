@@ -1,4 +1,5 @@
-//! Pictures as SVG: no fonts, no scripts; they read in dark and light, on paper, and without colour.
+//! A *picture* is an SVG drawing without fonts and scripts. It can be read in dark and light mode,
+//! on paper, and without colour.
 
 mod bars;
 mod calibration;
@@ -11,23 +12,23 @@ use maud::{Markup, PreEscaped, html};
 
 pub use bars::{Bar, bars, blocks};
 pub use calibration::calibration;
-pub use curves::{Line, Look, curves};
-pub use heat::{Heat, heat};
-pub use neurons::{Map, neurons};
+pub use curves::{Curve, Look, curves};
+pub use heat::{HeatMap, heat_map};
+pub use neurons::{NeuronMap, neuron_map};
 pub use pareto::pareto;
 
-/// The classes of pictures: `ink dim grid bar on line …`.
+/// The style sheet with the classes of all pictures: `ink dim grid bar on line …`.
 pub const STYLE: &str = include_str!("plot.css");
 
-/// A drawing and its words. A page shows it in the page's style, a file brings its own.
+/// A drawing with its texts. On a page it has the style of the page, and a file brings its own.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// Unique in a page.
+    /// The name for files, unique on a page.
     pub id: String,
     pub title: String,
-    /// What a reader must know to read it, in a line.
+    /// What a reader must know to read it, in one line.
     pub subtitle: String,
-    /// What it shows, for who can't see it.
+    /// What it shows, for people who can't see it.
     pub about: String,
     pub width: f64,
     pub height: f64,
@@ -35,19 +36,23 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Within a page: title and subtitle are the page's matter.
+    /// The SVG element for a page, which shows title and subtitle itself.
     pub fn inline(&self) -> Markup {
         let (width, height) = (self.width.ceil(), self.height.ceil());
         html! {
-            svg.plot role="img" viewBox=(format!("0 0 {width} {height}")) width=(width) height=(height)
-                aria-labelledby=(format!("{0}-title {0}-about", self.id)) { (self.words()) (self.body) }
+            svg.plot role="img" viewBox=(format!("0 0 {width} {height}"))
+                width=(width) height=(height)
+                aria-labelledby=(format!("{0}-title {0}-about", self.id)) {
+                (self.words())
+                (self.body)
+            }
         }
     }
 
-    /// An `.svg` file, with a heading over the drawing.
+    /// The contents of an `.svg` file, with title and subtitle above the drawing.
     pub fn file(&self) -> String {
         const HEADING: f64 = 52.0;
-        // Its letters are about so wide.
+        // The subtitle begins at 16 pixels, and its letters are about 6.4 pixels wide.
         let words = 32.0 + 6.4 * self.subtitle.chars().count() as f64;
         let (width, height) =
             (self.width.max(words).max(600.0).ceil(), (self.height + HEADING).ceil());
@@ -74,21 +79,23 @@ impl Picture {
     }
 }
 
-/// Values of an axis, mapped to pixels.
+/// An axis: it maps values to pixels.
 #[derive(Debug, Clone, Copy)]
 struct Scale {
     low: f64,
     high: f64,
-    /// Pixels of `low` and `high`.
+    /// The pixel of `low`.
     from: f64,
+    /// The pixel of `high`.
     to: f64,
-    /// Between two ticks.
+    /// The distance of two ticks, as a value.
     step: f64,
 }
 
 impl Scale {
-    /// A horizontal axis over step numbers and the like.
+    /// A horizontal axis over whole numbers, such as steps.
     fn steps(low: f64, high: f64, from: f64, to: f64) -> Self {
+        /// The least distance of two ticks in pixels.
         const BETWEEN: f64 = 70.0;
         Self {
             low,
@@ -99,7 +106,8 @@ impl Scale {
         }
     }
 
-    /// A vertical axis over these values that begins and ends at a tick; `zero`: begins there.
+    /// A vertical axis that spans these values, and begins and ends at a tick. With `zero` it
+    /// begins at 0.
     fn vertical(values: impl Iterator<Item = f64>, zero: bool, top: f64, height: f64) -> Self {
         let (mut low, mut high) =
             values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -114,12 +122,13 @@ impl Scale {
         Self { low, high, from: top + height, to: top, step }
     }
 
-    /// A horizontal axis over these values that begins and ends at a tick.
+    /// A horizontal axis that spans these values, and begins and ends at a tick.
     fn horizontal(values: impl Iterator<Item = f64>, left: f64, width: f64) -> Self {
         let Self { low, high, step, .. } = Self::vertical(values, false, 0.0, 0.0);
         Self { low, high, from: left, to: left + width, step }
     }
 
+    /// The pixel of a value.
     fn at(&self, value: f64) -> f64 {
         self.from + (self.to - self.from) * (value - self.low) / (self.high - self.low)
     }
@@ -131,7 +140,7 @@ impl Scale {
         (first..=last).map(move |n| n as f64 * step)
     }
 
-    /// A tick's value, as exact as its neighbours make necessary.
+    /// The value of a tick as text, with as many digits as neighbouring ticks need to differ.
     fn label(&self, value: f64) -> String {
         if self.high < 1e-2 || self.high >= 1e6 {
             return if value == 0.0 {
@@ -140,14 +149,14 @@ impl Scale {
                 format!("{value:.1e}").replace(".0e", "e")
             };
         }
-        // 2.5 and 25 need a digit more than their power of ten says.
+        // Steps of 2.5 need a decimal place more than steps of 2 or 5.
         let is_whole = |x: f64| (x - x.round()).abs() < 1e-6;
         let digits = (0..8).find(|digits| is_whole(self.step * 10f64.powi(*digits))).unwrap_or(8);
         format!("{value:.*}", digits as usize)
     }
 }
 
-/// Horizontal lines with their values at the left.
+/// A horizontal line at each tick, with its value at the left.
 fn rulers(scale: &Scale, left: f64, right: f64) -> Markup {
     html! {
         @for value in scale.ticks() {
@@ -158,31 +167,31 @@ fn rulers(scale: &Scale, left: f64, right: f64) -> Markup {
     }
 }
 
-/// The numbers of steps, or of what else goes from left to right, below a drawing.
-fn numbers(scale: &Scale, y: f64, of: &str) -> Markup {
+/// A horizontal axis of whole numbers below a drawing, with a name such as `step`.
+fn numbers(scale: &Scale, y: f64, name: &str) -> Markup {
     html! {
         @for value in scale.ticks() {
             @let x = scale.at(value);
             line.grid x1=(px(x)) y1=(px(y)) x2=(px(x)) y2=(px(y + 4.0)) {}
             text.dim.middle x=(px(x)) y=(px(y + 17.0)) { (value) }
         }
-        text.dim.middle x=(px((scale.from + scale.to) / 2.0)) y=(px(y + 34.0)) { (of) }
+        text.dim.middle x=(px((scale.from + scale.to) / 2.0)) y=(px(y + 34.0)) { (name) }
     }
 }
 
-/// Pixels, to a tenth.
+/// Pixels as text, with at most one decimal place.
 fn px(x: f64) -> String {
     let text = format!("{x:.1}");
     text.strip_suffix(".0").map_or_else(|| text.clone(), str::to_owned)
 }
 
-/// The next of 1, 2, 2.5, 5 times a power of ten.
+/// The least number that is at least `x` and is 1, 2, 2.5 or 5 times a power of ten.
 pub fn round_step(x: f64) -> f64 {
     let power = 10f64.powf(x.log10().floor());
     [1.0, 2.0, 2.5, 5.0].map(|m| m * power).into_iter().find(|s| *s >= x).unwrap_or(10.0 * power)
 }
 
-/// Three significant digits.
+/// A number with three significant digits.
 pub fn short(x: f64) -> String {
     if x == 0.0 {
         return "0".into();
@@ -216,7 +225,7 @@ mod tests {
         assert_eq!(labels(0.0, 2.0), ["0.0", "0.5", "1.0", "1.5", "2.0"]);
         assert_eq!(labels(0.0, 200.0), ["0", "50", "100", "150", "200"]);
         assert_eq!(labels(0.0, 1e-3), ["0", "2.5e-4", "5e-4", "7.5e-4", "1e-3"]);
-        // One value, and none, still make an axis.
+        // One value makes an axis, and so does no value.
         for values in [vec![2.0, 2.0], vec![0.0], vec![]] {
             let scale = Scale::vertical(values.iter().copied(), false, 0.0, 100.0);
             assert!(scale.high > scale.low && scale.ticks().count() < 10, "{values:?}: {scale:?}");

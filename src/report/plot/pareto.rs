@@ -1,4 +1,5 @@
-//! The trade-off: toxicity against perplexity, a mark a state of a run.
+//! The picture of the *trade-off*: toxicity against perplexity, with a mark for each step at which
+//! a run kept its weights.
 
 use maud::{Markup, html};
 
@@ -10,7 +11,7 @@ const TOP: f64 = 12.0;
 const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 300.0;
 
-/// The marks of rows: shapes tell them apart without colour.
+/// The shapes of marks. They tell methods apart without colour.
 const SHAPES: [&str; 8] = [
     "M-5-5H5V5H-5Z",
     "M0-6.5L6.5 0L0 6.5L-6.5 0Z",
@@ -21,13 +22,15 @@ const SHAPES: [&str; 8] = [
     "M-6-5L6 0L-6 5Z",
     "M6-5L-6 0L6 5Z",
 ];
-/// What rows have in their marks that find all shapes taken: nothing; a hole, or where a mark is hollow a ring.
+/// What is drawn inside a mark. If all shapes are taken, the next methods have the same shapes with
+/// a hole in a filled mark, or a ring in a hollow one.
 const INSIDE: [&str; 2] = ["", "M-2.2 0A2.2 2.2 0 1 0 2.2 0A2.2 2.2 0 1 0-2.2 0Z"];
 
-/// Every row with its points in the order of their steps, from the base on.
+/// The points of every run in the order of their steps, joined by a line that begins at the base.
 pub fn pareto(title: &str, found: &Pareto) -> Picture {
     let all = || found.rows.iter().flat_map(|(_, runs)| runs).flatten().chain([&found.base]);
-    // What is far off would press all else into a corner.
+    // Points that are far off stand at this edge, because they would press all others into a
+    // corner.
     let most = 2.0 * found.base.perplexity;
     let x = Scale::horizontal(all().map(|p| p.perplexity.min(most)), LEFT, WIDTH);
     let y = Scale::vertical(all().map(|p| p.toxicity), true, TOP, HEIGHT);
@@ -37,19 +40,26 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
     let body = html! {
         (rulers(&y, LEFT, LEFT + WIDTH))
         @for value in x.ticks() {
-            line.grid x1=(px(x.at(value))) y1=(px(TOP + HEIGHT)) x2=(px(x.at(value))) y2=(px(TOP + HEIGHT + 4.0)) {}
-            text.dim.middle x=(px(x.at(value))) y=(px(TOP + HEIGHT + 17.0)) { (x.label(value)) }
+            @let tick = px(x.at(value));
+            line.grid x1=(tick) y1=(px(TOP + HEIGHT)) x2=(tick) y2=(px(TOP + HEIGHT + 4.0)) {}
+            text.dim.middle x=(tick) y=(px(TOP + HEIGHT + 17.0)) { (x.label(value)) }
         }
-        text.dim.middle x=(px(LEFT + WIDTH / 2.0)) y=(px(TOP + HEIGHT + 36.0)) { "perplexity of " (found.text) }
+        text.dim.middle x=(px(LEFT + WIDTH / 2.0)) y=(px(TOP + HEIGHT + 36.0)) {
+            "perplexity of " (found.text)
+        }
         @for (row, (name, runs)) in found.rows.iter().enumerate() {
             @for points in runs {
                 path class=(format!("way m{}", colour(row))) d=(way(base, points, at)) {}
-                @for point in points { (mark(row, at(point), point.step.is_none(), &words(name, point))) }
+                @for point in points {
+                    (mark(row, at(point), point.step.is_none(), &words(name, point)))
+                }
             }
             (mark(row, key(row + 1), true, name))
             text.ink x=(px(key(row + 1).0 + 14.0)) y=(px(key(row + 1).1 + 4.0)) { (name) }
         }
-        circle.cut cx=(px(base.0)) cy=(px(base.1)) r="5.5" { title { (words("vanilla", &found.base)) } }
+        circle.cut cx=(px(base.0)) cy=(px(base.1)) r="5.5" {
+            title { (words("vanilla", &found.base)) }
+        }
         circle.cut cx=(px(key(0).0)) cy=(px(key(0).1)) r="5.5" {}
         text.ink x=(px(key(0).0 + 14.0)) y=(px(key(0).1 + 4.0)) { "vanilla" }
     };
@@ -61,8 +71,10 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
     Picture {
         id: "pareto".into(),
         title: title.into(),
-        subtitle: "toxicity (up) against perplexity: lower left is better; filled: what a run kept, hollow: on its way"
-            .into(),
+        subtitle:
+            "toxicity (up) against perplexity: lower left is better; filled: what a run kept, \
+                   hollow: on its way"
+                .into(),
         about: format!("{}.", about.join(". ")),
         width: LEFT + WIDTH + 240.0,
         height: (TOP + HEIGHT + 44.0).max(key(found.rows.len() + 1).1),
@@ -70,16 +82,18 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
     }
 }
 
-/// The outline of a row's mark, another one for every row of `SHAPES.len() * INSIDE.len()`.
+/// The outline of the mark of a method. The first `SHAPES.len() * INSIDE.len()` methods have
+/// different ones.
 fn shape(row: usize) -> String {
     format!("{}{}", SHAPES[row % SHAPES.len()], INSIDE[row / SHAPES.len() % INSIDE.len()])
 }
 
-/// Rows that have a shape again have it in another colour.
+/// The number of a method's colour. Methods with the same shape have different colours.
 fn colour(row: usize) -> usize {
     (row + row / SHAPES.len()) % SHAPES.len()
 }
 
+/// A point in words.
 fn words(name: &str, point: &Point) -> String {
     let step = point.step.map_or(String::new(), |s| format!(" at step {s}"));
     format!(
@@ -89,6 +103,7 @@ fn words(name: &str, point: &Point) -> String {
     )
 }
 
+/// The path from the base through the points.
 fn way(base: (f64, f64), points: &[Point], at: impl Fn(&Point) -> (f64, f64)) -> String {
     let path = points.iter().map(at).map(|(x, y)| format!("L{} {}", px(x), px(y)));
     std::iter::once(format!("M{} {}", px(base.0), px(base.1))).chain(path).collect()
@@ -99,7 +114,9 @@ fn mark(row: usize, (x, y): (f64, f64), filled: bool, title: &str) -> Markup {
     let class = format!("m{} {how}", colour(row));
     let place = format!("translate({} {}) scale({scale})", px(x), px(y));
     html! {
-        path class=(class) d=(shape(row)) fill-rule="evenodd" transform=(place) { title { (title) } }
+        path class=(class) d=(shape(row)) fill-rule="evenodd" transform=(place) {
+            title { (title) }
+        }
     }
 }
 
@@ -118,7 +135,7 @@ mod tests {
         )];
         let found = Pareto { text: "wiki".into(), base: point(None, 50.0, 100.0), rows };
         let svg = pareto("t", &found).file();
-        // One of them in the legend.
+        // One of the two is in the legend.
         assert_eq!(svg.matches("filled\"").count(), 2);
         assert_eq!(svg.matches("hollow\"").count(), 1);
         assert!(svg.contains("a&lt;b at step 5: toxicity 40.0, perplexity 101"), "{svg}");

@@ -1,0 +1,101 @@
+//! The *page of a run*: what changed, where the error was, how the run went, and what the model
+//! said before and after.
+
+mod blocks;
+mod curves;
+mod neurons;
+mod samples;
+mod sensitivity;
+mod settings;
+
+use maud::{Markup, html};
+
+use super::before_after::{before_after, not_measured};
+use super::changes::{block_number, change_by_block};
+use super::folder::RunFolder;
+use super::page::{Section, page, tile, warning};
+use super::plot::Picture;
+use super::record::RunRecord;
+
+/// The sections in the order of the page. `None` if a section does not apply to the run.
+const SECTIONS: &[fn(&RunFolder) -> Option<Section>] = &[
+    neurons::section,
+    sensitivity::section,
+    blocks::section,
+    curves::section,
+    samples::section,
+    settings::section,
+];
+
+/// What a section says if the log is empty or broken.
+const NO_STEP: &str = "No step can be read.";
+
+/// The page as HTML.
+pub fn run_page(run: &RunFolder) -> String {
+    let title = match &run.record {
+        Some(record) => format!("{}, repaired with {}", model(record), record.settings.method),
+        None => format!("{}: unfinished", run.name),
+    };
+    let sections: Vec<Section> = SECTIONS.iter().filter_map(|section| section(run)).collect();
+    page(&title, &lead(run), &sections)
+}
+
+/// The pictures of the page.
+pub fn pictures(run: &RunFolder) -> Vec<Picture> {
+    neurons::picture(run)
+        .into_iter()
+        .chain(sensitivity::picture(run))
+        .chain(blocks::picture(run))
+        .chain(curves::pictures(run))
+        .collect()
+}
+
+/// The name of a hub model, or the last part of a path.
+fn model(record: &RunRecord) -> &str {
+    let is_path = record.base_revision.is_none();
+    record
+        .model
+        .trim_end_matches(['/', '\\'])
+        .rsplit(['/', '\\'])
+        .next()
+        .filter(|_| is_path)
+        .unwrap_or(&record.model)
+}
+
+/// The figures before and after, and what a reader must know about the run.
+fn lead(run: &RunFolder) -> Markup {
+    let Some(record) = &run.record else {
+        return html! {
+            p {
+                "This run is not finished: " (run.last()) " steps are made. Its figures before and "
+                "after, its settings and its samples are written at the end."
+            }
+            @for gap in &run.gaps { (warning(&html! { (gap) "." })) }
+        };
+    };
+    let share = 100.0 * record.changed_parameters as f64 / record.parameters.max(1) as f64;
+    let changed = change_by_block(&record.changed, block_number).keys().flatten().count();
+    let not_measured = not_measured(record);
+    html! {
+        dl.tiles {
+            @for [name, before, after, change] in before_after(record) {
+                (tile(&name, Some(&before), &after, &change))
+            }
+            (tile("parameters that differ from the base", None, &format!("{share:.1} %"),
+                &format!("{changed} of {} blocks", run.blocks())))
+        }
+        p.dim {
+            @if let Some(edits) = &record.edits {
+                "Targets said now: " (edits.repaired) " of " (edits.failures)
+                " that the base got wrong (" (edits.skipped) " it already said). "
+            } @else {
+                "On held-back rows, scored by " (record.scorer) ". "
+                @if !not_measured.is_empty() { "Not measured: " (not_measured.join(", ")) ". " }
+            }
+            "Everything that was not sliced is byte-equal to the base. "
+            (record.steps) " steps (" (record.stopped) "), the weights of step "
+            (record.kept_step) " are kept."
+        }
+        @for gap in &run.gaps { (warning(&html! { (gap) "." })) }
+    }
+}
