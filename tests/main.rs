@@ -3,6 +3,7 @@
 
 mod evaluation;
 mod exact;
+mod house;
 mod inputs;
 mod outputs;
 mod parity;
