@@ -1,5 +1,5 @@
-//! The CPU kernels one by one, at the shapes of gpt2 with 4 × 64 tokens. `cargo bench`, or `cargo
-//! bench -- product`.
+//! The CPU kernels one by one, at the shapes of gpt2 with 4 × 64 tokens: `cargo bench`, or some of
+//! them: `cargo bench -- product`.
 
 use std::collections::BTreeMap;
 

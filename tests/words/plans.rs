@@ -93,7 +93,7 @@ fn what_the_run_would_refuse(plan: &CommandLine) {
     let elsewhere = Folder::new();
     elsewhere.write("begun.partial/irepair/state/state.safetensors", "");
     for (flag, value, words) in [
-        ("--out", golden::path(""), "exists; choose another --out"),
+        ("--out", golden::path("gpt2"), "exists; choose another --out"),
         ("--normal", golden::path("normal.jsonl"), "4 texts are fewer than a batch of 5"),
         ("--out", elsewhere.path("begun"), "an unfinished run is in"),
     ] {
