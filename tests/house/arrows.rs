@@ -50,9 +50,10 @@ pub fn arrows(files: &Files) -> Vec<Arrow> {
     let mut arrows = Vec::new();
     for (path, text) in files {
         let Some(from) = module_of(path).filter(|_| path != "src/main.rs") else { continue };
-        let mut paths = Paths { modules: &modules, names: BTreeMap::new(), found: Vec::new() };
+        let mut paths = Paths { modules: &modules, names: BTreeMap::new(), found: BTreeSet::new() };
         paths.read(&Source::read(text).tokens, &from);
-        for (to, line) in paths.found {
+        // What stands twice on a line is one arrow.
+        for (line, to) in paths.found {
             arrows.push(Arrow { from: from.clone(), to, place: format!("{path}:{line}") });
         }
     }
@@ -64,7 +65,7 @@ struct Paths<'a> {
     modules: &'a BTreeSet<Module>,
     /// Modules that a `use` gave a name.
     names: BTreeMap<String, Module>,
-    found: Vec<(Module, usize)>,
+    found: BTreeSet<(usize, Module)>,
 }
 
 impl Paths<'_> {
@@ -173,7 +174,7 @@ impl Paths<'_> {
         while !self.modules.contains(&module) && !module.is_empty() {
             module.pop();
         }
-        self.found.push((module.clone(), line));
+        self.found.insert((line, module.clone()));
         Some((module, is_module))
     }
 }

@@ -51,6 +51,7 @@ fn links(text: &str) -> Vec<Link> {
 /// The anchors of a document's headings, as GitHub makes them. A heading that comes again gets a
 /// number.
 fn anchors(text: &str) -> Vec<String> {
+    let linked = regex::Regex::new(r"!?\[([^\]]*)\]\([^)]*\)").expect("a pattern");
     let mut anchors: Vec<String> = Vec::new();
     for (_, line) in prose(text) {
         let heading = line.trim_start_matches('#');
@@ -58,8 +59,7 @@ fn anchors(text: &str) -> Vec<String> {
         if !(1..=6).contains(&depth) || !heading.starts_with(' ') {
             continue;
         }
-        let words = regex::Regex::new(r"!?\[([^\]]*)\]\([^)]*\)").expect("a pattern");
-        let anchor: String = words
+        let anchor: String = linked
             .replace_all(heading.trim().trim_end_matches('#').trim(), "$1")
             .to_lowercase()
             .chars()
