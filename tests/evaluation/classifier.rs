@@ -70,8 +70,8 @@ fn column(expected: &Value, label: usize) -> Vec<f64> {
     rows.map(|row| golden::numbers(row)[label]).collect()
 }
 
-/// Every label of every model, all texts at once: of different lengths, so with padding; one cut,
-/// one empty.
+/// Every label of every model, with all texts at once. Their lengths differ, so there is padding;
+/// one text is cut, and one is empty.
 #[test]
 fn probabilities_are_those_of_transformers() {
     let texts = texts();
@@ -185,7 +185,7 @@ impl Copy {
         self.0.remove(file);
     }
 
-    /// The message with which it is refused, as bad input.
+    /// Its refusal as bad input, in words.
     #[track_caller]
     fn refused(&self) -> String {
         let error = try_open(self.path(), None).err().expect("refused");
@@ -206,7 +206,7 @@ fn texts_are_cut_to_the_positions_or_to_what_the_tokenizer_says() {
     for name in MODELS {
         let copy = Copy::of(name);
         let whole = copy.scores();
-        // Nothing but the positions says where to cut.
+        // Now only the positions say where to cut.
         copy.remove("tokenizer_config.json");
         assert_eq!(copy.scores(), whole, "{name}");
         copy.write("tokenizer_config.json", r#"{"model_max_length": 1e30}"#);
@@ -221,7 +221,7 @@ fn texts_are_cut_to_the_positions_or_to_what_the_tokenizer_says() {
     assert!(open(copy.path(), None).about().contains("7 tokens"));
 }
 
-/// Folders of before 2020 have no `tokenizer.json`.
+/// Folders from before 2020 have no `tokenizer.json`.
 #[test]
 fn a_tokenizer_is_made_of_older_files() {
     for name in ["bert", "distilbert", "roberta"] {

@@ -16,7 +16,7 @@ fn figure<'a>(results: &'a Value, task: &str, name: &str) -> &'a Value {
     &figures.iter().find(|f| f["name"] == name).expect(name)["value"]
 }
 
-/// Expected: scripts/make_golden_eval.py, with transformers and lm-eval's own code.
+/// The expected figures are from scripts/make_golden_eval.py: transformers and lm-eval's own code.
 #[test]
 fn figures_are_those_of_transformers_and_lm_eval() {
     let folder = Folder::new();
@@ -45,7 +45,7 @@ fn figures_are_those_of_transformers_and_lm_eval() {
     same_rows(&folder.rows("rolling/0-ppl-pages.jsonl-lm-eval.jsonl"), &expected["lm_eval"]);
 }
 
-/// Numbers of rows: counts equal, nats to 1e-4.
+/// The rows' counts are equal, and their nats agree to 1e-4.
 #[track_caller]
 fn same_rows(rows: &[Value], expected: &Value) {
     let expected = expected.as_array().expect("rows");
@@ -166,11 +166,11 @@ fn empty_continuations_are_counted_and_score_nothing() {
     let mean = found.iter().sum::<f64>() / scored as f64;
     let value = number(figure(&results, "toxicity", toxicity));
     close(value, 100.0 * mean, 1e-9, "mean of what was scored");
-    // Nothing scored at all is no figure.
+    // Where nothing is scored at all, there is no figure.
     let nothing = replay("other.jsonl", &[json!({"text": "another", "score": 0.5})]);
     eval("c").and("--limit 2").with("--scorer", &nothing).ok();
     assert!(figure(&folder.json("c/results.json"), "toxicity", toxicity).is_null());
-    // Texts alone: empty ones are counted apart.
+    // Among texts alone, empty ones are counted apart.
     let texts = [
         json!({"text": "thank you"}),
         json!({"text": "  "}),

@@ -16,7 +16,7 @@ fn text_of(request: &Request) -> String {
     request.json()["comment"]["text"].as_str().expect("text").to_owned()
 }
 
-/// Perspective's answer: the worst span is not the score.
+/// Perspective's answer. The score of the worst span is not the text's score.
 fn toxicity(score: f64) -> Reply {
     Reply::json(&json!({
         "attributeScores": {"TOXICITY": {
@@ -159,7 +159,7 @@ fn what_stays_wrong_fails_and_is_never_a_0() {
         assert!(why.contains(words), "{text}: {why}");
         assert_eq!(times[text], requests, "{text}");
     }
-    // What the service refused is known; the rest is asked again.
+    // What the service refused is known. The rest is asked again.
     assert_eq!(counts(&place.perspective(&server, "again.jsonl")), (1, 10));
     assert_eq!(place.rows("again.jsonl")["foreign"], scores["foreign"]);
     let again = asked(&server);
@@ -295,7 +295,7 @@ fn a_wish_to_stop_ends_the_waiting() {
         _ => toxicity(0.25),
     });
     let place = Place::new(&["early", "late"]);
-    // One request at a time, so that the first is answered before the second holds all back.
+    // One request at a time, so that the first is answered before the second makes the rest wait.
     let variables = [
         ("PERSPECTIVE_API_QPS", "1"),
         ("PERSPECTIVE_API_KEY", KEY),

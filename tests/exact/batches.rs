@@ -220,7 +220,7 @@ fn accumulated_batches_are_one_step() {
     }
 }
 
-/// The look of `fixed` is the mean over the pairs: a last batch that is short weighs less.
+/// What `fixed` sees is the mean over the pairs: a last batch that is short weighs less.
 #[test]
 fn a_short_batch_weighs_by_its_pairs() {
     let golden = Golden::open("gpt2");

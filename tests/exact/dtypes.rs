@@ -6,7 +6,7 @@ use irepair::model::weights::Kernels;
 use irepair::slice::sensitivity;
 use irepair::tokens::LossOn;
 
-use crate::support::files::bytes;
+use crate::support::files::{Folder, bytes};
 use crate::support::golden::{CHECKPOINTS, Golden, KERNELS};
 use crate::support::tensors::close;
 
@@ -45,10 +45,10 @@ fn saving_unchanged_gives_equal_bytes() {
     for name in CHECKPOINTS {
         let golden = Golden::open(name);
         let weights = golden.weights(KERNELS[0]);
-        let out = tempfile::tempdir().expect("dir");
-        checkpoint::write(&golden.checkpoint, &weights, out.path()).expect("writes");
+        let out = Folder::new();
+        checkpoint::write(&golden.checkpoint, &weights, out.root()).expect("writes");
         for file in &golden.checkpoint.files {
-            let (a, b) = (golden.checkpoint.dir.join(file), out.path().join(file));
+            let (a, b) = (golden.checkpoint.dir.join(file), out.path(file));
             assert_eq!(bytes(a), bytes(b), "{name}/{file}");
         }
         // Written again from the loaded values: f32, f16 and bf16 come back to the bit.
@@ -56,8 +56,8 @@ fn saving_unchanged_gives_equal_bytes() {
         for spec in golden.model.specs() {
             weights.touch(&spec.name).expect("touch");
         }
-        checkpoint::write(&golden.checkpoint, &weights, out.path()).expect("writes");
-        let written = checkpoint::Checkpoint::open(out.path(), name, None).expect("opens");
+        checkpoint::write(&golden.checkpoint, &weights, out.root()).expect("writes");
+        let written = checkpoint::Checkpoint::open(out.root(), name, None).expect("opens");
         let changes = checkpoint::compare(&golden.checkpoint, &written).expect("compares");
         assert_eq!(changes, [], "{name}");
     }

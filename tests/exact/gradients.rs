@@ -47,8 +47,8 @@ fn gradients_equal_finite_differences() {
 }
 
 /// Every objective is its formula, computed here from the log-probabilities of the sequences apart.
-/// Its gradient is the slope of that value along itself (central differences). All of it away from
-/// the reference, where margins are not 0.
+/// Its gradient is the slope of that value along itself (central differences). The model is away
+/// from the reference, so that margins are not 0.
 #[test]
 fn objectives_are_their_formulas_and_gradients_their_slopes() {
     let golden = Golden::open("gpt2");
@@ -60,7 +60,7 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         let moved = (weights.touch(&spec.name).expect("tensor") * 1.1).expect("moved");
         weights.restore(&spec.name, moved).expect("restore");
     }
-    // By sequence: the log-probability of each counted token.
+    // For each sequence, the log-probability of each counted token.
     let logps = |who, batch: &Batch| -> Vec<Vec<f64>> {
         let view = weights.frozen(who).expect("view");
         let h = golden.model.hidden(&view, &batch.packed).expect("hidden");

@@ -40,7 +40,8 @@ fn weights_and_configuration_that_disagree() {
     bad_model(&folder, &["tokenizer.json"]);
 }
 
-/// As in transformers they are ignored, but the model may not be what was trained.
+/// They are ignored, as in transformers. But the model may not be the one that was trained, so it
+/// is said.
 #[test]
 fn weights_that_the_configuration_does_not_ask_for_are_named() {
     for (key, tensor) in
@@ -71,7 +72,7 @@ fn refuse(golden: &str, key: &str, value: Value, words: &[&str]) {
     bad_model(&folder, &[&["config.json"], words].concat());
 }
 
-/// What the Llama and Qwen families can be and these models aren't.
+/// What models of the Llama and Qwen families may have, and irepair has not.
 #[test]
 fn configurations_that_are_not_implemented() {
     refuse("llama", "partial_rotary_factor", json!(0.5), &["part of a head"]);

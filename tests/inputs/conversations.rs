@@ -101,7 +101,7 @@ fn conversations_in_tokens_are_transformers() {
                 assert_eq!((&pair.prompt, &pair.chosen), (&prompt, &answer), "{name}");
                 assert_ne!(pair.rejected, pair.chosen);
             }
-            // Too long: the end stays, with the turn that is to be answered.
+            // Of a prompt that is too long the end stays, with the turn that is to be answered.
             let (cut, count) =
                 encoder.pairs(&pairs[..1], Lengths { prompt: 9, total: 12 }).expect("tokens");
             assert_eq!(cut[0].prompt, prompt[prompt.len() - 9..], "{name}");
@@ -185,7 +185,7 @@ fn every_command_takes_conversations() {
     };
     let written = texts(&prompts, "texts.jsonl");
     assert_eq!(written, texts(&plain, "plain-texts.jsonl")[..2]);
-    // Not cut to the preset's 32 tokens.
+    // Prompts are not cut to the preset's 32 tokens.
     let measured = irepair("eval -q --toxicity")
         .with("--model", &model)
         .with("--prompts", &prompts)

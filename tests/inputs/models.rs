@@ -44,7 +44,7 @@ fn a_model_that_is_not_there() {
         folder.remove(&format!("model/{other}"));
     }
     folder.write("model/pytorch_model.bin", "pickle");
-    // As llama.cpp's files lie: alone, without a config.json.
+    // A file of llama.cpp lies alone, without a config.json.
     let gguf = folder.write("small.gguf", "GGUF");
     bad_model(folder.root(), &["small.gguf", "convert", "gguf_file=\"small.gguf\""]);
     bad_model(gguf, &["small.gguf: a file", "convert", "gguf_file=\"small.gguf\""]);

@@ -47,7 +47,7 @@ fn methods_stand_beside_each_other() {
     ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
-    // Up to the folder's name it fits a terminal.
+    // The lines before the folder's name fit a terminal.
     let lines = text.lines().take_while(|line| !line.starts_with("all of it: "));
     let longest = lines.map(|line| line.chars().count()).max();
     assert!(longest.is_some_and(|longest| longest <= 80), "{text}");
@@ -67,7 +67,7 @@ fn methods_stand_beside_each_other() {
     }
     figures_are_of_the_evaluations(&out, &record);
     let svg = read(out.join("pareto.svg"));
-    // A legend's mark a row, two marks a run.
+    // One mark a row in the legend, and two marks a run.
     assert_eq!((svg.matches("filled\"").count(), svg.matches("hollow\"").count()), (2 + 4, 4));
     for name in ["figure2.svg", "README.md"] {
         let text = read(out.join(name));
@@ -124,7 +124,7 @@ fn resumed_with_what_is_there(comparison: &Comparison, line: &CommandLine) {
     let out = comparison.out();
     let resumed = line.clone().and("--resume");
     let refused = |more: &str, words: &[&str]| resumed.clone().and(more).fails(3, words);
-    // Other words for the same scorer are another scorer.
+    // The same scorer with another label is another scorer.
     refused("--toxic-label rude", &["scorer"]);
     // Again: everything is there, nothing is made again.
     line.fails(3, &["--resume"]);
@@ -139,7 +139,7 @@ fn resumed_with_what_is_there(comparison: &Comparison, line: &CommandLine) {
     refused("--scorer lexicon", &["scorer"]);
     refused("--learning-rate 1e-5", &["learning-rate"]);
 
-    // A run of its own beside them; one of another scorer is none of them.
+    // A run of one's own may stand beside them, if its scorer, data and base are the same.
     let run = |name: &str| {
         irepair("repair --method irepair --max-steps 3 --normal-texts 24 --valid-size 8")
             .and("--limit 40 -q")
@@ -220,7 +220,7 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     assert_eq!((cell("vanilla", "specificity"), cell("vanilla", "neurons")), (Some(100.0), None));
     for (row, runs) in [("star", 1), ("quarter", 1), ("mint", 1), ("irepair+kl", 2), ("dpo", 2)] {
         let entry = list(&record, "entries").iter().find(|e| e["name"] == row).expect(row);
-        // Nothing in a repair of neurons is drawn, so that another seed says nothing new.
+        // Nothing in a repair of neurons is drawn at random: another seed says nothing new.
         assert_eq!(list(entry, "runs").len(), runs, "{row}");
         let made = json(out.join(format!("runs/{row}-seed1/irepair/run.json")));
         assert_eq!(made["data"]["pairs"], 12, "{row}");
@@ -250,7 +250,7 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     line.and("--edits no/such.jsonl").fails(3, &["no/such.jsonl"]);
 }
 
-/// Without a word about it, `--data` says what the repairs are worth, too.
+/// Where nothing else is said, the repairs are also evaluated by `--data`.
 #[test]
 fn failures_are_evaluated_by_the_file_that_they_are_in() {
     let folder = Folder::new();
@@ -276,7 +276,7 @@ fn failures_are_evaluated_by_the_file_that_they_are_in() {
     assert!(page.contains("| sgd |") && !page.contains("Toxicity"), "{page}");
     let said = line.clone().and("--resume --json").json();
     assert_eq!((&said["out"], &said["base"]), (&json!(out), &record["base"]));
-    // What the model says already is no failure.
+    // A target that the model says already is no failure.
     folder.write_rows("rows.jsonl", &[row("failure", " aluminium")]);
     folder.remove("out");
     line.fails(4, &["already says every target"]);
@@ -289,7 +289,7 @@ fn a_method_that_fails_leaves_the_others_alone() {
     let (folder, out) = (comparison.folder(), comparison.out());
     let wild = "method = \"irepair\"\nlearning-rate = 1e9\nmax-grad-norm = 0.0\nwarmup-steps = 0\n";
     folder.write("runs.toml", format!("[wild]\n{wild}"));
-    // A preset's method is no row's.
+    // The method of a preset is not the method of a row.
     let preset = folder.write("preset.toml", "method = \"dapt\"\n");
     let line = comparison.line().and("--methods wild,irepair").with("--config", preset);
     let text = line.ok();

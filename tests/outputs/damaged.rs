@@ -38,7 +38,7 @@ fn what_cannot_be_read_is_said_and_the_rest_is_drawn() {
     assert_eq!(page.texts(".tile"), whole.texts(".tile"));
 }
 
-/// A damaged number is named, and no axis reaches to it.
+/// A number of a step that can't be is named, and no axis reaches to it.
 #[test]
 fn steps_that_the_run_has_not_made_are_left_out() {
     let run = Run::new();
@@ -106,7 +106,7 @@ fn what_was_not_measured_is_said() {
     assert_eq!(page.count(".tile"), 4);
 }
 
-/// Killed before its end: no record yet.
+/// A run that was killed before its end has no record yet.
 #[test]
 fn an_unfinished_run_is_drawn_as_far_as_it_came() {
     let run = Run::new();

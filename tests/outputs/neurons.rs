@@ -10,8 +10,8 @@ use crate::support::files::bytes;
 use crate::support::page::{Page, place};
 use crate::support::repaired::record;
 
-/// Which neurons changed is drawn, and what the most changed ones promote is the largest of the
-/// head times their rows.
+/// The page shows which neurons changed. The tokens that the most changed ones promote are those of
+/// the largest products of the head and their rows.
 #[test]
 fn the_neurons_of_a_repair_are_drawn() {
     let out = place("neurons");

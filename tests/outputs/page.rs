@@ -192,14 +192,14 @@ fn slices_of_every_kind_are_drawn() {
     }
 }
 
-/// The paper's size: the page stays small.
+/// The page of a run of the paper's size stays small.
 #[test]
 fn long_runs_of_large_models_make_small_pages() {
     let run = Run::new();
     let line = steps_of(&run.read("irepair/steps.jsonl")).remove(0);
     let mut log = String::new();
     for step in 1..=8000 {
-        // Neither neighbours nor blocks are alike.
+        // No two neighbouring steps are alike, and no two blocks.
         let sensitivity =
             (0..36).map(|b| 1.0 + ((step * 7919 + b * 104_729) % 1009) as f64 / 100.0).collect();
         let line = StepLine { step, block: Some(step % 36), sensitivity, ..line.clone() };

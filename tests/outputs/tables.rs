@@ -47,7 +47,7 @@ fn curves_go_to_tensorboard() {
         records += 1;
     }
     let lines = folder.read("out/irepair/steps.jsonl").lines().count();
-    // Beside the lines: the version of the format, and the session's start.
+    // Beside the lines there are two records: the format's version, and the session's start.
     assert_eq!((at, records), (bytes.len(), lines + 2));
     for tag in ["train/loss", "train/kl", "valid/loss", "sensitivity/block_05"] {
         assert!(bytes.windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
@@ -68,7 +68,7 @@ fn generated_texts_do_not_depend_on_the_batch() {
     assert_eq!(some("b.jsonl", "--batch-size 5"), all);
     assert_eq!(some("c.jsonl", "--batch-size 1 --threads 1"), all);
     assert_ne!(some("d.jsonl", "--seed 1"), all);
-    // Many texts: a last bit of a product that depended on the batch would turn one of them.
+    // Many texts: if a product depended on the batch in its last bit, one of them would change.
     let one_by_one = texts("g.jsonl", "--unconditional 150 --batch-size 1");
     assert_eq!(one_by_one, texts("h.jsonl", "--unconditional 150 --batch-size 32"));
     assert_eq!(some("e.jsonl", "--greedy"), some("f.jsonl", "--temperature 0"));

@@ -18,7 +18,7 @@ fn on_terminal(folder: &Folder, line: &CommandLine) -> Vec<u8> {
     let size = Winsize { ws_row: SIZE.0, ws_col: SIZE.1, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(&size, None).expect("a terminal");
     let end = |fd: &OwnedFd| fd.try_clone().expect("another end");
-    // Bars are not drawn in CI, and this is to look at one.
+    // Bars are not drawn in CI, and this test looks at one.
     let mut command = line.clone().env_remove("CI").env("TERM", "xterm-256color").command();
     command.current_dir(folder.root());
     let mut child = command
@@ -27,10 +27,10 @@ fn on_terminal(folder: &Folder, line: &CommandLine) -> Vec<u8> {
         .stderr(pty.slave)
         .spawn()
         .expect("runs");
-    // The command holds ends of its own; while they are open, reading does not end.
+    // The command holds ends of its own. While they are open, reading does not end.
     drop(command);
     let (mut master, mut written, mut part) = (File::from(pty.master), Vec::new(), [0; 4096]);
-    // Linux says so with an error where the other end is closed.
+    // Where the other end is closed, Linux gives an error.
     while let Ok(n @ 1..) = master.read(&mut part) {
         written.extend(&part[..n]);
     }

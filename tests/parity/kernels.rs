@@ -42,7 +42,7 @@ fn value(index: usize, shape: &[usize]) -> Tensor {
     wave(shape, 0.61 + index as f32 * 0.17)
 }
 
-/// Σ output · its fixed weights, added up in f64.
+/// The sum of the output times fixed weights, added up in f64.
 fn weighed(y: &Tensor) -> f64 {
     let sum = |(y, w): (&f32, f32)| f64::from(*y) * f64::from(w);
     flat(y).iter().zip(flat(&wave(y.dims(), 0.29))).map(sum).sum()
@@ -96,7 +96,7 @@ fn slopes(
         is_slope(&format!("{what}: input {index}"), &fast.inputs[index], &mut moved, input);
     }
     for (index, (name, shape)) in params.iter().enumerate() {
-        // The head's is not asked for under KL.
+        // Under KL, no gradient of the head is asked for.
         let Some(gradient) = fast.harvest.gradients.get(*name).map(flat) else { continue };
         is_slope(
             &format!("{what}: {name}"),
@@ -227,7 +227,7 @@ fn rotary_positions() {
 #[test]
 fn activations() {
     for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Relu, Activation::Silu] {
-        // Away from the kink of relu, over which no difference is a slope.
+        // Away from the kink of relu, where a difference is no slope.
         let x = flat(&wave(&[70, 300], 0.9))
             .into_iter()
             .map(|x| x + 0.05f32.copysign(x))
@@ -248,7 +248,7 @@ fn attention_global_windowed_and_grouped() {
     // Longer than a tile, a single token, and in between.
     let packed = Packed::new([&[1u32; 150][..], &[1; 1], &[1; 64], &[1; 9]]);
     let n = packed.ids.len();
-    // Wide heads take other products.
+    // Wide heads take another product.
     for (heads, kv_heads, head_dim) in [(4, 4, 8), (4, 2, 8), (3, 1, 8), (2, 1, 128), (2, 2, 160)] {
         for window in [None, Some(1), Some(7), Some(100)] {
             let shape = AttentionShape {
@@ -274,13 +274,13 @@ fn attention_global_windowed_and_grouped() {
 
 #[test]
 fn head_log_probabilities_and_divergence() {
-    // More positions than a chunk of logits takes.
+    // More positions than fit in one chunk of logits.
     let (n, c, v) = (700, 16, 9000);
     let rows: Vec<u32> = (0..n as u32).filter(|r| r % 5 != 1).collect();
     let targets: Vec<u32> = rows.iter().map(|r| (r * 7919) % v as u32).collect();
     let params: [(&str, &[usize]); 1] = [("head", &[v, c])];
     let (h, ref_h) = (wave(&[n, c], 0.57), wave(&[n, c], 0.43));
-    // A few weigh much, most nothing.
+    // A few tokens weigh much, most nothing.
     let weights: Vec<f32> =
         (0..v).map(|i| if i % 40 == 3 { 0.8 + (i % 7) as f32 / 50.0 } else { 0.0 }).collect();
     let weights = Tensor::from_vec(weights, v, &Device::Cpu).expect("weights");
@@ -338,7 +338,7 @@ fn divergence_with_a_head_that_is_trained() {
     };
     let [(fast, gradient), (plain, expected)] = KERNELS.map(|kernels| run(kernels, &h, &moved));
     close(fast, plain, 2e-5, "KL");
-    // A difference of two near probabilities.
+    // The gradient is a difference of two near probabilities, so it is less exact.
     all_close(&gradient, &expected, 1e-4, "KL: gradient of the head");
     is_slope("KL: the head", &gradient, &mut |head| run(Kernels::Cpu, &h, head).0, &moved);
 }

@@ -98,7 +98,7 @@ impl Watch for Seen {
     }
 
     fn rest(&mut self, patient: &Patient, at: &Position) -> anyhow::Result<()> {
-        // Within an optimization its token is not done.
+        // Within an optimization, its token is not done yet.
         let token = at.done - usize::from(at.optimization.is_none());
         let mut sums = Vec::new();
         for block in 0..patient.model.sizes().blocks {
@@ -327,8 +327,8 @@ fn what_is_right_is_left_alone() {
     });
 }
 
-/// The sum over rows of the gradient by a layer's input is its matrix times the gradient by its
-/// bias.
+/// A layer's input is multiplied by its matrix, and its bias is added. So the gradient by the
+/// input, summed over rows, is the matrix times the gradient by the bias.
 #[test]
 fn a_tapped_gradient_is_the_derivative() {
     each(|neurons, kernels, what| {

@@ -72,7 +72,7 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     }
     demo(&two).and("-q --threads 1").ok();
     demo(&other).and("-q --seed 7").ok();
-    // The line that says what to do next runs as it stands.
+    // The line that says what to do next can be run as it stands.
     let next = said.lines().find_map(|l| l.strip_prefix("next: irepair ")).expect("a next line");
     let texts = folder.path("texts.jsonl");
     next.split(' ')

@@ -85,7 +85,8 @@ fn llama_is_repaired_in_its_down_projections() {
     assert!(run.changed.iter().all(|c| c.name.ends_with(".mlp.down_proj.weight")));
 }
 
-/// Two wishes for one position: half of what they ask is left, this is said, and nothing is NaN.
+/// Two rows want different tokens at one position. Half of what they ask can't be met. This is
+/// said, and nothing is NaN.
 #[test]
 fn contradicting_rows_have_a_residual() {
     let folder = Folder::new();

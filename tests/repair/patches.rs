@@ -51,8 +51,8 @@ fn patches_lead_there_and_back() {
         let shown = irepair("patch show --json").arg(&file).json();
         let most = shown["tensor_bytes"].as_u64().map(|b| b + 8192);
         assert!(shown["bytes"].as_u64() < most, "{name}: {shown}");
-        // Not the base, the base twice, a truncated patch, a doctored one: refused, and nothing is
-        // left.
+        // Refused, with nothing left behind: a model that is repaired already, the base where a
+        // repaired model is wanted, a truncated patch, a doctored one.
         let never = folder.path("never");
         let refused = |line: CommandLine, word: &str| {
             line.with("--out", &never).fails(3, &[word]);
@@ -63,8 +63,8 @@ fn patches_lead_there_and_back() {
         let whole = bytes(&file);
         let cut = folder.write("cut", &whole[..whole.len() - 9]);
         refused(patch("apply", &model, &cut), "no usable patch");
-        // One bit of the data, and one of the first digit of a norm, which leads to the same
-        // weights. The norm stands in JSON in JSON.
+        // Doctored: one bit of the data, or one of a norm's first digit. The norm stands in JSON
+        // within JSON, and changes no weights.
         let norm = br#"\"norm\":"#;
         let digit = whole.windows(norm.len()).position(|w| w == norm).expect("a norm") + norm.len();
         for at in [whole.len() - 1, digit] {

@@ -1,4 +1,4 @@
-//! Mixed precision where there is none.
+//! Mixed precision on a processor that has no fast products for it.
 
 use irepair::model::precision::Precision;
 
@@ -40,7 +40,7 @@ fn bf16_without_fast_products_is_f32() {
     let rounded =
         steps.iter().zip(&plain).any(|(fast, plain)| (fast.loss / plain.loss - 1.0).abs() > 1e-5);
     assert_eq!(rounded, fast.dtype == Precision::Bf16, "rounding shows");
-    // A measurement of what is not there would mislead.
+    // Measuring what is not there would mislead.
     irepair("bench --dtype bf16").env("IREPAIR_PLAIN_PRODUCTS", "1").fails(3, &[]);
     let doctor = irepair("doctor").env("IREPAIR_PLAIN_PRODUCTS", "1").ok();
     assert!(doctor.contains("f32 is used"));

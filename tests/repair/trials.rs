@@ -7,8 +7,8 @@ use crate::support::files::{Folder, rows};
 use crate::support::process::{kill, until};
 use crate::support::repaired::{demo, files, partial, quick, record, steps_made};
 
-/// The trial's winner is the slice of every step, and a run that was killed keeps it. In mixed
-/// precision where there is one.
+/// The trial's winner is the slice of every step, and a run that was killed keeps it. The run is in
+/// mixed precision where the processor has it.
 #[test]
 fn trials_choose_the_slice_of_the_whole_run() {
     let folder = Folder::new();
@@ -59,8 +59,8 @@ fn trials_without_validations_and_trials_that_diverge() {
     assert_eq!((run.operations, run.tokens as u64), (sum("operations"), sum("tokens")));
     assert_eq!(run.resolved["kl-weight"], 2.0);
     assert_eq!((&run.resolved["beta"], &run.resolved["select"]), (&0.1.into(), &"trial".into()));
-    // As the error says: the untouched base is the state that a sane rate goes on from, trials and
-    // all.
+    // As the error says, the untouched base is the state. A sane rate goes on from it, and makes
+    // the trials.
     let broken = trial("--max-grad-norm 0 --overwrite");
     let words = ["the loss of every trial", "--resume"];
     broken.clone().and("--learning-rate 1e30").fails(1, &words);

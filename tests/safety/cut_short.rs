@@ -110,8 +110,8 @@ fn a_full_disk_leaves_the_last_good_state() {
     let mut child = repair(&out).start();
     until(&mut child, || steps_made(&partial(&out)) >= 5);
     kill(&mut child);
-    // A limit on the size of files (8 MiB: the base fits, a state does not) is a disk that is full
-    // to this process alone.
+    // A limit on the size of files acts as a full disk does, for this process alone. In 8 MiB the
+    // base fits, and a state does not.
     let resumed = repair(&out).and("--resume");
     let error = ends(&resumed.run_after("trap '' XFSZ; ulimit -f 16384"), 1);
     assert!(error.contains("state.safetensors"), "{error}");
@@ -163,7 +163,8 @@ fn what_a_selector_knows_survives_a_kill() {
         let repair = |out| demo(out).and("-q").and(method);
         repair(&whole).ok();
         let mut child = repair(&out).start();
-        // The first state of all: after a trial, a look, or steps. Or the state after all trials.
+        // Waits for the first state (after a trial, a look, or steps), or for the one after all
+        // trials.
         let log = partial(&out).join("irepair/steps.jsonl");
         until(&mut child, || match name {
             "trials" => std::fs::read_to_string(&log).is_ok_and(|log| log.contains("{\"step\"")),
@@ -175,21 +176,22 @@ fn what_a_selector_knows_survives_a_kill() {
             let log = read(dir.join("irepair/steps.jsonl"));
             log.lines().filter(|line| line.starts_with("{\"trial\"")).map(str::to_owned).collect()
         };
-        // So early that the state is that of before the first step, not one of the end.
+        // The kill came so early that the state is not one of the end.
         let step = steps(&partial(&out)).len();
         assert!(step < 12, "{name}: all steps were made before there was a state");
         let made = trials(&partial(&out));
         assert_eq!(made.is_empty(), !name.starts_with("trial"));
         repair(&out).and("--resume").ok();
-        // With the seconds that they took: they were not made again. The log may be one trial ahead
-        // of the state.
+        // The lines hold the seconds that the trials took, so equal lines were not made again. The
+        // log may be one trial ahead of the state.
         let sure = if name == "trial" { made.len().saturating_sub(1).max(1) } else { made.len() };
         assert_eq!(trials(&out)[..sure], made[..sure], "{name}");
         assert_eq!(trials(&out).len(), trials(&whole).len(), "{name}");
         assert_eq!(files(&out), files(&whole), "{name}");
         assert_eq!(record(&out).tokens, record(&whole).tokens, "{name}");
         if name == "trials" {
-            // What it works against lies beside the result: words of the rejected responses.
+            // The tokens that it works against lie beside the result. They are words of the
+            // rejected responses.
             let found = rows(out.join("irepair/telltale.jsonl"));
             for t in &found {
                 let often = t["rejected"].as_u64() >= Some(10);

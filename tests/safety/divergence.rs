@@ -59,7 +59,8 @@ fn the_guard_stops_and_goes_back() {
         .fails(4, &["guard"]);
     assert!(!out.exists());
     assert_eq!(folder.count(), 0, "something is left");
-    // The corrected command, a gentle run into the same guard, later: what was within it is kept.
+    // The corrected command is a gentle run. It meets the same guard later, and what was within it
+    // is kept.
     guarded("--learning-rate 1e-3 --warmup-steps 11 --eval-steps 1").fails(4, &[]);
     let run = record(&out);
     assert!(run.stopped.contains("guard"), "{}", run.stopped);
@@ -68,7 +69,7 @@ fn the_guard_stops_and_goes_back() {
     assert!(rise < 1.05, "perplexity rose by {rise}");
 }
 
-/// Too few pairs to hold any back: the guard would never look.
+/// So few pairs that none is held back: the guard would never look.
 #[test]
 fn a_guard_without_validations_is_refused() {
     let folder = Folder::new();

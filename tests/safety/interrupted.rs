@@ -21,7 +21,7 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     let error = interrupt(child);
     assert!(error.contains("--resume"), "{error}");
     assert!(!out.exists());
-    // An unfinished run is not run over.
+    // A new run does not replace an unfinished one.
     demo(&out).and("-q").fails(3, &[]);
     demo(&out).and("-q --resume --seed 1").fails(3, &["another"]);
     // A page of what is there so far does not end up in the finished output.
@@ -138,7 +138,7 @@ fn an_interrupted_comparison_goes_on() {
     let error = interrupt(child);
     assert!(error.contains("--resume"), "{error}");
     assert!(states.iter().all(|s| s.exists()), "the runs under way saved their states");
-    // Half a run with one learning rate and half with another is neither.
+    // Half a run with one learning rate and half with another would be neither.
     let resumed = at_once.and("--resume");
     resumed.clone().and("--learning-rate 1e-5").fails(3, &["begun with other settings"]);
     resumed.ok();

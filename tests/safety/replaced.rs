@@ -1,5 +1,5 @@
-//! Only an output of irepair is replaced, and only when told. Only a state of the same run is gone
-//! on from.
+//! Only an output of irepair is replaced, and only when told. A run goes on only from a state of
+//! its own.
 
 use irepair::checkpoint::{Checkpoint, copy_model};
 
@@ -9,7 +9,7 @@ use crate::support::golden;
 use crate::support::process::until;
 use crate::support::repaired::{files, partial, quick, state, steps, steps_made};
 
-/// What comes to lie where the output should go, while the run works, is not removed for it.
+/// A folder that appears at the output's place while the run works is not removed.
 #[test]
 fn a_folder_that_appears_during_the_run_stays() {
     let folder = Folder::new();
@@ -17,8 +17,8 @@ fn a_folder_that_appears_during_the_run_stays() {
     // Many saves, so that there is time.
     let many = "-q --method dapt --save-steps 1";
     quick(&whole).and(many).and("--max-steps 200").ok();
-    // A folder of someone else is not replaced even where replacing is allowed; that of an output
-    // is not where it is not.
+    // With --overwrite an output would be replaced, but not a folder of someone else. Without it,
+    // nothing is replaced.
     for (flags, words) in [
         ("--overwrite --max-steps 200", "is no output of irepair"),
         ("--resume --max-steps 400", "exists since this run began"),
@@ -49,7 +49,7 @@ fn only_an_output_is_replaced_and_only_when_told() {
     folder.remove("out/precious");
     quick(&out).and("-q --overwrite").ok();
     let first = files(&out);
-    // Not told.
+    // Without --overwrite nothing is replaced.
     quick(&out).and("-q --seed 3").fails(3, &[]);
     quick(&out).and("-q --seed 3 --overwrite").ok();
     assert_ne!(files(&out), first);
@@ -122,7 +122,7 @@ fn an_output_that_cannot_be_written() {
     assert_eq!(bytes(taken), b"mine");
 }
 
-/// Copied, they would be the unrepaired weights once more.
+/// Copied, pickled weights would be the unrepaired model once more.
 #[test]
 fn pickled_weights_are_not_copied() {
     let folder = Folder::new();

@@ -48,7 +48,7 @@ impl Comparison {
     }
 }
 
-/// The rows of a table by name, and its columns by the beginning of theirs.
+/// The mean in a table, at a row's name and the beginning of a column's.
 pub fn cell(sheet: &Value, row: &str, column: &str) -> Option<f64> {
     let columns = sheet["columns"].as_array().expect("columns").iter();
     let mut names = columns.map(|c| c["name"].as_str().expect("a name"));

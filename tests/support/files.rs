@@ -32,7 +32,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Writes a file. The folder that it is to be in is made where there is none.
+    /// Writes a file, and makes its folder where there is none.
     pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("dir");

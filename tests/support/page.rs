@@ -19,7 +19,7 @@ pub static REPAIRED: LazyLock<PathBuf> = LazyLock::new(|| {
     out
 });
 
-/// Where a repair of this name goes that is made once.
+/// Where the repair of this name goes.
 pub fn place(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}-{}", std::process::id()))
 }

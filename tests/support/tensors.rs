@@ -38,7 +38,7 @@ pub fn random_weights(model: &Model) -> Weights {
     Weights::new(model.specs(), tensors.collect()).expect("weights")
 }
 
-/// Relative agreement of two numbers.
+/// Two numbers agree, relative to the expected one.
 #[track_caller]
 pub fn close(got: f64, want: f64, tolerance: f64, what: &str) {
     let error = (got - want).abs() / want.abs().max(1e-30);
@@ -48,7 +48,7 @@ pub fn close(got: f64, want: f64, tolerance: f64, what: &str) {
     );
 }
 
-/// Agreement of two tensors, relative to the largest value of the expected one.
+/// Two tensors agree, relative to the largest value of the expected one.
 #[track_caller]
 pub fn all_close(got: &[f32], want: &[f32], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}: sizes");
