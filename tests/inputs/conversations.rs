@@ -101,7 +101,7 @@ fn conversations_in_tokens_are_transformers() {
                 assert_eq!((&pair.prompt, &pair.chosen), (&prompt, &answer), "{name}");
                 assert_ne!(pair.rejected, pair.chosen);
             }
-            // Of a prompt that is too long the end stays, with the turn that is to be answered.
+            // A prompt that is too long keeps its end, with the turn that is to be answered.
             let (cut, count) =
                 encoder.pairs(&pairs[..1], Lengths { prompt: 9, total: 12 }).expect("tokens");
             assert_eq!(cut[0].prompt, prompt[prompt.len() - 9..], "{name}");
