@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use irepair::report::{Sample, before_after};
 use irepair::train::log::StepLine;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::command::irepair;
 use crate::support::files::{edit_json, read};

@@ -49,10 +49,6 @@ impl Folder {
         read(self.path(name))
     }
 
-    pub fn bytes(&self, name: &str) -> Vec<u8> {
-        bytes(self.path(name))
-    }
-
     pub fn json(&self, name: &str) -> Value {
         json(self.path(name))
     }
