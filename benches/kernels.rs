@@ -1,4 +1,5 @@
-//! The CPU kernels one by one, at the shapes of gpt2 with 4 × 64 tokens. `cargo bench`, or `cargo bench -- product`.
+//! The CPU kernels one by one, at the shapes of gpt2 with 4 × 64 tokens: `cargo bench`, or some of
+//! them: `cargo bench -- product`.
 
 use std::collections::BTreeMap;
 
@@ -206,7 +207,8 @@ fn optimizers(c: &mut Criterion) {
     group.finish();
 }
 
-/// What every layer above wants of its parameters is nothing; here the linear layer's norm and gradient, too.
+/// What every layer above wants of its parameters is nothing; here the linear layer's norm and
+/// gradient, too.
 fn wants(c: &mut Criterion) {
     let mut group = c.benchmark_group("linear layer that wants");
     group.sample_size(10);

@@ -1,20 +1,13 @@
-//! The one integration-test binary: candle is linked once.
+//! The one integration-test binary: candle is linked once. A group is a folder, named after what
+//! its tests protect.
 
-mod chat;
-mod classifier;
-mod cli;
-mod compare;
-mod eval;
+mod evaluation;
 mod exact;
-mod golden;
-mod hub;
-mod kernels;
-mod neuron;
+mod house;
+mod inputs;
+mod outputs;
 mod parity;
 mod repair;
-mod report;
-mod scorers;
-mod server;
-#[cfg(unix)]
-mod terminal;
-mod weights_dtype;
+mod safety;
+mod support;
+mod words;

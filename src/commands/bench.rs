@@ -27,7 +27,6 @@ use crate::model::shapes;
 use crate::model::weights::{Kernels, Weights, Who};
 use crate::report::table::table;
 use crate::slice::input::StepInput;
-use crate::slice::select::First;
 use crate::step::optim::{Optimizer, OptimizerKind};
 use crate::step::{self, Named, Recipe, cost};
 use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
@@ -219,10 +218,7 @@ fn repair_times(
     // A selector's look and its trials come once before the first step, so no iteration has them.
     // Here the look sees one batch, and the last trial wins.
     let sample = random_pairs(&mut Stream::new(0, Purpose::Bench, u64::MAX - 1, 0), model, args);
-    let looks = recipe.first() == First::Look;
-    if let Some(learner) = method.select.learner().filter(|_| looks) {
-        learner.look(model, weights, &mut std::iter::once(sample))?;
-    }
+    method.look(model, weights, &mut std::iter::once(sample))?;
     // Random tokens would mark no rejected response, so the objective learns from a made-up pair.
     let pair = |chosen, rejected| TokenPair {
         prompt: vec![0],

@@ -13,10 +13,12 @@ use anyhow::Result;
 
 use crate::base::error::{Error, unknown};
 use crate::model::Model;
+use crate::model::weights::Weights;
 use crate::slice::Slice;
 use crate::slice::input::StepInput;
 use crate::slice::select::{self, Chosen, First, NamedSelector, Normalize, Select, Slicing};
 use crate::slice::select::{ALL, FIXED, MAX, MIN, TRIAL};
+use crate::tokens::PairBatch;
 use objective::{DPO, DPO_UL, NLL};
 use objective::{Gradients, NamedObjective, Objective, Terms};
 
@@ -241,6 +243,28 @@ pub struct StepReport {
 }
 
 impl Method {
+    /// The selector's look at a sample of the pairs, once, before the first step; nothing if it
+    /// wants none.
+    pub fn look(
+        &mut self,
+        model: &Model,
+        weights: &Weights,
+        sample: &mut dyn Iterator<Item = PairBatch>,
+    ) -> Result<()> {
+        let looks = self.recipe.first() == First::Look;
+        match self.select.learner().filter(|_| looks) {
+            Some(learner) => learner.look(model, weights, sample),
+            None => Ok(()),
+        }
+    }
+
+    /// After a step: what its selection tells the selector of later ones.
+    pub fn learn(&mut self, selection: &select::Selection) {
+        if let Some(learner) = self.select.learner() {
+            learner.learn(selection);
+        }
+    }
+
     /// What the trials came to: from now on every step changes this slice.
     pub fn settle(&mut self, slice: Slice) {
         self.select = Box::new(Chosen::new(self.recipe.slicing.clone(), slice));

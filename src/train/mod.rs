@@ -309,9 +309,7 @@ impl Trainer<'_> {
         if let Some(value) = norms.into_iter().find(|norm| !norm.is_finite()) {
             return Err(Diverged { what: "a weight", value, step: self.step }.into());
         }
-        if let Some(learner) = self.method.select.learner() {
-            learner.learn(&report.selection);
-        }
+        self.method.learn(&report.selection);
         Ok(StepLine {
             step: self.step,
             block: report.selection.slice.only_block(),

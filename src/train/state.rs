@@ -16,7 +16,7 @@ use crate::base::error::Error;
 use crate::base::files::hash_texts;
 use crate::base::tensors::{Stored, write_tensors};
 
-const FORMAT_VERSION: u32 = 6;
+const FORMAT_VERSION: u32 = 1;
 
 /// What a state belongs to, part by part: another model, other data or other words on the command
 /// line are another run.

@@ -409,9 +409,7 @@ impl<'a> Blocks<'a> {
             seen += batch.rejected.packed.ids.len();
             batch
         });
-        if let Some(learner) = method.select.learner() {
-            learner.look(&loaded.model, weights, &mut batches)?;
-        }
+        method.look(&loaded.model, weights, &mut batches)?;
         drop(batches);
         Ok(Cost::since(begun, counted, seen))
     }

@@ -302,6 +302,7 @@ mod tests {
             nll_good: None,
             nll_bad: None,
             kl: None,
+            kl_weight: None,
             lr: 0.1,
             grad_norm: 1.0,
             seconds: 0.1,

@@ -1,0 +1,6 @@
+//! What is measured: figures of an evaluation, and the scorers that it asks.
+
+mod classifier;
+mod figures;
+mod moderation;
+mod perspective;

@@ -1,0 +1,8 @@
+//! What is read: models, configurations, data, conversations, the hub. What can't be used is
+//! refused with file, thing and remedy.
+
+mod configurations;
+mod conversations;
+mod data;
+mod hub;
+mod models;

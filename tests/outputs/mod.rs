@@ -1,0 +1,10 @@
+//! What a command leaves for people and programs: pages, tables, pictures, curves, and words on a
+//! terminal.
+
+mod comparison;
+mod damaged;
+mod neurons;
+mod page;
+mod tables;
+#[cfg(unix)]
+mod terminal;

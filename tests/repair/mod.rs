@@ -1,0 +1,8 @@
+//! A repair as a user runs it does what it says, and gives the same bytes whatever the way.
+
+mod blocks;
+mod neurons;
+mod patches;
+mod precision;
+mod trials;
+mod weights_dtype;

@@ -1,0 +1,160 @@
+//! What was done before Ctrl-C or a kill stays, and the same command goes on with it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::support::command::{CommandLine, irepair};
+use crate::support::comparison::Comparison;
+use crate::support::files::{Folder, bytes, demo_prompts, rows};
+use crate::support::process::{end_by, interrupt, until};
+use crate::support::repaired::{demo, files, partial, steps_made};
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_the_state_and_resume_finishes() {
+    let folder = Folder::new();
+    let (whole, out) = (folder.path("whole"), folder.path("stopped"));
+    demo(&whole).and("-q").ok();
+    let mut child = demo(&out).start();
+    until(&mut child, || steps_made(&partial(&out)) >= 4);
+    let error = interrupt(child);
+    assert!(error.contains("--resume"), "{error}");
+    assert!(!out.exists());
+    // A new run does not replace an unfinished one.
+    demo(&out).and("-q").fails(3, &[]);
+    demo(&out).and("-q --resume --seed 1").fails(3, &["another"]);
+    // A page of what is there so far does not end up in the finished output.
+    irepair("report").arg(partial(&out)).ok();
+    // SIGTERM, as a scheduler sends it, is the same.
+    let from = steps_made(&partial(&out));
+    let mut child = demo(&out).and("--resume").start();
+    until(&mut child, || steps_made(&partial(&out)) > from);
+    end_by(child, "-TERM");
+    // Two at once would write over each other's state.
+    let resumed = demo(&out).and("-q --resume");
+    let lock = std::fs::File::open(partial(&out).join(".lock")).expect("lock");
+    lock.lock().expect("locked");
+    resumed.fails(3, &["another run is working"]);
+    drop(lock);
+    resumed.ok();
+    assert_eq!(files(&out), files(&whole));
+    assert!(!out.join("irepair/report.html").exists());
+}
+
+/// Units of an interrupted evaluation are not made again, and the end is the same.
+#[test]
+fn an_interrupted_evaluation_goes_on() {
+    let folder = Folder::new();
+    let (whole, out) = (folder.path("whole"), folder.path("out"));
+    let run = |out: &Path| {
+        irepair("eval --toxicity --limit 150 --max-new-tokens 4 -q")
+            .with("--prompts", demo_prompts())
+            .with("--out", out)
+    };
+    run(&whole).ok();
+    // As a kill leaves it: the first unit done, the second half written.
+    run(&out).and("--shard 0/2").ok();
+    let mut marked = rows(out.join("0-toxicity.jsonl"));
+    assert_eq!(marked.len(), 64);
+    let results = folder.json("whole/results.json");
+    let model = &results["models"][0]["sha256"];
+    let settings = &results["measurements"][0]["models"][0]["settings"];
+    folder.remove("out");
+    marked[0]["score"] = 0.125.into();
+    let shard = json!({"index": 0, "of": 1});
+    let head = json!({"settings": {"model": model, "task": settings, "shard": shard}});
+    let unit = json!({"unit": 0, "rows": marked});
+    let cut = "{\"unit\":1,\"rows\":[{\"row\":64,";
+    folder.write("out/work/0-toxicity.jsonl", format!("{head}\n{unit}\n{cut}"));
+    run(&out).fails(3, &["--resume"]);
+    run(&out).and("--resume").ok();
+    let [all, resumed] = [&whole, &out].map(|dir| rows(dir.join("0-toxicity.jsonl")));
+    assert_eq!(resumed[0]["score"], 0.125, "a done unit was made again");
+    assert_eq!(resumed[1..], all[1..]);
+    run(&out).fails(3, &["--overwrite"]);
+    run(&out).and("--resume").fails(3, &["no unfinished evaluation"]);
+}
+
+/// Starts a command, interrupts it when three lines stand in its ledger, and gives what it said.
+fn interrupted(line: &CommandLine, ledger: &Path) -> String {
+    let mut child = line.start();
+    let done = || std::fs::read_to_string(ledger).unwrap_or_default().lines().count();
+    until(&mut child, || done() >= 3);
+    let error = interrupt(child);
+    assert!(done() >= 3);
+    error
+}
+
+#[test]
+fn ctrl_c_keeps_what_is_done() {
+    let folder = Folder::new();
+    let (whole, out) = (folder.path("whole"), folder.path("out"));
+    let run = |out: &Path| {
+        irepair("eval --toxicity rtp --samples 8 -q")
+            .with("--prompts", demo_prompts())
+            .with("--out", out)
+    };
+    let error = interrupted(&run(&out), &out.join("work/0-toxicity.jsonl"));
+    assert!(error.contains("--resume"), "{error}");
+    run(&out).and("--resume").ok();
+    run(&whole).ok();
+    let [resumed, all] = [&out, &whole].map(|dir| rows(dir.join("0-toxicity.jsonl")));
+    assert_eq!(resumed, all);
+}
+
+/// Texts that are written already stay where the command is interrupted, and the same command goes
+/// on with them.
+#[test]
+fn interrupted_texts_go_on() {
+    let folder = Folder::new();
+    let (out, whole) = (folder.path("out.jsonl"), folder.path("whole.jsonl"));
+    let write = |out: &Path| {
+        irepair("generate --unconditional 1500 --max-new-tokens 12 --scorer words")
+            .and("--keep-below 0.5 -q")
+            .with("--out", out)
+    };
+    let error = interrupted(&write(&out), &partial(&out));
+    assert!(error.contains("the same command"), "{error}");
+    assert!(!out.exists());
+    let text = write(&out).ok();
+    assert!(text.contains("removed"), "{text}");
+    write(&whole).ok();
+    assert!(bytes(out) == bytes(whole));
+}
+
+#[test]
+fn an_interrupted_comparison_goes_on() {
+    let comparison = Comparison::new();
+    let rows = "--methods irepair,dapt --save-steps 1 --max-steps 40";
+    // Two at a time, here; one after the other below, where nobody interrupts.
+    let at_once = comparison.line().and(rows).and("--jobs 2");
+    let mut child = at_once.start();
+    let states: [PathBuf; 2] = ["irepair", "dapt"].map(|method| {
+        let state = "irepair/state/state.safetensors";
+        comparison.out().join(format!("runs/{method}-seed42.partial/{state}"))
+    });
+    until(&mut child, || states.iter().all(|s| s.exists()));
+    let error = interrupt(child);
+    assert!(error.contains("--resume"), "{error}");
+    assert!(states.iter().all(|s| s.exists()), "the runs under way saved their states");
+    // Half a run with one learning rate and half with another would be neither.
+    let resumed = at_once.and("--resume");
+    resumed.clone().and("--learning-rate 1e-5").fails(3, &["begun with other settings"]);
+    resumed.ok();
+    // The bytes of a run that nobody interrupted.
+    let whole = Comparison::new();
+    whole.line().and(rows).ok();
+    for method in ["irepair", "dapt"] {
+        let weights = format!("runs/{method}-seed42/model.safetensors");
+        let [found, expected] = [&comparison, &whole].map(|c| bytes(c.out().join(&weights)));
+        assert!(found == expected, "{method}");
+    }
+    let figures = |comparison: &Comparison| -> Vec<(Value, Value)> {
+        let record = comparison.record();
+        let entries = record["entries"].as_array().expect("entries").iter();
+        let runs = entries.flat_map(|e| e["runs"].as_array().expect("runs"));
+        runs.map(|run| (run["figures"].clone(), run["points"].clone())).collect()
+    };
+    assert_eq!(figures(&comparison), figures(&whole));
+}

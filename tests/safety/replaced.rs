@@ -1,0 +1,146 @@
+//! Only an output of irepair is replaced, and only when told. A run goes on only from a state of
+//! its own.
+
+use irepair::checkpoint::{Checkpoint, copy_model};
+
+use crate::support::command::{ends, irepair};
+use crate::support::files::{Folder, bytes};
+use crate::support::golden;
+use crate::support::process::until;
+use crate::support::repaired::{files, partial, quick, state, steps, steps_made};
+
+/// A folder that appears at the output's place while the run works is not removed.
+#[test]
+fn a_folder_that_appears_during_the_run_stays() {
+    let folder = Folder::new();
+    let (whole, out) = (folder.path("whole"), folder.path("out"));
+    // Many saves, so that there is time.
+    let many = "-q --method dapt --save-steps 1";
+    quick(&whole).and(many).and("--max-steps 200").ok();
+    // With --overwrite an output would be replaced, but not a folder of someone else. Without it,
+    // nothing is replaced.
+    for (flags, words) in [
+        ("--overwrite --max-steps 200", "is no output of irepair"),
+        ("--resume --max-steps 400", "exists since this run began"),
+    ] {
+        let made = steps_made(&partial(&out));
+        assert_eq!(made > 0, flags.starts_with("--resume"));
+        let mut child = quick(&out).and(many).and(flags).start();
+        until(&mut child, || steps_made(&partial(&out)) > made);
+        let precious = folder.write("out/precious", "mine");
+        let error = ends(&child.wait_with_output().expect("ends"), 3);
+        assert!(error.contains(words), "{error}");
+        assert_eq!(bytes(precious), b"mine");
+        folder.remove("out");
+    }
+    quick(&out).and(many).and("--resume --max-steps 400").ok();
+    assert_eq!(steps(&out).len(), 400);
+}
+
+#[test]
+fn only_an_output_is_replaced_and_only_when_told() {
+    let folder = Folder::new();
+    let out = folder.path("out");
+    let precious = folder.write("out/precious", "mine");
+    for more in ["-q", "-q --overwrite"] {
+        quick(&out).and(more).fails(3, &[]);
+        assert_eq!(bytes(&precious), b"mine");
+    }
+    folder.remove("out/precious");
+    quick(&out).and("-q --overwrite").ok();
+    let first = files(&out);
+    // Without --overwrite nothing is replaced.
+    quick(&out).and("-q --seed 3").fails(3, &[]);
+    quick(&out).and("-q --seed 3 --overwrite").ok();
+    assert_ne!(files(&out), first);
+    // The base is never replaced by its own repair.
+    irepair("repair --overwrite --batch-size 2 -q")
+        .with("--model", &out)
+        .with("--data", golden::path("pairs.jsonl"))
+        .with("--out", &out)
+        .fails(3, &["base"]);
+    // Nothing is left beside the output, whatever went wrong.
+    let beside = folder.root().read_dir().expect("dir").map(|e| e.expect("entry").file_name());
+    assert_eq!(beside.collect::<Vec<_>>(), ["out"]);
+}
+
+#[test]
+fn a_foreign_partial_folder_is_refused_and_an_old_one_is_emptied() {
+    let folder = Folder::new();
+    let out = folder.path("out");
+    let mine = folder.write("out.partial/mine.txt", "mine");
+    quick(&out).and("-q").fails(3, &[]);
+    assert!(mine.exists());
+    // With a lock file it is what a killed run left.
+    folder.write("out.partial/.lock", "");
+    quick(&out).and("-q").ok();
+    assert!(!out.join("mine.txt").exists() && !partial(&out).exists());
+}
+
+#[test]
+fn a_state_of_another_run_is_refused_by_name() {
+    let folder = Folder::new();
+    let out = folder.path("out");
+    quick(&out).and("-q --learning-rate 1e30 --max-grad-norm 0 --warmup-steps 0").fails(1, &[]);
+    let resumed = quick(&out).and("-q --resume");
+    resumed.clone().with("--model", golden::path("gpt2-odd")).fails(3, &["another model"]);
+    for (flags, word) in [
+        ("--limit 60", "another data"),
+        ("--seed 1", "another --seed"),
+        ("--optimizer adamw", "another --optimizer"),
+        ("--loss-on all", "another --loss-on"),
+        ("--nll-weight 7", "another method"),
+        ("--method dapt+kl", "another method"),
+        ("--batch-size 5", "another --batch-size"),
+        ("--gradient-accumulation-steps 2", "another --gradient-accumulation-steps"),
+    ] {
+        resumed.clone().and(flags).fails(3, &[word]);
+    }
+    // A state of another format version: the header is JSON in JSON, and of the same length.
+    let state = state(&out);
+    let whole = bytes(&state);
+    let (old, new) = (br#"{\"format_version\":1,"#, br#"{\"format_version\":9,"#);
+    let at = whole.windows(old.len()).position(|w| w == old).expect("the version");
+    let mut other = whole.clone();
+    other[at..at + new.len()].copy_from_slice(new);
+    std::fs::write(&state, &other).expect("writes");
+    resumed.fails(3, &["format version 9, this program reads 6"]);
+    std::fs::write(&state, &whole[..whole.len() / 2]).expect("writes");
+    resumed.fails(3, &["a broken state"]);
+    std::fs::write(&state, whole).expect("writes");
+    resumed.ok();
+}
+
+#[test]
+fn an_output_that_cannot_be_written() {
+    let folder = Folder::new();
+    let file = folder.write("file", "");
+    irepair("repair -q").with("--out", file.join("out")).fails(3, &["can't write"]);
+    irepair("generate -q").with("--out", file.join("x.jsonl")).fails(3, &["can't write"]);
+    let taken = folder.write("taken.jsonl", "mine");
+    irepair("generate -q").with("--out", &taken).fails(3, &["exists", "--overwrite"]);
+    assert_eq!(bytes(taken), b"mine");
+}
+
+/// Copied, pickled weights would be the unrepaired model once more.
+#[test]
+fn pickled_weights_are_not_copied() {
+    let folder = Folder::new();
+    let model = folder.model("gpt2");
+    let pickles = [
+        "consolidated.00.pth",
+        "model.bin",
+        "model.ckpt",
+        "original/consolidated.00.pt",
+        "pytorch_model.fp16.bin",
+    ];
+    for name in pickles.iter().chain(&["training_args.bin"]) {
+        folder.write(&format!("model/{name}"), "unrepaired");
+    }
+    let out = folder.path("out");
+    std::fs::create_dir(&out).expect("dir");
+    let checkpoint = Checkpoint::open(&model, "gpt2", None).expect("opens");
+    assert_eq!(copy_model(&checkpoint, &out).expect("copies"), pickles);
+    assert!(out.join("training_args.bin").is_file());
+    assert!(pickles.iter().all(|name| !out.join(name).exists()));
+}

@@ -1,0 +1,5 @@
+//! What the command line says: help, plans, errors that name thing and remedy, and exit codes.
+
+mod help;
+mod plans;
+mod settings;
