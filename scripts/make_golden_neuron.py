@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write what `neuron_ref.py` computes on golden checkpoints, for tests/neuron.rs.
+"""Write what `neuron_ref.py` computes on golden checkpoints, for tests/parity/neurons.rs.
 
     python scripts/make_golden_neuron.py [--out tests/golden]
 

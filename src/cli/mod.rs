@@ -28,7 +28,7 @@ Settings: defaults < preset < --config FILE < IREPAIR_* variables < flags.";
 
 const GENERATE: &str = "Examples:
   irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl
-  irepair generate --model gpt2 --unconditional 15000 --scorer words --keep-below 0.5 --out n.jsonl";
+  irepair generate --model gpt2 --unconditional 9999 --scorer words --keep-below 0.5 --out n.jsonl";
 
 const EVAL: &str = "Examples:
   irepair eval --model gpt2-large --model repaired --toxicity --ppl wikitext2 --kl gpt2-large

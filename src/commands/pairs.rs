@@ -11,7 +11,7 @@ use crate::cli::Pairs;
 use crate::cli::shared::in_range;
 use crate::data::demo;
 use crate::data::{self, Text};
-use crate::eval::samples::{Pool, Protocol, SamplePair, Writer};
+use crate::eval::samples::{Pool, Protocol, Round, SamplePair, Writer};
 use crate::eval::toxicity::Prompt;
 use crate::model::memory::Passes;
 use crate::tokens::Lengths;
@@ -73,13 +73,14 @@ pub fn run(args: &Pairs) -> Result<()> {
     }
     let mut pool = Pool::default();
     let all: Vec<usize> = (0..prompts.len()).collect();
-    let tally = writer.round(&prompts, &all, 0, false, &beside, &key, &mut pool)?;
+    let round = Round { chosen: &all, number: 0, over: false, path: &beside, key: &key };
+    let tally = writer.sample(&prompts, &round, &mut pool)?;
     let pairs = pool.extremes(&prompts, &writer.protocol);
     if pairs.is_empty() {
         std::fs::remove_file(&beside).ok();
         return Err(Error::Check(format!(
-            "no prompt has texts of both kinds: {} of {} texts are toxic ({:.1} %); give more --samples, \
-             other thresholds, or other prompts",
+            "no prompt has texts of both kinds: {} of {} texts are toxic ({:.1} %); give more \
+             --samples, other thresholds, or other prompts",
             tally.toxic,
             tally.scored,
             tally.percent()

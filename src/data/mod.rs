@@ -8,6 +8,7 @@ pub mod demo;
 mod formats;
 mod read;
 mod records;
+pub mod split;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,5 +1,5 @@
-//! *Samples*: what a model says after prompts, several times a prompt, each text with its score; and
-//! the pairs that they make.
+//! *Samples*: what a model says after prompts, several times a prompt, each text with its score;
+//! and the pairs that they make.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -87,6 +87,20 @@ impl Tally {
     }
 }
 
+/// One time that prompts are sampled.
+pub struct Round<'a> {
+    /// Numbers of the prompts.
+    pub chosen: &'a [usize],
+    /// From 0.
+    pub number: usize,
+    /// Whether a run has gone beyond it: then all of it must be kept.
+    pub over: bool,
+    /// Where what is done is kept, so that an interrupted round goes on where it was.
+    pub path: &'a Path,
+    /// What it belongs to.
+    pub key: &'a Value,
+}
+
 /// Who writes, and who scores.
 pub struct Writer<'a> {
     pub subject: Subject<'a>,
@@ -96,23 +110,13 @@ pub struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Samples the prompts of these numbers for the `round`-th time into the pool. What is done is kept
-    /// in the file at `path`, so that an interrupted round goes on where it was; `key` says what it
-    /// belongs to. Errors if the user asks to stop, if a text can't be scored, or if some of a `past`
-    /// round is lost.
-    pub fn round(
-        &self,
-        prompts: &[Prompt],
-        chosen: &[usize],
-        round: usize,
-        past: bool,
-        path: &Path,
-        key: &Value,
-        pool: &mut Pool,
-    ) -> Result<Tally> {
+    /// Samples the prompts of a round into the pool. Errors if the user asks to stop, if a text
+    /// can't be scored, or if some of a round that is over is lost.
+    pub fn sample(&self, prompts: &[Prompt], round: &Round, pool: &mut Pool) -> Result<Tally> {
         let protocol = &self.protocol;
-        let first = (round * protocol.samples) as u64;
-        let jobs: Vec<Job> = chosen
+        let first = (round.number * protocol.samples) as u64;
+        let jobs: Vec<Job> = round
+            .chosen
             .iter()
             .flat_map(|&prompt| {
                 let ids = &prompts[prompt].ids;
@@ -123,18 +127,19 @@ impl Writer<'_> {
                 })
             })
             .collect();
-        let settings = json!({ "key": key, "round": round, "prompts": chosen, "protocol": protocol,
+        let settings = json!({ "key": round.key, "round": round.number,
+                               "prompts": round.chosen, "protocol": protocol,
                                "scorer": self.scorer.name() });
-        let mut ledger = Ledger::open(path, &settings)?;
+        let mut ledger = Ledger::open(round.path, &settings)?;
         let units = jobs.len().div_ceil(UNIT);
-        let lost = past && (0..units).any(|unit| !ledger.has(unit));
+        let lost = round.over && (0..units).any(|unit| !ledger.has(unit));
         if lost {
             bail_input!(
                 "{}: texts of a round that is over are lost; start again with --overwrite",
-                path.display()
+                round.path.display()
             );
         }
-        let title = format!("texts of round {}", round + 1);
+        let title = format!("texts of round {}", round.number + 1);
         let making = Making {
             what: &title,
             in_unit: UNIT,
@@ -233,8 +238,8 @@ impl Pool {
                 Scored::Score(score) => drop(self.known.insert(text.to_owned(), score)),
                 Scored::Failed(why) => {
                     let why = format!(
-                        "{}: a text could not be scored: {why}; what is done is kept: give the same \
-                         command with --resume to go on",
+                        "{}: a text could not be scored: {why}; what is done is kept: give the \
+                         same command with --resume to go on",
                         scorer.name()
                     );
                     return Err(anyhow::anyhow!(why));
@@ -278,8 +283,8 @@ impl Pool {
         (toxic as f64 + 0.5) / (latest.len() as f64 + 1.0)
     }
 
-    /// Numbers of `many` of the first `prompts` prompts, drawn without replacement by how toxic their
-    /// latest texts are.
+    /// Numbers of `many` of the first `prompts` prompts, drawn without replacement by how toxic
+    /// their latest texts are.
     pub fn draw(
         &self,
         prompts: usize,
@@ -302,8 +307,8 @@ impl Pool {
         drawn
     }
 
-    /// Pairs of the texts so far: of each prompt that has texts of both kinds, rejected ones against
-    /// chosen ones, the latest first. No text is in more pairs than the others of its kind need.
+    /// Pairs of the texts so far: of each prompt that has texts of both kinds, rejected ones
+    /// against chosen ones, the latest first. No text is in more pairs than the others of its kind need.
     pub fn pairs(&self, prompts: &[Prompt], round: usize, protocol: &Protocol) -> Vec<SamplePair> {
         let mut pairs = Vec::new();
         for (prompt, texts) in self.texts.iter().enumerate() {
@@ -340,7 +345,8 @@ impl Pool {
 }
 
 impl Pool {
-    /// Pairs of each prompt that has texts of both kinds: the worst against the best, then the next.
+    /// Pairs of each prompt that has texts of both kinds: the worst against the best, then the
+    /// next.
     pub fn extremes(&self, prompts: &[Prompt], protocol: &Protocol) -> Vec<SamplePair> {
         let mut pairs = Vec::new();
         for (prompt, texts) in self.texts.iter().enumerate() {

@@ -53,6 +53,13 @@ pub const RTP: Protocol = Protocol {
 
 pub const PRESETS: &[Protocol] = &[LEE, RTP];
 
+impl Default for Protocol {
+    /// The one that the paper uses.
+    fn default() -> Self {
+        LEE
+    }
+}
+
 impl Protocol {
     /// The same protocol, but if the prompts are conversations they stay whole, because the end of
     /// a conversation says whose turn it is.

@@ -121,7 +121,7 @@ pub struct EditsRecord {
 }
 
 /// The data that a run read.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataRecord {
     /// SHA-256 of the texts of all pairs, or of all prompts and targets, in the order of the file.

@@ -28,8 +28,8 @@ settings! {
         /// Pairs: a .jsonl, .json, .jsonl.gz, .csv or .parquet file, or a folder of them
         data: Option<PathBuf>, otherwise("the demo's"), alias("dataset"), alias("dataset-name"),
             unused(uses::pairs);
-        /// Prompts, without pairs: the model's own continuations of them, told apart by --scorer, are
-        /// the pairs (online methods)
+        /// Prompts, without pairs: the model's own continuations of them, told apart by --scorer,
+        /// are the pairs (online methods)
         prompts: Option<PathBuf>, value("FILE"), otherwise("the demo's"), unused(uses::online);
         /// Names of keys in the rows: prompt=question,chosen=good,…
         map: Vec<String>, default(Vec::<String>::new()), otherwise("found by the keys"),
@@ -93,8 +93,8 @@ settings! {
         nll_weight: Option<f64>, otherwise(super::help::nll_weights()), unused(uses::nll);
         /// Weight of the KL term
         kl_weight: Option<f64>, otherwise(super::help::kl_weights()), unused(uses::blocks);
-        /// Keep KL on normal text at this many nats a token: the weight of the KL term goes up where
-        /// a step's KL is above, and down where it is below
+        /// Keep KL on normal text at this many nats a token: the weight of the KL term goes up
+        /// where a step's KL is above, and down where it is below
         kl_budget: Option<f64>, otherwise("none: the weight stays"), value("NATS"),
             unused(uses::kl);
         /// β of DPO and its like
@@ -157,8 +157,8 @@ settings! {
     }
 
     Online {
-        /// Rounds of sample, score, pair and steps; of star, mint and sgd: passes over the rows that
-        /// still fail
+        /// Rounds of sample, score, pair and steps; of star, mint and sgd: passes over the rows
+        /// that still fail
         rounds: Option<usize>, online_default(4), neuron_default(10), at_least(1), value("N"),
             unused(uses::rounds);
         /// Texts of a prompt in a round; one of them is greedy

@@ -380,7 +380,10 @@ mod tests {
         let space = "\u{2581}";
         let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": space});
         let prepend = json!({"type": "Prepend", "prepend": space});
-        let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": space, "prepend_scheme": scheme});
+        let metaspace = |scheme: &str| {
+            json!({"type": "Metaspace", "replacement": space,
+            "prepend_scheme": scheme})
+        };
         let begin = json!({
             "type": "TemplateProcessing", "pair": [],
             "single": [

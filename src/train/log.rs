@@ -62,8 +62,8 @@ impl RoundLine {
     pub fn told(&self, rounds: usize) -> String {
         let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
         format!(
-            "round {} of {rounds}: {} texts, {:.1} % toxic (greedy {:.1} %), {} empty; {} pairs; the \
-             scorer was asked {} times in all",
+            "round {} of {rounds}: {} texts, {:.1} % toxic (greedy {:.1} %), {} empty; {} pairs; \
+             the scorer was asked {} times in all",
             self.round,
             self.texts,
             percent(self.toxic, self.texts),

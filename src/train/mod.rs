@@ -60,7 +60,7 @@ pub struct Regime {
 }
 
 /// The rows of a run, in tokens.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Rows {
     pub pairs: Vec<TokenPair>,
     pub valid_pairs: Vec<TokenPair>,

@@ -1,10 +1,10 @@
-//! *Online* repair: no pairs are given. In rounds the model continues prompts as it is now, a scorer
-//! tells its texts apart, they are paired, and steps are made on the pairs. The reference stays the
-//! base all rounds long.
+//! *Online* repair: no pairs are given. In rounds the model continues prompts as it is now, a
+//! scorer tells its texts apart, they are paired, and steps are made on the pairs. The reference
+//! stays the base all rounds long.
 //!
-//! What takes the place of the old toxic texts is found in the next round and mended in turn. Texts that
-//! were found before stay in the pool, and prompts are drawn by how toxic their texts still are.
-//! (Online DPO: Guo et al. 2024, arXiv 2402.04792; there each step samples anew.)
+//! What takes the place of the old toxic texts is found in the next round and mended in turn. Texts
+//! that were found before stay in the pool, and prompts are drawn by how toxic their texts still
+//! are. (Online DPO: Guo et al. 2024, arXiv 2402.04792; there each step samples anew.)
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ use crate::base::error::Error;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
 use crate::base::progress::Progress;
-use crate::eval::samples::{Pool, Protocol, Tally, Writer};
+use crate::eval::samples::{self, Pool, Protocol, Tally, Writer};
 use crate::eval::task::Subject;
 use crate::eval::toxicity::Prompt;
 use crate::model::generate::Ends;
@@ -63,9 +63,9 @@ impl Trainer<'_> {
         self.dir.join("rounds").join(format!("{round:04}.jsonl"))
     }
 
-    /// Makes the pairs of the round that the next step belongs to, if they are not at hand: samples,
-    /// or, after a resume, reads what was sampled. Errors (a failed check) if there is nothing to
-    /// repair, or nothing to learn from.
+    /// Makes the pairs of the round that the next step belongs to, if they are not at hand:
+    /// samples, or, after a resume, reads what was sampled. Errors (a failed check) if there is
+    /// nothing to repair, or nothing to learn from.
     pub(super) fn begin_round(&mut self, log: &mut File, progress: &Progress) -> Result<Round> {
         let Some(online) = &self.online else { return Ok(Round::Pairs) };
         let per_round = online.steps(self.regime.max_steps);
@@ -130,8 +130,8 @@ impl Trainer<'_> {
         }
         if self.rows.pairs.is_empty() {
             return Err(Error::Check(format!(
-                "no prompt has texts of both kinds, toxic and clean: {} of {} texts are toxic; give more \
-                 --samples, a higher --chosen-below, or other prompts",
+                "no prompt has texts of both kinds, toxic and clean: {} of {} texts are toxic; \
+                 give more --samples, a higher --chosen-below, or other prompts",
                 tally.toxic, tally.scored
             ))
             .into());
@@ -164,7 +164,8 @@ impl Trainer<'_> {
             protocol: *protocol,
             quiet: online.quiet,
         };
-        writer.round(prompts, &chosen, round, over, &path, &key, pool)
+        let round = samples::Round { chosen: &chosen, number: round, over, path: &path, key: &key };
+        writer.sample(prompts, &round, pool)
     }
 
     /// After a resume: texts of rounds that the run has not come to are of weights that are gone.
@@ -190,7 +191,8 @@ pub fn held_back(
     let mut pool = Pool::default();
     let all: Vec<usize> = (0..prompts.len()).collect();
     let key = json!("held back");
-    writer.round(prompts, &all, 0, false, path, &key, &mut pool)?;
+    let round = samples::Round { chosen: &all, number: 0, over: false, path, key: &key };
+    writer.sample(prompts, &round, &mut pool)?;
     let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol });
     Ok(pairs.into_iter().map(|pair| pair.tokens).collect())
 }

@@ -52,7 +52,7 @@ fn a_text_of_the_reference_is_read_once() {
         let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
         let texts: Vec<&[u32]> =
             normal.sequences.iter().map(|s| &normal.ids[s.rows.clone()]).collect();
-        for recipe in ["dapt+kl", "irepair+kl"].map(|name| crate::support::golden::recipe(name)) {
+        for recipe in ["dapt+kl", "irepair+kl"].map(crate::support::golden::recipe) {
             let mut weights = golden.weights(Kernels::Cpu);
             weights.set_precision(precision);
             weights.keep_originals(true);

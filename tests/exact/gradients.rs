@@ -81,7 +81,8 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         mean(&margins.iter().map(|m| (-beta * m).exp().ln_1p()).collect::<Vec<_>>())
     };
     let nll = -mean(&good.concat());
-    // What marks a response here comes from copies of the few pairs, its probability from all logits.
+    // What marks a response here comes from copies of the few pairs, its probability from all
+    // logits.
     let vocabulary = golden.model.sizes().vocabulary;
     let copies = golden.copies();
     let markers = marker_tokens(&copies, vocabulary);

@@ -4,12 +4,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::job::{Done, Job, Kept};
+use super::done::Done;
+use super::job::{Job, Kept};
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::{Own, PairsPlan};
 use super::rows::{self, Rows};
-use super::{Order, plan};
+use super::{Order, beside, normal, plan};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::interrupt;
@@ -17,13 +18,13 @@ use crate::base::profile::operations;
 use crate::base::progress::Progress;
 use crate::base::random::{Purpose, Stream};
 use crate::commands::eval::subject;
-use crate::eval::Figures;
 use crate::eval::divergence::{Base, Divergence};
 use crate::eval::nll::{Nll, Responses};
 use crate::eval::perplexity::{Paper, perplexity};
 use crate::eval::samples::{self, Pool, Writer};
 use crate::eval::task::Task;
 use crate::eval::toxicity::{Prompt, Toxicity};
+use crate::eval::{self, Figures};
 use crate::model::memory::Estimate;
 use crate::model::precision::Precision;
 use crate::model::weights::{Weights, Who};
@@ -72,24 +73,14 @@ impl Job for Blocks<'_> {
     }
 
     fn plan(&self) -> Result<Own> {
-        Ok(Own::Pairs(PairsPlan::new(&self.order, self.recipe, &self.rows)))
+        Ok(Own::Pairs(Box::new(PairsPlan::new(&self.order, self.recipe, &self.rows))))
     }
 
     fn begin(&mut self, weights: &Weights, out: &Output) -> Result<()> {
-        let Order { prepared, loaded, args } = self.order;
-        let quiet = args.output.quiet;
-        let scorer = self.scorer.as_ref();
-        let rows = &mut self.rows;
-        rows::write_own_normal(
-            prepared,
-            self.recipe,
-            loaded,
-            weights,
-            scorer,
-            rows,
-            &out.dir,
-            quiet,
-        )?;
+        let prepared = self.order.prepared;
+        if prepared.normal.is_none() && self.recipe.needs_normal() {
+            self.write_normal(weights, out)?;
+        }
         if self.recipe.online && self.rows.validates(prepared, self.recipe) {
             self.rows.train.valid_pairs = self.held_back_pairs(weights, out)?;
         }
@@ -211,9 +202,9 @@ impl Job for Blocks<'_> {
         out: &Output,
     ) -> Result<Kept> {
         let Rows { prompts, protocol, .. } = &self.rows;
-        rows::write_prompts(self.order.loaded, prompts, protocol, &out.dir)?;
+        beside::write_prompts(self.order.loaded, prompts, protocol, &out.dir)?;
         let (before, after) = (&before.continuations, &after.continuations);
-        rows::write_samples(self.order.loaded, prompts, protocol, before, after, &out.dir)?;
+        beside::write_samples(self.order.loaded, prompts, protocol, before, after, &out.dir)?;
         Ok(Kept::default())
     }
 
@@ -231,6 +222,23 @@ impl Job for Blocks<'_> {
 }
 
 impl<'a> Blocks<'a> {
+    /// The model writes its own normal texts, and they are kept with the run.
+    fn write_normal(&mut self, weights: &Weights, out: &Output) -> Result<()> {
+        let Order { prepared, loaded, args } = self.order;
+        let number = prepared.normal_texts;
+        self.order
+            .say(format!("normal text: the model writes {number} texts (or give --normal FILE)"));
+        let scorer = self.scorer.as_ref();
+        let found = normal::write(prepared, loaded, weights, scorer, args.output.quiet)?;
+        if found.cached {
+            self.order.say("normal text: kept from an earlier run".into());
+        }
+        self.rows.record.normal_removed_as_toxic = Some(found.removed);
+        let own = out.dir.join("normal.jsonl");
+        eval::normal::write(&own, &found.texts)?;
+        self.rows.take_normal(prepared, self.recipe, loaded, &own)
+    }
+
     /// The guard that the settings ask for: a limit on the perplexity of the text's first tokens.
     fn guard(&self, weights: &Weights, before: &Figures) -> Result<Option<Guard>> {
         /// Enough for a steady figure, few enough for every validation.
@@ -259,7 +267,7 @@ impl<'a> Blocks<'a> {
         let mut method = self.recipe.clone().build();
         let artefact = method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
         if let Some(artefact) = &artefact {
-            rows::write_artefact(loaded, artefact, &out.dir)?;
+            beside::write_artefact(loaded, artefact, &out.dir)?;
         }
         let looks = self.recipe.first() == First::Look;
         let sample = prepared.looked_at(rows.pairs.len());
@@ -357,8 +365,8 @@ impl<'a> Blocks<'a> {
         })
     }
 
-    /// Pairs of the held-back prompts' texts, for trials and validations. Errors (a failed check) if
-    /// trials have nothing to look at.
+    /// Pairs of the held-back prompts' texts, for trials and validations. Errors (a failed check)
+    /// if trials have nothing to look at.
     fn held_back_pairs(&self, weights: &Weights, out: &Output) -> Result<Vec<TokenPair>> {
         let Order { loaded, args, .. } = self.order;
         let writer = Writer {
@@ -371,8 +379,8 @@ impl<'a> Blocks<'a> {
         std::fs::create_dir_all(&dir)?;
         let pairs = held_back(&writer, &self.rows.held_prompts, &dir.join("held-back.jsonl"))?;
         if pairs.is_empty() && self.recipe.first() == First::Trials {
-            let why = "no held-back prompt has texts of both kinds, toxic and clean, to judge trials \
-                       by; give more prompts (--valid-size), or take --select all";
+            let why = "no held-back prompt has texts of both kinds, toxic and clean, to judge \
+                       trials by; give more prompts (--valid-size), or take --select all";
             return Err(Error::Check(why.into()).into());
         }
         Ok(pairs)

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use super::done::Done;
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::Own;
@@ -10,7 +11,6 @@ use crate::eval::task::Task;
 use crate::model::memory::Estimate;
 use crate::model::weights::Weights;
 use crate::report::{DataRecord, EditsRecord};
-use crate::train::log::{Cost, StepLine};
 
 /// A repair by one family of methods.
 pub trait Job {
@@ -58,19 +58,6 @@ pub trait Job {
     fn scorer(&self) -> String {
         "none".into()
     }
-}
-
-/// A repair whose steps are made.
-pub struct Done {
-    pub weights: Weights,
-    pub steps: Vec<StepLine>,
-    /// Steps, and what was looked at or tried before them.
-    pub cost: Cost,
-    /// The step whose weights were kept.
-    pub kept_step: usize,
-    pub stopped: String,
-    /// The perplexity that the guard tripped at.
-    pub guarded: Option<f64>,
 }
 
 /// What a family's record has of its own.

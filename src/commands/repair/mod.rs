@@ -1,10 +1,13 @@
 //! `repair`: the main job, for both families of methods.
 
+mod beside;
 mod blocks;
+mod done;
 mod job;
 mod journal;
 mod measure;
 mod neurons;
+mod normal;
 mod output;
 mod plan;
 mod record;
@@ -16,7 +19,6 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::{Loaded, On, open};
-use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::base::memory;
 use crate::cli::Repair;
@@ -25,6 +27,7 @@ use job::Job;
 use measure::measure;
 pub use neurons::failures;
 use output::Output;
+use record::Ended;
 pub use rows::read_data;
 
 pub fn run(args: &Repair) -> Result<()> {
@@ -55,10 +58,11 @@ pub fn run(args: &Repair) -> Result<()> {
         .map_err(|error| out.while_measuring(error, done.steps.len()))?;
     let written = out.write(loaded.checkpoint(), &loaded.model, &done, &job.unchanged())?;
     let kept = job.keep(&done, &written, &before, &after, &out)?;
-    let run = record::record(&order, job.as_ref(), before, after, &done, written, kept, begun)?;
+    let ended = Ended { done: &done, before, after, written, kept, begun };
+    let run = ended.record(&order, job.as_ref())?;
     out.finish(&run, loaded.checkpoint())?;
     order.show(&run, &out)?;
-    done.verdict(&out)
+    done.verdict(&out.path)
 }
 
 fn opened(prepared: &Prepared) -> Result<Loaded> {
@@ -114,19 +118,5 @@ impl<'a> Order<'a> {
             false => print!("{}", summary::summary(run, &out.path, &self.loaded.model)),
         }
         Ok(())
-    }
-}
-
-impl job::Done {
-    /// Errors (a failed check) if the guard ended the run: its output is kept all the same.
-    fn verdict(&self, out: &Output) -> Result<()> {
-        let Some(ppl) = self.guarded else { return Ok(()) };
-        Err(Error::Check(format!(
-            "the guard tripped: perplexity {ppl:.3} is more than --max-ppl-increase above the \
-             base's; the weights of step {} are kept in {}",
-            self.kept_step,
-            out.path.display()
-        ))
-        .into())
     }
 }

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::job::{Done, Job, Kept};
+use super::done::Done;
+use super::job::{Job, Kept};
 use super::journal::{Journal, Reached};
 use super::measure::Measured;
 use super::output::{Output, Written};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Order;
-use super::job::Done;
+use super::done::Done;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;

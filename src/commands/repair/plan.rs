@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Order;
 use super::job::Job;
+use super::normal;
 use super::rows::{self, Rows};
 use crate::base::memory::available;
 use crate::eval::toxicity::{self, Prompt};
@@ -40,7 +41,7 @@ pub struct Plan {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Own {
-    Pairs(PairsPlan),
+    Pairs(Box<PairsPlan>),
     Edits(EditsPlan),
 }
 
@@ -160,7 +161,7 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
     let lengths = rows::lengths(settings, loaded)?;
     let writes = recipe.needs_normal() && settings.normal.is_none();
     let normal: Vec<usize> = match writes {
-        true => vec![rows::WRITTEN_TOKENS.min(lengths.total - 1) + 1; settings.normal_texts],
+        true => vec![normal::WRITTEN_TOKENS.min(lengths.total - 1) + 1; settings.normal_texts],
         false if recipe.needs_normal() => {
             // Where none could be held back, the same ones serve twice.
             let held_back = rows.train.valid_normal.iter().take(rows.record.normal_held_back);
@@ -202,7 +203,7 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
     let prompt = rows.prompts.iter().map(Vec::len).max().unwrap_or(0);
     let prompt = rows.protocol.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
     let scored = if prompt == 0 { 0 } else { prompt + rows.protocol.new_tokens };
-    let written = if writes { rows::WRITTEN_TOKENS + 1 } else { 0 };
+    let written = if writes { normal::WRITTEN_TOKENS + 1 } else { 0 };
     let passes = Passes {
         slice: extent.parameters,
         slice_stays: extent.stays,

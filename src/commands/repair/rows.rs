@@ -1,39 +1,30 @@
 //! The rows of a repair: pairs, normal texts, and what is held back of both.
 
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Loaded;
 use crate::base::error::Error;
 use crate::base::files;
-use crate::base::random::{Purpose, Stream};
 use crate::data::demo;
-use crate::eval::normal::{self, Normal, Writing};
-use crate::eval::task::{Row, Subject};
+use crate::data::split::split;
 use crate::eval::toxicity::{self, Prompt, Protocol};
 use crate::model::Model;
-use crate::model::weights::Weights;
-use crate::report::{DataRecord, Sample};
-use crate::scorers::Scorer;
+use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
 use crate::slice::select::First;
 use crate::step::Recipe;
-use crate::step::objective::Artefact;
-use crate::tokens::{Cut, Lengths};
+use crate::tokens::Lengths;
 use crate::{bail_input, data, train};
-
-/// Tokens of a normal text that the model writes.
-pub const WRITTEN_TOKENS: usize = 64;
 
 /// What is said of a guard that has nothing to measure.
 pub const NO_TEXT: &str = "--max-ppl-increase needs a text to measure perplexity on: give \
  --eval-text FILE, or --normal FILE";
 
 /// Everything a repair reads.
+#[derive(Default)]
 pub struct Rows {
     pub train: train::Rows,
     /// Held-back prompts to continue before and after.
@@ -49,6 +40,24 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// With what they are measured on, and the normal texts of a file.
+    fn measured(
+        mut self,
+        settings: &Prepared,
+        recipe: &Recipe,
+        loaded: &Loaded,
+        conversations: bool,
+    ) -> Result<Self> {
+        self.protocol = toxicity::LEE.on(conversations);
+        self.text = perplexity_text(settings, loaded)?;
+        self.record.perplexity_of = perplexity_name(settings);
+        self.record.perplexity_window = loaded.model.sizes().context.min(1024);
+        if let Some(path) = &settings.normal {
+            self.take_normal(settings, recipe, loaded, path)?;
+        }
+        Ok(self)
+    }
+
     /// What was read, in a line.
     pub fn summary(&self) -> String {
         let r = &self.record;
@@ -176,48 +185,28 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
             settings.batch_size
         );
     }
-    let prompts = match &settings.eval_prompts {
-        Some(path) => {
-            let prompts = data::read_prompts(path, &data::KeyMap::new(), None)?;
-            conversations = prompts.iter().any(|prompt| !prompt.messages.is_empty());
-            encode_prompts(loaded, prompts)?
-        }
-        None if settings.model == "demo" => {
-            encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?
+    let prompts = match eval_prompts(settings, loaded)? {
+        Some((prompts, are_conversations)) => {
+            conversations = are_conversations;
+            prompts
         }
         None => valid_pairs.iter().map(|p| p.prompt.clone()).collect(),
     };
-    let text = perplexity_text(settings, loaded)?;
     let record = DataRecord {
         sha256,
         pairs: pairs.len(),
-        prompts: 0,
         held_back,
-        normal: 0,
-        normal_held_back: 0,
-        normal_removed_as_toxic: None,
         cut_prompts: cut.prompts,
         cut_responses: cut.responses,
-        cut_texts: 0,
-        perplexity_of: perplexity_name(settings),
-        perplexity_window: loaded.model.sizes().context.min(1024),
-        perplexity_tokens: 0,
+        ..Default::default()
     };
-    let train = train::Rows { pairs, valid_pairs, normal: Vec::new(), valid_normal: Vec::new() };
-    let (sampled, held_prompts) = (Vec::new(), Vec::new());
-    let mut rows = Rows {
-        train,
-        prompts,
-        protocol: toxicity::LEE.on(conversations),
-        text,
-        record,
-        sampled,
-        held_prompts,
-    };
-    if let Some(path) = &settings.normal {
-        rows.take_normal(settings, recipe, loaded, path)?;
-    }
-    Ok(rows)
+    let train = train::Rows { pairs, valid_pairs, ..Default::default() };
+    Rows { train, prompts, record, ..Default::default() }.measured(
+        settings,
+        recipe,
+        loaded,
+        conversations,
+    )
 }
 
 /// Reads and splits the prompts of an online method, and the normal texts of a file.
@@ -225,8 +214,8 @@ pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Re
     let lengths = lengths(settings, loaded)?;
     if recipe.objective.learns {
         bail_input!(
-            "--objective {}: it learns from the pairs of a file before the first step; take another \
-             one with --prompts",
+            "--objective {}: it learns from the pairs of a file before the first step; take \
+             another one with --prompts",
             recipe.objective.name
         );
     }
@@ -262,51 +251,41 @@ pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Re
     if sampled.is_empty() {
         bail_input!("{all} prompts less {held_back} held back leave none; lower --valid-size");
     }
-    let prompts = match &settings.eval_prompts {
-        Some(path) => {
-            let prompts = data::read_prompts(path, &data::KeyMap::new(), None)?;
-            conversations = prompts.iter().any(|prompt| !prompt.messages.is_empty());
-            encode_prompts(loaded, prompts)?
-        }
-        None if settings.model == "demo" => {
-            encode_prompts(loaded, data::parse_texts("demo prompts", demo::PROMPTS)?)?
+    let prompts = match eval_prompts(settings, loaded)? {
+        Some((prompts, are_conversations)) => {
+            conversations = are_conversations;
+            prompts
         }
         None => held_prompts.iter().map(|prompt| prompt.ids.clone()).collect(),
     };
     let record = DataRecord {
         sha256: files::hash_texts(texts.iter().map(|text| text.text.as_str())),
-        pairs: 0,
         prompts: sampled.len(),
         held_back: held_prompts.len(),
-        normal: 0,
-        normal_held_back: 0,
-        normal_removed_as_toxic: None,
         cut_prompts: cut,
-        cut_responses: 0,
-        cut_texts: 0,
-        perplexity_of: perplexity_name(settings),
-        perplexity_window: loaded.model.sizes().context.min(1024),
-        perplexity_tokens: 0,
+        ..Default::default()
     };
-    let train = train::Rows {
-        pairs: Vec::new(),
-        valid_pairs: Vec::new(),
-        normal: Vec::new(),
-        valid_normal: Vec::new(),
+    Rows { prompts, record, sampled, held_prompts, ..Default::default() }.measured(
+        settings,
+        recipe,
+        loaded,
+        conversations,
+    )
+}
+
+/// The prompts of `--eval-prompts` or the demo, and whether they are conversations.
+fn eval_prompts(
+    settings: &RepairSettings,
+    loaded: &Loaded,
+) -> Result<Option<(Vec<Vec<u32>>, bool)>> {
+    let prompts = match &settings.eval_prompts {
+        Some(path) => data::read_prompts(path, &data::KeyMap::new(), None)?,
+        None if settings.model == "demo" => data::parse_texts("demo prompts", demo::PROMPTS)?,
+        None => return Ok(None),
     };
-    let mut rows = Rows {
-        train,
-        prompts,
-        protocol: toxicity::LEE.on(conversations),
-        text: perplexity_text(settings, loaded)?,
-        record,
-        sampled,
-        held_prompts,
-    };
-    if let Some(path) = &settings.normal {
-        rows.take_normal(settings, recipe, loaded, path)?;
-    }
-    Ok(rows)
+    let conversations = prompts.iter().any(|prompt| !prompt.messages.is_empty());
+    let prompts = prompts.iter().map(|prompt| loaded.encoder.prompt(prompt));
+    Ok(Some((prompts.collect::<Result<_>>()?, conversations)))
 }
 
 /// The text whose perplexity is measured before and after, in tokens; empty if there is none.
@@ -338,74 +317,6 @@ pub fn perplexity_name(settings: &RepairSettings) -> String {
     }
 }
 
-/// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not
-/// those of conversations, which are more than their words.
-pub fn write_prompts(
-    loaded: &Loaded,
-    prompts: &[Vec<u32>],
-    protocol: &Protocol,
-    dir: &Path,
-) -> Result<()> {
-    if protocol.prompt_tokens.is_none() {
-        return Ok(());
-    }
-    let mut lines = Vec::new();
-    for ids in prompts.iter().filter(|ids| !ids.is_empty()) {
-        writeln!(lines, "{}", json!({ "prompt": loaded.encoder.decode(ids)? }))?;
-    }
-    if lines.is_empty() {
-        return Ok(());
-    }
-    files::write_whole(&dir.join("prompts.jsonl"), &lines)
-}
-
-/// Keeps what the objective leaves beside the result.
-pub fn write_artefact(loaded: &Loaded, artefact: &Artefact, dir: &Path) -> Result<()> {
-    let mut lines = Vec::new();
-    for (id, facts) in &artefact.rows {
-        let mut line = serde_json::Map::new();
-        line.insert("token".into(), loaded.encoder.decode(&[*id])?.into());
-        line.insert("id".into(), (*id).into());
-        line.extend(facts.clone());
-        writeln!(lines, "{}", Value::Object(line))?;
-    }
-    files::write_whole(&dir.join(artefact.file), &lines)
-}
-
-/// Keeps how the held-back prompts were continued before and after.
-pub fn write_samples(
-    loaded: &Loaded,
-    prompts: &[Vec<u32>],
-    protocol: &Protocol,
-    before: &[Row],
-    after: &[Row],
-    dir: &Path,
-) -> Result<()> {
-    let text =
-        |row: &Row| row.get("continuation").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let score = |row: &Row| row.get("score").and_then(Value::as_f64);
-    let mut lines = Vec::new();
-    for (ids, (before, after)) in prompts.iter().zip(before.iter().zip(after)) {
-        let continued = protocol.continued(ids, loaded.model.sizes().context);
-        let sample = Sample {
-            prompt: loaded.encoder.decode(continued)?,
-            before: text(before),
-            after: text(after),
-            score_before: score(before),
-            score_after: score(after),
-        };
-        writeln!(lines, "{}", serde_json::to_string(&sample)?)?;
-    }
-    if lines.is_empty() {
-        return Ok(());
-    }
-    files::write_whole(&dir.join("samples.jsonl"), &lines)
-}
-
-fn encode_prompts(loaded: &Loaded, prompts: Vec<data::Text>) -> Result<Vec<Vec<u32>>> {
-    prompts.iter().map(|p| loaded.encoder.prompt(p)).collect()
-}
-
 /// A corpus as one text: `.txt` and `.raw` whole as they are, the `text` of rows joined with two
 /// newlines.
 fn read_corpus(path: &Path) -> Result<String> {
@@ -416,172 +327,4 @@ fn read_corpus(path: &Path) -> Result<String> {
     }
     Ok(std::fs::read_to_string(path)
         .map_err(|e| Error::Input(format!("--eval-text {}: {e}", path.display())))?)
-}
-
-/// Holds back a seeded choice of rows; both parts keep the order of the file. Rows of one group go
-/// together: held-back pairs whose prompts were learned from would say nothing of other prompts. So
-/// a few more than `held_back` may be.
-fn split<T, K: Ord + Clone>(
-    rows: Vec<T>,
-    held_back: usize,
-    seed: u64,
-    which: u64,
-    group: impl Fn(usize, &T) -> K,
-) -> (Vec<T>, Vec<T>) {
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    let mut group_of = std::collections::BTreeMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        let next = groups.len();
-        let place = *group_of.entry(group(index, row)).or_insert(next);
-        if place == next {
-            groups.push(Vec::new());
-        }
-        groups[place].push(index);
-    }
-    let mut order: Vec<usize> = (0..groups.len()).collect();
-    Stream::new(seed, Purpose::Split, which, 0).shuffle(&mut order);
-    let mut chosen = std::collections::BTreeSet::new();
-    for place in order {
-        if chosen.len() >= held_back {
-            break;
-        }
-        if groups[place].len() <= held_back {
-            chosen.extend(groups[place].iter().copied());
-        }
-    }
-    if chosen.len() < held_back {
-        // Too few groups to keep apart: rows it is.
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        Stream::new(seed, Purpose::Split, which, 0).shuffle(&mut order);
-        chosen = order.into_iter().take(held_back).collect();
-    }
-    let (mut kept, mut held) = (Vec::new(), Vec::new());
-    for (index, row) in rows.into_iter().enumerate() {
-        if chosen.contains(&index) { held.push(row) } else { kept.push(row) }
-    }
-    (kept, held)
-}
-
-/// Without `--normal` the model writes the normal texts of a method that needs some, and they are
-/// kept with the run.
-pub fn write_own_normal(
-    settings: &Prepared,
-    recipe: &Recipe,
-    loaded: &Loaded,
-    weights: &Weights,
-    scorer: &dyn Scorer,
-    rows: &mut Rows,
-    dir: &Path,
-    quiet: bool,
-) -> Result<()> {
-    if settings.normal.is_some() || !recipe.needs_normal() {
-        return Ok(());
-    }
-    let say = |text: String| {
-        if !quiet {
-            eprintln!("{text}");
-        }
-    };
-    let number = settings.normal_texts;
-    say(format!("normal text: the model writes {number} texts (or give --normal FILE)"));
-    let found = write_normal(settings, loaded, weights, scorer, quiet)?;
-    if found.cached {
-        say("normal text: kept from an earlier run".into());
-    }
-    rows.record.normal_removed_as_toxic = Some(found.removed);
-    let own = dir.join("normal.jsonl");
-    normal::write(&own, &found.texts)?;
-    rows.take_normal(settings, recipe, loaded, &own)
-}
-
-impl Rows {
-    /// Whether the run looks at held-back pairs on its way.
-    pub fn validates(&self, settings: &Prepared, recipe: &Recipe) -> bool {
-        let looks = settings.eval_steps > 0 || recipe.first() == First::Trials;
-        looks && !(self.train.valid_pairs.is_empty() && self.held_prompts.is_empty())
-    }
-
-    /// How many of so many normal texts are held back.
-    fn normal_to_hold_back(&self, settings: &Prepared, recipe: &Recipe, texts: usize) -> usize {
-        let to_spare = texts.saturating_sub(settings.batch_size);
-        let most = self.record.held_back.min(texts / 4).min(to_spare);
-        // An online method has no held-back pairs to look at, but its KL is measured.
-        if recipe.online || self.validates(settings, recipe) { most } else { 0 }
-    }
-
-    /// Reads and splits normal texts.
-    fn take_normal(
-        &mut self,
-        settings: &Prepared,
-        recipe: &Recipe,
-        loaded: &Loaded,
-        path: &Path,
-    ) -> Result<()> {
-        let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
-        let (tokens, Cut { texts: cut, .. }) =
-            loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
-        if tokens.len() < settings.batch_size {
-            bail_input!(
-                "{}: {} texts are fewer than a batch of {}; lower --batch-size, or give more \
-                 normal text",
-                path.display(),
-                tokens.len(),
-                settings.batch_size
-            );
-        }
-        let held_back = self.normal_to_hold_back(settings, recipe, tokens.len());
-        let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| index);
-        self.record.cut_texts = cut;
-        self.record.normal = normal.len();
-        self.record.normal_held_back = valid_normal.len();
-        if self.text.is_empty() && !valid_normal.is_empty() {
-            self.record.perplexity_of = "held-back normal text".into();
-            let end = loaded.ends().first().copied();
-            self.text = valid_normal
-                .iter()
-                .flat_map(|ids| end.into_iter().chain(ids.iter().copied()))
-                .collect();
-        }
-        let validates = self.validates(settings, recipe);
-        // Too few to hold any back: the KL term of the validation then looks at texts it also
-        // learned from.
-        self.train.valid_normal =
-            if validates && valid_normal.is_empty() { normal.clone() } else { valid_normal };
-        self.train.normal = normal;
-        Ok(())
-    }
-}
-
-/// Unconditional texts as the paper makes them, those that score as toxic left out.
-fn write_normal(
-    settings: &Prepared,
-    loaded: &Loaded,
-    weights: &Weights,
-    scorer: &dyn Scorer,
-    quiet: bool,
-) -> Result<Normal> {
-    let tokens = lengths(settings, loaded)?.total.saturating_sub(1).min(WRITTEN_TOKENS);
-    let writing =
-        Writing::new(settings.normal_texts, tokens, settings.seed, loaded.end_of_text()?, scorer);
-    let subject =
-        Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() };
-    normal::normal(&subject, &loaded.checkpoint().hash()?, &writing, quiet)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_of_one_prompt_stay_together() {
-        let rows: Vec<(u32, u32)> = (0..40).map(|i| (i % 10, i)).collect();
-        let (kept, held) = split(rows.clone(), 6, 7, 0, |_, row| row.0);
-        assert_eq!((kept.len(), held.len()), (32, 8));
-        assert!(held.iter().all(|h| kept.iter().all(|k| k.0 != h.0)), "{held:?}");
-        assert!(kept.is_sorted_by_key(|r| r.1));
-        // One prompt for all: rows are held back.
-        assert_eq!(split(rows.clone(), 6, 7, 0, |_, _| 0).1.len(), 6);
-        // Alone, every row is a group, and the number is exact.
-        assert_eq!(split(rows, 6, 7, 0, |index, _| index).1.len(), 6);
-    }
 }

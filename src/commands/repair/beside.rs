@@ -1,0 +1,78 @@
+//! What a run leaves beside its result: prompts, continuations, what an objective learned.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::Loaded;
+use crate::base::files;
+use crate::eval::task::Row;
+use crate::eval::toxicity::Protocol;
+use crate::report::Sample;
+use crate::step::objective::Artefact;
+
+/// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not
+/// those of conversations, which are more than their words.
+pub fn write_prompts(
+    loaded: &Loaded,
+    prompts: &[Vec<u32>],
+    protocol: &Protocol,
+    dir: &Path,
+) -> Result<()> {
+    if protocol.prompt_tokens.is_none() {
+        return Ok(());
+    }
+    let mut lines = Vec::new();
+    for ids in prompts.iter().filter(|ids| !ids.is_empty()) {
+        writeln!(lines, "{}", json!({ "prompt": loaded.encoder.decode(ids)? }))?;
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    files::write_whole(&dir.join("prompts.jsonl"), &lines)
+}
+
+/// Keeps what the objective leaves beside the result.
+pub fn write_artefact(loaded: &Loaded, artefact: &Artefact, dir: &Path) -> Result<()> {
+    let mut lines = Vec::new();
+    for (id, facts) in &artefact.rows {
+        let mut line = serde_json::Map::new();
+        line.insert("token".into(), loaded.encoder.decode(&[*id])?.into());
+        line.insert("id".into(), (*id).into());
+        line.extend(facts.clone());
+        writeln!(lines, "{}", Value::Object(line))?;
+    }
+    files::write_whole(&dir.join(artefact.file), &lines)
+}
+
+/// Keeps how the held-back prompts were continued before and after.
+pub fn write_samples(
+    loaded: &Loaded,
+    prompts: &[Vec<u32>],
+    protocol: &Protocol,
+    before: &[Row],
+    after: &[Row],
+    dir: &Path,
+) -> Result<()> {
+    let text =
+        |row: &Row| row.get("continuation").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let score = |row: &Row| row.get("score").and_then(Value::as_f64);
+    let mut lines = Vec::new();
+    for (ids, (before, after)) in prompts.iter().zip(before.iter().zip(after)) {
+        let continued = protocol.continued(ids, loaded.model.sizes().context);
+        let sample = Sample {
+            prompt: loaded.encoder.decode(continued)?,
+            before: text(before),
+            after: text(after),
+            score_before: score(before),
+            score_after: score(after),
+        };
+        writeln!(lines, "{}", serde_json::to_string(&sample)?)?;
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    files::write_whole(&dir.join("samples.jsonl"), &lines)
+}
