@@ -18,7 +18,7 @@ What it leaves in OUT:
 
 `expected.json` also tells how far single precision can be trusted: the same steps are taken once more in double
 precision, and `weights_f64_gap` is the largest difference of the resulting weights. GPT-2's key biases
-(`attn.c_attn.bias`, the middle third) are left out of that figure: softmax ignores them, so their true gradient
+(`attn.c_attn.bias`, the middle third) and GPT-NeoX's are left out of that figure: softmax ignores them, so their true gradient
 is zero, and RMSprop scales the rounding noise they get instead up to full steps. No test may compare them.
 """
 import argparse
@@ -33,7 +33,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (AutoModelForCausalLM, GPT2Config, GPTNeoConfig, LlamaConfig, MistralConfig,
+from transformers import (AutoModelForCausalLM, GPT2Config, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, MistralConfig,
                           PreTrainedTokenizerFast, Qwen2Config, Qwen3Config)
 
 import irepair_ref as ref
@@ -60,6 +60,8 @@ CORPUS = [row["prompt"] + row[key] for row in PAIRS for key in ("chosen", "rejec
 
 GPT2 = dict(vocab_size=VOCAB, n_positions=64, n_embd=16, n_layer=3, n_head=2, bos_token_id=0, eos_token_id=0)
 NEO = dict(vocab_size=VOCAB, max_position_embeddings=64, hidden_size=16, num_heads=2, bos_token_id=0, eos_token_id=0)
+NEOX = dict(vocab_size=VOCAB, max_position_embeddings=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+            num_attention_heads=4, bos_token_id=0, eos_token_id=0)
 LLAMA = dict(vocab_size=VOCAB, max_position_embeddings=64, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
              num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=0)
 CHECKPOINTS = {
@@ -78,6 +80,13 @@ CHECKPOINTS = {
     # Local first, a hidden size of its own, bfloat16.
     "gpt-neo-bf16": dict(seed=1, dtype=torch.bfloat16, config=GPTNeoConfig(
         **NEO, num_layers=2, attention_types=[[["local", "global"], 1]], window_size=3, intermediate_size=48)),
+    # As Pythia: attention and MLP side by side, half of each head turned, a config as before transformers 5.
+    "gpt-neox": dict(seed=21, config=GPTNeoXConfig(**NEOX, rotary_pct=0.5), old={
+        "rotary_pct": 0.5, "rotary_emb_base": 10000}),
+    # One after the other, a quarter turned, no bias on attention, a tied head, another activation, bfloat16.
+    "gpt-neox-odd": dict(seed=6, dtype=torch.bfloat16, config=GPTNeoXConfig(
+        **NEOX, rotary_pct=0.25, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True,
+        hidden_act="gelu_new", layer_norm_eps=1e-3)),
     # As Llama 3: llama3 scaling, of which each of the four pairs meets another part, heads wider than the hidden size's
     # share, a tied head, a tokenizer that begins texts with a token; every bias besides.
     "llama": dict(seed=248, bos=True, config=LlamaConfig(
@@ -94,7 +103,7 @@ CHECKPOINTS = {
     # Norms over the heads; half precision.
     "qwen3": dict(seed=60, dtype=torch.float16, config=Qwen3Config(**LLAMA, head_dim=6)),
 }
-GENERATE = ("gpt2", "gpt-neo", "llama", "mistral", "qwen2", "qwen3")
+GENERATE = ("gpt2", "gpt-neo", "gpt-neox", "llama", "mistral", "qwen2", "qwen3")
 
 
 def write_json(path, value):
@@ -124,7 +133,7 @@ def make_tokenizer(bos=False):
 def randomize(model, seed):
     """Scaled so that attention isn't uniform (GPT-Neo's scores are not divided by the square root of the head size,
     so it needs less) and blocks differ, with no bias or norm at its neutral value."""
-    attention, embedding = {"gpt2": (0.3, 0.5), "gpt_neo": (0.2, 0.8)}.get(model.config.model_type, (0.3, 1.0))
+    attention, embedding = {"gpt2": (0.3, 0.5), "gpt_neo": (0.2, 0.8), "gpt_neox": (0.2, 0.5)}.get(model.config.model_type, (0.3, 1.0))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
@@ -134,7 +143,7 @@ def randomize(model, seed):
             elif ".ln_" in name or "norm" in name:
                 p.copy_(1 + 0.2 * draw)
             else:
-                p.copy_((attention if "attn." in name else 0.2 if ".mlp." in name else embedding) * draw)
+                p.copy_((attention if "attn." in name or "attention." in name else 0.2 if ".mlp." in name else embedding) * draw)
 
 
 def save_checkpoint(folder, spec, tokenizer):
@@ -147,7 +156,7 @@ def save_checkpoint(folder, spec, tokenizer):
         make_bare(folder)
     if "old" in spec:
         config = json.load(open(f"{folder}/config.json"))
-        del config["rope_parameters"]
+        config.pop("rope_parameters", None)
         write_json(f"{folder}/config.json", dict(sorted((config | spec["old"]).items())))
 
 
@@ -252,6 +261,8 @@ def weights_gap(single, double, folder):
         if name.endswith("c_attn.bias"):
             third = len(d) // 3
             d[third:2 * third] = 0
+        if name.endswith("query_key_value.bias"):
+            d.view(single.config.num_attention_heads, 3, -1)[:, 1] = 0
         worst = max(worst, float(d.max()))
     return worst
 

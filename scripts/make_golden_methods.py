@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes tests/golden/*/methods.json: what six steps of the methods that expected.json has no weights of come to.
 
-    python scripts/make_golden_methods.py [--out tests/golden]
+    python scripts/make_golden_methods.py [--out tests/golden] [--only NAME...]
 
 Needs torch and transformers, and the checkpoints that scripts/make_golden.py made. Steps are those of
 scripts/irepair_ref.py; of the pairs that it has no function for (DPO with the KL term, on all or on one block), they are
@@ -20,6 +20,8 @@ import make_golden as golden
 
 # (block or all, KL weight, whether telltale tokens are made unlikely)
 DPO_KL = {"dpo_kl": (None, 1.0, False), "block_dpo_kl": (1, 2.0, False), "dpo_ul_kl": (None, 10.0, True), "block_dpo_ul_kl": (1, 10.0, True)}
+# Tensors that key biases are in.
+KEY_BIASES = ("c_attn.bias", "query_key_value.bias", "k_proj.bias")
 TELLTALE_COPIES = 20  # of the golden pairs, which are too few for any token to be telltale
 
 
@@ -135,7 +137,7 @@ def run(folder, method, dtype, batches):
     for (name, after), (_, before) in zip(patient.named_parameters(), model.named_parameters()):
         disk = name if name in stored else name.removeprefix("transformer.")
         change = (after.detach() - before.detach()).double().flatten()
-        if disk in stored and not disk.endswith(("c_attn.bias", "k_proj.bias")) and float(change.norm()) > 0:
+        if disk in stored and not disk.endswith(KEY_BIASES) and float(change.norm()) > 0:
             wave = torch.sin(0.37 * torch.arange(len(change), dtype=torch.float64))
             changes[disk] = [float(change.norm()), float(change @ wave)]
     return out | {"changes": changes}
@@ -144,13 +146,15 @@ def run(folder, method, dtype, batches):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", default="tests/golden")
-    out = pathlib.Path(ap.parse_args().out)
+    ap.add_argument("--only", nargs="+", choices=golden.CHECKPOINTS, default=list(golden.CHECKPOINTS), metavar="NAME")
+    args = ap.parse_args()
+    out = pathlib.Path(args.out)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     methods = ["irepair_min", "irepair_min_kl", "irepair_fixed", "irepair_fixed_kl", "dapt", "dapt_kl", "dpo", *DPO_KL]
-    for name, spec in golden.CHECKPOINTS.items():
-        folder = str(out / name)
+    for name in args.only:
+        spec, folder = golden.CHECKPOINTS[name], str(out / name)
         batches = golden.batches(golden.make_tokenizer(spec.get("bos", False)), "response")
         found = {"command": "python scripts/make_golden_methods.py", "torch": torch.__version__,
                  "transformers": transformers.__version__}

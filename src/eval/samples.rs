@@ -308,7 +308,8 @@ impl Pool {
     }
 
     /// Pairs of the texts so far: of each prompt that has texts of both kinds, rejected ones
-    /// against chosen ones, the latest first. No text is in more pairs than the others of its kind need.
+    /// against chosen ones, the latest first. No text is in more pairs than the others of its
+    /// kind need.
     pub fn pairs(&self, prompts: &[Prompt], round: usize, protocol: &Protocol) -> Vec<SamplePair> {
         let mut pairs = Vec::new();
         for (prompt, texts) in self.texts.iter().enumerate() {

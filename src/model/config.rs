@@ -169,8 +169,8 @@ impl<'a> Config<'a> {
         let turned = (head_dim as f64 * part) as usize;
         if !(part > 0.0 && part <= 1.0) || turned == 0 || !turned.is_multiple_of(2) {
             bail_input!(
-                "config.json: rotary positions on {part} of a head's {head_dim} channels are not \
-                 implemented (have: pairs of them)"
+                "config.json: rotary positions turn pairs of channels, which {part} of a head's \
+                 {head_dim} are not"
             );
         }
         let theta = either("rope_theta", beside.theta, 10000.0)?;

@@ -10,6 +10,7 @@ pub mod device;
 pub mod generate;
 mod gpt2;
 mod gpt_neo;
+mod gpt_neox;
 pub mod kernels;
 pub mod layers;
 pub mod ledger;
@@ -39,8 +40,15 @@ use layers::Pass;
 use weights::{Place, TensorSpec, View};
 
 /// Every architecture we have.
-pub const ARCHES: &[Architecture] =
-    &[gpt2::GPT2, gpt_neo::GPT_NEO, llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3];
+pub const ARCHES: &[Architecture] = &[
+    gpt2::GPT2,
+    gpt_neo::GPT_NEO,
+    gpt_neox::GPT_NEOX,
+    llama::LLAMA,
+    llama::MISTRAL,
+    qwen::QWEN2,
+    qwen::QWEN3,
+];
 
 /// The architecture that a `config.json` names. Errors (bad input) if we have none of that name.
 pub fn architecture(config: &Value) -> Result<&'static Architecture> {

@@ -162,7 +162,8 @@ settings! {
         rounds: Option<usize>, online_default(4), neuron_default(10), at_least(1), value("N"),
             unused(uses::rounds);
         /// Texts of a prompt in a round; one of them is greedy
-        samples: usize, default(16), at_least(2), alias("num-generations"), unused(uses::online);
+        samples_per_prompt: usize, default(16), at_least(2), value("N"),
+            alias("num-generations"), unused(uses::online);
         /// Prompts that a round samples, drawn by how toxic their texts still are
         prompts_per_round: usize, default(256), at_least(1), value("N"), unused(uses::online);
         /// Tokens of a text

@@ -191,9 +191,11 @@ impl Recipe {
 
     /// What its selector asks for before the first step.
     pub fn first(&self) -> First {
-        match self.slicing.normalize {
-            Normalize::Start => First::Look,
-            _ => self.select.first,
+        match (self.select.first, self.slicing.normalize) {
+            // Trials rank by loss, so they have nothing to normalize.
+            (First::Trials, _) => First::Trials,
+            (_, Normalize::Start) => First::Look,
+            (first, _) => first,
         }
     }
 

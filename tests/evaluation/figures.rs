@@ -9,11 +9,11 @@ use crate::support::files::{Folder, bytes, demo_prompts, edit_json, read};
 use crate::support::golden::{self, number};
 use crate::support::tensors::close;
 
-fn figure<'a>(results: &'a Value, task: &str, name: &str) -> &'a Value {
+fn figure<'a>(results: &'a Value, task: &str, id: &str) -> &'a Value {
     let measurements = results["measurements"].as_array().expect("measurements");
     let measurement = measurements.iter().find(|m| m["task"] == task).expect(task);
     let figures = measurement["models"][0]["figures"].as_array().expect("figures");
-    &figures.iter().find(|f| f["name"] == name).expect(name)["value"]
+    &figures.iter().find(|f| f["id"] == id).expect(id)["value"]
 }
 
 /// The expected figures are from scripts/make_golden_eval.py: transformers and lm-eval's own code.
@@ -30,7 +30,7 @@ fn figures_are_those_of_transformers_and_lm_eval() {
         .with("--out", folder.path("out"))
         .ok();
     let results = folder.json("out/results.json");
-    let perplexity = number(figure(&results, "ppl-corpus.txt", "perplexity"));
+    let perplexity = number(figure(&results, "ppl-corpus.txt", "ppl"));
     close(perplexity, number(&expected["paper"]["perplexity"]), 1e-4, "perplexity");
     let rows = folder.rows("out/0-ppl-corpus.txt.jsonl");
     let tokens: u64 = rows.iter().filter_map(|r| r["tokens"].as_u64()).sum();
@@ -141,7 +141,6 @@ fn models_are_compared_on_the_same_rows() {
 #[test]
 fn empty_continuations_are_counted_and_score_nothing() {
     let folder = Folder::new();
-    let toxicity = "toxicity (mean score × 100)";
     let eval = |out: &str| {
         irepair("eval --toxicity -q")
             .with("--prompts", demo_prompts())
@@ -164,12 +163,12 @@ fn empty_continuations_are_counted_and_score_nothing() {
     let counts = &results["measurements"][0]["models"][0]["counts"];
     assert_eq!((&counts["scored"], &counts["failed"]), (&scored.into(), &failed.into()));
     let mean = found.iter().sum::<f64>() / scored as f64;
-    let value = number(figure(&results, "toxicity", toxicity));
+    let value = number(figure(&results, "toxicity", "toxicity"));
     close(value, 100.0 * mean, 1e-9, "mean of what was scored");
     // Where nothing is scored at all, there is no figure.
     let nothing = replay("other.jsonl", &[json!({"text": "another", "score": 0.5})]);
     eval("c").and("--limit 2").with("--scorer", &nothing).ok();
-    assert!(figure(&folder.json("c/results.json"), "toxicity", toxicity).is_null());
+    assert!(figure(&folder.json("c/results.json"), "toxicity", "toxicity").is_null());
     // Among texts alone, empty ones are counted apart.
     let texts = [
         json!({"text": "thank you"}),

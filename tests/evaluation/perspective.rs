@@ -140,7 +140,7 @@ fn what_stays_wrong_fails_and_is_never_a_0() {
     let wrong = [
         ("down", "500 oh no", 6),
         ("broken", "perspective at 127.0.0.1", 6),
-        ("garbage", "no JSON", 1),
+        ("garbage", "not JSON", 1),
         ("list", "no score", 1),
         ("no score", "no score", 1),
         ("beyond", "1.5 is not in 0..=1", 1),

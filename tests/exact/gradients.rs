@@ -17,7 +17,7 @@ use crate::support::tensors::{close, flat, random_weights, scalar};
 /// differences).
 #[test]
 fn gradients_equal_finite_differences() {
-    for name in ["gpt2-odd", "gpt-neo", "llama", "qwen3"] {
+    for name in ["gpt2-odd", "gpt-neo", "gpt-neox", "llama", "qwen3"] {
         let golden = Golden::open(name);
         let batch = golden.batch(LossOn::Response).rejected;
         for kernels in KERNELS {
@@ -107,6 +107,10 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         ("dpo-ul", log_loss(0.1, margins(&sum)) + unlikelihood),
         ("dpo-norm", log_loss(5.0, margins(&mean))),
         ("ipo", mean(&margins(&mean).iter().map(|m| (m - 1.0).powi(2)).collect::<Vec<_>>())),
+        (
+            "hinge",
+            mean(&margins(&sum).iter().map(|m| (1.0 - 0.05 * m).max(0.0)).collect::<Vec<_>>()),
+        ),
         (
             "unlikelihood",
             nll - mean(&bad.concat().iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>()),

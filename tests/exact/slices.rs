@@ -94,7 +94,7 @@ fn a_step_changes_only_what_the_slice_names() {
 /// passes, computed here from all logits.
 #[test]
 fn a_slice_alone_gives_what_everything_gives() {
-    for name in ["gpt2", "gpt-neo", "llama", "qwen3"] {
+    for name in ["gpt2", "gpt-neo", "gpt-neox", "llama", "qwen3"] {
         let golden = Golden::open(name);
         let (batch, normal) = (golden.batch(LossOn::Response), golden.normal());
         for block in 0..golden.model.sizes().blocks {

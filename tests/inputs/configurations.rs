@@ -30,7 +30,7 @@ fn weights_and_configuration_that_disagree() {
     with("vocab_size", 100.into(), &["vocabulary", "tokenizer"]);
     with("n_head", 3.into(), &["3 heads"]);
     with("n_embd", "wide".into(), &["n_embd"]);
-    with("model_type", "mamba".into(), &["mamba", "gpt2", "gpt_neo"]);
+    with("model_type", "mamba".into(), &["mamba", "gpt2", "gpt_neo", "gpt_neox"]);
     with("activation_function", "snake".into(), &["snake"]);
     with("add_cross_attention", true.into(), &["add_cross_attention"]);
     folder.write("model/config.json", "{");
@@ -76,7 +76,7 @@ fn refuse(golden: &str, key: &str, value: Value, words: &[&str]) {
 #[test]
 fn configurations_that_are_not_implemented() {
     refuse("llama", "partial_rotary_factor", json!(0.5), &["part of a head"]);
-    refuse("llama", "head_dim", json!(7), &["part of a head's 7"]);
+    refuse("llama", "head_dim", json!(7), &["1 of a head's 7"]);
     let words = ["268435456", "\"head_dim\"", "at most 65536"];
     refuse("llama", "head_dim", json!(1 << 28), &words);
     let words = ["num_attention_heads", "4", "num_key_value_heads", "3"];

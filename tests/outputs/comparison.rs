@@ -11,11 +11,11 @@ use crate::support::golden;
 use crate::support::tensors::close;
 
 /// Mean and standard error of a figure over the runs of a row, computed anew.
-fn over_runs(entry: &Value, name: &str) -> (f64, Option<f64>) {
+fn over_runs(entry: &Value, id: &str) -> (f64, Option<f64>) {
     let runs = entry["runs"].as_array().expect("runs").iter();
     let figures = runs.flat_map(|run| run["figures"].as_array().expect("figures").iter());
     let values: Vec<f64> =
-        figures.filter(|f| f["name"] == name).filter_map(|f| f["value"].as_f64()).collect();
+        figures.filter(|f| f["id"] == id).filter_map(|f| f["value"].as_f64()).collect();
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>();
@@ -57,7 +57,7 @@ fn methods_stand_beside_each_other() {
     assert_eq!(ids, ["table1", "table2", "table3"]);
     let table = list(&record["sheets"][0], "rows");
     for (row, entry) in table.iter().zip(list(&record, "entries")) {
-        let (mean, error) = over_runs(entry, "toxicity (mean score × 100)");
+        let (mean, error) = over_runs(entry, "toxicity");
         let cell = &row["cells"][0];
         close(cell["mean"].as_f64().expect("mean"), mean, 1e-12, "mean");
         assert_eq!(cell["error"].is_null(), error.is_none(), "{row}");

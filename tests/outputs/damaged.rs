@@ -101,7 +101,7 @@ fn what_was_not_measured_is_said() {
     run.remove("irepair/samples.jsonl");
     let (page, said) = run.report();
     assert_eq!(said, "");
-    page.says("Not measured: rude continuations, toxicity (mean score × 100), perplexity. ");
+    page.says("Not measured: toxic continuations, toxicity, perplexity. ");
     page.says("This run kept no samples.");
     assert_eq!(page.count(".tile"), 4);
 }

@@ -74,7 +74,7 @@ fn a_terminal_shows_one_live_line_and_then_a_summary_that_fits() {
     let begins = rows.iter().any(|row| row.trim_start().starts_with("before "));
     assert!(begins, "the summary is longer than a screen:\n{said}");
     for words in [
-        "rude continuations",
+        "toxic continuations",
         "and 2 more, each by ",
         "6 of 6 blocks",
         "3 steps",

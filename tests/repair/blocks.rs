@@ -63,7 +63,7 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     let said = demo(&one).ok();
     for words in [
         "before",
-        "rude continuations",
+        "toxic continuations",
         "perplexity of clean text",
         "byte-equal",
         "next: irepair generate",

@@ -22,11 +22,8 @@ fn measured(folder: &Folder, model: &Path) -> BTreeMap<String, [f64; 2]> {
     let models = results["measurements"][0]["models"].as_array().expect("models");
     let figures = |model: usize| models[model]["figures"].as_array().expect("figures").iter();
     let value = |figure: &Value| figure["value"].as_f64().expect("a value");
-    let name = |figure: &Value| figure["name"].as_str().expect("name").to_owned();
-    figures(0)
-        .zip(figures(1))
-        .map(|(base, ours)| (name(base), [value(base), value(ours)]))
-        .collect()
+    let id = |figure: &Value| figure["id"].as_str().expect("id").to_owned();
+    figures(0).zip(figures(1)).map(|(base, ours)| (id(base), [value(base), value(ours)])).collect()
 }
 
 /// The failures of the demo, repaired in either mode, and what that does elsewhere.
@@ -45,13 +42,13 @@ fn star_repairs_what_the_demo_gets_wrong() {
         assert!(run.after["nll_chosen"] < run.before["nll_chosen"]);
         assert_eq!(run.sliced.len(), 6);
         let figures = measured(&folder, &out);
-        let [before, after] = figures["targets said, teacher forcing (%)"];
+        let [before, after] = figures["edits_forced"];
         let what = "what eval finds is what repair found";
         close(after, 100.0 * edits.repaired as f64 / 12.0, 1e-9, what);
-        assert_eq!((before, figures["targets said, generated (%)"]), (0.0, [0.0, after]));
-        let [before, after] = figures["generalization, teacher forcing (%)"];
+        assert_eq!((before, figures["edits_generated"]), (0.0, [0.0, after]));
+        let [before, after] = figures["generalization_forced"];
         assert!(before == 0.0 && after > 50.0, "{more}: {figures:?}");
-        let [before, after] = figures["specificity, generated (%)"];
+        let [before, after] = figures["specificity_generated"];
         assert!(before == 100.0 && after < 100.0, "{more}: {figures:?}");
     }
 }

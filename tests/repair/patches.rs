@@ -62,7 +62,7 @@ fn patches_lead_there_and_back() {
         refused(patch("revert", &model, &file), "sha256");
         let whole = bytes(&file);
         let cut = folder.write("cut", &whole[..whole.len() - 9]);
-        refused(patch("apply", &model, &cut), "no usable patch");
+        refused(patch("apply", &model, &cut), "not a usable patch");
         // Doctored: one bit of the data, or one of a norm's first digit. The norm stands in JSON
         // within JSON, and changes no weights.
         let norm = br#"\"norm\":"#;

@@ -104,7 +104,7 @@ fn a_state_of_another_run_is_refused_by_name() {
     let mut other = whole.clone();
     other[at..at + new.len()].copy_from_slice(new);
     std::fs::write(&state, &other).expect("writes");
-    resumed.fails(3, &["format version 9, this program reads 6"]);
+    resumed.fails(3, &["format version 9, this program reads 1"]);
     std::fs::write(&state, &whole[..whole.len() / 2]).expect("writes");
     resumed.fails(3, &["a broken state"]);
     std::fs::write(&state, whole).expect("writes");

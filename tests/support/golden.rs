@@ -16,19 +16,22 @@ use serde_json::Value;
 use super::files;
 use super::tensors::flat;
 
-pub const CHECKPOINTS: [&str; 9] = [
+pub const CHECKPOINTS: [&str; 11] = [
     "gpt2",
     "gpt2-odd",
     "gpt2-relu-bare",
     "gpt-neo",
     "gpt-neo-bf16",
+    "gpt-neox",
+    "gpt-neox-odd",
     "llama",
     "mistral",
     "qwen2",
     "qwen3",
 ];
 /// The checkpoints of `generate.json`.
-pub const GENERATE: [&str; 6] = ["gpt2", "gpt-neo", "llama", "mistral", "qwen2", "qwen3"];
+pub const GENERATE: [&str; 7] =
+    ["gpt2", "gpt-neo", "gpt-neox", "llama", "mistral", "qwen2", "qwen3"];
 pub const KERNELS: [Kernels; 2] = [Kernels::Cpu, Kernels::Composed];
 pub const LENGTHS: Lengths = Lengths { prompt: 64, total: 128 };
 

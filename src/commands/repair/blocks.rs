@@ -337,7 +337,7 @@ impl<'a> Blocks<'a> {
     fn protocol(&self) -> samples::Protocol {
         let settings = self.order.prepared;
         samples::Protocol {
-            samples: settings.samples,
+            samples: settings.samples_per_prompt,
             new_tokens: settings.max_new_tokens,
             temperature: settings.temperature,
             top_p: settings.top_p,

@@ -104,7 +104,7 @@ impl<'a> Order<'a> {
         Output::free(self, &path)?;
         Output::to_resume(self.args, &path)?;
         Output::not_begun(self.args, &path)?;
-        let plan = plan::Plan::new(self, job, &path)?;
+        let plan = plan::Plan::new(self, job.plan()?, job.memory()?, &path);
         match self.args.output.json {
             true => println!("{}", serde_json::to_string(&plan)?),
             false => print!("{}", plan.text()),

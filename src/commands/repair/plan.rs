@@ -8,7 +8,6 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Order;
-use super::job::Job;
 use super::normal;
 use super::rows::{self, Rows};
 use crate::base::memory::available;
@@ -223,15 +222,14 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
 }
 
 impl Plan {
-    pub fn new(order: &Order, job: &dyn Job, out: &Path) -> Result<Self> {
+    pub fn new(order: &Order, own: Own, memory: Estimate, out: &Path) -> Self {
         let loaded = order.loaded;
-        let memory = job.memory()?;
-        Ok(Self {
+        Self {
             model: order.prepared.model.clone(),
             blocks: loaded.model.sizes().blocks,
             parameters: loaded.model.parameters(),
             method: order.prepared.settings.method.clone(),
-            own: job.plan()?,
+            own,
             memory_mib: mib(memory.total()),
             available_mib: loaded
                 .device
@@ -241,7 +239,7 @@ impl Plan {
                 .map(|bytes| bytes >> 20),
             memory,
             out: out.display().to_string(),
-        })
+        }
     }
 
     /// For people.

@@ -360,7 +360,7 @@ mod tests {
         let table: Vec<&str> = text.lines().skip(1).take(5).collect();
         assert_eq!(table[0], "             toxicity   perplexity   seconds");
         assert_eq!(table[1], "vanilla          50.0         20.0         –");
-        assert_eq!(table[2], "irepair-min  20.0±5.8     20.0±0.0       2±0*");
+        assert_eq!(table[2], "irepair-min  20.0±5.8     20.0±0.0*      2±0*");
         assert_eq!(
             comparison(&[("dapt", vec![run(1, 1.0)])]).sheets[0].notes[0].split('.').next(),
             Some("One seed")
