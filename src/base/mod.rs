@@ -1,5 +1,6 @@
 //! The ground floor: every room uses it, and it uses no other room.
 
+pub mod claim;
 pub mod environment;
 pub mod error;
 pub mod files;

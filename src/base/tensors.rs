@@ -1,5 +1,6 @@
 //! Writes files of *tensors* in the safetensors format. Equal content gives equal bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -38,6 +39,14 @@ impl Stored {
         Self { dtype: Dtype::U8, shape: vec![bytes.len()], content: Content::Bytes(bytes) }
     }
 
+    /// What goes to disk.
+    pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>> {
+        Ok(match &self.content {
+            Content::Values(tensor) => to_bytes(tensor, self.dtype)?.into(),
+            Content::Bytes(bytes) => bytes.into(),
+        })
+    }
+
     fn len(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
@@ -70,10 +79,7 @@ pub fn write_tensors(
         file.write_all(&length)?;
         file.write_all(&header)?;
         for stored in tensors.values() {
-            match &stored.content {
-                Content::Values(tensor) => file.write_all(&to_bytes(tensor, stored.dtype)?)?,
-                Content::Bytes(bytes) => file.write_all(bytes)?,
-            }
+            file.write_all(&stored.to_bytes()?)?;
         }
         Ok(())
     })

@@ -10,6 +10,22 @@ use super::header::{INDEX, SINGLE};
 use crate::bail_input;
 use crate::base::error::Error;
 
+/// Files of a model folder that change what the same weights say.
+pub const BESIDE_WEIGHTS: [&str; 12] = [
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
 /// File names of the weights of a folder.
 pub fn weight_files(dir: &Path, config: &Value) -> Result<Vec<String>> {
     let index = dir.join(INDEX);

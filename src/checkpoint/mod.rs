@@ -324,6 +324,21 @@ impl Checkpoint {
         Ok(hex(&hash.finalize()))
     }
 
+    /// One hash for all that decides what the model says: its weights, and the small files beside
+    /// them. What is kept of a model (a state, a cache, a ledger) is known by it.
+    pub fn identity(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(self.hash()?);
+        for name in files::BESIDE_WEIGHTS {
+            let path = self.dir.join(name);
+            if path.is_file() {
+                hash.update(name);
+                hash.update(hash_file(&path)?);
+            }
+        }
+        Ok(hex(&hash.finalize()))
+    }
+
     /// Dtype and shape of a tensor by its name on disk.
     pub fn dtype_and_shape(&self, name: &str) -> Result<(Dtype, Vec<usize>)> {
         let entry = self.entries.get(name).with_context(|| format!("no tensor {name}"))?;

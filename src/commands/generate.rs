@@ -181,7 +181,7 @@ fn write_all(
     // No token has this id, so it ends each prompt.
     let ids = jobs.iter().flat_map(|job| job.ids.iter().copied().chain([u32::MAX]));
     let key = json!({
-        "model": loaded.checkpoint().hash()?, "sampling": settings.sampling,
+        "model": loaded.checkpoint().identity()?, "sampling": settings.sampling,
         "new_tokens": settings.max_new_tokens, "seed": settings.seed, "texts": jobs.len(),
         "prompts_sha256": hash_ids(ids), "scorer": scorer.map(Scorer::name),
         "keep_below": args.keep_below, "shard": args.shard, "dtype": loaded.precision,

@@ -26,6 +26,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub struct RunRecord {
     pub format_version: u32,
     pub irepair: String,
+    /// Which run it was: by it a folder is known as an output of irepair.
+    pub run_id: String,
     pub model: String,
     /// The commit of a hub model.
     pub base_revision: Option<String>,

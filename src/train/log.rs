@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::bail_input;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
 use crate::slice::Slice;
@@ -175,19 +176,21 @@ pub struct ValidationLine {
 }
 
 /// The log of a run, with what a run resumed after `step` steps and so many trials will write again
-/// cut off.
+/// cut off. Errors (bad input) if lines of steps that were made are lost: what was sliced is counted
+/// there.
 pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
     let path = dir.join("steps.jsonl");
     // Bytes that are no text spoil their own line alone.
     let text = std::fs::read(&path)
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default();
-    let mut tried = 0;
+    let (mut tried, mut made) = (0, BTreeSet::new());
     let stays = |line: &&str| match serde_json::from_str(line) {
-        Ok(
-            Line::Step(StepLine { step: of, .. })
-            | Line::Validation(ValidationLine { step: of, .. }),
-        ) => step > 0 && of <= step,
+        Ok(Line::Step(StepLine { step: of, .. })) => {
+            let stays = (1..=step).contains(&of);
+            stays && made.insert(of)
+        }
+        Ok(Line::Validation(ValidationLine { step: of, .. })) => step > 0 && of <= step,
         Ok(Line::Round(line)) => line.step < step,
         Ok(Line::Trial(_)) => {
             tried += 1;
@@ -196,6 +199,15 @@ pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
         Err(_) => false,
     };
     let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();
+    if made.len() < step || tried < trials {
+        bail_input!(
+            "{}: {} of {step} steps and {} of {trials} trials are in it, but --resume goes on \
+             after all of them; put the whole file back, or start again with --overwrite",
+            path.display(),
+            made.len(),
+            tried.min(trials)
+        );
+    }
     write_whole(&path, kept.as_bytes())?;
     File::options().append(true).open(&path).with_context(|| format!("writing {}", path.display()))
 }

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::bail_input;
 use crate::base::error::Error;
-use crate::base::files::hash_texts;
+use crate::base::files::{hash_texts, hex};
 use crate::base::tensors::{Stored, write_tensors};
 
 const FORMAT_VERSION: u32 = 1;
@@ -68,7 +69,39 @@ pub fn save(
     }
     let header =
         Header { format_version: FORMAT_VERSION, fingerprint: fingerprint.clone(), progress };
-    write_tensors(&path, &[("state", &serde_json::to_string(&header)?)], tensors)
+    let header = serde_json::to_string(&header)?;
+    let mut content = Content::new(&header);
+    for (name, tensor) in tensors {
+        content.add(name, &tensor.shape, &tensor.to_bytes()?);
+    }
+    write_tensors(&path, &[("state", &header), ("content_sha256", &content.hash())], tensors)
+}
+
+/// The hash of all that a state says: a bit that flips on a disk must not become a wrong model.
+struct Content(Sha256);
+
+impl Content {
+    fn new(header: &str) -> Self {
+        let mut content = Self(Sha256::new());
+        content.part(header.as_bytes());
+        content
+    }
+
+    fn part(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// A tensor; they come in the order of their names.
+    fn add(&mut self, name: &str, shape: &[usize], bytes: &[u8]) {
+        self.part(name.as_bytes());
+        self.part(format!("{shape:?}").as_bytes());
+        self.part(bytes);
+    }
+
+    fn hash(self) -> String {
+        hex(&self.0.finalize())
+    }
 }
 
 /// A saved state and its tensors. Errors (bad input) if there is none, or name what of it does not
@@ -85,7 +118,7 @@ pub fn load<P: DeserializeOwned>(
             path.display()
         ))
     })?;
-    let text = header(&bytes).map_err(|e| broken(dir, &format!("{e:#}")))?;
+    let text = metadata(&bytes, "state").map_err(|e| broken(dir, &format!("{e:#}")))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(dir, &e.to_string()))?;
     let version = &value["format_version"];
     if *version != FORMAT_VERSION {
@@ -106,8 +139,23 @@ pub fn load<P: DeserializeOwned>(
     let header: Header<P> =
         serde_json::from_value(value).map_err(|e| broken(dir, &e.to_string()))?;
     let stored = SafeTensors::deserialize(&bytes).map_err(|e| broken(dir, &e.to_string()))?;
+    let mut views = stored.tensors();
+    views.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut content = Content::new(&text);
+    for (name, view) in &views {
+        content.add(name, view.shape(), view.data());
+    }
+    let expected =
+        metadata(&bytes, "content_sha256").map_err(|e| broken(dir, &format!("{e:#}")))?;
+    if content.hash() != expected {
+        let why = "its bytes are not those that were saved; start again with --overwrite";
+        return Err(broken(dir, why).into());
+    }
     let mut tensors = BTreeMap::new();
-    for (name, view) in stored.tensors() {
+    for (name, view) in views {
+        if view.dtype() != Dtype::F32 {
+            return Err(broken(dir, &format!("{name} is {}, expected F32", view.dtype())).into());
+        }
         let values: Vec<f32> =
             view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         tensors
@@ -119,12 +167,16 @@ pub fn load<P: DeserializeOwned>(
 /// How far the saved state has come, if there is one that can be read.
 pub fn progress<P: DeserializeOwned>(dir: &Path) -> Option<P> {
     let bytes = std::fs::read(path(dir)).ok()?;
-    serde_json::from_str::<Header<P>>(&header(&bytes).ok()?).ok().map(|header| header.progress)
+    serde_json::from_str::<Header<P>>(&metadata(&bytes, "state").ok()?)
+        .ok()
+        .map(|header| header.progress)
 }
 
-fn header(bytes: &[u8]) -> Result<String> {
+/// What the metadata of a file of tensors says under a key.
+fn metadata(bytes: &[u8], key: &str) -> Result<String> {
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
-    metadata.metadata().as_ref().and_then(|m| m.get("state")).cloned().context("no state in it")
+    let found = metadata.metadata().as_ref().and_then(|m| m.get(key)).cloned();
+    found.with_context(|| format!("no {key:?} in it"))
 }
 
 /// A file that is no state.

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::support::command::{CommandLine, irepair};
 use crate::support::comparison::Comparison;
-use crate::support::files::{Folder, bytes, demo_prompts, rows};
-use crate::support::process::{end_by, interrupt, until};
+use crate::support::files::{Folder, bytes, demo_prompts, read, rows};
+use crate::support::process::{end_by, interrupt, kill, until};
 use crate::support::repaired::{demo, files, partial, steps_made};
 
 #[cfg(unix)]
@@ -35,7 +35,7 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     let resumed = demo(&out).and("-q --resume");
     let lock = std::fs::File::open(partial(&out).join(".lock")).expect("lock");
     lock.lock().expect("locked");
-    resumed.fails(3, &["another run is working"]);
+    resumed.fails(3, &["another repair is working"]);
     drop(lock);
     resumed.ok();
     assert_eq!(files(&out), files(&whole));
@@ -54,19 +54,19 @@ fn an_interrupted_evaluation_goes_on() {
     };
     run(&whole).ok();
     // As a kill leaves it: the first unit done, the second half written.
-    run(&out).and("--shard 0/2").ok();
-    let mut marked = rows(out.join("0-toxicity.jsonl"));
-    assert_eq!(marked.len(), 64);
-    let results = folder.json("whole/results.json");
-    let model = &results["models"][0]["sha256"];
-    let settings = &results["measurements"][0]["models"][0]["settings"];
-    folder.remove("out");
-    marked[0]["score"] = 0.125.into();
-    let shard = json!({"index": 0, "of": 1});
-    let head = json!({"settings": {"model": model, "task": settings, "shard": shard}});
-    let unit = json!({"unit": 0, "rows": marked});
+    let ledger = out.join("work/0-toxicity.jsonl");
+    let lines = || std::fs::read_to_string(&ledger).map_or(0, |text| text.lines().count());
+    let mut child = run(&out).start();
+    until(&mut child, || lines() >= 2);
+    kill(&mut child);
+    let text = read(&ledger);
+    let mut done = text.lines();
+    let head = done.next().expect("the settings");
+    let mut unit: Value = serde_json::from_str(done.next().expect("a unit")).expect("JSON");
+    assert_eq!((&unit["unit"], unit["rows"].as_array().map(Vec::len)), (&0.into(), Some(64)));
+    unit["rows"][0]["score"] = 0.125.into();
     let cut = "{\"unit\":1,\"rows\":[{\"row\":64,";
-    folder.write("out/work/0-toxicity.jsonl", format!("{head}\n{unit}\n{cut}"));
+    std::fs::write(&ledger, format!("{head}\n{unit}\n{cut}")).expect("writes");
     run(&out).fails(3, &["--resume"]);
     run(&out).and("--resume").ok();
     let [all, resumed] = [&whole, &out].map(|dir| rows(dir.join("0-toxicity.jsonl")));

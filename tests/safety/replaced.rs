@@ -6,7 +6,7 @@ use irepair::checkpoint::{Checkpoint, copy_model};
 use crate::support::command::{ends, irepair};
 use crate::support::files::{Folder, bytes};
 use crate::support::golden;
-use crate::support::process::until;
+use crate::support::process::{kill, until};
 use crate::support::repaired::{files, partial, quick, state, steps, steps_made};
 
 /// A folder that appears at the output's place while the run works is not removed.
@@ -71,10 +71,14 @@ fn a_foreign_partial_folder_is_refused_and_an_old_one_is_emptied() {
     let mine = folder.write("out.partial/mine.txt", "mine");
     quick(&out).and("-q").fails(3, &[]);
     assert!(mine.exists());
-    // With a lock file it is what a killed run left.
-    folder.write("out.partial/.lock", "");
-    quick(&out).and("-q").ok();
-    assert!(!out.join("mine.txt").exists() && !partial(&out).exists());
+    folder.remove("out.partial");
+    // With its mark it is what a killed run left.
+    let mut child = quick(&out).and("-q").start();
+    until(&mut child, || partial(&out).join(".lock").metadata().is_ok_and(|lock| lock.len() > 0));
+    kill(&mut child);
+    folder.write("out.partial/stale.txt", "");
+    quick(&out).and("-q --overwrite").ok();
+    assert!(!out.join("stale.txt").exists() && !partial(&out).exists());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::plan::ComparisonPlan;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
-use crate::commands::eval::folder::RESULTS;
+use crate::commands::eval::folder::{RESULTS, is_begun};
 use crate::commands::eval::join::together;
 use crate::commands::eval::results::Results;
 use crate::report::comparison::{Asked, ComparedFigure, MethodRow};
@@ -173,7 +173,7 @@ impl Evaluations<'_> {
         let mut arguments =
             vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
         arguments.extend(["--weights-dtype", &self.plan.weights_dtype]);
-        arguments.push(if out.join("work").is_dir() { "--resume" } else { "--overwrite" });
+        arguments.push(if is_begun(&out) { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
         let what = format!("evaluation of {name}");
         let run = |title: &str| Child::new(title, self.plan.threads, self.quiet).run(&arguments);

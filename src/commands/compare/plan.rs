@@ -2,7 +2,6 @@
 //! of all of them.
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,8 +10,8 @@ use serde_json::{Value, json};
 use super::arguments;
 use super::failures::Failures;
 use crate::bail_input;
-use crate::base::error::Error;
-use crate::base::error::unknown;
+use crate::base::claim::{self, Claim};
+use crate::base::error::{Error, unknown};
 use crate::base::files;
 use crate::cli::Compare;
 use crate::commands::repair::read_data;
@@ -56,6 +55,8 @@ pub struct ComparisonPlan {
     pub base: BaseRecord,
     /// SHA-256 of the pairs. `None` if no run will learn from pairs.
     pub data_sha256: Option<String>,
+    /// All that decides what the base says: its weights, and the small files beside them.
+    identity: String,
     /// The runs that the comparison makes.
     pub runs: Vec<PlannedRun>,
     pub seeds: Vec<u64>,
@@ -236,6 +237,7 @@ impl ComparisonPlan {
             at_once: args.jobs,
             base,
             data_sha256,
+            identity: loaded.checkpoint().identity()?,
             runs,
             seeds,
             failures,
@@ -310,12 +312,13 @@ impl ComparisonPlan {
         let dir = &self.dir;
         let path = dir.join("plan.json");
         let mut plan = json!({
-            "format_version": 1, "base": self.base, "eval": self.eval,
+            "format_version": 1, "base": self.base, "identity": self.identity, "eval": self.eval,
             "sensitivity": self.sensitivity,
             "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256,
         });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
-            let Ok(text) = std::fs::read(&path) else {
+            let text = std::fs::read(&path);
+            let (true, Ok(text)) = (claim::is_ours(dir, KIND), text) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
             };
             if !args.resume {
@@ -326,14 +329,20 @@ impl ComparisonPlan {
             }
             let found: Value = serde_json::from_slice(&text)
                 .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-            for key in ["format_version", "base", "eval", "sensitivity", "failures", "data"] {
+            for key in
+                ["format_version", "base", "identity", "eval", "sensitivity", "failures", "data"]
+            {
                 // A comparison that makes no run itself does not know the data.
                 let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
                 if unknown && plan[key].is_null() {
                     plan[key] = found[key].clone();
                 }
                 if !unknown && found[key] != plan[key] {
-                    let what = if key == "base" { "base or scorer" } else { key };
+                    let what = match key {
+                        "base" => "base or scorer",
+                        "identity" => "base's config.json or tokenizer",
+                        key => key,
+                    };
                     bail_input!(
                         "{}: the {what} of that comparison is another ({} there, {} here); choose \
                          another --out",
@@ -346,23 +355,17 @@ impl ComparisonPlan {
         } else if args.resume {
             bail_input!("--resume: there is no comparison in {}", dir.display());
         }
-        let cannot = |e: std::io::Error| {
+        // It is held until the process ends.
+        std::mem::forget(Claim::take(dir, KIND)?);
+        std::fs::create_dir_all(dir.join("runs")).map_err(|e| {
             Error::Input(format!("--out {}: can't write there: {e}", dir.display()))
-        };
-        std::fs::create_dir_all(dir.join("runs")).map_err(cannot)?;
-        let lock = File::create(dir.join(".lock")).map_err(cannot)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail_input!("another comparison is working on {}", dir.display())
-            }
-            Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
-        }
-        // The lock is held until the process ends.
-        std::mem::forget(lock);
+        })?;
         files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
     }
 }
+
+/// What the folder of a comparison is marked for.
+const KIND: &str = "comparison";
 
 /// The names of the rows, in order. Errors (bad input, usage) if a name is unknown or given twice.
 fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>> {

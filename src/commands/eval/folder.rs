@@ -1,27 +1,37 @@
 //! The *folder* of an evaluation holds unfinished work in `work/`, and the results once all work is
-//! done.
+//! done. What it replaces is renamed first, and removed when the new results are there.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::bail_input;
+use crate::base::claim::{self, Claim};
 use crate::base::error::Error;
 use crate::cli::Eval;
 
 pub struct EvaluationFolder {
     pub path: PathBuf,
-    /// Whether the folder was made for this evaluation.
-    made: bool,
-    /// Locks the folder as long as this value lives.
-    _lock: File,
+    /// The evaluation that this one replaces, and which comes back if nothing is done here.
+    replaced: PathBuf,
+    claim: Claim,
 }
 
+/// What a folder of an unfinished evaluation is marked for.
+const KIND: &str = "evaluation";
 const WORK: &str = "work";
-const LOCK: &str = ".lock";
 /// A folder with this file is one of a finished evaluation.
 pub const RESULTS: &str = "results.json";
+
+/// Whether a folder holds an unfinished evaluation, which `--resume` can go on with.
+pub fn is_begun(path: &Path) -> bool {
+    claim::is_ours(path, KIND) && path.join(WORK).is_dir()
+}
+
+/// Whether a folder holds a finished evaluation.
+fn is_done(path: &Path) -> bool {
+    claim::is_record(&path.join(RESULTS))
+}
 
 impl EvaluationFolder {
     /// Makes the folder, or takes over the one of an unfinished evaluation. Errors (bad input) if
@@ -32,13 +42,10 @@ impl EvaluationFolder {
             Some(path) => path.components().collect(),
             None => Path::new("evaluated").join(model),
         };
-        let made = !path.exists();
-        let begun = path.join(WORK).is_dir();
-        let done = path.join(RESULTS).is_file();
-        let is_empty = path.read_dir().is_ok_and(|mut entries| entries.next().is_none());
-        if path.exists() && !begun && !done && !is_empty {
-            bail_input!("{} is no evaluation of irepair; choose another --out", path.display());
+        if path.file_name().is_none() {
+            bail_input!("--out {}: not a name for a folder", path.display());
         }
+        let (begun, done) = (is_begun(&path), is_done(&path));
         if args.resume && !begun {
             bail_input!("--resume: there is no unfinished evaluation in {}", path.display());
         }
@@ -60,31 +67,34 @@ impl EvaluationFolder {
         let cannot = |e: std::io::Error| {
             Error::Input(format!("--out {}: can't write there: {e}", path.display()))
         };
-        std::fs::create_dir_all(&path).map_err(cannot)?;
-        let lock = File::create(path.join(LOCK)).map_err(cannot)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail_input!("another evaluation is working on {}", path.display())
+        let mut replaced = path.clone().into_os_string();
+        replaced.push(".replaced");
+        let replaced = PathBuf::from(replaced);
+        if done && !begun {
+            if std::fs::symlink_metadata(&replaced).is_ok() {
+                bail_input!(
+                    "{} is in the way: an evaluation that is to be replaced gets this name until \
+                     the new one is there; move it",
+                    replaced.display()
+                );
             }
-            Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
+            std::fs::rename(&path, &replaced).map_err(cannot)?;
         }
-        if !args.resume {
-            for entry in std::fs::read_dir(&path).map_err(cannot)? {
-                let entry = entry.map_err(cannot)?.path();
-                if entry.ends_with(LOCK) {
-                    continue;
-                }
-                if entry.is_dir() {
-                    std::fs::remove_dir_all(&entry)
-                } else {
-                    std::fs::remove_file(&entry)
-                }
-                .map_err(cannot)?;
+        let claimed = Claim::take(&path, KIND).inspect_err(|_| {
+            if done && !begun {
+                std::fs::rename(&replaced, &path).ok();
             }
+        })?;
+        let folder = Self { path: path.clone(), replaced, claim: claimed };
+        if !args.resume {
+            claim::empty(&path).map_err(cannot)?;
         }
         std::fs::create_dir_all(path.join(WORK)).map_err(cannot)?;
-        Ok(Self { path, made, _lock: lock })
+        Ok(folder)
+    }
+
+    pub fn run_id(&self) -> String {
+        self.claim.run_id.clone()
     }
 
     /// The ledger of the task with this name.
@@ -92,28 +102,38 @@ impl EvaluationFolder {
         self.path.join(WORK).join(format!("{name}.jsonl"))
     }
 
-    /// Removes the ledgers and the lock. Call it when the results are written.
+    /// Removes the ledgers, the mark, and what was replaced. Call it when the results are written.
     pub fn finish(&self) -> Result<()> {
-        std::fs::remove_dir_all(self.path.join(WORK))
-            .with_context(|| self.path.display().to_string())?;
-        std::fs::remove_file(self.path.join(LOCK)).with_context(|| self.path.display().to_string())
+        let place = || self.path.display().to_string();
+        std::fs::remove_dir_all(self.path.join(WORK)).with_context(place)?;
+        std::fs::remove_file(self.path.join(claim::MARK)).with_context(place)?;
+        if is_done(&self.replaced) {
+            std::fs::remove_dir_all(&self.replaced)
+                .with_context(|| self.replaced.display().to_string())?;
+        }
+        Ok(())
     }
 }
 
 impl Drop for EvaluationFolder {
     /// Removes the folder of an evaluation that has ended without finishing any work, so that it is
-    /// not in the way of the next one.
+    /// not in the way of the next one; what it was to replace gets its name back.
     fn drop(&mut self) {
-        let own =
-            |entry: std::fs::DirEntry| [WORK, LOCK].iter().any(|name| entry.file_name() == *name);
+        let own = |entry: std::fs::DirEntry| {
+            [WORK, claim::MARK].iter().any(|name| entry.file_name() == *name)
+        };
         let holds_work = std::fs::read_dir(&self.path)
             .is_ok_and(|mut all| !all.all(|entry| entry.is_ok_and(own)));
         // `remove_dir` fails if `work/` holds a ledger, and then all stays.
         if !holds_work && std::fs::remove_dir(self.path.join(WORK)).is_ok() {
             // If something can't be removed, the next evaluation finds it and says so.
-            std::fs::remove_file(self.path.join(LOCK)).ok();
-            if self.made {
+            std::fs::remove_file(self.path.join(claim::MARK)).ok();
+            let replaces = is_done(&self.replaced);
+            if replaces || self.claim.is_new {
                 std::fs::remove_dir(&self.path).ok();
+            }
+            if replaces {
+                std::fs::rename(&self.replaced, &self.path).ok();
             }
         }
     }

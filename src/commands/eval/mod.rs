@@ -46,7 +46,7 @@ const NORMAL_TOKENS: usize = 64;
 pub fn run(args: &Eval) -> Result<()> {
     if !args.merge.is_empty() {
         let results = join::merge(&args.merge)?;
-        return finish(args, &EvaluationFolder::claim(args, "merged")?, &results);
+        return finish(args, &EvaluationFolder::claim(args, "merged")?, results);
     }
     device::set_threads(args.shared.threads)?;
     let scorer = check(args)?;
@@ -69,10 +69,10 @@ pub fn run(args: &Eval) -> Result<()> {
             sha256: loaded.checkpoint().hash()?,
             changed: ChangeRecord::of(&loaded.checkpoint().dir),
         };
-        let subject = subject(&loaded, &weights);
+        let (identity, subject) = (loaded.checkpoint().identity()?, subject(&loaded, &weights));
         for task in tasks {
             let ledger = folder.work(&format!("{index}-{}", task.name()));
-            let rows = rows(args, &folder, &ledger, &model, task.as_ref(), &subject)?;
+            let rows = rows(args, &folder, &ledger, &identity, task.as_ref(), &subject)?;
             let at = match measurements.iter().position(|m| m.task == task.name()) {
                 Some(at) => at,
                 None => {
@@ -85,15 +85,16 @@ pub fn run(args: &Eval) -> Result<()> {
         models.push(model);
     }
     let results = Results::new(args.shard, args.shared.seed, models, measurements)?;
-    finish(args, &folder, &results)
+    finish(args, &folder, results)
 }
 
 /// Writes and prints the results.
-fn finish(args: &Eval, folder: &EvaluationFolder, results: &Results) -> Result<()> {
+fn finish(args: &Eval, folder: &EvaluationFolder, results: Results) -> Result<()> {
+    let results = Results { run_id: folder.run_id(), ..results };
     results.write(&folder.path)?;
     folder.finish()?;
     if args.output.json {
-        println!("{}", serde_json::to_string(results)?);
+        println!("{}", serde_json::to_string(&results)?);
     } else {
         print!("{}", results.text());
         println!(
@@ -344,12 +345,12 @@ fn rows(
     args: &Eval,
     folder: &EvaluationFolder,
     ledger: &Path,
-    model: &ModelRecord,
+    identity: &str,
     task: &dyn Task,
     subject: &Subject,
 ) -> Result<Vec<Row>> {
     let settings: Value =
-        json!({ "model": model.sha256, "task": task.settings(), "shard": args.shard });
+        json!({ "model": identity, "task": task.settings(), "shard": args.shard });
     let mut ledger = Ledger::open(ledger, &settings)?;
     let units = args.shard.units(task.units());
     let making = Making {

@@ -120,6 +120,8 @@ pub struct Difference {
 pub struct Results {
     pub format_version: u32,
     pub irepair: String,
+    /// Which run it was: by it a folder is known as an evaluation of irepair.
+    pub run_id: String,
     pub shard: Shard,
     pub seed: u64,
     pub models: Vec<ModelRecord>,
@@ -227,6 +229,7 @@ impl Results {
         Ok(Self {
             format_version: 1,
             irepair: env!("CARGO_PKG_VERSION").into(),
+            run_id: String::new(),
             shard,
             seed,
             models,

@@ -285,7 +285,7 @@ impl<'a> Blocks<'a> {
         weights.keep_originals(self.recipe.needs_reference() || validates || measures_kl);
         let base_sha256 = loaded.checkpoint().hash()?;
         let fingerprint = Fingerprint::new([
-            ("model", base_sha256.clone()),
+            ("model", loaded.checkpoint().identity()?),
             // Which pairs are held back depends on it, so it comes before the data.
             ("--seed", prepared.seed.to_string()),
             ("data", self.data_hash()),

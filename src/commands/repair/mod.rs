@@ -58,7 +58,7 @@ pub fn run(args: &Repair) -> Result<()> {
         .map_err(|error| out.while_measuring(error, done.steps.len()))?;
     let written = out.write(loaded.checkpoint(), &loaded.model, &done, &job.unchanged())?;
     let kept = job.keep(&done, &written, &before, &after, &out)?;
-    let ended = Ended { done: &done, before, after, written, kept, begun };
+    let ended = Ended { done: &done, before, after, written, kept, begun, run_id: out.run_id() };
     let run = ended.record(&order, job.as_ref())?;
     out.finish(&run, loaded.checkpoint())?;
     order.show(&run, &out)?;

@@ -192,7 +192,7 @@ impl Job for Neurons<'_> {
         };
         let mut patient = Patient { model: &loaded.model, weights, mlp: self.mlp, basis };
         let fingerprint = Fingerprint::new([
-            ("model", loaded.checkpoint().hash()?),
+            ("model", loaded.checkpoint().identity()?),
             ("data", self.sha256.clone()),
             ("method", format!("{:?}", self.recipe)),
             ("--seed", prepared.seed.to_string()),

@@ -91,5 +91,5 @@ pub fn write(
         Writing::new(settings.normal_texts, tokens, settings.seed, loaded.end_of_text()?, scorer);
     let subject =
         Subject { model: &loaded.model, weights, encoder: &loaded.encoder, ends: loaded.ends() };
-    normal::normal(&subject, &loaded.checkpoint().hash()?, &writing, quiet)
+    normal::normal(&subject, &loaded.checkpoint().identity()?, &writing, quiet)
 }

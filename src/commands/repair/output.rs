@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -10,6 +9,7 @@ use anyhow::{Context, Result};
 use super::Order;
 use super::done::Done;
 use crate::bail_input;
+use crate::base::claim::{self, Claim};
 use crate::base::error::Error;
 use crate::base::files;
 use crate::checkpoint::patch::{self, PatchFile};
@@ -36,7 +36,7 @@ pub struct Output {
     /// Whether the folder has its final name: what is called `.partial` then is another run's.
     named: Cell<bool>,
     /// Held as long as the run lives: no second run works in this folder.
-    _lock: File,
+    claim: Claim,
 }
 
 /// What was written and checked.
@@ -45,8 +45,8 @@ pub struct Written {
     pub patch: PatchFile,
 }
 
-/// In the folder of an unfinished output.
-const LOCK: &str = ".lock";
+/// What a folder of an unfinished output is marked for.
+const KIND: &str = "repair";
 
 impl Output {
     /// The final name: --out, or `repaired/MODEL-METHOD`.
@@ -121,41 +121,12 @@ impl Output {
         let cannot = |e: std::io::Error| {
             Error::Input(format!("--out {}: can't write there: {e}", path.display()))
         };
-        let lock_path = partial.join(LOCK);
-        let is_ours = lock_path.exists()
-            || !partial.exists()
-            || partial.read_dir().is_ok_and(|mut d| d.next().is_none());
-        if !is_ours {
-            bail_input!(
-                "{} is in the way, and no run of irepair made it; move it, or choose another --out",
-                partial.display()
-            );
-        }
-        std::fs::create_dir_all(&partial).map_err(cannot)?;
-        let lock = File::create(&lock_path).map_err(cannot)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                bail_input!("another run is working on {}", path.display())
-            }
-            Err(TryLockError::Error(e)) => return Err(cannot(e).into()),
-        }
+        let claim = Claim::take(&partial, KIND)?;
         let dir = partial.join("irepair");
         if !args.resume {
             Self::not_begun(args, &path)?;
             // Nothing of an earlier run may get into this one's output.
-            for entry in std::fs::read_dir(&partial).map_err(cannot)? {
-                let entry = entry.map_err(cannot)?.path();
-                if entry == lock_path {
-                    continue;
-                }
-                if entry.is_dir() {
-                    std::fs::remove_dir_all(&entry)
-                } else {
-                    std::fs::remove_file(&entry)
-                }
-                .map_err(cannot)?;
-            }
+            claim::empty(&partial).map_err(cannot)?;
         }
         std::fs::create_dir_all(&dir).map_err(cannot)?;
         if args.resume {
@@ -179,8 +150,13 @@ impl Output {
             quiet: args.output.quiet,
             base: base.to_owned(),
             named: Cell::new(false),
-            _lock: lock,
+            claim,
         })
+    }
+
+    /// The id of the run, which its record names.
+    pub fn run_id(&self) -> String {
+        self.claim.run_id.clone()
     }
 
     /// Rounds what is written to the dtypes it is stored in. After a failed check nothing is left
@@ -333,7 +309,7 @@ impl Output {
         for folder in [&self.path, parent] {
             std::fs::File::open(folder).and_then(|folder| folder.sync_all()).ok();
         }
-        let (saved, lock) = (self.path.join("irepair").join("state"), self.path.join(LOCK));
+        let (saved, lock) = (self.path.join("irepair").join("state"), self.path.join(claim::MARK));
         let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
         if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {
             // The output is whole all the same.
@@ -408,7 +384,7 @@ impl Drop for Output {
 
 /// Whether a folder is a finished output of irepair.
 fn is_output(path: &Path) -> bool {
-    path.join("irepair").join("run.json").is_file()
+    claim::is_record(&path.join("irepair").join("run.json"))
 }
 
 /// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not

@@ -21,18 +21,20 @@ pub struct Ended<'a> {
     pub written: Written,
     pub kept: Kept,
     pub begun: Instant,
+    pub run_id: String,
 }
 
 impl Ended<'_> {
     pub fn record(self, order: &Order, job: &dyn Job) -> Result<RunRecord> {
         let Order { prepared, loaded, .. } = order;
-        let Self { done, before, after, written, kept, begun } = self;
+        let Self { done, before, after, written, kept, begun, run_id } = self;
         let checkpoint = loaded.checkpoint();
         let lengths = rows::lengths(prepared, loaded)?;
         let in_tensors = written.changed.iter().map(|change| change.values).sum();
         Ok(RunRecord {
             format_version: FORMAT_VERSION,
             irepair: env!("CARGO_PKG_VERSION").into(),
+            run_id,
             model: match checkpoint.revision {
                 Some(_) => checkpoint.name.clone(),
                 None => prepared.model.clone(),

@@ -86,7 +86,7 @@ impl Classifier {
 
         let version = match &checkpoint.revision {
             Some(commit) => format!("{}@{commit}", checkpoint.name),
-            None => format!("{}@{}", folder_name(&checkpoint.dir), &checkpoint.hash()?[..12]),
+            None => format!("{}@{}", folder_name(&checkpoint.dir), &checkpoint.identity()?[..12]),
         };
         Ok(Self {
             name: format!("classifier:{version}#{}", labels.toxic()),
