@@ -176,8 +176,8 @@ pub struct ValidationLine {
 }
 
 /// The log of a run, with what a run resumed after `step` steps and so many trials will write again
-/// cut off. Errors (bad input) if lines of steps that were made are lost: what was sliced is counted
-/// there.
+/// cut off. Errors (bad input) if lines of steps that were made are lost: what was sliced is
+/// counted there.
 pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
     let path = dir.join("steps.jsonl");
     // Bytes that are no text spoil their own line alone.
