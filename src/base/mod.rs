@@ -5,6 +5,7 @@ pub mod error;
 pub mod files;
 pub mod interrupt;
 pub mod memory;
+pub mod print;
 pub mod profile;
 pub mod progress;
 pub mod random;

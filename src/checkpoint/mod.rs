@@ -27,6 +27,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::say;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files::{hash_file, hex, read_json};
@@ -215,7 +216,7 @@ impl Checkpoint {
         static SAID: Once = Once::new();
         if let Some((name, entry)) = stranger {
             SAID.call_once(|| {
-                eprintln!(
+                say!(
                     "warning: {}: tensor {name} is no part of the model that config.json describes \
                      (\"model_type\", \"attention_bias\", \"mlp_bias\") and is ignored",
                     self.path(entry).display()

@@ -10,6 +10,9 @@ use candle_core::{Device, Tensor};
 use serde_json::json;
 
 use super::at_least_one;
+use crate::print_line;
+use crate::say;
+use crate::base::print;
 use crate::bail_input;
 use crate::base::profile;
 use crate::base::profile::{Part, Phase, Profile};
@@ -107,9 +110,9 @@ pub fn run(args: &Bench) -> Result<()> {
     let round = |x: f64| (x * 1e4).round() / 1e4;
     if args.profile {
         let peak = device::peak_rss_mib();
-        eprint!("{}", profile_text(&profile, args.iterations, threads, product_rate(precision)));
+        print::heard(profile_text(&profile, args.iterations, threads, product_rate(precision)));
         if let (Some(estimate), Some(peak)) = (estimate, peak) {
-            eprintln!("memory: {peak} MiB at most, {estimate} estimated");
+            say!("memory: {peak} MiB at most, {estimate} estimated");
         }
     }
     let bf16 = if precision == Precision::Bf16 { " bf16" } else { "" };
@@ -119,7 +122,7 @@ pub fn run(args: &Bench) -> Result<()> {
     };
     let composed = if args.composed { " composed" } else { "" };
     let gflop = profile.operations / args.iterations as f64 / 1e9;
-    println!(
+    print_line!(
         "{}",
         json!({
             "impl": format!("irepair {}{bf16}{weights_dtype}{composed}", env!("CARGO_PKG_VERSION")),
@@ -130,7 +133,7 @@ pub fn run(args: &Bench) -> Result<()> {
             "gflop": (profile.operations > 0.0).then(|| round(gflop)),
             "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
-    );
+    )?;
     Ok(())
 }
 

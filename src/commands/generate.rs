@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::{Loaded, at_least_one, check_sampling};
+use crate::print_line;
 use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::cli::Generate;
@@ -58,19 +59,19 @@ pub fn run(args: &Generate) -> Result<()> {
     let (removed, empty, failed) = (count("removed"), count("empty"), count("failed"));
     let kept = rows.iter().filter(|row| is_kept(row)).count();
     if args.output.json {
-        println!("{}", json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}));
+        print_line!("{}", json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}))?;
     } else {
-        println!("{kept} texts in {}", args.out.display());
+        print_line!("{kept} texts in {}", args.out.display())?;
         if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
             let share = 100.0 * removed as f64 / rows.len().max(1) as f64;
             let name = scorer.name();
-            println!("{removed} ({share:.1} %) removed: {name} gave them {limit} or more");
+            print_line!("{removed} ({share:.1} %) removed: {name} gave them {limit} or more")?;
         }
         if empty > 0 {
-            println!("{empty} are empty because the model ended them at once");
+            print_line!("{empty} are empty because the model ended them at once")?;
         }
         if failed > 0 {
-            println!("{failed} could not be scored");
+            print_line!("{failed} could not be scored")?;
         }
     }
     Ok(())

@@ -20,6 +20,7 @@ use anyhow::Result;
 use candle_core::Device;
 use serde_json::Value;
 
+use crate::say;
 use crate::bail_input;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
@@ -78,7 +79,7 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let choice = device::choose(on.device)?;
     let (precision, why_not) = device::precision(on.dtype, &choice.device);
     if let Some(why) = why_not {
-        eprintln!("--dtype bf16: {why}; f32 is used");
+        say!("--dtype bf16: {why}; f32 is used");
     }
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;

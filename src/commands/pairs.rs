@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::Loaded;
 use super::eval::subject;
+use crate::print_line;
 use crate::base::error::Error;
 use crate::base::{files, interrupt};
 use crate::cli::Pairs;
@@ -96,15 +97,15 @@ pub fn run(args: &Pairs) -> Result<()> {
     files::write_whole(&args.out, &lines)?;
     std::fs::remove_file(&beside).ok();
     if args.output.json {
-        println!(
+        print_line!(
             "{}",
             json!({ "pairs": pairs.len(), "prompts": prompts.len(), "texts": tally.scored,
                     "toxic": tally.toxic, "empty": tally.empty, "asked": pool.asked,
                     "out": args.out })
-        );
+        )?;
         return Ok(());
     }
-    println!(
+    print_line!(
         "{} pairs in {}: {} texts after {} prompts, {:.1} % toxic (greedy {:.1} %), {} empty",
         pairs.len(),
         args.out.display(),
@@ -113,8 +114,8 @@ pub fn run(args: &Pairs) -> Result<()> {
         tally.percent(),
         tally.greedy_percent(),
         tally.empty
-    );
-    println!("scored by {}: {}; asked for {} texts", scorer.name(), scorer.about(), pool.asked);
+    )?;
+    print_line!("scored by {}: {}; asked for {} texts", scorer.name(), scorer.about(), pool.asked)?;
     Ok(())
 }
 

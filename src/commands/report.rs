@@ -6,6 +6,8 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::writable;
+use crate::print_line;
+use crate::say;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
@@ -37,18 +39,18 @@ pub fn run(args: &Report) -> Result<()> {
         }
     }
     if !args.output.quiet {
-        gaps.iter().for_each(|gap| eprintln!("{}: {gap}", args.run.display()));
+        gaps.iter().for_each(|gap| say!("{}: {gap}", args.run.display()));
     }
     files::write_whole(&out, page.as_bytes())?;
     if args.output.json {
         let ids: Vec<&str> = pictures.iter().map(|p| p.id.as_str()).collect();
-        println!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }));
+        print_line!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }))?;
     } else {
-        println!(
+        print_line!(
             "{}: {} KiB; opens in any browser and needs no other file",
             out.display(),
             page.len().div_ceil(1024)
-        );
+        )?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use crate::print_line;
+use crate::base::print;
 use crate::base::error::Error;
 use crate::base::files;
 use crate::base::interrupt;
@@ -102,27 +104,27 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
     let toxic = scores.iter().filter(|s| **s >= TOXIC).count();
     let (failed, empty) = (with("failed"), with("empty"));
     if args.output.json {
-        println!(
+        print_line!(
             "{}",
             json!({
                 "scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
                 "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic,
             })
-        );
+        )?;
     } else {
-        println!(
+        print_line!(
             "{} rows in {}, scored by {}: {}",
             rows.len(),
             out.display(),
             scorer.name(),
             scorer.about()
-        );
-        println!(
+        )?;
+        print_line!(
             "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, \
              {empty} empty",
             100.0 * mean,
             scores.len()
-        );
+        )?;
     }
     if let (true, Some(why)) =
         (scores.is_empty(), rows.iter().find_map(|row| row.get("failed")?.as_str()))
@@ -180,14 +182,14 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
         )?;
     }
     if args.output.json {
-        println!(
+        print_line!(
             "{}",
             serde_json::to_string(
                 &json!({"scorer": scorer.name(), "failed": failed, "calibration": found})
             )?
-        );
+        )?;
     } else {
-        print!("{}", text(&found, scorer, failed));
+        print::text(text(&found, scorer, failed))?;
     }
     Ok(())
 }

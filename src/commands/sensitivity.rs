@@ -6,6 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
+use crate::print_line;
+use crate::say;
+use crate::base::print;
 use crate::bail_input;
 use crate::base::files;
 use crate::base::progress::Progress;
@@ -47,7 +50,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         Lengths::within(loaded.model.sizes().context, words.max_length, words.max_prompt_length)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
-        eprintln!(
+        say!(
             "cut to length: {} prompts, {} responses of {} pairs",
             cut.prompts,
             cut.responses,
@@ -90,9 +93,9 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         write(path, &plot::blocks(&title, &found.mean, top).file())?;
     }
     if args.output.json {
-        println!("{}", found.json());
+        print_line!("{}", found.json())?;
     } else {
-        print!("{}", found.text());
+        print::text(found.text())?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::Trainer;
 use super::log::{Cost, Line, RoundLine};
+use crate::say;
 use crate::base::error::Error;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
@@ -100,7 +101,7 @@ impl Trainer<'_> {
             cost: Cost::since(begun, counted, 0),
         };
         if !online.quiet {
-            eprintln!("{}", line.told(online.rounds));
+            say!("{}", line.told(online.rounds));
         }
         let mut lines = Vec::new();
         for pair in &pairs {

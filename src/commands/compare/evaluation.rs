@@ -10,6 +10,7 @@ use candle_core::safetensors::load;
 use super::child::{Child, Countdown, Outcome, several};
 use super::interrupted;
 use super::plan::ComparisonPlan;
+use crate::say;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
@@ -96,7 +97,7 @@ impl Evaluations<'_> {
                 Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(weights.step))),
                 Err(why) => {
                     let gap = format!("no point of {}: {why}", weights.name);
-                    eprintln!("warning: {gap}");
+                    say!("warning: {gap}");
                     Err(gap)
                 }
             })

@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::print_line;
+use crate::say;
+use crate::base::print;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files::write_whole;
@@ -65,10 +68,10 @@ pub fn run(args: &Compare) -> Result<()> {
     if args.output.json {
         let mut printed = serde_json::to_value(&comparison)?;
         printed["out"] = dir.display().to_string().into();
-        println!("{printed}");
+        print_line!("{printed}")?;
     } else {
-        print!("{}", comparison.text());
-        println!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display());
+        print::text(comparison.text())?;
+        print_line!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display())?;
     }
     Ok(())
 }
@@ -228,7 +231,7 @@ fn sensitivity(
         Outcome::Failed(why) => {
             // The tables do not need the sensitivities, so the comparison goes on.
             let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
-            eprintln!("warning: {gap}");
+            say!("warning: {gap}");
             gaps.push(gap);
             for stale in ["figure2.csv", "figure2.svg"] {
                 std::fs::remove_file(dir.join(stale)).ok();

@@ -10,6 +10,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Loaded, On, at_least_one, check_sampling, open};
+use crate::print_line;
+use crate::say;
+use crate::base::print;
 use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::cli::{Eval, PplProtocol};
@@ -93,20 +96,20 @@ fn finish(args: &Eval, folder: &EvaluationFolder, results: &Results) -> Result<(
     results.write(&folder.path)?;
     folder.finish()?;
     if args.output.json {
-        println!("{}", serde_json::to_string(results)?);
+        print_line!("{}", serde_json::to_string(results)?)?;
     } else {
-        print!("{}", results.text());
-        println!(
+        print::text(results.text())?;
+        print_line!(
             "\nall of it: {0}/results.json, results.csv, and every row as JSON lines beside them",
             folder.path.display()
-        );
+        )?;
     }
     Ok(())
 }
 
 fn say(args: &Eval, text: &str) {
     if !args.output.quiet {
-        eprintln!("{text}");
+        say!("{text}");
     }
 }
 

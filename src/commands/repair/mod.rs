@@ -19,6 +19,9 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::{Loaded, On, open};
+use crate::print_line;
+use crate::say;
+use crate::base::print;
 use crate::base::interrupt;
 use crate::base::memory;
 use crate::cli::Repair;
@@ -86,7 +89,7 @@ struct Order<'a> {
 impl<'a> Order<'a> {
     fn say(&self, text: String) {
         if !self.args.output.quiet {
-            eprintln!("{text}");
+            say!("{text}");
         }
     }
 
@@ -106,16 +109,16 @@ impl<'a> Order<'a> {
         Output::not_begun(self.args, &path)?;
         let plan = plan::Plan::new(self, job.plan()?, job.memory()?, &path);
         match self.args.output.json {
-            true => println!("{}", serde_json::to_string(&plan)?),
-            false => print!("{}", plan.text()),
+            true => print_line!("{}", serde_json::to_string(&plan)?)?,
+            false => print::text(plan.text())?,
         }
         plan.memory.judge(&self.loaded.device, job.advice())
     }
 
     fn show(&self, run: &crate::report::RunRecord, out: &Output) -> Result<()> {
         match self.args.output.json {
-            true => println!("{}", serde_json::to_string(run)?),
-            false => print!("{}", summary::summary(run, &out.path, &self.loaded.model)),
+            true => print_line!("{}", serde_json::to_string(run)?)?,
+            false => print::text(summary::summary(run, &out.path, &self.loaded.model))?,
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::Order;
 use super::done::Done;
+use crate::say;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
@@ -210,7 +211,7 @@ impl Output {
         let path = self.dir.join("patch.safetensors");
         patch::write(base, &written, &changed, &path).context("the patch")?;
         if !left_out.is_empty() && !self.quiet {
-            eprintln!(
+            say!(
                 "not copied, being the unrepaired weights in another form or what training goes on \
                  from: {}",
                 left_out.join(", ")
@@ -337,7 +338,7 @@ impl Output {
         let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
         if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {
             // The output is whole all the same.
-            eprintln!(
+            say!(
                 "warning: {} and {} could not be removed: {e}",
                 saved.display(),
                 lock.display()
@@ -384,7 +385,7 @@ impl Output {
         if (replaces || self.overwrite && is_output(&old))
             && let Err(e) = remove(&old)
         {
-            eprintln!("warning: the output before this one could not be removed: {e:#}");
+            say!("warning: the output before this one could not be removed: {e:#}");
         }
         Ok(())
     }
