@@ -230,7 +230,8 @@ impl AsRef<Path> for FileName {
 
 /// Whether this is one part of a path, on every system, and neither of the two dots.
 pub fn is_plain(part: &str) -> bool {
-    !part.is_empty() && part != "." && part != ".." && !part.contains(['/', '\\', ':', '\0'])
+    let leads_on = |c: char| matches!(c, '/' | '\\' | '\0') || cfg!(windows) && c == ':';
+    !part.is_empty() && part != "." && part != ".." && !part.contains(leads_on)
 }
 
 /// Bytes as hexadecimal digits.
@@ -255,10 +256,7 @@ pub fn hash_texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
-    let mut reader = BufReader::with_capacity(
-        1 << 20,
-        open(path)?,
-    );
+    let mut reader = BufReader::with_capacity(1 << 20, open(path)?);
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

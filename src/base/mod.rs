@@ -10,3 +10,4 @@ pub mod profile;
 pub mod progress;
 pub mod random;
 pub mod tensors;
+pub mod url;

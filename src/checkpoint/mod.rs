@@ -27,13 +27,13 @@ use safetensors::Dtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::say;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files::{hash_file, hex, read_json};
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::{Place, TensorSpec, Weights};
 use crate::model::{self, Model, Names};
+use crate::say;
 pub use compare::{Change, compare};
 use conversion::refuse_other_weights;
 use files::weight_files;
@@ -80,8 +80,7 @@ impl Checkpoint {
         let mut entries = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             let path = dir.join(file);
-            let map = Mapped::open(&path)
-                .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+            let map = Mapped::open(&path)?;
             for (tensor, entry) in read_header(map.whole(), &path, index)? {
                 if entries.insert(tensor.clone(), entry).is_some() {
                     bail_input!("{}: tensor {tensor} is in two files", dir.display());

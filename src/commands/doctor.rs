@@ -3,13 +3,13 @@
 use anyhow::Result;
 use serde_json::json;
 
-use crate::print_line;
 use crate::checkpoint::hub::Hub;
 use crate::cli::Doctor;
 use crate::model::ARCHES;
 use crate::model::device;
 use crate::model::precision::Precision;
 use crate::model::shapes::SHAPES;
+use crate::print_line;
 use crate::{scorers, step};
 
 pub fn run(args: &Doctor) -> Result<()> {

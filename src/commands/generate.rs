@@ -3,8 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Loaded, at_least_one, check_sampling};
-use crate::print_line;
+use super::{Loaded, at_least_one, check_sampling, replaceable};
 use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::cli::Generate;
@@ -15,6 +14,7 @@ use crate::eval::task::{Row, hash_ids, items};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::memory::Passes;
 use crate::model::weights::{View, Who};
+use crate::print_line;
 use crate::scorers;
 use crate::scorers::Scorer;
 use crate::{bail_input, data};
@@ -59,7 +59,10 @@ pub fn run(args: &Generate) -> Result<()> {
     let (removed, empty, failed) = (count("removed"), count("empty"), count("failed"));
     let kept = rows.iter().filter(|row| is_kept(row)).count();
     if args.output.json {
-        print_line!("{}", json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}))?;
+        print_line!(
+            "{}",
+            json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed})
+        )?;
     } else {
         print_line!("{kept} texts in {}", args.out.display())?;
         if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
@@ -80,10 +83,7 @@ pub fn run(args: &Generate) -> Result<()> {
 fn check(args: &Generate) -> Result<()> {
     at_least_one(&[("--batch-size", args.batch_size), ("--samples", args.samples)])?;
     check_sampling(args.top_p, args.temperature)?;
-    if args.out.exists() && !args.overwrite {
-        bail_input!("{} exists; choose another --out or give --overwrite", args.out.display());
-    }
-    Ok(())
+    replaceable(&args.out, args.overwrite)
 }
 
 fn new_tokens(args: &Generate) -> usize {

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 
-use crate::print_line;
-use crate::base::print;
 use crate::base::error::{Error, unknown};
+use crate::base::print;
 use crate::cli::Guide;
 use crate::guide::PAGES;
+use crate::print_line;
 
 pub fn run(args: &Guide) -> Result<()> {
     let Some(topic) = &args.topic else {

@@ -3,10 +3,10 @@
 use anyhow::Result;
 use clap::CommandFactory;
 
-use crate::print_line;
 use crate::base::error::Error;
 use crate::base::print;
 use crate::cli::{Cli, Completions, Man};
+use crate::print_line;
 
 pub fn completions(args: &Completions) -> Result<()> {
     let mut script = Vec::new();

@@ -3,9 +3,8 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Loaded;
 use super::eval::subject;
-use crate::print_line;
+use super::{Loaded, replaceable};
 use crate::base::error::Error;
 use crate::base::{files, interrupt};
 use crate::cli::Pairs;
@@ -15,6 +14,7 @@ use crate::data::{self, Text};
 use crate::eval::samples::{Pool, Protocol, Round, SamplePair, Writer};
 use crate::eval::toxicity::Prompt;
 use crate::model::memory::Passes;
+use crate::print_line;
 use crate::tokens::Lengths;
 use crate::{bail_input, scorers};
 
@@ -34,9 +34,7 @@ pub fn run(args: &Pairs) -> Result<()> {
             words.chosen_below
         );
     }
-    if args.out.exists() && !args.overwrite {
-        bail_input!("{} exists; choose another --out or give --overwrite", args.out.display());
-    }
+    replaceable(&args.out, args.overwrite)?;
     let options = scorers::Options { toxic_label: words.toxic_label.clone() };
     let scorer = scorers::open(&words.scorer, &options)?;
     let loaded = args.model.open()?;

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::print_line;
-use crate::base::print;
+use super::replaceable;
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::print;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
 use crate::cli::{Patch, PatchCommand};
+use crate::print_line;
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
@@ -23,12 +24,7 @@ const LINES_SHOWN: usize = 12;
 pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
         PatchCommand::Diff { base, repaired, out, overwrite } => {
-            if out.is_dir() || (out.exists() && !overwrite) {
-                bail_input!(
-                    "{} exists; choose another --out, or replace it with --overwrite",
-                    out.display()
-                );
-            }
+            replaceable(out, *overwrite)?;
             diff(&open(base)?, &open(repaired)?, out)?;
             show(args.json, out)
         }
@@ -53,6 +49,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     if std::fs::symlink_metadata(out).is_ok() {
         bail_input!("{} exists; choose another --out", out.display());
     }
+    from.stays_whole(out)?;
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = |e: std::io::Error| {
         Error::Input(format!("--out {}: can't write there: {e}", out.display()))

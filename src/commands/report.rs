@@ -6,12 +6,11 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::writable;
-use crate::print_line;
-use crate::say;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
 use crate::cli::Report;
+use crate::print_line;
 use crate::report::compare_page;
 use crate::report::compare_page::compare_page;
 use crate::report::comparison::{Comparison, RECORD};
@@ -19,6 +18,7 @@ use crate::report::folder::RunFolder;
 use crate::report::plot::Picture;
 use crate::report::run_page;
 use crate::report::run_page::run_page;
+use crate::say;
 
 pub fn run(args: &Report) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| {
@@ -44,7 +44,10 @@ pub fn run(args: &Report) -> Result<()> {
     files::write_whole(&out, page.as_bytes())?;
     if args.output.json {
         let ids: Vec<&str> = pictures.iter().map(|p| p.id.as_str()).collect();
-        print_line!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }))?;
+        print_line!(
+            "{}",
+            json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids })
+        )?;
     } else {
         print_line!(
             "{}: {} KiB; opens in any browser and needs no other file",

@@ -6,16 +6,17 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::print_line;
-use crate::base::print;
+use super::{replaceable, writable};
 use crate::base::error::Error;
 use crate::base::files;
 use crate::base::interrupt;
+use crate::base::print;
 use crate::cli::Score;
 use crate::eval::ledger::{Ledger, Making};
 use crate::eval::scoring::{TextScore, score_texts};
 use crate::eval::task::{Row, items};
 use crate::model::device;
+use crate::print_line;
 use crate::report::table::table;
 use crate::scorers;
 use crate::scorers::calibration::{Calibration, calibrate};
@@ -31,6 +32,9 @@ pub fn run(args: &Score) -> Result<()> {
         &args.scoring.scorer,
         &scorers::Options { toxic_label: args.scoring.toxic_label.clone() },
     )?;
+    if let Some(plot) = &args.plot {
+        writable("--plot", plot)?;
+    }
     match (&args.calibrate, &args.file) {
         (Some(stored), _) => compare(args, scorer.as_ref(), stored),
         (None, Some(file)) => score(args, scorer.as_ref(), file),
@@ -52,9 +56,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
             Error::Usage("--out FILE is missing: say where the scored rows go".into()).into()
         );
     };
-    if out.exists() && !args.overwrite {
-        bail_input!("{} exists; choose another --out or give --overwrite", out.display());
-    }
+    replaceable(out, args.overwrite)?;
     let mut rows = data::read_rows(file)?;
     rows.truncate(args.limit.unwrap_or(usize::MAX));
     if rows.is_empty() {

@@ -6,11 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::print_line;
-use crate::say;
-use crate::base::print;
 use crate::bail_input;
 use crate::base::files;
+use crate::base::print;
 use crate::base::progress::Progress;
 use crate::cli::Sensitivity;
 use crate::cli::shared::in_range;
@@ -18,9 +16,11 @@ use crate::data;
 use crate::data::Pair;
 use crate::data::demo;
 use crate::model::memory::Passes;
+use crate::print_line;
 use crate::report::plot;
 use crate::report::plot::short;
 use crate::report::table::table;
+use crate::say;
 use crate::slice::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
 

@@ -11,9 +11,9 @@ use super::Model;
 use super::kernels::head;
 use super::precision::WeightsDtype;
 use super::weights::TensorSpec;
-use crate::say;
 use crate::bail_input;
 use crate::base::memory::{available, limit};
+use crate::say;
 
 /// Bytes of an f32.
 const F32: u64 = 4;

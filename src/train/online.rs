@@ -15,7 +15,6 @@ use serde_json::json;
 
 use super::Trainer;
 use super::log::{Cost, Line, RoundLine};
-use crate::say;
 use crate::base::error::Error;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
@@ -24,6 +23,7 @@ use crate::eval::samples::{self, Pool, Protocol, Tally, Writer};
 use crate::eval::task::Subject;
 use crate::eval::toxicity::Prompt;
 use crate::model::generate::Ends;
+use crate::say;
 use crate::scorers::Scorer;
 use crate::tokens::{Encoder, TokenPair};
 

@@ -5,3 +5,5 @@ mod cut_short;
 mod divergence;
 mod interrupted;
 mod replaced;
+#[cfg(unix)]
+mod written;

@@ -10,7 +10,6 @@ use candle_core::safetensors::load;
 use super::child::{Child, Countdown, Outcome, several};
 use super::interrupted;
 use super::plan::ComparisonPlan;
-use crate::say;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
@@ -19,6 +18,7 @@ use crate::commands::eval::join::together;
 use crate::commands::eval::results::Results;
 use crate::report::comparison::{Asked, ComparedFigure, MethodRow};
 use crate::report::pareto::Point;
+use crate::say;
 use crate::train::CHECKPOINTS;
 
 /// Makes the evaluations of a plan, each in a folder of its own in `eval/`.
@@ -126,7 +126,7 @@ impl Evaluations<'_> {
         // The hash tells whether the evaluation is of these weights, or of an earlier run of this
         // name.
         let (sha256, hash) = (dir.join("state.sha256"), files::hash_file(&weights.path)?);
-        let is_same = std::fs::read_to_string(&sha256).is_ok_and(|old| old == hash);
+        let is_same = files::read_text(&sha256).is_ok_and(|old| old == hash);
         if dir.join(RESULTS).is_file() && is_same {
             countdown.pass();
             return Ok(Ok(dir));

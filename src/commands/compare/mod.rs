@@ -13,19 +13,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::print_line;
-use crate::say;
-use crate::base::print;
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::interrupt;
+use crate::base::print;
 use crate::cli::Compare;
+use crate::print_line;
 use crate::report::compare_page;
 use crate::report::comparison::{
     Comparison, FinishedRun, MethodRow, MethodRun, RECORD, SensitivityRecord,
 };
 use crate::report::{RunRecord, plot};
+use crate::say;
 use child::{Child, Countdown, Outcome, several};
 use evaluation::Evaluations;
 use plan::{ComparisonPlan, PlannedRun};
@@ -110,8 +111,7 @@ fn make(
     if plan::has_state(&out) {
         // `repair --resume` may go on with another learning rate. Here half of the run would then
         // have other settings than its row says.
-        let begun =
-            std::fs::read_to_string(&config).with_context(|| config.display().to_string())?;
+        let begun = files::read_text(&config)?;
         if begun != settings {
             bail_input!(
                 "{} was begun with other settings than now; choose another --out, or remove \

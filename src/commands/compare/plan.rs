@@ -315,7 +315,7 @@ impl ComparisonPlan {
             "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256,
         });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
-            let Ok(text) = std::fs::read(&path) else {
+            let Ok(text) = files::read(&path) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
             };
             if !args.resume {

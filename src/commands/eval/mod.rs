@@ -10,11 +10,9 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{Loaded, On, at_least_one, check_sampling, open};
-use crate::print_line;
-use crate::say;
-use crate::base::print;
 use crate::base::error::Error;
 use crate::base::interrupt;
+use crate::base::print;
 use crate::cli::{Eval, PplProtocol};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::edits::Edits;
@@ -32,6 +30,8 @@ use crate::model::generate::Sampling;
 use crate::model::memory::Passes;
 use crate::model::precision::Precision;
 use crate::model::weights::Weights;
+use crate::print_line;
+use crate::say;
 use crate::scorers;
 use crate::scorers::Scorer;
 use crate::tokens::Lengths;
@@ -83,7 +83,7 @@ pub fn run(args: &Eval) -> Result<()> {
                     measurements.len() - 1
                 }
             };
-            measurements[at].add(index, task.as_ref(), rows);
+            measurements[at].add(index, task.as_ref(), rows)?;
         }
         models.push(model);
     }

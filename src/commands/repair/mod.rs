@@ -19,12 +19,12 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::{Loaded, On, open};
-use crate::print_line;
-use crate::say;
-use crate::base::print;
 use crate::base::interrupt;
 use crate::base::memory;
+use crate::base::print;
 use crate::cli::Repair;
+use crate::print_line;
+use crate::say;
 use crate::settings::{Method, Prepared, prepare};
 use job::Job;
 use measure::measure;
@@ -41,6 +41,7 @@ pub fn run(args: &Repair) -> Result<()> {
     order.say(format!("device: {} ({})", loaded.device_name(), loaded.device_why));
 
     // All that can be wrong with the input is found before anything is made.
+    loaded.checkpoint().stays_whole(&Output::path(&order)?)?;
     let mut job = order.job()?;
     if args.dry_run {
         return order.dry_run(job.as_ref());

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 
 use super::Order;
 use super::done::Done;
-use crate::say;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
@@ -19,6 +18,7 @@ use crate::cli::Repair;
 use crate::model::Model;
 use crate::model::weights::{Place, Weights};
 use crate::report::{RunRecord, model_card};
+use crate::say;
 use crate::train::log::count_blocks;
 use crate::train::{Diverged, state};
 
@@ -313,7 +313,7 @@ impl Output {
             &self.dir.join("run.json"),
             serde_json::to_string_pretty(run)?.as_bytes(),
         )?;
-        let base_card = std::fs::read_to_string(base.dir.join("README.md")).ok();
+        let base_card = files::read_text(&base.dir.join("README.md")).ok();
         files::write_whole(
             &self.partial.join("README.md"),
             model_card(run, base_card.as_deref()).as_bytes(),
@@ -338,11 +338,7 @@ impl Output {
         let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
         if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {
             // The output is whole all the same.
-            say!(
-                "warning: {} and {} could not be removed: {e}",
-                saved.display(),
-                lock.display()
-            );
+            say!("warning: {} and {} could not be removed: {e}", saved.display(), lock.display());
         }
         Ok(())
     }
