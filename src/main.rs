@@ -1,5 +1,8 @@
 //! Parse → run → `error: …` → exit code.
 
+// `base::print` prints, and nothing else does.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use irepair::base::error::{Error, exit_code};

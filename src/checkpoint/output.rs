@@ -88,8 +88,8 @@ pub fn copy_model(base: &Checkpoint, out: &Path) -> Result<Vec<String>> {
 }
 
 impl Checkpoint {
-    /// Errors (bad input) if `out` is this folder or lies in it: a copy of it would then be a copy of
-    /// itself, and would spoil it.
+    /// Errors (bad input) if `out` is this folder or lies in it: a copy of it would then be a copy
+    /// of itself, and would spoil it.
     pub fn stays_whole(&self, out: &Path) -> Result<()> {
         let Ok(dir) = self.dir.canonicalize() else { return Ok(()) };
         // What is not there yet has the place that its nearest folder has.

@@ -121,8 +121,8 @@ pub struct Output {
 }
 
 impl Cli {
-    /// What this command line asks for. An error is what clap says instead: why it can't be read, or
-    /// the help that it asks for.
+    /// What this command line asks for. An error is what clap says instead: why it can't be read,
+    /// or the help that it asks for.
     pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(kebab(arguments))
     }

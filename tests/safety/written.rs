@@ -119,8 +119,8 @@ fn no_output_lies_in_its_model() {
     assert_eq!(model.read_dir().expect("folder").count(), 5, "{:?}", names(&model));
 }
 
-/// Links of a model folder that lead out of it are named and left out, unless the model is read from
-/// them; those that the hub's cache is made of are followed.
+/// Links of a model folder that lead out of it are named and left out, unless the model is read
+/// from them; those that the hub's cache is made of are followed.
 #[test]
 fn what_a_model_folder_only_points_to_is_not_copied() {
     let folder = Folder::new();

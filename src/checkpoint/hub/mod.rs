@@ -2,8 +2,8 @@
 //! optional revision) to a folder.
 //!
 //! The cache folder, the token, the endpoint and offline mode are read here from the environment,
-//! exactly as `huggingface_hub` does. The crate hf-hub does not download, because it can't be told a
-//! time-out, takes a token along to other servers, and believes what a server says of paths and
+//! exactly as `huggingface_hub` does. The crate hf-hub does not download, because it can't be told
+//! a time-out, takes a token along to other servers, and believes what a server says of paths and
 //! lengths.
 
 mod cache;
