@@ -160,11 +160,10 @@ fn what_a_model_folder_only_points_to_is_not_copied() {
 #[test]
 fn merging_follows_no_path() {
     let folder = Folder::new();
-    let text = folder.write("text.txt", "one two three four five six seven eight nine ten");
     let part = folder.path("part");
     irepair("eval -q")
         .with("--model", golden::path("gpt2"))
-        .with("--ppl", &text)
+        .with("--ppl", golden::path("eval/corpus.txt"))
         .with("--out", &part)
         .ok();
     let results = part.join("results.json");
