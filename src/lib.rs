@@ -15,6 +15,9 @@
 //! heads, `D` channels of a head, `V` vocabulary, `L` blocks, `n` counted positions. Every loss is
 //! in nats.
 
+// `base::print` prints, and nothing else does.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 // In the order of their arrows, not of the alphabet.
 pub mod base;
 pub mod data;

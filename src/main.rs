@@ -1,15 +1,22 @@
 //! Parse → run → `error: …` → exit code.
 
+// `base::print` prints, and nothing else does.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
+use irepair::base::error::{Error, exit_code};
+use irepair::base::print;
 use irepair::cli::{Cli, Command};
-use irepair::{base::error, commands};
+use irepair::commands;
 
 fn main() -> ExitCode {
     irepair::model::device::quiet_candle_pool();
     irepair::model::device::keep_freed_memory();
-    irepair::base::interrupt::end_with_the_pipe();
-    let cli = Cli::of(std::env::args_os());
+    let cli = match Cli::of(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(instead) => return tell(&instead),
+    };
     let done = match cli.command {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
@@ -26,11 +33,21 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::manual::completions(&args),
         Command::Man(args) => commands::manual::man(&args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(error::exit_code(&error))
-        }
+    done.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
+}
+
+/// Says what clap says instead of a command: help on stdout, or an error on stderr.
+fn tell(instead: &clap::Error) -> ExitCode {
+    match instead.print() {
+        // Its exit code says it all, whether or not stderr could be written.
+        _ if instead.use_stderr() => ExitCode::from(2),
+        printed => print::whole(printed).map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS),
     }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if !matches!(error.downcast_ref(), Some(Error::Unread)) {
+        print::say(format_args!("error: {error:#}"));
+    }
+    ExitCode::from(exit_code(error))
 }

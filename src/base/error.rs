@@ -17,6 +17,9 @@ pub enum Error {
     Hub(String),
     /// 130: the user interrupted the run; the state is saved.
     Interrupted(String),
+    /// 141, as a shell calls the end by SIGPIPE: nobody reads the result any more. Nothing is said
+    /// of it, because the reader wanted no more (`irepair guide | head -1`).
+    Unread,
 }
 
 impl Error {
@@ -28,18 +31,21 @@ impl Error {
             Error::Check(_) => 4,
             Error::Hub(_) => 5,
             Error::Interrupted(_) => 130,
+            Error::Unread => 141,
         }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Error::Usage(m)
-        | Error::Input(m)
-        | Error::Check(m)
-        | Error::Hub(m)
-        | Error::Interrupted(m)) = self;
-        f.write_str(m)
+        f.write_str(match self {
+            Error::Usage(m)
+            | Error::Input(m)
+            | Error::Check(m)
+            | Error::Hub(m)
+            | Error::Interrupted(m) => m,
+            Error::Unread => "nobody reads stdout any more",
+        })
     }
 }
 

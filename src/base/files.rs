@@ -1,19 +1,117 @@
 //! *Files*: read with errors that name them, written whole or not at all, hashed.
 
-use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::fs::{File, FileType};
+use std::io::{BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
+use super::memory;
+use crate::bail_input;
+
+/// Opens a regular file to read it. Errors (bad input) name the file. A pipe or a device is refused
+/// before it is opened: it could let the program wait, or give bytes, for ever.
+pub fn open(path: &Path) -> Result<File> {
+    let failed = |e: std::io::Error| Error::Input(format!("{}: {e}", path.display()));
+    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+    if !kind.is_file() {
+        bail_input!("{}: {}, not a file", path.display(), noun(kind));
+    }
+    Ok(File::open(path).map_err(failed)?)
+}
+
+/// What a path leads to that is no regular file.
+fn noun(kind: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_char_device() || kind.is_block_device() {
+            return "a device";
+        }
+    }
+    if kind.is_dir() { "a folder" } else { "something else" }
+}
+
+/// The bytes of a regular file. Errors (bad input) as [`open`], and if the memory can't hold them.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    /// What any machine can hold is not asked about.
+    const SMALL: u64 = 64 << 20;
+    let failed = |e: std::io::Error| Error::Input(format!("{}: {e}", path.display()));
+    let mut file = open(path)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if length > SMALL
+        && let Some(left) = memory::left()?.filter(|left| length > *left)
+    {
+        bail_input!(
+            "{}: {} MiB to be read as a whole, but {} MiB of memory are left",
+            path.display(),
+            length >> 20,
+            left >> 20
+        );
+    }
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length as usize).map_err(|e| failed(e.into()))?;
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// The bytes of a file, or `None` where there is none. Errors as [`read`].
+pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::metadata(path) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        _ => read(path).map(Some),
+    }
+}
 
 /// The text of a file that the user gave. Errors (bad input) name the file.
 pub fn read_text(path: &Path) -> Result<String> {
-    Ok(std::fs::read_to_string(path)
-        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?)
+    text(path, read(path)?)
+}
+
+/// The text of a file, or of a pipe that the shell or another program feeds: `/dev/stdin`, `<(…)`.
+/// A pipe that lies in a folder is refused, for nobody may ever write to it, and so is more text
+/// than a person writes.
+pub fn read_text_or_pipe(path: &Path) -> Result<String> {
+    const MOST: u64 = 1 << 20;
+    let open_already = ["/dev/stdin", "/dev/fd", "/proc/self/fd"];
+    let is_file = std::fs::metadata(path).is_ok_and(|found| found.is_file());
+    #[cfg(unix)]
+    let is_pipe = {
+        use std::os::unix::fs::FileTypeExt;
+        std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo())
+    };
+    #[cfg(not(unix))]
+    let is_pipe = false;
+    if is_file || !is_pipe || !open_already.iter().any(|open| path.starts_with(open)) {
+        return read_text(path);
+    }
+    let failed = |e: std::io::Error| Error::Input(format!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(MOST + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MOST {
+        bail_input!("{}: the pipe gives more than 1 MiB of text", path.display());
+    }
+    text(path, bytes)
+}
+
+fn text(path: &Path, bytes: Vec<u8>) -> Result<String> {
+    Ok(String::from_utf8(bytes).map_err(|e| {
+        Error::Input(format!(
+            "{}: not UTF-8 at byte {}; convert the file to UTF-8",
+            path.display(),
+            e.utf8_error().valid_up_to()
+        ))
+    })?)
 }
 
 /// The JSON in a file that the user gave. Errors (bad input) name the file.
@@ -30,27 +128,110 @@ pub fn partial(out: &Path) -> PathBuf {
     name.into()
 }
 
+/// The file that is written when a user names `path`: a link is followed to what it names, so that
+/// the link stays. Errors (bad input) if that is a folder, a pipe or a device: a file that is
+/// renamed over it would replace it, and a pipe may wait for ever.
+pub fn writes_to(path: &Path) -> Result<PathBuf> {
+    /// As many links as Linux follows.
+    const LINKS: usize = 40;
+    let mut place = path.to_owned();
+    for _ in 0..LINKS {
+        let kind = match std::fs::symlink_metadata(&place) {
+            Ok(found) => found.file_type(),
+            // Nothing is in the way; what else is wrong, writing will say.
+            Err(_) => return Ok(place),
+        };
+        if kind.is_file() {
+            return Ok(place);
+        }
+        // The links in these folders stand for files that are open already.
+        let is_open = ["/dev", "/proc"].iter().any(|of_system| place.starts_with(of_system));
+        if !kind.is_symlink() || is_open {
+            let noun = if kind.is_symlink() { "an open file" } else { noun(kind) };
+            bail_input!(
+                "{}: {noun}, and only a file can be replaced; name a new file",
+                path.display()
+            );
+        }
+        let target = std::fs::read_link(&place)
+            .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        place = folder_of(&place).join(target);
+    }
+    bail_input!("{}: a link that leads in a circle", path.display())
+}
+
+/// The folder that a file lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Writes `bytes` to `path`, whole or not at all: to a file beside it, which is then renamed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| Ok(file.write_all(bytes)?))
 }
 
-/// Like [`write_whole`], but `write` fills the file.
+/// Like [`write_whole`], but `write` fills the file. What it replaces must be a file (see
+/// [`writes_to`]), and keeps its permissions; a new file gets those that the umask allows.
 pub fn write_with(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let writing = || format!("writing {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(writing)?;
-    write(file.as_file_mut()).with_context(writing)?;
-    file.as_file().sync_all().with_context(writing)?;
-    // A temporary file is private, but everyone may read a result.
+    let place = writes_to(path)?;
+    let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let everyone = std::fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(everyone).with_context(writing)?;
+        // The umask takes away from these what it takes from any new file.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    file.persist(path).with_context(writing)?;
+    let mut file = builder.tempfile_in(folder_of(&place)).with_context(writing)?;
+    write(file.as_file_mut()).with_context(writing)?;
+    if let Ok(old) = std::fs::metadata(&place) {
+        file.as_file().set_permissions(old.permissions()).with_context(writing)?;
+    }
+    file.as_file().sync_all().with_context(writing)?;
+    file.persist(&place).with_context(writing)?;
     Ok(())
+}
+
+/// The name of a file in a folder: one part, that leads nowhere else. So whatever gives it, a file
+/// or a server, the path that it makes stays inside the folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FileName(String);
+
+impl FileName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for FileName {
+    type Error = String;
+
+    fn try_from(name: String) -> std::result::Result<Self, String> {
+        if is_plain(&name) {
+            Ok(Self(name))
+        } else {
+            Err(format!("{name:?} is not the name of a file in this folder"))
+        }
+    }
+}
+
+impl From<FileName> for String {
+    fn from(name: FileName) -> Self {
+        name.0
+    }
+}
+
+impl AsRef<Path> for FileName {
+    fn as_ref(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+/// Whether this is one part of a path, on every system, and neither of the two dots.
+pub fn is_plain(part: &str) -> bool {
+    let leads_on = |c: char| matches!(c, '/' | '\\' | '\0') || cfg!(windows) && c == ':';
+    !part.is_empty() && part != "." && part != ".." && !part.contains(leads_on)
 }
 
 /// Bytes as hexadecimal digits.
@@ -75,10 +256,7 @@ pub fn hash_texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
-    let mut reader = BufReader::with_capacity(
-        1 << 20,
-        File::open(path).with_context(|| path.display().to_string())?,
-    );
+    let mut reader = BufReader::with_capacity(1 << 20, open(path)?);
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

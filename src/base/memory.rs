@@ -29,6 +29,13 @@ pub fn available() -> Option<u64> {
     Some(left_by_groups(Path::new("/sys/fs/cgroup"), &groups).map_or(free, |left| left.min(free)))
 }
 
+/// The bytes that this process may still take: what the system can give, or what the user allows if
+/// that is less.
+pub fn left() -> Result<Option<u64>> {
+    let allowed = limit()?.map(|mib| mib.saturating_mul(1 << 20));
+    Ok(available().into_iter().chain(allowed).min())
+}
+
 /// The bytes that control groups leave a process: the least over its group and all groups above.
 /// `groups` is the text of `/proc/self/cgroup`, in version 1 or 2.
 ///

@@ -1,6 +1,7 @@
 //! *Progress* on stderr: a bar on a terminal, elsewhere a line now and then, nothing with
 //! `--quiet`.
 
+use crate::say;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -120,7 +121,7 @@ impl Progress {
     pub fn say(&mut self, what: &str, line: &str) {
         match &self.bar {
             Some(bar) => bar.set_message(line.to_owned()),
-            None if !self.quiet => eprintln!("{what}: {line}"),
+            None if !self.quiet => say!("{what}: {line}"),
             None => {}
         }
     }
@@ -137,7 +138,7 @@ impl Progress {
             }
             None if !self.quiet && (step.is_multiple_of(self.every) || step == total) => {
                 let left = left(self.begun.elapsed(), self.made, total.saturating_sub(step));
-                eprintln!("step {step}/{total}: {message} ({seconds:.2} s a step{left})");
+                say!("step {step}/{total}: {message} ({seconds:.2} s a step{left})");
             }
             None => {}
         }
@@ -151,7 +152,7 @@ impl Progress {
                 bar.println(text);
                 bar.reset_eta();
             }
-            None if !self.quiet => eprintln!("{text}"),
+            None if !self.quiet => say!("{text}"),
             None => {}
         }
     }
@@ -170,7 +171,7 @@ impl Progress {
             None if !self.quiet && pieces.said.elapsed() >= SILENCE => {
                 pieces.said = Instant::now();
                 let done = pieces.done.min(pieces.total);
-                eprintln!("{}: {done} of {}", pieces.what, pieces.total);
+                say!("{}: {done} of {}", pieces.what, pieces.total);
             }
             None => {}
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::conversion::refuse_other_weights;
 use super::header::{INDEX, SINGLE};
 use crate::bail_input;
-use crate::base::error::Error;
+use crate::base::files;
 
 /// Files of a model folder that change what the same weights say.
 pub const BESIDE_WEIGHTS: [&str; 12] = [
@@ -36,10 +36,7 @@ pub fn weight_files(dir: &Path, config: &Value) -> Result<Vec<String>> {
         refuse_other_weights(dir, config)?;
         bail_input!("{}: no {SINGLE} and no {INDEX}; a model folder has weights", dir.display());
     }
-    let text = std::fs::read_to_string(&index)
-        .map_err(|e| Error::Input(format!("{}: {e}", index.display())))?;
-    let value: Value = serde_json::from_str(&text)
-        .map_err(|e| Error::Input(format!("{}: broken JSON: {e}", index.display())))?;
+    let value = files::read_json(&index)?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         bail_input!("{}: no \"weight_map\"", index.display());
     };
@@ -48,7 +45,7 @@ pub fn weight_files(dir: &Path, config: &Value) -> Result<Vec<String>> {
     files.sort();
     files.dedup();
     for file in &files {
-        if file.contains(['/', '\\']) || file.starts_with('.') {
+        if !files::is_plain(file) || file.starts_with('.') {
             bail_input!("{}: {file:?} is not a file of this folder", index.display());
         }
         if !dir.join(file).is_file() {

@@ -1,7 +1,5 @@
 //! Weight files *mapped* into memory: values are converted straight from the pages of the file.
 
-use std::fs::File;
-use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -12,15 +10,17 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 
 use super::header::TensorInfo;
+use crate::base::files;
 
 /// A weight file mapped into memory. Only the pages that are looked at are read.
 pub struct Mapped(Mmap);
 
 impl Mapped {
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = files::open(path)?;
         // SAFETY: the map is only read. If another program cuts the file short while it is mapped,
         // this process is killed, as with every program that maps its weights.
-        Ok(Self(unsafe { Mmap::map(&File::open(path)?) }?))
+        Ok(Self(unsafe { Mmap::map(&file) }?))
     }
 
     /// All bytes of the file.

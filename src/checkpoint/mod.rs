@@ -33,6 +33,7 @@ use crate::base::files::{hash_file, hex, read_json};
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::{Place, TensorSpec, Weights};
 use crate::model::{self, Model, Names};
+use crate::say;
 pub use compare::{Change, compare};
 use conversion::refuse_other_weights;
 use files::weight_files;
@@ -79,8 +80,7 @@ impl Checkpoint {
         let mut entries = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             let path = dir.join(file);
-            let map = Mapped::open(&path)
-                .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+            let map = Mapped::open(&path)?;
             for (tensor, entry) in read_header(map.whole(), &path, index)? {
                 if entries.insert(tensor.clone(), entry).is_some() {
                     bail_input!("{}: tensor {tensor} is in two files", dir.display());
@@ -215,7 +215,7 @@ impl Checkpoint {
         static SAID: Once = Once::new();
         if let Some((name, entry)) = stranger {
             SAID.call_once(|| {
-                eprintln!(
+                say!(
                     "warning: {}: tensor {name} is no part of the model that config.json describes \
                      (\"model_type\", \"attention_bias\", \"mlp_bias\") and is ignored",
                     self.path(entry).display()

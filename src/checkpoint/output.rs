@@ -12,9 +12,12 @@ use super::Checkpoint;
 use super::conversion::is_other_weights;
 use super::header::{INDEX, SINGLE};
 use super::mapped::FromStored;
+use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::base::tensors::to_bytes;
 use crate::model::weights::{Weights, Who};
+use crate::say;
 
 impl Checkpoint {
     /// Rounds the touched tensors to what their stored dtype can hold, so that what is measured is
@@ -77,10 +80,61 @@ pub fn write(base: &Checkpoint, weights: &Weights, out: &Path) -> Result<Vec<Str
 /// Copies the folder of a model into `out`, which must exist. Returns the names of the files left
 /// out: they hold the weights in another form.
 pub fn copy_model(base: &Checkpoint, out: &Path) -> Result<Vec<String>> {
+    base.stays_whole(out)?;
     let mut left_out = Vec::new();
     copy_folder(base, &base.dir, out, Path::new(""), &mut left_out)?;
     left_out.sort();
     Ok(left_out)
+}
+
+impl Checkpoint {
+    /// Errors (bad input) if `out` is this folder or lies in it: a copy of it would then be a copy
+    /// of itself, and would spoil it.
+    pub fn stays_whole(&self, out: &Path) -> Result<()> {
+        let Ok(dir) = self.dir.canonicalize() else { return Ok(()) };
+        // What is not there yet has the place that its nearest folder has.
+        let out = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+        let mut folders = out.ancestors();
+        if folders.find_map(|f| f.canonicalize().ok()).is_some_and(|f| f.starts_with(&dir)) {
+            bail_input!(
+                "--out {} is the base itself ({}) or lies in it; choose another",
+                out.display(),
+                self.dir.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Why an entry of this folder is not copied: it is a link that leads out of the folder, or no
+    /// file. A model that is published must not bear what its folder only points to. Links to the
+    /// blobs of the hub's cache are how it keeps files. Weights and configuration are followed
+    /// wherever they lie: they were read as those of the model.
+    fn not_copied(&self, path: &Path, at_top: bool) -> Result<Option<&'static str>> {
+        let named = || path.display().to_string();
+        let is_link = std::fs::symlink_metadata(path).with_context(named)?.is_symlink();
+        let Ok(metadata) = std::fs::metadata(path) else {
+            return Ok(Some("a link that leads nowhere"));
+        };
+        if !metadata.is_file() && (is_link || !metadata.is_dir()) {
+            return Ok(Some(if metadata.is_dir() { "a link to a folder" } else { "no file" }));
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_read = self.files.iter().any(|file| *file == name)
+            || [INDEX, "config.json", "tokenizer.json"].contains(&name.as_ref());
+        if !is_link || (at_top && is_read) {
+            return Ok(None);
+        }
+        let target = path.canonicalize().with_context(named)?;
+        let inside = self.dir.canonicalize().is_ok_and(|dir| target.starts_with(dir));
+        Ok((!inside && !is_blob(&target)).then_some("a link that leads out of the model folder"))
+    }
+}
+
+/// Whether a path is that of a blob in the hub's cache: `models--ORG--NAME/blobs/TAG`.
+fn is_blob(path: &Path) -> bool {
+    let mut parts = path.components().rev().skip(1).map(|p| p.as_os_str().to_string_lossy());
+    parts.next().is_some_and(|blobs| blobs == "blobs")
+        && parts.next().is_some_and(|repository| repository.starts_with("models--"))
 }
 
 /// Copies a folder of the base. Hidden files (`.git`, the cache of a downloader), the model card of
@@ -97,13 +151,14 @@ fn copy_folder(
         let name = entry.file_name().to_string_lossy().into_owned();
         let place = inside.join(&name);
         let at_top = inside.as_os_str().is_empty();
-        // This follows links: the files in the cache of the hub are links to its blobs.
-        let metadata =
-            std::fs::metadata(entry.path()).with_context(|| entry.path().display().to_string())?;
         if name.starts_with('.') || (at_top && (name == "README.md" || name == "irepair")) {
             continue;
         }
-        if metadata.is_dir() {
+        if let Some(why) = base.not_copied(&entry.path(), at_top)? {
+            say!("warning: {} is not copied: {why}", entry.path().display());
+            continue;
+        }
+        if entry.path().is_dir() {
             let folder = out.join(&place);
             std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
             copy_folder(base, &entry.path(), out, &place, left_out)?;
@@ -120,26 +175,12 @@ fn copy_folder(
     Ok(())
 }
 
+/// Copies the bytes of a file. The copy is the user's own: it has the permissions of a new file,
+/// also where the base is read-only, as in the cache of the hub.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to)
-        .with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
-    // The base may be read-only, as in the cache of the hub, but the copy is the user's own.
-    let mut permissions = std::fs::metadata(to)?.permissions();
-    if permissions.readonly() {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            permissions.set_mode(permissions.mode() | 0o200);
-        }
-        #[cfg(not(unix))]
-        permissions.set_readonly(false);
-        std::fs::set_permissions(to, permissions)?;
-    }
+    let copying = || format!("copying {} to {}", from.display(), to.display());
+    let (mut source, mut copy) = (files::open(from)?, File::create(to).with_context(copying)?);
+    std::io::copy(&mut source, &mut copy).with_context(copying)?;
     // The copy must be safe on disk: the state that could make it again is removed at the end.
-    File::options()
-        .write(true)
-        .open(to)?
-        .sync_all()
-        .with_context(|| format!("writing {}", to.display()))?;
-    Ok(())
+    copy.sync_all().with_context(copying)
 }

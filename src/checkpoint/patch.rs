@@ -228,8 +228,7 @@ impl PatchFile {
     pub fn open(path: &Path) -> Result<Self> {
         let broken =
             |why: String| Error::Input(format!("{}: not a usable patch: {why}", path.display()));
-        let bytes =
-            std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        let bytes = files::read(path)?;
         let (_, metadata) =
             SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
         let stored = SafeTensors::deserialize(&bytes)

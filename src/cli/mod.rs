@@ -121,9 +121,10 @@ pub struct Output {
 }
 
 impl Cli {
-    /// What this command line asks for; ends the process where it asks for help or cannot be read.
-    pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Self {
-        Self::parse_from(kebab(arguments))
+    /// What this command line asks for. An error is what clap says instead: why it can't be read,
+    /// or the help that it asks for.
+    pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(kebab(arguments))
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::at_least_one;
 use crate::bail_input;
+use crate::base::print;
 use crate::base::profile;
 use crate::base::profile::{Part, Phase, Profile};
 use crate::base::random::{Purpose, Stream};
@@ -25,7 +26,9 @@ use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::shapes;
 use crate::model::weights::{Kernels, Weights, Who};
+use crate::print_line;
 use crate::report::table::table;
+use crate::say;
 use crate::slice::input::StepInput;
 use crate::step::optim::{Optimizer, OptimizerKind};
 use crate::step::{self, Named, Recipe, cost};
@@ -107,9 +110,9 @@ pub fn run(args: &Bench) -> Result<()> {
     let round = |x: f64| (x * 1e4).round() / 1e4;
     if args.profile {
         let peak = device::peak_rss_mib();
-        eprint!("{}", profile_text(&profile, args.iterations, threads, product_rate(precision)));
+        print::heard(profile_text(&profile, args.iterations, threads, product_rate(precision)));
         if let (Some(estimate), Some(peak)) = (estimate, peak) {
-            eprintln!("memory: {peak} MiB at most, {estimate} estimated");
+            say!("memory: {peak} MiB at most, {estimate} estimated");
         }
     }
     let bf16 = if precision == Precision::Bf16 { " bf16" } else { "" };
@@ -119,7 +122,7 @@ pub fn run(args: &Bench) -> Result<()> {
     };
     let composed = if args.composed { " composed" } else { "" };
     let gflop = profile.operations / args.iterations as f64 / 1e9;
-    println!(
+    print_line!(
         "{}",
         json!({
             "impl": format!("irepair {}{bf16}{weights_dtype}{composed}", env!("CARGO_PKG_VERSION")),
@@ -130,7 +133,7 @@ pub fn run(args: &Bench) -> Result<()> {
             "gflop": (profile.operations > 0.0).then(|| round(gflop)),
             "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
         })
-    );
+    )?;
     Ok(())
 }
 

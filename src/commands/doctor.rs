@@ -9,6 +9,7 @@ use crate::model::ARCHES;
 use crate::model::device;
 use crate::model::precision::Precision;
 use crate::model::shapes::SHAPES;
+use crate::print_line;
 use crate::{scorers, step};
 
 pub fn run(args: &Doctor) -> Result<()> {
@@ -43,7 +44,7 @@ pub fn run(args: &Doctor) -> Result<()> {
         "hub_token": if hub.as_ref().is_ok_and(Hub::has_token) { "set" } else { "not set" },
     });
     if args.json {
-        println!("{facts}");
+        print_line!("{facts}")?;
         return Ok(());
     }
     for (key, value) in facts.as_object().into_iter().flatten() {
@@ -58,7 +59,7 @@ pub fn run(args: &Doctor) -> Result<()> {
             }
             other => other.to_string(),
         };
-        println!("{:<20} {text}", key.replace('_', " "));
+        print_line!("{:<20} {text}", key.replace('_', " "))?;
     }
     Ok(())
 }

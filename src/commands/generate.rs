@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Loaded, at_least_one, check_sampling};
+use super::{Loaded, at_least_one, check_sampling, replaceable};
 use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::cli::Generate;
@@ -14,6 +14,7 @@ use crate::eval::task::{Row, hash_ids, items};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::memory::Passes;
 use crate::model::weights::{View, Who};
+use crate::print_line;
 use crate::scorers;
 use crate::scorers::Scorer;
 use crate::{bail_input, data};
@@ -58,19 +59,22 @@ pub fn run(args: &Generate) -> Result<()> {
     let (removed, empty, failed) = (count("removed"), count("empty"), count("failed"));
     let kept = rows.iter().filter(|row| is_kept(row)).count();
     if args.output.json {
-        println!("{}", json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}));
+        print_line!(
+            "{}",
+            json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed})
+        )?;
     } else {
-        println!("{kept} texts in {}", args.out.display());
+        print_line!("{kept} texts in {}", args.out.display())?;
         if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
             let share = 100.0 * removed as f64 / rows.len().max(1) as f64;
             let name = scorer.name();
-            println!("{removed} ({share:.1} %) removed: {name} gave them {limit} or more");
+            print_line!("{removed} ({share:.1} %) removed: {name} gave them {limit} or more")?;
         }
         if empty > 0 {
-            println!("{empty} are empty because the model ended them at once");
+            print_line!("{empty} are empty because the model ended them at once")?;
         }
         if failed > 0 {
-            println!("{failed} could not be scored");
+            print_line!("{failed} could not be scored")?;
         }
     }
     Ok(())
@@ -79,10 +83,7 @@ pub fn run(args: &Generate) -> Result<()> {
 fn check(args: &Generate) -> Result<()> {
     at_least_one(&[("--batch-size", args.batch_size), ("--samples", args.samples)])?;
     check_sampling(args.top_p, args.temperature)?;
-    if args.out.exists() && !args.overwrite {
-        bail_input!("{} exists; choose another --out or give --overwrite", args.out.display());
-    }
-    Ok(())
+    replaceable(&args.out, args.overwrite)
 }
 
 fn new_tokens(args: &Generate) -> usize {

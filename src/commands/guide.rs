@@ -3,20 +3,22 @@
 use anyhow::Result;
 
 use crate::base::error::{Error, unknown};
+use crate::base::print;
 use crate::cli::Guide;
 use crate::guide::PAGES;
+use crate::print_line;
 
 pub fn run(args: &Guide) -> Result<()> {
     let Some(topic) = &args.topic else {
         for page in PAGES {
-            println!("{:<22} {}", page.topic, page.about());
+            print_line!("{:<22} {}", page.topic, page.about())?;
         }
-        println!("\nirepair guide TOPIC prints a page");
+        print_line!("\nirepair guide TOPIC prints a page")?;
         return Ok(());
     };
     match PAGES.iter().find(|page| page.topic == topic) {
         Some(page) => {
-            print!("{}", page.text);
+            print::text(page.text)?;
             Ok(())
         }
         None => {

@@ -16,11 +16,12 @@ pub mod sensitivity;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Device;
 use serde_json::Value;
 
 use crate::bail_input;
+use crate::base::files;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::OpenedModel;
@@ -33,6 +34,7 @@ use crate::model::memory::Passes;
 use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::Weights;
+use crate::say;
 use crate::tokens::Encoder;
 use crate::tokens::chat::ChatTemplate;
 
@@ -78,7 +80,7 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let choice = device::choose(on.device)?;
     let (precision, why_not) = device::precision(on.dtype, &choice.device);
     if let Some(why) = why_not {
-        eprintln!("--dtype bf16: {why}; f32 is used");
+        say!("--dtype bf16: {why}; f32 is used");
     }
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;
@@ -110,6 +112,16 @@ pub fn writable(flag: &str, path: &Path) -> Result<()> {
     let folder = path.parent().filter(|d| !d.as_os_str().is_empty());
     if path.is_dir() || folder.is_some_and(|d| !d.is_dir()) {
         bail_input!("{flag} {}: can't write there", path.display());
+    }
+    files::writes_to(path).with_context(|| flag.to_owned()).map(drop)
+}
+
+/// Errors (bad input) if no file can be written at the path of `--out`, or if one is there and may
+/// not be replaced.
+pub fn replaceable(out: &Path, overwrite: bool) -> Result<()> {
+    writable("--out", out)?;
+    if out.exists() && !overwrite {
+        bail_input!("{} exists; choose another --out or give --overwrite", out.display());
     }
     Ok(())
 }
@@ -178,9 +190,10 @@ impl Loaded {
 
     /// The tokens that end a text, as transformers reads them; none if the model has none.
     pub fn ends(&self) -> Ends {
-        let generation =
-            std::fs::read(self.checkpoint().dir.join("generation_config.json")).unwrap_or_default();
-        let generation: Value = serde_json::from_slice(&generation).unwrap_or_default();
+        let path = self.checkpoint().dir.join("generation_config.json");
+        let generation: Value = if path.is_file() { files::read(&path).ok() } else { None }
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
         let usable = |ids: &Value| -> Vec<u32> {
             let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
             ids.iter().filter_map(|id| self.usable(id.as_u64()?)).collect()

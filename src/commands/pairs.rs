@@ -3,8 +3,8 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::Loaded;
 use super::eval::subject;
+use super::{Loaded, replaceable};
 use crate::base::error::Error;
 use crate::base::{files, interrupt};
 use crate::cli::Pairs;
@@ -14,6 +14,7 @@ use crate::data::{self, Text};
 use crate::eval::samples::{Pool, Protocol, Round, SamplePair, Writer};
 use crate::eval::toxicity::Prompt;
 use crate::model::memory::Passes;
+use crate::print_line;
 use crate::tokens::Lengths;
 use crate::{bail_input, scorers};
 
@@ -33,9 +34,7 @@ pub fn run(args: &Pairs) -> Result<()> {
             words.chosen_below
         );
     }
-    if args.out.exists() && !args.overwrite {
-        bail_input!("{} exists; choose another --out or give --overwrite", args.out.display());
-    }
+    replaceable(&args.out, args.overwrite)?;
     let options = scorers::Options { toxic_label: words.toxic_label.clone() };
     let scorer = scorers::open(&words.scorer, &options)?;
     let loaded = args.model.open()?;
@@ -96,15 +95,15 @@ pub fn run(args: &Pairs) -> Result<()> {
     files::write_whole(&args.out, &lines)?;
     std::fs::remove_file(&beside).ok();
     if args.output.json {
-        println!(
+        print_line!(
             "{}",
             json!({ "pairs": pairs.len(), "prompts": prompts.len(), "texts": tally.scored,
                     "toxic": tally.toxic, "empty": tally.empty, "asked": pool.asked,
                     "out": args.out })
-        );
+        )?;
         return Ok(());
     }
-    println!(
+    print_line!(
         "{} pairs in {}: {} texts after {} prompts, {:.1} % toxic (greedy {:.1} %), {} empty",
         pairs.len(),
         args.out.display(),
@@ -113,8 +112,8 @@ pub fn run(args: &Pairs) -> Result<()> {
         tally.percent(),
         tally.greedy_percent(),
         tally.empty
-    );
-    println!("scored by {}: {}; asked for {} texts", scorer.name(), scorer.about(), pool.asked);
+    )?;
+    print_line!("scored by {}: {}; asked for {} texts", scorer.name(), scorer.about(), pool.asked)?;
     Ok(())
 }
 

@@ -5,12 +5,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::replaceable;
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::print;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
 use crate::cli::{Patch, PatchCommand};
+use crate::print_line;
 use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
@@ -21,12 +24,7 @@ const LINES_SHOWN: usize = 12;
 pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
         PatchCommand::Diff { base, repaired, out, overwrite } => {
-            if out.is_dir() || (out.exists() && !overwrite) {
-                bail_input!(
-                    "{} exists; choose another --out, or replace it with --overwrite",
-                    out.display()
-                );
-            }
+            replaceable(out, *overwrite)?;
             diff(&open(base)?, &open(repaired)?, out)?;
             show(args.json, out)
         }
@@ -51,6 +49,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     if std::fs::symlink_metadata(out).is_ok() {
         bail_input!("{} exists; choose another --out", out.display());
     }
+    from.stays_whole(out)?;
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = |e: std::io::Error| {
         Error::Input(format!("--out {}: can't write there: {e}", out.display()))
@@ -69,16 +68,16 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
         Direction::Revert => &patch.base_sha256,
     };
     if json {
-        println!(
+        print_line!(
             "{}",
             serde_json::json!({ "out": out, "tensors": patch.tensors.len(), "sha256": sha256 })
-        );
+        )?;
     } else {
-        println!(
+        print_line!(
             "{}: {} tensors changed; its weights have sha256 {sha256}",
             out.display(),
             patch.tensors.len()
-        );
+        )?;
     }
     Ok(())
 }
@@ -87,7 +86,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
 fn show(json: bool, path: &Path) -> Result<()> {
     let summary = PatchFile::open(path)?.summary();
     if json {
-        println!("{}", serde_json::to_string(&summary)?);
+        print_line!("{}", serde_json::to_string(&summary)?)?;
         return Ok(());
     }
     let rows: Vec<[String; 4]> = change_by_block(&summary.changes, block_number)
@@ -101,15 +100,15 @@ fn show(json: bool, path: &Path) -> Result<()> {
             ]
         })
         .collect();
-    print!("{}", table(["changed", "values", "norm of change", "of its norm"], &rows));
+    print::text(table(["changed", "values", "norm of change", "of its norm"], &rows))?;
     for (name, RowsOrColumns { axis, indices }) in &summary.lines {
         let lines = if *axis == 0 { "rows" } else { "columns" };
         let shown: Vec<String> =
             indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();
         let more = if indices.len() > LINES_SHOWN { ", …" } else { "" };
-        println!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "));
+        print_line!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "))?;
     }
-    println!(
+    print_line!(
         "{}: {} tensors in {} bytes ({:.0} % of theirs)\n\
          from weights with sha256 {}\n\
          to   weights with sha256 {}",
@@ -119,6 +118,6 @@ fn show(json: bool, path: &Path) -> Result<()> {
         100.0 * summary.bytes as f64 / summary.tensor_bytes as f64,
         summary.base_sha256,
         summary.repaired_sha256
-    );
+    )?;
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
 use crate::cli::Report;
+use crate::print_line;
 use crate::report::compare_page;
 use crate::report::compare_page::compare_page;
 use crate::report::comparison::{Comparison, RECORD};
@@ -17,6 +18,7 @@ use crate::report::folder::RunFolder;
 use crate::report::plot::Picture;
 use crate::report::run_page;
 use crate::report::run_page::run_page;
+use crate::say;
 
 pub fn run(args: &Report) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(|| {
@@ -37,18 +39,21 @@ pub fn run(args: &Report) -> Result<()> {
         }
     }
     if !args.output.quiet {
-        gaps.iter().for_each(|gap| eprintln!("{}: {gap}", args.run.display()));
+        gaps.iter().for_each(|gap| say!("{}: {gap}", args.run.display()));
     }
     files::write_whole(&out, page.as_bytes())?;
     if args.output.json {
         let ids: Vec<&str> = pictures.iter().map(|p| p.id.as_str()).collect();
-        println!("{}", json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }));
+        print_line!(
+            "{}",
+            json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids })
+        )?;
     } else {
-        println!(
+        print_line!(
             "{}: {} KiB; opens in any browser and needs no other file",
             out.display(),
             page.len().div_ceil(1024)
-        );
+        )?;
     }
     Ok(())
 }

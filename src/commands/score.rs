@@ -6,14 +6,17 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::{replaceable, writable};
 use crate::base::error::Error;
 use crate::base::files;
 use crate::base::interrupt;
+use crate::base::print;
 use crate::cli::Score;
 use crate::eval::ledger::{Ledger, Making};
 use crate::eval::scoring::{TextScore, score_texts};
 use crate::eval::task::{Row, items};
 use crate::model::device;
+use crate::print_line;
 use crate::report::table::table;
 use crate::scorers;
 use crate::scorers::calibration::{Calibration, calibrate};
@@ -29,6 +32,9 @@ pub fn run(args: &Score) -> Result<()> {
         &args.scoring.scorer,
         &scorers::Options { toxic_label: args.scoring.toxic_label.clone() },
     )?;
+    if let Some(plot) = &args.plot {
+        writable("--plot", plot)?;
+    }
     match (&args.calibrate, &args.file) {
         (Some(stored), _) => compare(args, scorer.as_ref(), stored),
         (None, Some(file)) => score(args, scorer.as_ref(), file),
@@ -50,9 +56,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
             Error::Usage("--out FILE is missing: say where the scored rows go".into()).into()
         );
     };
-    if out.exists() && !args.overwrite {
-        bail_input!("{} exists; choose another --out or give --overwrite", out.display());
-    }
+    replaceable(out, args.overwrite)?;
     let mut rows = data::read_rows(file)?;
     rows.truncate(args.limit.unwrap_or(usize::MAX));
     if rows.is_empty() {
@@ -102,27 +106,27 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
     let toxic = scores.iter().filter(|s| **s >= TOXIC).count();
     let (failed, empty) = (with("failed"), with("empty"));
     if args.output.json {
-        println!(
+        print_line!(
             "{}",
             json!({
                 "scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
                 "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic,
             })
-        );
+        )?;
     } else {
-        println!(
+        print_line!(
             "{} rows in {}, scored by {}: {}",
             rows.len(),
             out.display(),
             scorer.name(),
             scorer.about()
-        );
-        println!(
+        )?;
+        print_line!(
             "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, \
              {empty} empty",
             100.0 * mean,
             scores.len()
-        );
+        )?;
     }
     if let (true, Some(why)) =
         (scores.is_empty(), rows.iter().find_map(|row| row.get("failed")?.as_str()))
@@ -180,14 +184,14 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
         )?;
     }
     if args.output.json {
-        println!(
+        print_line!(
             "{}",
             serde_json::to_string(
                 &json!({"scorer": scorer.name(), "failed": failed, "calibration": found})
             )?
-        );
+        )?;
     } else {
-        print!("{}", text(&found, scorer, failed));
+        print::text(text(&found, scorer, failed))?;
     }
     Ok(())
 }

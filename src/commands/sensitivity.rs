@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::bail_input;
 use crate::base::files;
+use crate::base::print;
 use crate::base::progress::Progress;
 use crate::cli::Sensitivity;
 use crate::cli::shared::in_range;
@@ -15,9 +16,11 @@ use crate::data;
 use crate::data::Pair;
 use crate::data::demo;
 use crate::model::memory::Passes;
+use crate::print_line;
 use crate::report::plot;
 use crate::report::plot::short;
 use crate::report::table::table;
+use crate::say;
 use crate::slice::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
 
@@ -47,7 +50,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         Lengths::within(loaded.model.sizes().context, words.max_length, words.max_prompt_length)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
-        eprintln!(
+        say!(
             "cut to length: {} prompts, {} responses of {} pairs",
             cut.prompts,
             cut.responses,
@@ -90,9 +93,9 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         write(path, &plot::blocks(&title, &found.mean, top).file())?;
     }
     if args.output.json {
-        println!("{}", found.json());
+        print_line!("{}", found.json())?;
     } else {
-        print!("{}", found.text());
+        print::text(found.text())?;
     }
     Ok(())
 }

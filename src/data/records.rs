@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 
 /// Where a row stands: `file:line`. Lines are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +73,7 @@ fn file_rows(path: &Path) -> Result<Vec<Record>> {
     if !is_data(path) {
         bail_input!("{}: unknown kind of file (have: {})", path.display(), EXTENSIONS.join(" "));
     }
-    let mut bytes =
-        std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    let mut bytes = files::read(path)?;
     let mut name = path.to_string_lossy().to_lowercase();
     if let Some(inner) = name.strip_suffix(".gz") {
         let mut plain = Vec::new();

@@ -88,7 +88,8 @@ impl Ledger {
     /// interrupted command has finished are done. A half-written last line is not, and neither is a
     /// unit with a row that failed. Errors (bad input) if the file belongs to other settings.
     pub fn open(path: &Path, settings: &Value) -> Result<Self> {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let text = files::read_if_there(path)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let mut done = BTreeMap::new();
         let mut lines = text.split_inclusive('\n').filter(|l| l.ends_with('\n'));
         if let Some(first) = lines.next() {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::perplexity::Corpus;
 use crate::bail_input;
 use crate::base::error::{Error, unknown};
+use crate::base::files;
 use crate::checkpoint::hub::Hub;
 use crate::data;
 use crate::data::demo;
@@ -94,7 +95,7 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
         None => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
     if !is_rows(&path) {
-        let text = std::fs::read(&path).map_err(|e| Error::Input(format!("{flag} {spec}: {e}")))?;
+        let text = files::read(&path)?;
         let text = String::from_utf8(text).map_err(|e| {
             Error::Input(format!(
                 "{flag} {spec}: not UTF-8 at byte {}; convert the file",

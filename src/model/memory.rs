@@ -13,6 +13,7 @@ use super::precision::WeightsDtype;
 use super::weights::TensorSpec;
 use crate::bail_input;
 use crate::base::memory::{available, limit};
+use crate::say;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -49,7 +50,7 @@ impl Estimate {
             return self.check(limit()?, advice);
         }
         // On an H200 DPO of SmolLM2-135M took about 13 GiB; 3.1 are counted.
-        eprintln!(
+        say!(
             "memory is counted for the CPU's kernels; here, where passes keep the result of every \
              operation, allow for four times as much"
         );

@@ -62,14 +62,14 @@ impl RunFolder {
         let samples =
             if samples_path.is_file() { read_lines(&samples_path, &mut gaps)? } else { Vec::new() };
         let neurons_path = dir.join("irepair").join(NEURONS);
-        let neurons = match std::fs::read(&neurons_path).map(|bytes| serde_json::from_slice(&bytes))
+        let neurons = match files::read_if_there(&neurons_path)?.map(|b| serde_json::from_slice(&b))
         {
-            Ok(Ok(neurons)) => Some(neurons),
-            Ok(Err(e)) => {
+            Some(Ok(neurons)) => Some(neurons),
+            Some(Err(e)) => {
                 gaps.push(format!("{NEURONS} can't be read: {e}"));
                 None
             }
-            Err(_) => {
+            None => {
                 if record.as_ref().is_some_and(|r| r.edits.is_some()) {
                     gaps.push(format!("{NEURONS} is missing"));
                 }
@@ -105,7 +105,7 @@ impl RunFolder {
             let n: usize = missing.iter().map(|r| r.end() - r.start() + 1).sum();
             gaps.push(format!("{n} of {made} steps are missing: {}", named(&missing)));
         }
-        let config = std::fs::read(dir.join("config.json")).ok();
+        let config = files::read_if_there(&dir.join("config.json"))?;
         let config = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         let model = config.and_then(|config| Model::from_config(&config).ok());
         let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
@@ -198,13 +198,9 @@ fn outside<T>(
 /// The lines that can be read. The others, and a missing file, become a gap.
 fn read_lines<T: DeserializeOwned>(path: &Path, gaps: &mut Vec<String>) -> Result<Vec<T>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            gaps.push(format!("{name} is missing"));
-            return Ok(Vec::new());
-        }
-        Err(e) => bail_input!("{}: {e}", path.display()),
+    let Some(bytes) = files::read_if_there(path)? else {
+        gaps.push(format!("{name} is missing"));
+        return Ok(Vec::new());
     };
     let (mut lines, mut unreadable) = (Vec::new(), Vec::<RangeInclusive<usize>>::new());
     for (index, line) in bytes.split_inclusive(|b| *b == b'\n').enumerate() {

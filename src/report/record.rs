@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::fields::fields;
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::checkpoint::Change;
 use crate::eval::Figures;
 use crate::model::precision::Precision;
@@ -174,7 +175,7 @@ pub fn read_versioned<T: DeserializeOwned>(path: &Path, version: u32) -> Result<
     let broken = |e: &dyn std::fmt::Display| {
         Error::Input(format!("{}: a broken record: {e}", path.display()))
     };
-    let bytes = std::fs::read(path).map_err(|e| broken(&e))?;
+    let bytes = files::read(path)?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(&e))?;
     let found = &value["format_version"];
     if *found != version {

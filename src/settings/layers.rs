@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use serde_json::{Map, Value};
@@ -13,6 +13,7 @@ use super::repair::SETTINGS;
 use super::setting::Setting;
 use crate::bail_input;
 use crate::base::error::{Error, unknown};
+use crate::base::files;
 
 /// Settings by their names in kebab case.
 pub type Layer = Map<String, Value>;
@@ -147,10 +148,11 @@ pub fn read_layer(file: Option<&Path>) -> Result<(String, Layer)> {
     if !path.exists() && PRESETS.iter().any(|(preset, _)| Path::new(preset) == path) {
         return Ok((format!("preset {name}"), preset(&name)?));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| {
+    if !path.exists() {
         let presets: Vec<&str> = PRESETS.iter().map(|(preset, _)| *preset).collect();
-        Error::Input(format!("--config {name}: {e}; {}", unknown("preset", &name, &presets)))
-    })?;
+        bail_input!("--config {name}: no such file; {}", unknown("preset", &name, &presets));
+    }
+    let text = files::read_text_or_pipe(path).context("--config")?;
     let layer = parse_toml(&name, &text)?;
     Ok((name, layer))
 }
@@ -158,8 +160,7 @@ pub fn read_layer(file: Option<&Path>) -> Result<(String, Layer)> {
 /// A TOML file with a table of settings for each of several repairs, by their names.
 pub fn read_tables(path: &Path) -> Result<BTreeMap<String, Layer>> {
     let name = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|e| Error::Input(format!("--runs {name}: {e}")))?;
+    let text = files::read_text_or_pipe(path).context("--runs")?;
     let file = Toml::read(&name, &text)?;
     let mut tables = BTreeMap::new();
     for (key, value) in file.spans.iter() {

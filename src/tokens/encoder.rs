@@ -10,6 +10,7 @@ use super::chat::{ChatTemplate, Ending};
 use super::packed::{TokenEdit, TokenPair};
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::data::{Conversation, Edit, FileLine, Pair, Text};
 
 /// Lengths that texts are cut to.
@@ -66,8 +67,7 @@ impl Encoder {
     /// From a `tokenizer.json`. Errors (bad input) if it can't be read or has ids that the model
     /// doesn't.
     pub fn from_file(path: &Path, vocabulary: usize) -> Result<Self> {
-        let bytes =
-            std::fs::read(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        let bytes = files::read(path)?;
         Self::from_bytes(&bytes, &path.display().to_string(), vocabulary)
     }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::bail_input;
+use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
 use crate::slice::Slice;
@@ -181,9 +182,8 @@ pub struct ValidationLine {
 pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
     let path = dir.join("steps.jsonl");
     // Bytes that are no text spoil their own line alone.
-    let text = std::fs::read(&path)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
+    let text = files::read_if_there(&path)?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let (mut tried, mut made) = (0, BTreeSet::new());
     let stays = |line: &&str| match serde_json::from_str(line) {
         Ok(Line::Step(StepLine { step: of, .. })) => {
@@ -225,7 +225,7 @@ pub fn read_steps(path: &Path) -> Result<Vec<StepLine>> {
 
 /// The steps of a log, and what the trials before them took.
 pub fn read_log(path: &Path) -> Result<(Vec<StepLine>, Cost)> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = files::read_text(path)?;
     let (mut steps, mut trials) = (Vec::new(), Cost::default());
     for (index, line) in text.lines().enumerate() {
         match serde_json::from_str(line)

@@ -23,6 +23,7 @@ use crate::eval::samples::{self, Pool, Protocol, Tally, Writer};
 use crate::eval::task::Subject;
 use crate::eval::toxicity::Prompt;
 use crate::model::generate::Ends;
+use crate::say;
 use crate::scorers::Scorer;
 use crate::tokens::{Encoder, TokenPair};
 
@@ -100,7 +101,7 @@ impl Trainer<'_> {
             cost: Cost::since(begun, counted, 0),
         };
         if !online.quiet {
-            eprintln!("{}", line.told(online.rounds));
+            say!("{}", line.told(online.rounds));
         }
         let mut lines = Vec::new();
         for pair in &pairs {

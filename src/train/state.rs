@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::base::files::{hash_texts, hex};
 use crate::base::tensors::{Stored, write_tensors};
 
@@ -112,12 +113,9 @@ pub fn load<P: DeserializeOwned>(
     device: &Device,
 ) -> Result<(P, BTreeMap<String, Tensor>)> {
     let path = path(dir);
-    let bytes = std::fs::read(&path).map_err(|e| {
-        Error::Input(format!(
-            "--resume: no state to go on from ({}: {e}); run without --resume",
-            path.display()
-        ))
-    })?;
+    let Some(bytes) = files::read_if_there(&path)? else {
+        bail_input!("--resume: no state to go on from ({}); run without --resume", path.display());
+    };
     let text = metadata(&bytes, "state").map_err(|e| broken(dir, &format!("{e:#}")))?;
     let value: Value = serde_json::from_str(&text).map_err(|e| broken(dir, &e.to_string()))?;
     let version = &value["format_version"];
@@ -166,7 +164,7 @@ pub fn load<P: DeserializeOwned>(
 
 /// How far the saved state has come, if there is one that can be read.
 pub fn progress<P: DeserializeOwned>(dir: &Path) -> Option<P> {
-    let bytes = std::fs::read(path(dir)).ok()?;
+    let bytes = files::read(&path(dir)).ok()?;
     serde_json::from_str::<Header<P>>(&metadata(&bytes, "state").ok()?)
         .ok()
         .map(|header| header.progress)

@@ -4,5 +4,8 @@
 mod configurations;
 mod conversations;
 mod data;
+mod hostile_hub;
 mod hub;
 mod models;
+#[cfg(unix)]
+mod not_files;

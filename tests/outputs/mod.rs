@@ -5,6 +5,8 @@ mod comparison;
 mod damaged;
 mod neurons;
 mod page;
+#[cfg(unix)]
+mod streams;
 mod tables;
 #[cfg(unix)]
 mod terminal;

@@ -6,3 +6,5 @@ mod divergence;
 mod interrupted;
 mod ownership;
 mod replaced;
+#[cfg(unix)]
+mod written;

@@ -31,6 +31,8 @@ pub enum Reply {
     },
     /// These bytes, and the connection is closed.
     Broken(Vec<u8>),
+    /// These bytes, and then nothing: the connection stays open until the other side ends it.
+    Held(Vec<u8>),
 }
 
 impl Reply {
@@ -92,6 +94,11 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
                     .write_all(&bytes)
                     .and_then(|()| stream.shutdown(Shutdown::Write))
                     .expect("sends");
+                return;
+            }
+            Reply::Held(bytes) => {
+                stream.write_all(&bytes).expect("sends");
+                reader.read_to_end(&mut Vec::new()).ok();
                 return;
             }
         };

@@ -18,6 +18,7 @@ use crate::commands::eval::join::together;
 use crate::commands::eval::results::Results;
 use crate::report::comparison::{Asked, ComparedFigure, MethodRow};
 use crate::report::pareto::Point;
+use crate::say;
 use crate::train::CHECKPOINTS;
 
 /// Makes the evaluations of a plan, each in a folder of its own in `eval/`.
@@ -96,7 +97,7 @@ impl Evaluations<'_> {
                 Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(weights.step))),
                 Err(why) => {
                     let gap = format!("no point of {}: {why}", weights.name);
-                    eprintln!("warning: {gap}");
+                    say!("warning: {gap}");
                     Err(gap)
                 }
             })
@@ -125,7 +126,7 @@ impl Evaluations<'_> {
         // The hash tells whether the evaluation is of these weights, or of an earlier run of this
         // name.
         let (sha256, hash) = (dir.join("state.sha256"), files::hash_file(&weights.path)?);
-        let is_same = std::fs::read_to_string(&sha256).is_ok_and(|old| old == hash);
+        let is_same = files::read_text(&sha256).is_ok_and(|old| old == hash);
         if dir.join(RESULTS).is_file() && is_same {
             countdown.pass();
             return Ok(Ok(dir));

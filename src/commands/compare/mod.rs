@@ -15,14 +15,18 @@ use anyhow::{Context, Result};
 
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::interrupt;
+use crate::base::print;
 use crate::cli::Compare;
+use crate::print_line;
 use crate::report::compare_page;
 use crate::report::comparison::{
     Comparison, FinishedRun, MethodRow, MethodRun, RECORD, SensitivityRecord,
 };
 use crate::report::{RunRecord, plot};
+use crate::say;
 use child::{Child, Countdown, Outcome, several};
 use evaluation::Evaluations;
 use plan::{ComparisonPlan, PlannedRun};
@@ -65,10 +69,10 @@ pub fn run(args: &Compare) -> Result<()> {
     if args.output.json {
         let mut printed = serde_json::to_value(&comparison)?;
         printed["out"] = dir.display().to_string().into();
-        println!("{printed}");
+        print_line!("{printed}")?;
     } else {
-        print!("{}", comparison.text());
-        println!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display());
+        print::text(comparison.text())?;
+        print_line!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display())?;
     }
     Ok(())
 }
@@ -107,8 +111,7 @@ fn make(
     if plan::has_state(&out) {
         // `repair --resume` may go on with another learning rate. Here half of the run would then
         // have other settings than its row says.
-        let begun =
-            std::fs::read_to_string(&config).with_context(|| config.display().to_string())?;
+        let begun = files::read_text(&config)?;
         if begun != settings {
             bail_input!(
                 "{} was begun with other settings than now; choose another --out, or remove \
@@ -228,7 +231,7 @@ fn sensitivity(
         Outcome::Failed(why) => {
             // The tables do not need the sensitivities, so the comparison goes on.
             let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
-            eprintln!("warning: {gap}");
+            say!("warning: {gap}");
             gaps.push(gap);
             for stale in ["figure2.csv", "figure2.svg"] {
                 std::fs::remove_file(dir.join(stale)).ok();

@@ -317,7 +317,7 @@ impl ComparisonPlan {
             "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256,
         });
         if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
-            let text = std::fs::read(&path);
+            let text = files::read(&path);
             let (true, Ok(text)) = (claim::is_ours(dir, KIND), text) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
             };

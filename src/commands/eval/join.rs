@@ -71,12 +71,17 @@ pub fn merge(dirs: &[PathBuf]) -> Result<Results> {
             );
         }
     }
+    /// More are not named.
+    const NAMED: usize = 20;
     let missing: Vec<String> = (0..of)
         .filter(|i| !parts.iter().any(|(_, p)| p.shard.index == *i))
         .map(|i| format!("{i}/{of}"))
+        .take(NAMED + 1)
         .collect();
     if !missing.is_empty() {
-        bail_input!("--merge: part {} is missing", missing.join(", "));
+        let more = if missing.len() > NAMED { ", …" } else { "" };
+        let named = missing.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>();
+        bail_input!("--merge: part {}{more} is missing", named.join(", "));
     }
     if let Some(pair) = parts.windows(2).find(|p| p[0].1.shard == p[1].1.shard) {
         let index = pair[0].1.shard.index;

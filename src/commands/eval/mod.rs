@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::{Loaded, On, at_least_one, check_sampling, open};
 use crate::base::error::Error;
 use crate::base::interrupt;
+use crate::base::print;
 use crate::cli::{Eval, PplProtocol};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::edits::Edits;
@@ -29,6 +30,8 @@ use crate::model::generate::Sampling;
 use crate::model::memory::Passes;
 use crate::model::precision::Precision;
 use crate::model::weights::Weights;
+use crate::print_line;
+use crate::say;
 use crate::scorers;
 use crate::scorers::Scorer;
 use crate::tokens::Lengths;
@@ -80,7 +83,7 @@ pub fn run(args: &Eval) -> Result<()> {
                     measurements.len() - 1
                 }
             };
-            measurements[at].add(index, task.as_ref(), rows);
+            measurements[at].add(index, task.as_ref(), rows)?;
         }
         models.push(model);
     }
@@ -94,20 +97,20 @@ fn finish(args: &Eval, folder: &EvaluationFolder, results: Results) -> Result<()
     results.write(&folder.path)?;
     folder.finish()?;
     if args.output.json {
-        println!("{}", serde_json::to_string(&results)?);
+        print_line!("{}", serde_json::to_string(&results)?)?;
     } else {
-        print!("{}", results.text());
-        println!(
+        print::text(results.text())?;
+        print_line!(
             "\nall of it: {0}/results.json, results.csv, and every row as JSON lines beside them",
             folder.path.display()
-        );
+        )?;
     }
     Ok(())
 }
 
 fn say(args: &Eval, text: &str) {
     if !args.output.quiet {
-        eprintln!("{text}");
+        say!("{text}");
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::folder::RESULTS;
 use crate::base::error::Error;
-use crate::base::files::write_whole;
+use crate::base::files;
+use crate::base::files::{FileName, write_whole};
 use crate::eval::bootstrap::Interval;
 use crate::eval::kinds::{MeasuredFigure, kind, measure};
 use crate::eval::ledger::{Shard, to_lines};
@@ -48,7 +49,7 @@ impl ChangeRecord {
     /// What the `run.json` in a model's folder says. `None` if there is none.
     pub fn of(dir: &Path) -> Option<Self> {
         let run: RunRecord =
-            serde_json::from_slice(&std::fs::read(dir.join("irepair/run.json")).ok()?).ok()?;
+            serde_json::from_slice(&files::read(&dir.join("irepair/run.json")).ok()?).ok()?;
         Some(Self {
             neurons: run.edits.as_ref().map(|edits| edits.neurons.values().sum()),
             parameters: run.changed_parameters,
@@ -76,7 +77,7 @@ pub struct OnModel {
     /// The settings of the task: everything but the model that decides the rows.
     pub settings: Value,
     /// The name of the file with the rows.
-    pub rows: String,
+    pub rows: FileName,
     /// How many rows were scored, failed and so on.
     pub counts: BTreeMap<String, usize>,
     pub figures: Vec<FigureRecord>,
@@ -144,16 +145,18 @@ impl Measurement {
     }
 
     /// Adds the rows of the model with this place in [`Results::models`].
-    pub fn add(&mut self, model: usize, task: &dyn Task, found: Vec<Row>) {
+    pub fn add(&mut self, model: usize, task: &dyn Task, found: Vec<Row>) -> Result<()> {
         self.models.push(OnModel {
             model,
             about: task.about(),
             settings: task.settings(),
-            rows: format!("{model}-{}.jsonl", file_name(&self.task)),
+            rows: FileName::try_from(format!("{model}-{}.jsonl", file_name(&self.task)))
+                .map_err(anyhow::Error::msg)?,
             counts: BTreeMap::new(),
             figures: Vec::new(),
             found,
         });
+        Ok(())
     }
 
     /// Computes the figures of every model from its rows.
@@ -241,8 +244,29 @@ impl Results {
     /// input) if there are none.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(RESULTS);
-        let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(&path)?)?);
-        read().map_err(|e| Error::Input(format!("{}: {e:#}", path.display())).into())
+        let results: Self = serde_json::from_slice(&files::read(&path)?)
+            .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        if let Some(why) = results.contradiction() {
+            bail_input!("{}: {why}; it was changed or damaged", path.display());
+        }
+        Ok(results)
+    }
+
+    /// What can't be so in results that an evaluation wrote.
+    fn contradiction(&self) -> Option<String> {
+        let Shard { index, of } = self.shard;
+        if index >= of {
+            return Some(format!("\"shard\" is part {index} of {of}"));
+        }
+        for Measurement { task, models } in &self.measurements {
+            if models.is_empty() {
+                return Some(format!("{task} has no model"));
+            }
+            if let Some(on) = models.iter().find(|on| on.model >= self.models.len()) {
+                return Some(format!("{task} has model {} of {}", on.model, self.models.len()));
+            }
+        }
+        None
     }
 
     /// Writes the rows, `results.csv` and at last `results.json`, which says that all is there.

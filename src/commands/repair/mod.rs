@@ -21,7 +21,10 @@ use anyhow::Result;
 use super::{Loaded, On, open};
 use crate::base::interrupt;
 use crate::base::memory;
+use crate::base::print;
 use crate::cli::Repair;
+use crate::print_line;
+use crate::say;
 use crate::settings::{Method, Prepared, prepare};
 use job::Job;
 use measure::measure;
@@ -38,6 +41,7 @@ pub fn run(args: &Repair) -> Result<()> {
     order.say(format!("device: {} ({})", loaded.device_name(), loaded.device_why));
 
     // All that can be wrong with the input is found before anything is made.
+    loaded.checkpoint().stays_whole(&Output::path(&order)?)?;
     let mut job = order.job()?;
     if args.dry_run {
         return order.dry_run(job.as_ref());
@@ -86,7 +90,7 @@ struct Order<'a> {
 impl<'a> Order<'a> {
     fn say(&self, text: String) {
         if !self.args.output.quiet {
-            eprintln!("{text}");
+            say!("{text}");
         }
     }
 
@@ -106,16 +110,16 @@ impl<'a> Order<'a> {
         Output::not_begun(self.args, &path)?;
         let plan = plan::Plan::new(self, job.plan()?, job.memory()?, &path);
         match self.args.output.json {
-            true => println!("{}", serde_json::to_string(&plan)?),
-            false => print!("{}", plan.text()),
+            true => print_line!("{}", serde_json::to_string(&plan)?)?,
+            false => print::text(plan.text())?,
         }
         plan.memory.judge(&self.loaded.device, job.advice())
     }
 
     fn show(&self, run: &crate::report::RunRecord, out: &Output) -> Result<()> {
         match self.args.output.json {
-            true => println!("{}", serde_json::to_string(run)?),
-            false => print!("{}", summary::summary(run, &out.path, &self.loaded.model)),
+            true => print_line!("{}", serde_json::to_string(run)?)?,
+            false => print::text(summary::summary(run, &out.path, &self.loaded.model))?,
         }
         Ok(())
     }

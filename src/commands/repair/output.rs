@@ -18,6 +18,7 @@ use crate::cli::Repair;
 use crate::model::Model;
 use crate::model::weights::{Place, Weights};
 use crate::report::{RunRecord, model_card};
+use crate::say;
 use crate::train::log::count_blocks;
 use crate::train::{Diverged, state};
 
@@ -186,7 +187,7 @@ impl Output {
         let path = self.dir.join("patch.safetensors");
         patch::write(base, &written, &changed, &path).context("the patch")?;
         if !left_out.is_empty() && !self.quiet {
-            eprintln!(
+            say!(
                 "not copied, being the unrepaired weights in another form or what training goes on \
                  from: {}",
                 left_out.join(", ")
@@ -288,7 +289,7 @@ impl Output {
             &self.dir.join("run.json"),
             serde_json::to_string_pretty(run)?.as_bytes(),
         )?;
-        let base_card = std::fs::read_to_string(base.dir.join("README.md")).ok();
+        let base_card = files::read_text(&base.dir.join("README.md")).ok();
         files::write_whole(
             &self.partial.join("README.md"),
             model_card(run, base_card.as_deref()).as_bytes(),
@@ -313,11 +314,7 @@ impl Output {
         let removed = if saved.exists() { std::fs::remove_dir_all(&saved) } else { Ok(()) };
         if let Err(e) = removed.and_then(|()| std::fs::remove_file(&lock)) {
             // The output is whole all the same.
-            eprintln!(
-                "warning: {} and {} could not be removed: {e}",
-                saved.display(),
-                lock.display()
-            );
+            say!("warning: {} and {} could not be removed: {e}", saved.display(), lock.display());
         }
         Ok(())
     }
@@ -360,7 +357,7 @@ impl Output {
         if (replaces || self.overwrite && is_output(&old))
             && let Err(e) = remove(&old)
         {
-            eprintln!("warning: the output before this one could not be removed: {e:#}");
+            say!("warning: the output before this one could not be removed: {e:#}");
         }
         Ok(())
     }

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
 use super::Loaded;
-use crate::base::error::Error;
 use crate::base::files;
 use crate::data::demo;
 use crate::data::split::split;
@@ -325,6 +324,5 @@ fn read_corpus(path: &Path) -> Result<String> {
         let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
         return Ok(texts.into_iter().map(|t| t.text).collect::<Vec<_>>().join("\n\n"));
     }
-    Ok(std::fs::read_to_string(path)
-        .map_err(|e| Error::Input(format!("--eval-text {}: {e}", path.display())))?)
+    files::read_text(path).context("--eval-text")
 }

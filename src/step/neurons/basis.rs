@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::algebra::{inverse_gram, quantile};
 use crate::base::environment;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::base::tensors;
 use crate::base::tensors::{Content, Stored};
 use crate::model::Model;
@@ -93,7 +94,7 @@ fn hash(values: &[f32]) -> String {
 
 /// What was kept, if it is whole.
 fn read(path: &Path, channels: usize) -> Option<Mat<f64>> {
-    let bytes = std::fs::read(path).ok()?;
+    let bytes = files::read(path).ok()?;
     let file = SafeTensors::deserialize(&bytes).ok()?;
     let stored = file.tensor(TENSOR).ok()?;
     if stored.dtype() != Dtype::F64 || stored.shape() != [channels, channels] {

@@ -15,6 +15,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::base::error;
+use crate::base::files;
 use crate::data::FileLine;
 
 /// Steps that a template may take, and 64 bytes each; long conversations need thousands.
@@ -68,9 +69,7 @@ impl ChatTemplate {
         let (own, config_path) =
             (dir.join("chat_template.jinja"), dir.join("tokenizer_config.json"));
         let read = |path: &Path| match path.is_file() {
-            true => std::fs::read_to_string(path).map(Some).map_err(|e| {
-                anyhow::Error::from(error::Error::Input(format!("{}: {e}", path.display())))
-            }),
+            true => files::read_text(path).map(Some),
             false => Ok(None),
         };
         let json = |path: &Path| -> Result<Value> {

@@ -1,14 +1,18 @@
 //! The *hub*: from what the user calls a model (`demo`, a local folder, or a hub id with an
 //! optional revision) to a folder.
 //!
-//! The crate hf-hub downloads. The cache folder, the token, the endpoint and offline mode are read
-//! here from the environment, exactly as `huggingface_hub` does: hf-hub reads hardly any of them.
+//! The cache folder, the token, the endpoint and offline mode are read here from the environment,
+//! exactly as `huggingface_hub` does. The crate hf-hub does not download, because it can't be told
+//! a time-out, takes a token along to other servers, and believes what a server says of paths and
+//! lengths.
+
+mod cache;
+mod client;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
 
 use super::Checkpoint;
 use super::conversion::{ANY_CLASS, conversion};
@@ -16,7 +20,11 @@ use super::header::{INDEX, SINGLE};
 use crate::bail_input;
 use crate::base::environment::{path_variable, user_cache, variable};
 use crate::base::error::Error;
+use crate::base::files;
+use crate::base::url::without_secrets;
 use crate::data::demo;
+use cache::{Commit, Kept, is_inside};
+use client::{Client, Token, encoded};
 
 /// Short names of the paper's models.
 const SHORT_NAMES: &[(&str, &str)] = &[
@@ -89,7 +97,8 @@ fn find(
     let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, full)| full);
     if !is_hub_id(id) {
         bail_input!(
-            "{model}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})",
+            "{}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})",
+            without_secrets(model),
             short_names()
         );
     }
@@ -117,9 +126,38 @@ fn is_hub_id(id: &str) -> bool {
 pub struct Hub {
     /// The folder of the downloaded files.
     pub cache: PathBuf,
+    /// Its address as it may be shown.
     pub endpoint: String,
     pub offline: bool,
-    token: Option<String>,
+    /// Its address, with the user name and password that it may have.
+    address: String,
+    token: Option<Token>,
+}
+
+/// A repository at a revision.
+struct Repository<'a> {
+    /// `models` or `datasets`.
+    kind: &'static str,
+    id: &'a str,
+    revision: &'a str,
+}
+
+/// What the hub says of a repository.
+#[derive(Deserialize)]
+struct Listing {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+/// The files of a commit of a repository.
+struct Files {
+    commit: Commit,
+    names: Vec<String>,
 }
 
 fn is_true(name: &str) -> bool {
@@ -134,23 +172,23 @@ impl Hub {
             .or_else(|| Some(user_cache()?.join("huggingface")))
             .context("no folder for the cache of the hub: set HF_HOME or HOME")?;
         let cache = path_variable("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub"));
-        let token = variable("HF_TOKEN").or_else(|| {
-            let path = path_variable("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
-            std::fs::read_to_string(path).ok()
-        });
-        let token = token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
-        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let token = match variable("HF_TOKEN") {
+            Some(token) => Some(token),
+            None => {
+                let path = path_variable("HF_TOKEN_PATH").unwrap_or_else(|| home.join("token"));
+                files::read_if_there(&path)?.map(|bytes| String::from_utf8_lossy(&bytes).into())
+            }
+        };
+        let token = token.map(|token| Token::new(&token)).transpose()?.flatten();
+        let address = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let address = address.trim().trim_end_matches('/').to_owned();
         let offline = is_true("HF_HUB_OFFLINE") || is_true("TRANSFORMERS_OFFLINE");
-        Ok(Self { cache, endpoint: endpoint.trim_end_matches('/').into(), offline, token })
+        Ok(Self { cache, endpoint: without_secrets(&address), offline, address, token })
     }
 
     /// Whether a token will be sent. Its value is never shown.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
-    }
-
-    fn repo(&self, id: &str, revision: &str) -> Repo {
-        Repo::with_revision(id.into(), RepoType::Model, revision.into())
     }
 
     /// A file of a data set, and its commit: the first file with the first of the `endings` that
@@ -162,32 +200,32 @@ impl Hub {
         revision: &str,
         endings: &[&str],
     ) -> Result<(PathBuf, String)> {
-        let repo = Repo::with_revision(id.into(), RepoType::Dataset, revision.into());
+        let repo = Repository { kind: "datasets", id, revision };
+        let kept = Kept::new(&self.cache, repo.kind, id);
         let pick = |names: &[String]| {
             endings
                 .iter()
                 .find_map(|ending| names.iter().find(|name| name.ends_with(ending)).cloned())
         };
         if self.offline {
-            let folder = self.cache.join(repo.folder_name());
-            let commit = std::fs::read_to_string(folder.join("refs").join(revision))
-                .unwrap_or(revision.into());
-            let snapshot = folder.join("snapshots").join(commit.trim());
-            let names = files_under(&snapshot, "");
-            return match pick(&names) {
-                Some(name) => Ok((snapshot.join(name), commit.trim().into())),
-                None => Err(Error::Hub(format!(
+            let commit = kept.commit(revision);
+            let snapshot = commit.as_ref().map(|commit| kept.snapshot(commit));
+            let names = snapshot.as_deref().map_or(Vec::new(), |dir| files_under(dir, ""));
+            return match (pick(&names), snapshot, commit) {
+                (Some(name), Some(dir), Some(commit)) => {
+                    Ok((dir.join(name), commit.as_str().into()))
+                }
+                (_, snapshot, _) => Err(Error::Hub(format!(
                     "the data set {id}@{revision} ({}) is not in the cache (looked in {}), and \
                      HF_HUB_OFFLINE is set; unset it, or give a file",
                     endings.join(" or "),
-                    snapshot.display()
+                    snapshot.unwrap_or(self.cache.clone()).display()
                 ))
                 .into()),
             };
         }
-        let repo = self.api(id, revision)?.repo(repo);
-        let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
-        let names: Vec<String> = info.siblings.iter().map(|s| s.rfilename.clone()).collect();
+        let client = self.client()?;
+        let Files { commit, names } = self.list(&client, &repo)?;
         let Some(name) = pick(&names) else {
             bail_input!(
                 "the data set {id}@{revision} has no file *{} (it has: {})",
@@ -195,16 +233,15 @@ impl Hub {
                 names.join(", ")
             );
         };
-        Ok((repo.get(&name).map_err(|e| self.failed(id, revision, &name, &e))?, info.sha))
+        let path = self.fetch(&client, &repo, &commit, &name)?;
+        kept.remember(revision, &commit)?;
+        Ok((path, commit.as_str().into()))
     }
 
     /// The snapshot folder that the cache has for this revision, if any.
     fn cached(&self, id: &str, revision: &str) -> Option<PathBuf> {
-        let cache = Cache::new(self.cache.clone()).repo(self.repo(id, revision));
-        let folder = self.cache.join(self.repo(id, revision).folder_name());
-        let commit = std::fs::read_to_string(folder.join("refs").join(revision)).ok();
-        let snapshot = cache.pointer_path(commit.as_deref().map_or(revision, str::trim));
-        snapshot.is_dir().then_some(snapshot)
+        let kept = Kept::new(&self.cache, "models", id);
+        Some(kept.snapshot(&kept.commit(revision)?)).filter(|snapshot| snapshot.is_dir())
     }
 
     /// The folder with the files of a model, downloaded into the cache if needed. While offline, no
@@ -239,23 +276,33 @@ impl Hub {
         Ok(snapshot)
     }
 
-    fn api(&self, id: &str, revision: &str) -> Result<Api> {
-        use std::io::IsTerminal;
-        ApiBuilder::new()
-            .with_cache_dir(self.cache.clone())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(self.token.clone())
-            .with_retries(2)
-            .with_progress(std::io::stderr().is_terminal())
-            .with_user_agent("irepair", env!("CARGO_PKG_VERSION"))
-            .build()
-            .map_err(|e| self.failed(id, revision, "the hub", &e))
+    fn client(&self) -> Result<Client> {
+        Client::new(&self.address, self.token.clone())
+    }
+
+    /// The files of a repository. Errors (hub) if one of them would lie outside its folder.
+    fn list(&self, client: &Client, repo: &Repository) -> Result<Files> {
+        let Repository { kind, id, revision } = repo;
+        let url = format!("{}/api/{kind}/{id}/revision/{}", self.address, encoded(revision, b""));
+        let failed = |why: &str| self.failed(repo, "the list of files", why);
+        let text = client.text(&url).map_err(|why| failed(&why.0))?;
+        let listing: Listing =
+            serde_json::from_str(&text).map_err(|e| failed(&format!("not such a list: {e}")))?;
+        let Some(commit) = Commit::new(&listing.sha) else {
+            return Err(failed(&format!("\"sha\" is {:?}, and no commit", listing.sha)));
+        };
+        let names: Vec<String> = listing.siblings.into_iter().map(|s| s.rfilename).collect();
+        if let Some(name) = names.iter().find(|name| !is_inside(name)) {
+            return Err(failed(&format!("its file {name:?} would lie outside the folder")));
+        }
+        Ok(Files { commit, names })
     }
 
     fn download(&self, id: &str, revision: &str) -> Result<PathBuf> {
-        let repo = self.api(id, revision)?.repo(self.repo(id, revision));
-        let info = repo.info().map_err(|e| self.failed(id, revision, "the list of files", &e))?;
-        let names: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
+        let repo = Repository { kind: "models", id, revision };
+        let client = self.client()?;
+        let Files { commit, names } = self.list(&client, &repo)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let has = |name: &str| names.contains(&name);
         if !has(SINGLE) && !has(INDEX) {
             bail_input!(
@@ -265,44 +312,44 @@ impl Hub {
                 how_to_convert(id, &names)
             );
         }
-        let snapshot =
-            Cache::new(self.cache.clone()).repo(self.repo(id, revision)).pointer_path(&info.sha);
-        let mut folder = snapshot.clone();
         for name in names.iter().filter(|name| wanted(name, has(SINGLE))) {
-            let path = self.fetch(&repo, &snapshot, id, revision, name)?;
-            if *name == "config.json"
-                && let Some(parent) = path.parent()
-            {
-                folder = parent.into();
-            }
+            self.fetch(&client, &repo, &commit, name)?;
         }
-        Ok(folder)
+        let kept = Kept::new(&self.cache, repo.kind, id);
+        kept.remember(revision, &commit)?;
+        Ok(kept.snapshot(&commit))
     }
 
     fn fetch(
         &self,
-        repo: &ApiRepo,
-        snapshot: &Path,
-        id: &str,
-        revision: &str,
+        client: &Client,
+        repo: &Repository,
+        commit: &Commit,
         name: &str,
     ) -> Result<PathBuf> {
-        let there = snapshot.join(name);
-        if there.exists() {
-            return Ok(there);
-        }
-        repo.download(name).map_err(|e| self.failed(id, revision, name, &e))
+        let Repository { kind, id, revision } = repo;
+        let prefix = if *kind == "models" { "" } else { "datasets/" };
+        let address = format!("{}/{prefix}{id}/resolve/{}", self.address, encoded(revision, b""));
+        let kept = Kept::new(&self.cache, kind, id);
+        kept.fetch(client, commit, name, &address).map_err(|e| match e.downcast_ref() {
+            Some(Error::Hub(why)) => self.failed(repo, name, why),
+            _ => e,
+        })
     }
 
-    fn failed(&self, id: &str, revision: &str, what: &str, error: &ApiError) -> anyhow::Error {
-        let why = error.to_string();
+    fn failed(&self, repo: &Repository, what: &str, why: &str) -> anyhow::Error {
+        let Repository { id, revision, .. } = repo;
         let advice = if why.contains("401") || why.contains("403") {
             "; it may be private or gated: set HF_TOKEN"
         } else if why.contains("404") {
             "; check the id and the revision"
+        } else if why.contains("timeout") {
+            "; give it more time with HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT (seconds)"
         } else {
             ""
         };
+        // A library may name the address that it was given.
+        let why = why.replace(&self.address, &self.endpoint);
         Error::Hub(format!(
             "could not download {what} of {id}@{revision} from {}: {why}{advice}",
             self.endpoint
