@@ -212,13 +212,6 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
 /// Reads and splits the prompts of an online method, and the normal texts of a file.
 pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
-    if recipe.objective.learns {
-        bail_input!(
-            "--objective {}: it learns from the pairs of a file before the first step; take \
-             another one with --prompts",
-            recipe.objective.name
-        );
-    }
     let mut texts = match &settings.prompts {
         Some(path) => data::read_prompts(path, &data::parse_map(&settings.map)?, settings.limit)?,
         None => {

@@ -10,6 +10,8 @@ mod unlikelihood;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -17,11 +19,12 @@ use serde_json::{Map, Value};
 
 use super::Method;
 use crate::base::error::{Error, unknown};
+use crate::base::files::write_whole;
 use crate::model::loss;
 use crate::model::weights::{View, Want, Who};
 use crate::slice::Slice;
 use crate::slice::input::{StepInput, Whole, share};
-use crate::tokens::TokenPair;
+use crate::tokens::{Encoder, TokenPair};
 use dpo::{Curve, Dpo};
 use dpo_ul::DpoUl;
 use reference::Reference;
@@ -98,6 +101,21 @@ pub struct Artefact {
     pub file: &'static str,
     /// The token, and what is said of it.
     pub rows: Vec<(u32, Map<String, Value>)>,
+}
+
+impl Artefact {
+    /// Writes it to its file in this folder.
+    pub fn write(&self, encoder: &Encoder, dir: &Path) -> Result<()> {
+        let mut lines = Vec::new();
+        for (id, facts) in &self.rows {
+            let mut line = Map::new();
+            line.insert("token".into(), encoder.decode(&[*id])?.into());
+            line.insert("id".into(), (*id).into());
+            line.extend(facts.clone());
+            writeln!(lines, "{}", Value::Object(line))?;
+        }
+        write_whole(&dir.join(self.file), &lines)
+    }
 }
 
 /// A line of [`OBJECTIVES`].
