@@ -159,7 +159,10 @@ impl Trainer<'_> {
             Ok(None) => {}
             // What it learned in an earlier round it still knows.
             Err(_) if round > 0 => {}
-            Err(error) => return Err(Error::Check(error.to_string()).into()),
+            Err(error) => {
+                let more = "(--prompts-per-round, --samples-per-prompt)";
+                return Err(Error::Check(format!("{error} {more}")).into());
+            }
         }
         let looks = self.method.recipe.first() == First::Look;
         if looks && self.step == 0 && self.method.select.memory().means().is_none() {

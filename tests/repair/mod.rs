@@ -2,6 +2,7 @@
 
 mod blocks;
 mod neurons;
+mod online;
 mod patches;
 mod precision;
 mod trials;

@@ -4,4 +4,5 @@
 mod cut_short;
 mod divergence;
 mod interrupted;
+mod online;
 mod replaced;

@@ -27,8 +27,8 @@ use crate::report::DataRecord;
 use crate::scorers::{self, Scorer};
 use crate::settings::ReportTo;
 use crate::slice::select::First;
-use crate::step::optim::Optimizer;
 use crate::step::Recipe;
+use crate::step::optim::Optimizer;
 use crate::tokens::TokenPair;
 use crate::train::budget::Budget;
 use crate::train::events::EventFile;
@@ -98,11 +98,13 @@ impl Job for Blocks<'_> {
         }
         if !train.valid_pairs.is_empty() {
             let of = |responses, response: fn(&TokenPair) -> &Vec<u32>| {
-                let pairs = train.valid_pairs.iter();
+                let pairs = train.valid_pairs.iter().filter(|p| !response(p).is_empty());
                 let sequences = pairs.map(|p| (p.prompt.clone(), response(p).clone())).collect();
                 Nll { responses, sequences, loss_on: prepared.loss_on }
             };
-            tasks.push(Box::new(of(Responses::Chosen, |p| &p.chosen)));
+            if train.valid_pairs.iter().any(|pair| !pair.chosen.is_empty()) {
+                tasks.push(Box::new(of(Responses::Chosen, |p| &p.chosen)));
+            }
             tasks.push(Box::new(of(Responses::Rejected, |p| &p.rejected)));
         }
         if !text.is_empty() {

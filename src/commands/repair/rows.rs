@@ -16,6 +16,7 @@ use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
 use crate::slice::select::First;
 use crate::step::Recipe;
+use crate::step::objective::OBJECTIVES;
 use crate::tokens::Lengths;
 use crate::{bail_input, data, train};
 
@@ -161,6 +162,19 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
 pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let (pairs, sha256) = read_data(settings)?;
+    if let Some(alone) = pairs.iter().find(|pair| pair.chosen.is_empty())
+        && recipe.objective.chosen
+    {
+        let able: Vec<&str> = OBJECTIVES.iter().filter(|o| !o.chosen).map(|o| o.name).collect();
+        bail_input!(
+            "{}: a rejected response without a chosen one, which --objective {} (--method {}) has \
+             no use for; take --objective {}",
+            alone.place,
+            recipe.objective.name,
+            settings.settings.method,
+            able.join(" or ")
+        );
+    }
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
