@@ -6,4 +6,5 @@ mod online;
 mod patches;
 mod precision;
 mod trials;
+mod unpaired;
 mod weights_dtype;

@@ -162,18 +162,26 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
 pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let (pairs, sha256) = read_data(settings)?;
-    if let Some(alone) = pairs.iter().find(|pair| pair.chosen.is_empty())
-        && recipe.objective.chosen
-    {
-        let able: Vec<&str> = OBJECTIVES.iter().filter(|o| !o.chosen).map(|o| o.name).collect();
-        bail_input!(
-            "{}: a rejected response without a chosen one, which --objective {} (--method {}) has \
-             no use for; take --objective {}",
-            alone.place,
-            recipe.objective.name,
-            settings.settings.method,
-            able.join(" or ")
-        );
+    if let Some(alone) = pairs.iter().find(|pair| pair.chosen.is_empty()) {
+        let Recipe { objective, select, .. } = recipe;
+        let place = &alone.place;
+        if objective.chosen {
+            let able = OBJECTIVES.iter().filter(|objective| !objective.chosen);
+            let able: Vec<&str> = able.map(|objective| objective.name).collect();
+            bail_input!(
+                "{place}: a rejected response without a chosen one, which --objective {} has no \
+                 use for; take --objective {}, or give pairs",
+                objective.name,
+                able.join(" or ")
+            );
+        }
+        if select.chosen {
+            bail_input!(
+                "{place}: a rejected response without a chosen one, which --select {} needs; take \
+                 another selector, or give pairs",
+                select.name
+            );
+        }
     }
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
