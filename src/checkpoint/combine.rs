@@ -59,7 +59,7 @@ pub fn combine(
             .collect();
         let (bytes, finite) = stored.bytes(&values);
         if !finite {
-            bail_input!("--by {by}: a value of {name} is beyond what {dtype:?} can hold");
+            bail_input!("--by {by:?}: a value of {name} is beyond what {dtype:?} can hold");
         }
         base.put(name, &bytes, scratch)?;
     }

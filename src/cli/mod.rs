@@ -79,7 +79,8 @@ pub enum Command {
   irepair score texts.jsonl --scorer lexicon --out scored.jsonl
   irepair score --calibrate perspective.jsonl --scorer lexicon --plot calibration.svg")]
     Score(Score),
-    /// Make, show, apply, scale, average or take back a patch: what a repair changed, without the model
+    /// Make, show, apply, scale, average or take back a patch: what a repair changed, without the
+    /// model
     #[command(after_help = "Examples:
   irepair patch show repaired/irepair/patch.safetensors
   irepair patch apply gpt2-large patch.safetensors --out repaired

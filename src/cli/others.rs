@@ -72,7 +72,7 @@ pub enum PatchCommand {
     #[command(after_help = "Example:
   irepair patch mean seed1/irepair/patch.safetensors seed2/irepair/patch.safetensors --out mean")]
     Mean {
-        #[arg(required = true, num_args = 2.., value_name = "PATCH")]
+        #[arg(required = true, value_name = "PATCH")]
         patches: Vec<PathBuf>,
         /// Where the new patch goes
         #[arg(short, long, value_name = "FILE")]

@@ -9,7 +9,7 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::combine::combine;
-use crate::checkpoint::hub;
+use crate::checkpoint::hub::{self, OpenedModel};
 use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
 use crate::cli::{Patch, PatchCommand};
 use crate::report::plot::short;
@@ -23,7 +23,7 @@ pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
         PatchCommand::Diff { base, repaired, out, overwrite } => {
             free(out, *overwrite)?;
-            diff(&open(base)?, &open(repaired)?, out)?;
+            diff(&open(base)?.checkpoint, &open(repaired)?.checkpoint, out)?;
             show(args.json, out)
         }
         PatchCommand::Apply { base, patch, out } => {
@@ -44,6 +44,10 @@ pub fn run(args: &Patch) -> Result<()> {
             made(&patches, *by, base.as_deref(), out, *overwrite, args.json)
         }
         PatchCommand::Mean { patches, out, base, overwrite } => {
+            if patches.len() < 2 {
+                let why = "a mean is of 2 patches or more; for a part of one: irepair patch scale";
+                return Err(Error::Usage(why.into()).into());
+            }
             let patches: Vec<PatchFile> =
                 patches.iter().map(|path| PatchFile::open(path)).collect::<Result<_>>()?;
             made(&patches, 1.0, base.as_deref(), out, *overwrite, args.json)
@@ -94,11 +98,10 @@ fn made(
     for folder in [&of_base, &of_result] {
         std::fs::create_dir(folder).map_err(cannot)?;
     }
-    let base = match base {
-        Some(base) => open(base)?,
-        None => base_beside(patches, &of_base)?,
-    };
-    combine(&base, patches, by, &of_result, out)?;
+    match base {
+        Some(base) => combine(&open(base)?.checkpoint, patches, by, &of_result, out)?,
+        None => combine(&base_beside(patches, &of_base)?, patches, by, &of_result, out)?,
+    }
     show(json, out)
 }
 
@@ -123,8 +126,9 @@ fn base_beside(patches: &[PatchFile], folder: &Path) -> Result<Checkpoint> {
     )
 }
 
-fn open(model: &str) -> Result<Checkpoint> {
-    Ok(hub::open_model(model, None)?.checkpoint)
+/// The demo's files are there as long as this is.
+fn open(model: &str) -> Result<OpenedModel> {
+    hub::open_model(model, None)
 }
 
 /// Applies a patch or takes it back. The folder is written beside its name and renamed when it is
@@ -144,7 +148,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     // The model gets a folder inside, because temporary folders are private.
     let folder = partial.path().join("model");
     std::fs::create_dir(&folder).map_err(cannot)?;
-    patch.apply(&from, direction, &folder)?;
+    patch.apply(&from.checkpoint, direction, &folder)?;
     std::fs::rename(&folder, out)
         .with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
     let sha256 = match direction {

@@ -1,5 +1,5 @@
-//! A *budget* of KL on normal text: the weight of the KL term is moved to keep it, and what is still
-//! beyond it at the end is taken back.
+//! A *budget* of KL on normal text: the weight of the KL term is moved to keep it, and what is
+//! still beyond it at the end is taken back.
 
 use std::collections::BTreeMap;
 

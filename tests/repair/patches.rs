@@ -206,7 +206,9 @@ fn patches_are_scaled_and_averaged_exactly() {
         let sources = of.iter().map(|i| file([&one, &two, &three][*i]));
         let line = match by {
             "mean" => sources.fold(made("mean", &patch_file), |line, p| line.arg(p)),
-            _ => sources.fold(made("scale --by", &patch_file).arg(by), |line, p| line.arg(p)),
+            _ => {
+                sources.fold(made(&format!("scale --by={by}"), &patch_file), |line, p| line.arg(p))
+            }
         };
         line.ok();
         patch("apply", &model, &patch_file).with("--out", &there).ok();
@@ -231,7 +233,7 @@ fn patches_are_scaled_and_averaged_exactly() {
         let alone = folder.write("alone.safetensors", bytes(file([&one, &two, &three][of[0]])));
         let again = folder.path("again.safetensors");
         if of.len() == 1 {
-            let line = made("scale --by", &again).arg(by).arg(&alone);
+            let line = made(&format!("scale --by={by}"), &again).arg(&alone);
             line.fails(3, &["alone.safetensors", "--base"]);
             line.and("--overwrite").with("--base", &model).ok();
             assert!(bytes(&again) == bytes(&patch_file), "{by}");
@@ -291,11 +293,22 @@ fn patches_that_do_not_go_together_are_refused() {
     }
     let mean = || irepair("patch mean").arg(file(&one)).with("--out", &never);
     mean().arg(file(&other)).fails(3, &["different bases", "one", "other"]);
-    mean().fails(2, &["2"]);
+    mean().fails(2, &["2 patches or more"]);
     mean().arg(folder.path("none")).fails(3, &["none"]);
     mean().arg(one.join("config.json")).fails(3, &["not a usable patch"]);
     scale("--by 0.5").with("--base", &llama).fails(3, &["is made for a base with sha256"]);
     scale("--by 0.5").with("--base", &one).fails(3, &["is made for a base with sha256"]);
+    // The demo is a base like any other.
+    let [demo, half] = ["demo", "half.safetensors"].map(|name| folder.path(name));
+    irepair("repair -q --method dpo --max-steps 1 --eval-steps 0 --limit 24 --valid-size 4")
+        .with("--out", &demo)
+        .ok();
+    let alone = folder.write("alone.safetensors", bytes(file(&demo)));
+    let line = irepair("patch scale --by 0.5 --base demo").arg(&alone);
+    line.with("--out", &half).ok();
+    irepair("patch diff demo").arg(&demo).with("--out", &half).and("--overwrite").ok();
+    assert!(bytes(&half) == bytes(&alone));
+    ["demo", "half.safetensors", "alone.safetensors"].map(|name| folder.remove(name));
     // A mean of opposites is the base.
     let opposite = folder.path("opposite.safetensors");
     irepair("patch scale --by -1").arg(file(&one)).with("--out", &opposite).ok();

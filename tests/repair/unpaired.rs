@@ -126,7 +126,7 @@ fn labelled_rows_are_pairs() {
     repair("more").with("--data", &more).ok();
     let data = record(&folder.path("more")).data;
     assert_eq!(data.pairs + data.held_back, 26);
-    // Of one kind alone.
+    // Labels of one kind alone.
     let of = |label: bool| -> Vec<Value> {
         labelled.iter().filter(|row| row["label"] == label).cloned().collect()
     };

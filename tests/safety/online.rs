@@ -207,7 +207,7 @@ fn pairs_go_on_where_they_were() {
     until(&mut child, || done(&partial(&out)) >= 3);
     kill(&mut child);
     assert!(!out.exists() && (3..11).contains(&done(&partial(&out))));
-    // Of other settings: refused, with what differs and what helps.
+    // With other settings: refused, with what differs and what helps.
     let other = pairs(&out).and("--seed 1");
     other.fails(3, &["other settings", "--overwrite"]);
     assert!(done(&partial(&out)) >= 3);

@@ -287,7 +287,7 @@ impl<'a> Blocks<'a> {
         }
         let looks = self.recipe.first() == First::Look;
         let sample = match self.recipe.online {
-            // Of the first round.
+            // Those of the first round.
             true => prepared.fixed_sample.unwrap_or(2000),
             false => prepared.looked_at(rows.pairs.len()),
         };
