@@ -6,6 +6,7 @@
 //! changed tensors in place. So everything else stays equal to the base; [`compare`] still checks
 //! it.
 
+pub mod combine;
 mod compare;
 pub mod conversion;
 mod files;

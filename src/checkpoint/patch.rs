@@ -329,6 +329,45 @@ impl PatchFile {
         Ok(difference)
     }
 
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The stored bytes of a tensor in the repaired model. Errors (bad input) if the base's tensor
+    /// is another one.
+    pub fn repaired(&self, base: &Checkpoint, name: &str) -> Result<Vec<u8>> {
+        let tensors =
+            SafeTensors::deserialize(&self.bytes).context("a patch that was read before")?;
+        let entry = self.tensors.get(name).with_context(|| format!("no tensor {name}"))?;
+        self.changed(base, &tensors, name, entry)
+    }
+
+    /// The bytes that a tensor of one side has on the other side.
+    fn changed(
+        &self,
+        from: &Checkpoint,
+        tensors: &SafeTensors,
+        name: &str,
+        entry: &TensorPatch,
+    ) -> Result<Vec<u8>> {
+        let found = from.dtype_and_shape(name);
+        let (dtype, shape) = found
+            .map_err(|e| Error::Input(format!("{}: {e} in the model", self.path.display())))?;
+        if (dtype, &shape) != (entry.dtype, &entry.shape) {
+            bail_input!(
+                "{}: tensor {name} is {dtype:?} {shape:?} in the model, {:?} {:?} in the patch",
+                self.path.display(),
+                entry.dtype,
+                entry.shape
+            );
+        }
+        let difference = self.difference(tensors, name, entry)?;
+        let mut bytes = from.bytes(name)?;
+        bytes.iter_mut().zip(difference).for_each(|(a, b)| *a ^= b);
+        Ok(bytes)
+    }
+
     /// Copies a model folder and applies the differences: the base becomes the repaired model, or
     /// the repaired model the base. Errors (bad input) if the model is not the one to start from,
     /// or (a failed check) if the result is not the other one.
@@ -352,20 +391,7 @@ impl PatchFile {
         let tensors =
             SafeTensors::deserialize(&self.bytes).context("a patch that was read before")?;
         for (name, entry) in &self.tensors {
-            let found = from.dtype_and_shape(name);
-            let (dtype, shape) = found
-                .map_err(|e| Error::Input(format!("{}: {e} in the model", self.path.display())))?;
-            if (dtype, &shape) != (entry.dtype, &entry.shape) {
-                bail_input!(
-                    "{}: tensor {name} is {dtype:?} {shape:?} in the model, {:?} {:?} in the patch",
-                    self.path.display(),
-                    entry.dtype,
-                    entry.shape
-                );
-            }
-            let difference = self.difference(&tensors, name, entry)?;
-            let mut bytes = from.bytes(name)?;
-            bytes.iter_mut().zip(difference).for_each(|(a, b)| *a ^= b);
+            let bytes = self.changed(from, &tensors, name, entry)?;
             from.put(name, &bytes, out)?;
         }
         let written = Checkpoint::open(out, "output", None)?.hash()?;

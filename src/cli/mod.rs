@@ -79,11 +79,13 @@ pub enum Command {
   irepair score texts.jsonl --scorer lexicon --out scored.jsonl
   irepair score --calibrate perspective.jsonl --scorer lexicon --plot calibration.svg")]
     Score(Score),
-    /// Make, show, apply or take back a patch: what a repair changed, without the model
+    /// Make, show, apply, scale, average or take back a patch: what a repair changed, without the
+    /// model
     #[command(after_help = "Examples:
   irepair patch show repaired/irepair/patch.safetensors
   irepair patch apply gpt2-large patch.safetensors --out repaired
-  irepair patch revert repaired patch.safetensors --out base")]
+  irepair patch revert repaired patch.safetensors --out base
+  irepair patch scale patch.safetensors --by 0.8 --base gpt2-large --out milder.safetensors")]
     Patch(Patch),
     /// Time one iteration on random weights; prints one JSON line
     #[command(after_help = "Example:

@@ -48,6 +48,42 @@ pub enum PatchCommand {
     },
     /// Blocks, norms and sizes
     Show { patch: PathBuf },
+    /// Make a part, or a multiple, of what a patch changes: base + λ·(repaired − base)
+    #[command(after_help = "Examples:
+  irepair patch scale repaired/irepair/patch.safetensors --by 0.8 --out milder.safetensors
+  irepair patch scale p.safetensors --base gpt2-large --by 1.5 --out stronger.safetensors")]
+    Scale {
+        patch: PathBuf,
+        /// λ: 0.8 takes four fifths of the change, -1 the opposite
+        #[arg(long, value_name = "λ", allow_negative_numbers = true)]
+        by: f64,
+        /// Where the new patch goes
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// The model that the patch is for; not needed where the patch lies in its repaired model
+        #[arg(long, value_name = "MODEL")]
+        base: Option<String>,
+        /// Replace --out if it exists
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Make the mean of what several patches of one base change; a tensor that one of them lacks
+    /// counts as unchanged there
+    #[command(after_help = "Example:
+  irepair patch mean seed1/irepair/patch.safetensors seed2/irepair/patch.safetensors --out mean")]
+    Mean {
+        #[arg(required = true, value_name = "PATCH")]
+        patches: Vec<PathBuf>,
+        /// Where the new patch goes
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// The model that the patches are for; not needed where one lies in its repaired model
+        #[arg(long, value_name = "MODEL")]
+        base: Option<String>,
+        /// Replace --out if it exists
+        #[arg(long)]
+        overwrite: bool,
+    },
 }
 
 /// The names of the shapes.

@@ -21,9 +21,11 @@ use crate::{bail_input, scorers};
 pub fn run(args: &Pairs) -> Result<()> {
     let words = &args.writing;
     for (name, value) in [
-        ("samples", words.samples),
-        ("max-new-tokens", words.max_new_tokens),
-        ("pairs-per-prompt", words.pairs_per_prompt),
+        ("samples-per-prompt", Value::from(words.samples_per_prompt)),
+        ("max-new-tokens", words.max_new_tokens.into()),
+        ("pairs-per-prompt", words.pairs_per_prompt.into()),
+        ("temperature", words.temperature.into()),
+        ("top-p", words.top_p.into()),
     ] {
         in_range(name, value)?;
     }
@@ -35,6 +37,13 @@ pub fn run(args: &Pairs) -> Result<()> {
         );
     }
     replaceable(&args.out, args.overwrite)?;
+    if words.top_p > 1.0 {
+        bail_input!("--top-p {}: must be above 0 and at most 1", words.top_p);
+    }
+    let read_from = args.prompts.as_ref().and_then(|path| path.canonicalize().ok());
+    if read_from.is_some_and(|path| args.out.canonicalize().is_ok_and(|out| out == path)) {
+        bail_input!("--out {} is the file of prompts itself; choose another", args.out.display());
+    }
     let options = scorers::Options { toxic_label: words.toxic_label.clone() };
     let scorer = scorers::open(&words.scorer, &options)?;
     let loaded = args.model.open()?;
@@ -53,7 +62,7 @@ pub fn run(args: &Pairs) -> Result<()> {
         subject: subject(&loaded, &weights),
         scorer: scorer.as_ref(),
         protocol: Protocol {
-            samples: words.samples,
+            samples: words.samples_per_prompt,
             new_tokens: words.max_new_tokens,
             temperature: words.temperature,
             top_p: words.top_p,
@@ -63,23 +72,28 @@ pub fn run(args: &Pairs) -> Result<()> {
             seed: words.seed,
         },
         quiet: args.output.quiet,
+        again: "what is done is kept: give the same command again to go on",
     };
-    let key = json!({ "model": loaded.checkpoint().hash()?, "dtype": loaded.precision,
+    let key = json!({ "model": loaded.checkpoint().identity()?, "dtype": loaded.precision,
                       "prompts_sha256": files::hash_texts(texts.iter().map(|t| t.text.as_str())) });
     let beside = files::partial(&args.out);
-    if args.overwrite && args.out.exists() {
-        std::fs::remove_file(&beside).ok();
-    }
     let mut pool = Pool::default();
     let all: Vec<usize> = (0..prompts.len()).collect();
-    let round = Round { chosen: &all, number: 0, over: false, path: &beside, key: &key };
+    let round = Round {
+        chosen: &all,
+        number: 0,
+        over: false,
+        path: &beside,
+        key: &key,
+        overwrite: args.overwrite,
+    };
     let tally = writer.sample(&prompts, &round, &mut pool)?;
     let pairs = pool.extremes(&prompts, &writer.protocol);
     if pairs.is_empty() {
         std::fs::remove_file(&beside).ok();
         return Err(Error::Check(format!(
             "no prompt has texts of both kinds: {} of {} texts are toxic ({:.1} %); give more \
-             --samples, other thresholds, or other prompts",
+             --samples-per-prompt, other thresholds, or other prompts",
             tally.toxic,
             tally.scored,
             tally.percent()
@@ -118,8 +132,9 @@ pub fn run(args: &Pairs) -> Result<()> {
 }
 
 /// The prompts, as they stand in the file and in tokens.
+/// What is longer than the model continues is cut in both.
 fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
-    let texts = match &args.prompts {
+    let mut texts = match &args.prompts {
         Some(path) => data::read_prompts(path, &data::KeyMap::new(), args.limit)?,
         None if args.model.model == "demo" => {
             let pairs = data::parse_pairs("demo pairs", demo::PAIRS)?.into_iter();
@@ -132,16 +147,23 @@ fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
     let lengths = Lengths::within(context, None, args.writing.max_prompt_length)?;
     let room = context.saturating_sub(args.writing.max_new_tokens).max(1);
     let longest = lengths.prompt.min(room);
-    let prompts = texts.iter().map(|text| {
+    let mut prompts = Vec::with_capacity(texts.len());
+    for text in &mut texts {
         let mut ids = loaded.encoder.prompt(text)?;
         // The end of a conversation says whose turn it is.
         match text.messages.is_empty() {
-            true => ids.truncate(longest),
+            true if ids.len() > longest => {
+                ids.truncate(longest);
+                text.text = loaded.encoder.decode(&ids)?;
+            }
+            true => {}
             false => drop(ids.drain(..ids.len().saturating_sub(longest))),
         }
-        Ok(Prompt { text: text.text.clone(), ids })
-    });
-    let prompts = prompts.collect::<Result<_>>()?;
+        prompts.push(Prompt { text: text.text.clone(), ids });
+    }
+    if prompts.is_empty() {
+        bail_input!("--limit 0 leaves no prompt");
+    }
     Ok((texts, prompts))
 }
 

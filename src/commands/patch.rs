@@ -1,5 +1,5 @@
-//! `patch` makes a file of what a repair changed, shows it, applies it to the base, and takes it
-//! back from the repaired model.
+//! `patch` makes a file of what a repair changed, shows it, applies it to the base, takes it back
+//! from the repaired model, and makes another of a part of it or of the mean of several.
 
 use std::path::Path;
 
@@ -10,7 +10,8 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::print;
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::hub;
+use crate::checkpoint::combine::combine;
+use crate::checkpoint::hub::{self, OpenedModel};
 use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
 use crate::cli::{Patch, PatchCommand};
 use crate::print_line;
@@ -25,7 +26,7 @@ pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
         PatchCommand::Diff { base, repaired, out, overwrite } => {
             replaceable(out, *overwrite)?;
-            diff(&open(base)?, &open(repaired)?, out)?;
+            diff(&open(base)?.checkpoint, &open(repaired)?.checkpoint, out)?;
             show(args.json, out)
         }
         PatchCommand::Apply { base, patch, out } => {
@@ -35,11 +36,91 @@ pub fn run(args: &Patch) -> Result<()> {
             walk(repaired, patch, Direction::Revert, out, args.json)
         }
         PatchCommand::Show { patch } => show(args.json, patch),
+        PatchCommand::Scale { patch, by, out, base, overwrite } => {
+            if !by.is_finite() {
+                bail_input!("--by {by}: expected a finite number");
+            }
+            if *by == 0.0 {
+                bail_input!("--by 0 leaves the base as it is: there would be no patch");
+            }
+            let patches = [PatchFile::open(patch)?];
+            made(&patches, *by, base.as_deref(), out, *overwrite, args.json)
+        }
+        PatchCommand::Mean { patches, out, base, overwrite } => {
+            if patches.len() < 2 {
+                let why = "a mean is of 2 patches or more; for a part of one: irepair patch scale";
+                return Err(Error::Usage(why.into()).into());
+            }
+            let patches: Vec<PatchFile> =
+                patches.iter().map(|path| PatchFile::open(path)).collect::<Result<_>>()?;
+            made(&patches, 1.0, base.as_deref(), out, *overwrite, args.json)
+        }
     }
 }
 
-fn open(model: &str) -> Result<Checkpoint> {
-    Ok(hub::open_model(model, None)?.checkpoint)
+/// Writes the patch of λ times the mean of the patches' changes, and prints what it changes.
+fn made(
+    patches: &[PatchFile],
+    by: f64,
+    base: Option<&str>,
+    out: &Path,
+    overwrite: bool,
+    json: bool,
+) -> Result<()> {
+    replaceable(out, overwrite)?;
+    let first = &patches[0];
+    if let Some(other) = patches.iter().find(|patch| patch.base_sha256 != first.base_sha256) {
+        bail_input!(
+            "{} and {} are for different bases (sha256 {}… and {}…), so their changes can't be \
+             put together",
+            first.path().display(),
+            other.path().display(),
+            first.base_sha256.get(..12).unwrap_or(&first.base_sha256),
+            other.base_sha256.get(..12).unwrap_or(&other.base_sha256)
+        );
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = |e: std::io::Error| {
+        Error::Input(format!("--out {}: can't write there: {e}", out.display()))
+    };
+    std::fs::create_dir_all(parent).map_err(cannot)?;
+    let scratch =
+        tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
+    let [of_base, of_result] = ["base", "result"].map(|name| scratch.path().join(name));
+    for folder in [&of_base, &of_result] {
+        std::fs::create_dir(folder).map_err(cannot)?;
+    }
+    match base {
+        Some(base) => combine(&open(base)?.checkpoint, patches, by, &of_result, out)?,
+        None => combine(&base_beside(patches, &of_base)?, patches, by, &of_result, out)?,
+    }
+    show(json, out)
+}
+
+/// The base, taken back in `folder` from a repaired model that one of the patches lies in. Errors
+/// (bad input) if none does.
+fn base_beside(patches: &[PatchFile], folder: &Path) -> Result<Checkpoint> {
+    for patch in patches {
+        let path = patch.path().canonicalize().unwrap_or_default();
+        let Some(repaired) = path.parent().and_then(Path::parent) else { continue };
+        if !repaired.join("config.json").is_file() {
+            continue;
+        }
+        let repaired = Checkpoint::open(repaired, "the repaired model", None)?;
+        if repaired.hash()? == patch.repaired_sha256 {
+            patch.apply(&repaired, Direction::Revert, folder)?;
+            return Checkpoint::open(folder, "the base", None);
+        }
+    }
+    bail_input!(
+        "{}: lies in no repaired model (OUT/irepair), so the base is not known; give --base MODEL",
+        patches[0].path().display()
+    )
+}
+
+/// The demo's files are there as long as this is.
+fn open(model: &str) -> Result<OpenedModel> {
+    hub::open_model(model, None)
 }
 
 /// Applies a patch or takes it back. The folder is written beside its name and renamed when it is
@@ -60,7 +141,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     // The model gets a folder inside, because temporary folders are private.
     let folder = partial.path().join("model");
     std::fs::create_dir(&folder).map_err(cannot)?;
-    patch.apply(&from, direction, &folder)?;
+    patch.apply(&from.checkpoint, direction, &folder)?;
     std::fs::rename(&folder, out)
         .with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
     let sha256 = match direction {

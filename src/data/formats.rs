@@ -52,7 +52,12 @@ pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
         let Some((ours, theirs)) = piece.split_once('=') else {
             bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
         };
-        let known: Vec<&str> = FORMATS.iter().flat_map(Format::keys).chain(EDIT_KEYS).collect();
+        let known: Vec<&str> = FORMATS
+            .iter()
+            .flat_map(Format::keys)
+            .chain(EDIT_KEYS)
+            .chain(["completion", "label"])
+            .collect();
         if !known.contains(&ours.trim()) {
             bail_input!("--map: {}", unknown("key", ours.trim(), &known));
         }
@@ -61,7 +66,7 @@ pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
     Ok(map)
 }
 
-fn object(row: &Record) -> Result<&Map<String, Value>> {
+pub(super) fn object(row: &Record) -> Result<&Map<String, Value>> {
     match &row.value {
         Value::Object(object) => Ok(object),
         _ => bail_input!("{}: a row must be a JSON object", row.place),
@@ -69,7 +74,7 @@ fn object(row: &Record) -> Result<&Map<String, Value>> {
 }
 
 /// The key in the file for one of ours.
-fn key<'a>(map: &'a KeyMap, ours: &'a str) -> &'a str {
+pub(super) fn key<'a>(map: &'a KeyMap, ours: &'a str) -> &'a str {
     map.get(ours).map_or(ours, String::as_str)
 }
 
@@ -94,7 +99,8 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
             .map(|f| format!("{} ({})", f.name, f.keys().collect::<Vec<_>>().join(", ")))
             .collect();
         bail_input!(
-            "{place}: no {}; found: {}; formats: {}; other names can be given with --map",
+            "{place}: no {}; found: {}; formats: {}, rejected alone (prompt, rejected), labelled \
+             (prompt, completion, label); other names can be given with --map",
             lacks.join(" and "),
             if found.is_empty() { "nothing".to_owned() } else { found.join(", ") },
             formats.join(", ")
@@ -285,7 +291,11 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
     Ok(Text::plain(text.into(), place.clone()))
 }
 
-fn string<'a>(object: &'a Map<String, Value>, key: &str, place: &FileLine) -> Result<&'a str> {
+pub(super) fn string<'a>(
+    object: &'a Map<String, Value>,
+    key: &str,
+    place: &FileLine,
+) -> Result<&'a str> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text),
         Some(_) => bail_input!("{place}: {key:?} is not a string"),

@@ -9,6 +9,7 @@ mod formats;
 mod read;
 mod records;
 pub mod split;
+mod unpaired;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,6 +24,7 @@ pub use records::{FileLine, Record, read_rows};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     pub prompt: String,
+    /// Empty: the row has no chosen response.
     pub chosen: String,
     pub rejected: String,
     /// The messages, if the row has conversations. The three texts are then their contents.

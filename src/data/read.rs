@@ -5,14 +5,21 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::formats;
 use super::records::{Record, parse_lines, read_rows};
 use super::{Edit, KeyMap, Pair, Text};
+use super::{formats, unpaired};
 use crate::bail_input;
 
-/// Reads pairs, the first `limit` of them.
+/// Reads pairs, of the first `limit` rows. A rejected response may stand alone, and labelled rows
+/// make pairs.
 pub fn read_pairs(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
-    make_all(read_rows(path)?, path, limit, |row| formats::pair(row, map))
+    let mut rows = read_rows(path)?;
+    if rows.first().is_some_and(|row| unpaired::is_labelled(row, map)) {
+        rows.truncate(limit.unwrap_or(usize::MAX));
+        let pairs = unpaired::labelled(&rows, path, map)?;
+        return Ok(pairs);
+    }
+    make_all(rows, path, limit, |row| unpaired::pair_or_rejected(row, map))
 }
 
 /// The pairs in a text of JSON lines, which errors call `name`.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -121,14 +121,27 @@ impl Ledger {
         Ok(Self { path: path.into(), file, done })
     }
 
-    /// Opens the ledger of an output file, which lies beside it until the output is written. If the
-    /// output exists and is to be replaced (`overwrite`), an older ledger is removed first.
+    /// Opens the ledger of an output file, which lies beside it until the output is written. What
+    /// was begun with other settings is removed if it is to be replaced (`overwrite`).
     pub fn beside(out: &Path, overwrite: bool, settings: &Value) -> Result<Self> {
         let path = files::partial(out);
-        if overwrite && out.exists() {
-            std::fs::remove_file(&path).ok();
+        if overwrite {
+            Self::remove_others(&path, settings)?;
         }
         Self::open(&path, settings)
+    }
+
+    /// Removes a ledger that was begun with other settings than these.
+    pub fn remove_others(path: &Path, settings: &Value) -> Result<()> {
+        let first = match File::open(path) {
+            Ok(file) => BufReader::new(file).lines().next().and_then(std::io::Result::ok),
+            Err(_) => return Ok(()),
+        };
+        let found: Value = serde_json::from_str(&first.unwrap_or_default()).unwrap_or_default();
+        if found["settings"] != *settings {
+            std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+        }
+        Ok(())
     }
 
     /// Whether this unit is done.

@@ -99,6 +99,8 @@ pub struct Round<'a> {
     pub path: &'a Path,
     /// What it belongs to.
     pub key: &'a Value,
+    /// Whether what was begun with other settings is replaced.
+    pub overwrite: bool,
 }
 
 /// Who writes, and who scores.
@@ -107,6 +109,8 @@ pub struct Writer<'a> {
     pub scorer: &'a dyn Scorer,
     pub protocol: Protocol,
     pub quiet: bool,
+    /// What is kept, and which command goes on, if this is interrupted or a text can't be scored.
+    pub again: &'a str,
 }
 
 impl Writer<'_> {
@@ -130,6 +134,9 @@ impl Writer<'_> {
         let settings = json!({ "key": round.key, "round": round.number,
                                "prompts": round.chosen, "protocol": protocol,
                                "scorer": self.scorer.name() });
+        if round.overwrite {
+            Ledger::remove_others(round.path, &settings)?;
+        }
         let mut ledger = Ledger::open(round.path, &settings)?;
         let units = jobs.len().div_ceil(UNIT);
         let lost = round.over && (0..units).any(|unit| !ledger.has(unit));
@@ -140,13 +147,13 @@ impl Writer<'_> {
             );
         }
         let title = format!("texts of round {}", round.number + 1);
+        let interrupted = format!("interrupted while texts were sampled; {}", self.again);
         let making = Making {
             what: &title,
             in_unit: UNIT,
             total: jobs.len(),
             quiet: self.quiet,
-            interrupted: "interrupted while texts were sampled; what is done is kept: give the \
-                          same command again to go on",
+            interrupted: &interrupted,
         };
         ledger.fill(0..units, &making, |unit| {
             let jobs = &jobs[unit * UNIT..((unit + 1) * UNIT).min(jobs.len())];
@@ -192,7 +199,7 @@ impl Writer<'_> {
     fn scored(&self, jobs: &[Job], texts: Vec<Vec<u32>>, pool: &mut Pool) -> Result<Vec<Row>> {
         let words: Vec<String> =
             texts.iter().map(|ids| self.subject.encoder.decode(ids)).collect::<Result<_>>()?;
-        pool.ask(self.scorer, &words)?;
+        pool.ask(self.scorer, &words).with_context(|| self.again.to_owned())?;
         let rows = jobs.iter().zip(texts).zip(words).map(|((job, ids), text)| {
             let score = pool.known.get(&text).copied();
             let prompt = job.prompt as usize;
@@ -237,16 +244,16 @@ impl Pool {
             match scored {
                 Scored::Score(score) => drop(self.known.insert(text.to_owned(), score)),
                 Scored::Failed(why) => {
-                    let why = format!(
-                        "{}: a text could not be scored: {why}; what is done is kept: give the \
-                         same command with --resume to go on",
-                        scorer.name()
-                    );
-                    return Err(anyhow::anyhow!(why));
+                    anyhow::bail!("{}: a text could not be scored: {why}", scorer.name());
                 }
             }
         }
         Ok(())
+    }
+
+    /// How many texts have a score: so many a scorer was asked for, in this process or before.
+    pub fn scored(&self) -> usize {
+        self.known.len()
     }
 
     /// Takes the rows of a round.

@@ -24,6 +24,7 @@ pub const PAGES: &[Page] = &[
     Page { topic: "start", text: include_str!("start.md") },
     Page { topic: "models-and-data", text: include_str!("models-and-data.md") },
     Page { topic: "methods", text: include_str!("methods.md") },
+    Page { topic: "online", text: include_str!("online.md") },
     Page { topic: "evaluation", text: include_str!("evaluation.md") },
     Page { topic: "compare-and-report", text: include_str!("compare-and-report.md") },
     Page { topic: "outputs", text: include_str!("outputs.md") },
@@ -43,6 +44,9 @@ pub mod models_and_data {}
 
 #[doc = include_str!("methods.md")]
 pub mod methods {}
+
+#[doc = include_str!("online.md")]
+pub mod online {}
 
 #[doc = include_str!("evaluation.md")]
 pub mod evaluation {}

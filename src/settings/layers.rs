@@ -77,6 +77,29 @@ impl Layers {
             }
         }
     }
+
+    /// The weight of the KL term is given, or a budget moves it: the higher layer decides. Errors
+    /// (usage) if one layer says both.
+    pub fn one_way_to_hold_kl(&mut self) -> Result<()> {
+        const WAYS: [&str; 2] = ["kl-weight", "kl-budget"];
+        let mut held = false;
+        for layer in [&mut self.flags, &mut self.variables, &mut self.file] {
+            let given = WAYS.map(|way| layer.contains_key(way));
+            if given == [true; 2] {
+                return Err(Error::Usage(
+                    "--kl-budget moves the weight of the KL term, so --kl-weight contradicts it; \
+                     give one of them"
+                        .into(),
+                )
+                .into());
+            }
+            if held {
+                layer.retain(|key, _| !WAYS.contains(&key.as_str()));
+            }
+            held |= given.contains(&true);
+        }
+        Ok(())
+    }
 }
 
 /// The settings of a repair that the command line and the environment give.

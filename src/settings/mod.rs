@@ -65,6 +65,7 @@ impl Prepared {
     /// Lays the layers over each other and checks the result.
     pub fn new(mut layers: Layers) -> Result<Self> {
         layers.one_way_to_say_a_method();
+        layers.one_way_to_hold_kl()?;
         let said = Said::of(&layers)?;
         let mut all = Layer::new();
         for setting in SETTINGS.iter() {
@@ -82,7 +83,8 @@ impl Prepared {
             all.extend(layers::preset("demo")?);
         }
         layers.all().into_iter().for_each(|layer| all.extend(layer.clone()));
-        let with_kl = all.get("kl-weight").and_then(Value::as_f64).is_some_and(|w| w != 0.0);
+        let with_kl = all.get("kl-weight").and_then(Value::as_f64).is_some_and(|w| w != 0.0)
+            || all.contains_key("kl-budget");
         all.insert("method".into(), said.name(with_kl).into());
         for setting in SETTINGS.iter() {
             if let Some(value) = all.get(setting.name) {
@@ -298,8 +300,11 @@ impl Said {
             }
             Self::Named(Named::Blocks(method)) => method.recipe(),
             Self::Parts(select, objective) => {
-                let with_kl = settings.kl_weight.is_some_and(|weight| weight != 0.0);
-                Recipe::of(select, objective, with_kl)
+                let budget = settings.kl_budget.is_some();
+                let with_kl = budget || settings.kl_weight.is_some_and(|weight| weight != 0.0);
+                // A budget moves the weight from wherever it begins.
+                let kl_weight = if budget { 1.0 } else { 0.0 };
+                Recipe { kl_weight, ..Recipe::of(select, objective, with_kl) }
             }
         };
         recipe.weight = settings.nll_weight.unwrap_or(recipe.weight);

@@ -95,10 +95,10 @@ settings! {
         kl_weight: Option<f64>, otherwise(super::help::kl_weights()), unused(uses::blocks);
         /// Keep KL on normal text at this many nats a token: the weight of the KL term goes up
         /// where a step's KL is above, and down where it is below
-        kl_budget: Option<f64>, otherwise("none: the weight stays"), value("NATS"),
-            unused(uses::kl);
+        kl_budget: Option<f64>, above_zero(), otherwise("none: the weight stays"),
+            value("NATS"), unused(uses::kl);
         /// β of DPO and its like
-        beta: Option<f64>, otherwise(super::help::betas()), unused(uses::beta);
+        beta: Option<f64>, above_zero(), otherwise(super::help::betas()), unused(uses::beta);
         /// Tokens that count in the NLL
         loss_on: LossOn, default(LossOn::Response), unused(uses::blocks);
     }
@@ -169,9 +169,9 @@ settings! {
         /// Tokens of a text
         max_new_tokens: usize, default(20), at_least(1), unused(uses::online);
         /// What logits are divided by before a token is drawn
-        temperature: f64, default(1.0), unused(uses::online);
+        temperature: f64, default(1.0), above_zero(), unused(uses::online);
         /// Only the likeliest tokens that together reach P
-        top_p: f64, default(0.9), value("P"), unused(uses::online);
+        top_p: f64, default(0.9), above_zero(), value("P"), unused(uses::online);
         /// Texts that score this or more can be rejected
         rejected_above: f64, default(0.5), value("SCORE"), unused(uses::online);
         /// Texts that score this or less can be chosen

@@ -84,6 +84,8 @@ pub struct Setting {
     /// What stands in for a setting without a default of its own, for people.
     otherwise: Option<String>,
     least: Option<u64>,
+    /// Whether 0 is out of range, too.
+    positive: bool,
     /// Errors if no method, selector, … has this name.
     named: Option<fn(&str) -> anyhow::Result<()>>,
     pub unused: Option<Unused>,
@@ -124,6 +126,7 @@ impl Setting {
             online_default: None,
             otherwise: None,
             least: None,
+            positive: false,
             named: None,
             unused: None,
             yields: false,
@@ -177,6 +180,12 @@ impl Setting {
         self
     }
 
+    /// Not even 0.
+    pub fn above_zero(mut self) -> Self {
+        self.positive = true;
+        self
+    }
+
     pub fn named(mut self, check: fn(&str) -> anyhow::Result<()>) -> Self {
         self.named = Some(check);
         self
@@ -218,6 +227,9 @@ impl Setting {
                 if number.as_f64().is_some_and(|number| number < least as f64) =>
             {
                 Err(format!("--{} {number}: must be at least {least}", self.name))
+            }
+            (_, Value::Number(number)) if self.positive && number.as_f64() == Some(0.0) => {
+                Err(format!("--{} {number}: must be above 0", self.name))
             }
             (_, Value::Number(number)) if number.as_f64().is_some_and(|number| number < 0.0) => {
                 Err(format!("--{} {number}: must be a finite number, 0 or more", self.name))

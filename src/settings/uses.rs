@@ -63,7 +63,11 @@ pub fn pairs(method: &Method) -> Option<&'static str> {
 
 /// A KL term.
 pub fn kl(method: &Method) -> Option<&'static str> {
-    recipe(method, |r| r.kl_weight != 0.0, "no KL term to keep within a budget")
+    recipe(
+        method,
+        |r| r.kl_weight != 0.0,
+        "no KL term to keep within a budget (a name that ends in +kl has)",
+    )
 }
 
 pub fn neurons(method: &Method) -> Option<&'static str> {

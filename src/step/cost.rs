@@ -66,13 +66,16 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> f64 {
     }
     let pairs = recipe.objective;
     let read = |(n, counted): (f64, f64)| (n, counted * pairs.heads as f64);
-    total += forward(read(chosen), blocks) + backward(read(chosen));
+    if pairs.chosen {
+        total += forward(read(chosen), blocks) + backward(read(chosen));
+    }
     if pairs.contrasts {
         total += forward(read(rejected), blocks) + backward(read(rejected));
     }
     if pairs.reference {
         let apart = blocks - work.touched as f64;
-        total += forward(chosen, apart) + forward(rejected, apart);
+        total += forward(rejected, apart);
+        total += if pairs.chosen { forward(chosen, apart) } else { 0.0 };
     }
     if recipe.kl_weight != 0.0 {
         // Once below what was touched, twice above it; the reference's logits are computed again

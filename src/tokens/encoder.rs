@@ -150,8 +150,11 @@ impl Encoder {
                 None => {
                     let response =
                         |text: &str, what: &str| self.continuation(text, what, &pair.place);
-                    let responses =
-                        [response(&pair.chosen, "chosen")?, response(&pair.rejected, "rejected")?];
+                    let chosen = match pair.chosen.is_empty() {
+                        true => Vec::new(),
+                        false => response(&pair.chosen, "chosen")?,
+                    };
+                    let responses = [chosen, response(&pair.rejected, "rejected")?];
                     (self.some(&pair.prompt, true, "prompt", &pair.place)?, responses)
                 }
                 Some(conversation) => self.conversation(conversation, &pair.place)?,

@@ -65,8 +65,12 @@ impl Trainer<'_> {
                 pairs: &pairs,
                 normal: normal.as_ref(),
             };
-            let Terms { loss, .. } = self.method.validate(&input)?;
-            total += loss;
+            let Terms { loss, kl, .. } = self.method.validate(&input)?;
+            // A weight that moves would make losses of other steps something else.
+            let moved = self.budget.map_or(0.0, |budget| {
+                (budget.first_weight - self.method.recipe.kl_weight) * kl.unwrap_or(0.0)
+            });
+            total += loss + moved;
             batches += 1;
         }
         Ok(total / batches.max(1) as f64)

@@ -2,8 +2,10 @@
 //! method's name.
 
 mod batches;
+pub mod budget;
 pub mod events;
 pub mod log;
+mod look;
 pub mod online;
 mod resume;
 pub mod state;
@@ -29,6 +31,7 @@ use crate::slice::sensitivity::NotFinite;
 use crate::step::Method;
 use crate::step::optim::{Optimizer, Schedule, clip_factor, gradient_norm};
 use crate::tokens::{LossOn, TokenPair};
+use budget::Budget;
 use events::EventFile;
 use log::{Cost, Line, StepLine, ValidationLine, open_log, write_line};
 use online::{Online, Round};
@@ -127,8 +130,9 @@ pub struct Trainer<'a> {
     pub guard: Option<Guard>,
     /// Where the pairs come from, if they are the model's own texts.
     pub online: Option<Online<'a>>,
-    /// KL that the weight of the KL term is moved to keep, in nats a token.
-    pub kl_budget: Option<f64>,
+    pub budget: Option<Budget>,
+    /// What the change was scaled by to be within the budget, if it was beyond.
+    pub scaled: Option<f64>,
     /// The perplexity that the guard tripped at.
     pub tripped: Option<f64>,
     /// The curves, beside the log.
@@ -144,7 +148,13 @@ impl Trainer<'_> {
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
         let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
         let mut log = open_log(&self.dir, self.step, self.trials.len())?;
-        let end = self.run_logged(&mut log, progress, validates);
+        let mut end = self.run_logged(&mut log, progress, validates);
+        if end.as_ref().is_ok_and(|end| *end != End::Interrupted) {
+            match self.hold_budget() {
+                Ok(scaled) => self.scaled = scaled,
+                Err(error) => end = Err(error),
+            }
+        }
         // A state must not be ahead of the log: what was sliced is counted there.
         end.and_then(|end| log.sync_data().context("writing steps.jsonl").map(|()| end))
     }
@@ -322,24 +332,13 @@ impl Trainer<'_> {
             nll_good: report.terms.nll_good,
             nll_bad: report.selection.nll_rejected,
             kl: report.terms.kl,
-            kl_weight: self.kl_budget.map(|_| used_weight),
+            kl_weight: self.budget.map(|_| used_weight),
             lr,
             grad_norm,
             seconds: begun.elapsed().as_secs_f64(),
             tokens,
             operations: operations() - counted,
         })
-    }
-
-    /// Moves the weight of the KL term by what a step's KL is beyond the budget (dual ascent).
-    fn keep_budget(&mut self, kl: Option<f64>) {
-        /// How fast the weight follows: by its own share of the distance, in budgets, a step.
-        const RATE: f64 = 0.05;
-        let (Some(budget), Some(kl)) = (self.kl_budget, kl) else { return };
-        let weight = &mut self.method.recipe.kl_weight;
-        // In the logarithm, so that no scale of losses needs a rate of its own; never off for good.
-        let beyond = ((kl - budget) / budget.max(1e-9)).clamp(-1.0, 1.0);
-        *weight = (*weight * (RATE * beyond).exp()).clamp(1e-3, 1e4);
     }
 
     fn log(&mut self, log: &mut File, line: Line) -> Result<()> {

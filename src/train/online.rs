@@ -19,12 +19,13 @@ use crate::base::error::Error;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
 use crate::base::progress::Progress;
-use crate::eval::samples::{self, Pool, Protocol, Tally, Writer};
+use crate::eval::samples::{self, Pool, Protocol, SamplePair, Tally, Writer};
 use crate::eval::task::Subject;
 use crate::eval::toxicity::Prompt;
 use crate::model::generate::Ends;
 use crate::say;
 use crate::scorers::Scorer;
+use crate::slice::select::First;
 use crate::tokens::{Encoder, TokenPair};
 
 /// Where the pairs of an online repair come from.
@@ -37,6 +38,8 @@ pub struct Online<'a> {
     pub rounds: usize,
     pub prompts_per_round: usize,
     pub quiet: bool,
+    /// How many pairs of the first round a selector looks at, at most.
+    pub looked_at: usize,
     /// The texts so far, and the round that the pairs are of.
     pub pool: Pool,
     pub round: Option<usize>,
@@ -64,6 +67,11 @@ impl Trainer<'_> {
         self.dir.join("rounds").join(format!("{round:04}.jsonl"))
     }
 
+    /// Where the pairs that its steps learn from are kept.
+    fn pairs_path(&self, round: usize) -> PathBuf {
+        self.round_path(round).with_extension("pairs.jsonl")
+    }
+
     /// Makes the pairs of the round that the next step belongs to, if they are not at hand:
     /// samples, or, after a resume, reads what was sampled. Errors (a failed check) if there is
     /// nothing to repair, or nothing to learn from.
@@ -79,15 +87,15 @@ impl Trainer<'_> {
         log.sync_data().context("writing steps.jsonl")?;
         self.save()?;
         progress.suspend();
-        let mut tally = Tally::default();
+        let (mut tally, mut sampled) = (Tally::default(), Vec::new());
         let (begun, counted) = (Instant::now(), operations());
         for past in first..=round {
             let over = past < round || self.step > round * per_round;
             tally = self.sample(past, over)?;
+            sampled = self.take_pairs(past, &tally)?;
         }
         let Some(online) = &mut self.online else { return Ok(Round::Pairs) };
         online.round = Some(round);
-        let pairs = online.pool.pairs(online.prompts, round, &online.protocol);
         let line = RoundLine {
             round: round + 1,
             step: self.step,
@@ -96,52 +104,72 @@ impl Trainer<'_> {
             empty: tally.empty,
             greedy: tally.greedy,
             greedy_toxic: tally.greedy_toxic,
-            pairs: pairs.len(),
-            asked: online.pool.asked,
+            pairs: sampled.len(),
+            asked: online.pool.scored(),
             cost: Cost::since(begun, counted, 0),
         };
         if !online.quiet {
             say!("{}", line.told(online.rounds));
         }
         let mut lines = Vec::new();
-        for pair in &pairs {
+        for pair in &sampled {
             lines.extend(serde_json::to_vec(&json!({
                 "prompt": online.prompts[pair.prompt].text, "prompt_ids": pair.tokens.prompt,
                 "chosen": pair.chosen, "rejected": pair.rejected,
             }))?);
             lines.push(b'\n');
         }
-        self.rows.pairs = pairs.into_iter().map(|pair| pair.tokens).collect();
-        let path = self.round_path(round).with_extension("pairs.jsonl");
-        write_whole(&path, &lines)?;
+        write_whole(&self.pairs_path(round), &lines)?;
         if self.step == round * per_round {
             self.log(log, Line::Round(line))?;
         }
-        if tally.toxic == 0 && tally.scored > 0 && round > 0 {
-            return Ok(Round::Clean);
+        match tally.toxic == 0 && tally.scored > 0 {
+            true => Ok(Round::Clean),
+            false => Ok(Round::Pairs),
         }
-        if tally.toxic == 0 {
-            return Err(Error::Check(format!(
-                "none of {} texts scores {} or more: there is nothing to repair (a lower \
-                 --rejected-above, or other prompts, may find something)",
-                tally.scored,
-                self.protocol_text()
-            ))
-            .into());
-        }
-        if self.rows.pairs.is_empty() {
-            return Err(Error::Check(format!(
-                "no prompt has texts of both kinds, toxic and clean: {} of {} texts are toxic; \
-                 give more --samples, a higher --chosen-below, or other prompts",
-                tally.toxic, tally.scored
-            ))
-            .into());
-        }
-        Ok(Round::Pairs)
     }
 
-    fn protocol_text(&self) -> f64 {
-        self.online.as_ref().map_or(0.0, |online| online.protocol.rejected_above)
+    /// Pairs of the pool after this round, to learn from: the objective and, in the first round,
+    /// the selector look at them. Errors (a failed check) if the first round gave none.
+    fn take_pairs(&mut self, round: usize, tally: &Tally) -> Result<Vec<SamplePair>> {
+        let Some(online) = &self.online else { return Ok(Vec::new()) };
+        let (protocol, looked_at) = (online.protocol, online.looked_at);
+        let Tally { toxic, scored, .. } = tally;
+        if round == 0 && *toxic == 0 {
+            return Err(Error::Check(format!(
+                "none of {scored} texts scores {} or more: there is nothing to repair (a lower \
+                 --rejected-above, or other --prompts, may find something)",
+                protocol.rejected_above
+            ))
+            .into());
+        }
+        let pairs = online.pool.pairs(online.prompts, round, &protocol);
+        if pairs.is_empty() {
+            return Err(Error::Check(format!(
+                "no prompt has texts of both kinds, toxic and clean: {toxic} of {scored} texts \
+                 are toxic; give more --samples-per-prompt, a higher --chosen-below, a lower \
+                 --rejected-above, or other --prompts"
+            ))
+            .into());
+        }
+        let encoder = online.encoder;
+        self.rows.pairs = pairs.iter().map(|pair| pair.tokens.clone()).collect();
+        let vocabulary = self.model.sizes().vocabulary;
+        match self.method.objective.learn(&self.rows.pairs, vocabulary) {
+            Ok(Some(artefact)) => artefact.write(encoder, &self.dir)?,
+            Ok(None) => {}
+            // What it learned in an earlier round it still knows.
+            Err(_) if round > 0 => {}
+            Err(error) => {
+                let more = "(--prompts-per-round, --samples-per-prompt)";
+                return Err(Error::Check(format!("{error} {more}")).into());
+            }
+        }
+        let looks = self.method.recipe.first() == First::Look;
+        if looks && self.step == 0 && self.method.select.memory().means().is_none() {
+            self.look_at(looked_at)?;
+        }
+        Ok(pairs)
     }
 
     /// Samples a round into the pool, or reads what was sampled.
@@ -164,8 +192,16 @@ impl Trainer<'_> {
             scorer: online.scorer,
             protocol: *protocol,
             quiet: online.quiet,
+            again: "what is done is kept: give the same command with --resume to go on",
         };
-        let round = samples::Round { chosen: &chosen, number: round, over, path: &path, key: &key };
+        let round = samples::Round {
+            chosen: &chosen,
+            number: round,
+            over,
+            path: &path,
+            key: &key,
+            overwrite: false,
+        };
         writer.sample(prompts, &round, pool)
     }
 
@@ -174,9 +210,10 @@ impl Trainer<'_> {
         let Some(online) = &self.online else { return Ok(()) };
         let per_round = online.steps(self.regime.max_steps);
         for round in self.step / per_round + 1..=online.rounds {
-            let path = self.round_path(round);
-            if path.exists() {
-                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            for path in [self.round_path(round), self.pairs_path(round)] {
+                if path.exists() {
+                    std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+                }
             }
         }
         Ok(())
@@ -192,7 +229,8 @@ pub fn held_back(
     let mut pool = Pool::default();
     let all: Vec<usize> = (0..prompts.len()).collect();
     let key = json!("held back");
-    let round = samples::Round { chosen: &all, number: 0, over: false, path, key: &key };
+    let (over, overwrite) = (false, false);
+    let round = samples::Round { chosen: &all, number: 0, over, path, key: &key, overwrite };
     writer.sample(prompts, &round, &mut pool)?;
     let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol });
     Ok(pairs.into_iter().map(|pair| pair.tokens).collect())

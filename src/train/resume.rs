@@ -175,7 +175,9 @@ impl Trainer<'_> {
             .map(|tried| Ok((named(&tried.slice)?, tried.valid_loss)))
             .collect::<Result<_>>()?;
         let looks = self.method.recipe.first() == First::Look;
-        if looks && reached.memory.means().is_none() {
+        // An online repair looks at the pairs of its first round.
+        let before_the_look = self.online.is_some() && reached.step == 0;
+        if looks && !before_the_look && reached.memory.means().is_none() {
             return Err(broken("no look at the pairs".into()).into());
         }
         if let Some(learner) = self.method.select.learner() {

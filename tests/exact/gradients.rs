@@ -112,6 +112,16 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
             mean(&margins(&sum).iter().map(|m| (1.0 - 0.05 * m).max(0.0)).collect::<Vec<_>>()),
         ),
         (
+            "npo",
+            // −(2/β)·log σ(−β·m), as Zhang et al. have it.
+            mean(
+                &(0..bad.len())
+                    .map(|i| 0.1 * (sum(&bad[i]) - sum(&ref_bad[i])))
+                    .map(|m| -2.0 / 0.1 * (1.0 / (1.0 + m.exp())).ln())
+                    .collect::<Vec<_>>(),
+            ),
+        ),
+        (
             "unlikelihood",
             nll - mean(&bad.concat().iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>()),
         ),

@@ -2,7 +2,9 @@
 
 mod blocks;
 mod neurons;
+mod online;
 mod patches;
 mod precision;
 mod trials;
+mod unpaired;
 mod weights_dtype;

@@ -156,3 +156,177 @@ fn a_tied_head_that_is_stored_stays_its_embedding() {
             .fails(3, &[&differs, "\"tie_word_embeddings\" to false"]);
     }
 }
+
+/// The values of every tensor of a model, by name.
+fn values(dir: &Path) -> BTreeMap<String, Vec<f32>> {
+    let floats = Checkpoint::open(dir, "model", None).expect("opens").floats().expect("floats");
+    floats
+        .into_iter()
+        .map(|(name, tensor)| (name, crate::support::tensors::flat(&tensor)))
+        .collect()
+}
+
+/// A part of a change is base + λ·(repaired − base), and a mean is that of the changes: to the bit,
+/// rounded once. The result is a patch like any other.
+#[test]
+fn patches_are_scaled_and_averaged_exactly() {
+    let folder = Folder::new();
+    let model = golden::path("gpt2");
+    let [one, two, three] = ["one", "two", "three"].map(|name| folder.path(name));
+    two_steps(&model, &one).and("--method irepair --blocks 0").ok();
+    two_steps(&model, &two).and("--method irepair --blocks 1").ok();
+    two_steps(&model, &three).and("--method dapt --seed 7").ok();
+    let file = |dir: &Path| dir.join("irepair/patch.safetensors");
+    let base = values(&model);
+    let repaired = [&one, &two, &three].map(|dir| values(dir));
+    // By hand: in f64, and rounded once.
+    let by_hand = |of: &[usize], factor: f64| -> BTreeMap<String, Vec<f32>> {
+        let value = |name: &String, at: usize, before: f32| {
+            let before = f64::from(before);
+            let changes = of.iter().map(|i| f64::from(repaired[*i][name][at]) - before);
+            (before + changes.sum::<f64>() * factor / of.len() as f64) as f32
+        };
+        let tensor = |(name, values): (&String, &Vec<f32>)| {
+            let values = values.iter().enumerate().map(|(at, v)| value(name, at, *v));
+            (name.clone(), values.collect())
+        };
+        base.iter().map(tensor).collect()
+    };
+    let made = |action: &str, out: &Path| irepair("patch").and(action).with("--out", out);
+    let cases: [(&str, &[usize], f64); 5] = [
+        ("0.8", &[0], 0.8),
+        ("-1", &[0], -1.0),
+        ("1.5", &[2], 1.5),
+        ("1", &[2], 1.0),
+        ("mean", &[0, 1, 2], 1.0),
+    ];
+    for (by, of, factor) in cases {
+        let patch_file = folder.path(format!("{by}.safetensors"));
+        let [there, back] = ["there", "back"].map(|name| folder.path(format!("{name}{by}")));
+        let sources = of.iter().map(|i| file([&one, &two, &three][*i]));
+        let line = match by {
+            "mean" => sources.fold(made("mean", &patch_file), |line, p| line.arg(p)),
+            _ => {
+                sources.fold(made(&format!("scale --by={by}"), &patch_file), |line, p| line.arg(p))
+            }
+        };
+        line.ok();
+        patch("apply", &model, &patch_file).with("--out", &there).ok();
+        let expected = by_hand(of, factor);
+        for (name, found) in values(&there) {
+            assert!(found == expected[&name], "{by}: {name}");
+        }
+        patch("revert", &there, &patch_file).with("--out", &back).ok();
+        let weights = |dir: &Path| bytes(dir.join("model.safetensors"));
+        assert!(weights(&back) == weights(&model), "{by}");
+        // What changed, and by how much, is told of the new patch.
+        let shown = irepair("patch show --json").arg(&patch_file).json();
+        let source = irepair("patch show --json").arg(file([&one, &two, &three][of[0]])).json();
+        if of.len() == 1 {
+            let norm =
+                |shown: &serde_json::Value| shown["changes"][0]["norm"].as_f64().expect("a norm");
+            let ratio = norm(&shown) / norm(&source);
+            assert!((ratio - factor.abs()).abs() < 1e-3, "{by}: {ratio}");
+        }
+        assert_eq!(shown["base_sha256"], source["base_sha256"]);
+        // Without its repaired model around it a patch needs its base, and gives the same bytes.
+        let alone = folder.write("alone.safetensors", bytes(file([&one, &two, &three][of[0]])));
+        let again = folder.path("again.safetensors");
+        if of.len() == 1 {
+            let line = made(&format!("scale --by={by}"), &again).arg(&alone);
+            line.fails(3, &["alone.safetensors", "--base"]);
+            line.and("--overwrite").with("--base", &model).ok();
+            assert!(bytes(&again) == bytes(&patch_file), "{by}");
+        }
+    }
+    let whole = folder.path("1.safetensors");
+    assert!(bytes(&whole) == bytes(file(&three)), "the whole change is the same patch");
+}
+
+/// In 16 bits, too, a value is rounded once.
+#[test]
+fn a_scaled_patch_of_a_model_in_bf16_is_rounded_once() {
+    let folder = Folder::new();
+    let model = golden::path("gpt-neo-bf16");
+    let [out, there, made] = ["out", "there", "p.safetensors"].map(|name| folder.path(name));
+    two_steps(&model, &out).and("--method dapt --learning-rate 0.01").ok();
+    irepair("patch scale --by 0.3")
+        .arg(out.join("irepair/patch.safetensors"))
+        .with("--out", &made)
+        .ok();
+    patch("apply", &model, &made).with("--out", &there).ok();
+    let (base, repaired, found) = (values(&model), values(&out), values(&there));
+    let mut changed = 0;
+    for (name, before) in &base {
+        for (at, before) in before.iter().enumerate() {
+            let (low, high) = (f64::from(*before), f64::from(repaired[name][at]));
+            let expected = half::bf16::from_f64(low + (high - low) * 0.3).to_f32();
+            assert_eq!(found[name][at], expected, "{name} {at}");
+            changed += usize::from(expected != *before);
+        }
+    }
+    assert!(changed > 1000, "{changed} values");
+}
+
+/// What can't be put together is refused, and nothing is left behind.
+#[test]
+fn patches_that_do_not_go_together_are_refused() {
+    let folder = Folder::new();
+    let (gpt2, llama) = (golden::path("gpt2"), golden::path("llama"));
+    let [one, other, never] = ["one", "other", "never.safetensors"].map(|name| folder.path(name));
+    two_steps(&gpt2, &one).and("--method irepair").ok();
+    two_steps(&llama, &other).and("--method irepair").ok();
+    let file = |dir: &Path| dir.join("irepair/patch.safetensors");
+    let left = folder.count();
+    let scale = |by: &str| irepair("patch scale").arg(file(&one)).and(by).with("--out", &never);
+    for (by, code, word) in [
+        ("--by 0", 3, "--by 0"),
+        ("--by -0.0", 3, "--by 0"),
+        ("--by NaN", 3, "finite"),
+        ("--by inf", 3, "finite"),
+        ("--by 1e60", 3, "beyond"),
+        ("--by 1e-300", 4, "equal"),
+        ("--by x", 2, "--by"),
+        ("", 2, "--by"),
+    ] {
+        scale(by).fails(code, &[word]);
+    }
+    let mean = || irepair("patch mean").arg(file(&one)).with("--out", &never);
+    mean().arg(file(&other)).fails(3, &["different bases", "one", "other"]);
+    mean().fails(2, &["2 patches or more"]);
+    mean().arg(folder.path("none")).fails(3, &["none"]);
+    mean().arg(one.join("config.json")).fails(3, &["not a usable patch"]);
+    scale("--by 0.5").with("--base", &llama).fails(3, &["is made for a base with sha256"]);
+    scale("--by 0.5").with("--base", &one).fails(3, &["is made for a base with sha256"]);
+    // The demo is a base like any other.
+    let [demo, half] = ["demo", "half.safetensors"].map(|name| folder.path(name));
+    irepair("repair -q --method dpo --max-steps 1 --eval-steps 0 --limit 24 --valid-size 4")
+        .with("--out", &demo)
+        .ok();
+    let alone = folder.write("alone.safetensors", bytes(file(&demo)));
+    let line = irepair("patch scale --by 0.5 --base demo").arg(&alone);
+    line.with("--out", &half).ok();
+    irepair("patch diff demo").arg(&demo).with("--out", &half).and("--overwrite").ok();
+    assert!(bytes(&half) == bytes(&alone));
+    ["demo", "half.safetensors", "alone.safetensors"].map(|name| folder.remove(name));
+    // A mean of opposites is the base.
+    let opposite = folder.path("opposite.safetensors");
+    irepair("patch scale --by -1").arg(file(&one)).with("--out", &opposite).ok();
+    let both = mean().arg(&opposite).run();
+    assert!(matches!(both.status.code(), Some(0 | 4)), "{both:?}");
+    folder.remove("opposite.safetensors");
+    if never.exists() {
+        folder.remove("never.safetensors");
+    }
+    assert_eq!(folder.count(), left, "something is left behind");
+    // A file that exists is replaced only when that is said.
+    folder.write("never.safetensors", "mine");
+    scale("--by 0.5").fails(3, &["exists", "--overwrite"]);
+    mean().arg(file(&one)).fails(3, &["exists", "--overwrite"]);
+    assert_eq!(folder.read("never.safetensors"), "mine");
+    scale("--by 0.5 --overwrite").ok();
+    for action in ["scale", "mean"] {
+        let help = irepair("patch").arg(action).arg("--help").ok();
+        assert!(help.contains("Example") && help.contains(&format!("irepair patch {action}")));
+    }
+}

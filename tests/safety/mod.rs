@@ -4,6 +4,7 @@
 mod cut_short;
 mod divergence;
 mod interrupted;
+mod online;
 mod ownership;
 mod replaced;
 #[cfg(unix)]

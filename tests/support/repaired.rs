@@ -26,6 +26,19 @@ pub fn quick(out: impl AsRef<Path>) -> CommandLine {
         .with("--data", repository("data/demo/pairs.jsonl"))
 }
 
+/// A short online repair of the demo.
+pub fn online(out: impl AsRef<Path>) -> CommandLine {
+    online_as(out, "--method online-dpo+kl")
+}
+
+/// The same with another method, which these words say.
+pub fn online_as(out: impl AsRef<Path>, method: &str) -> CommandLine {
+    irepair("repair -q --rounds 2 --prompts-per-round 8 --samples-per-prompt 4 --max-steps 4")
+        .and("--normal-texts 16 --valid-size 8 --limit 40 --max-new-tokens 8")
+        .and(method)
+        .with("--out", out.as_ref())
+}
+
 /// The record of a repair, read strictly.
 pub fn record(out: &Path) -> RunRecord {
     serde_json::from_slice(&bytes(out.join("irepair/run.json"))).expect("read strictly")

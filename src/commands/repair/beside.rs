@@ -1,4 +1,4 @@
-//! What a run leaves beside its result: prompts, continuations, what an objective learned.
+//! What a run leaves beside its result: prompts and continuations.
 
 use std::io::Write;
 use std::path::Path;
@@ -11,7 +11,6 @@ use crate::base::files;
 use crate::eval::task::Row;
 use crate::eval::toxicity::Protocol;
 use crate::report::Sample;
-use crate::step::objective::Artefact;
 
 /// Keeps the held-back prompts with the run, so that its texts can be written and scored again; not
 /// those of conversations, which are more than their words.
@@ -32,19 +31,6 @@ pub fn write_prompts(
         return Ok(());
     }
     files::write_whole(&dir.join("prompts.jsonl"), &lines)
-}
-
-/// Keeps what the objective leaves beside the result.
-pub fn write_artefact(loaded: &Loaded, artefact: &Artefact, dir: &Path) -> Result<()> {
-    let mut lines = Vec::new();
-    for (id, facts) in &artefact.rows {
-        let mut line = serde_json::Map::new();
-        line.insert("token".into(), loaded.encoder.decode(&[*id])?.into());
-        line.insert("id".into(), (*id).into());
-        line.extend(facts.clone());
-        writeln!(lines, "{}", Value::Object(line))?;
-    }
-    files::write_whole(&dir.join(artefact.file), &lines)
 }
 
 /// Keeps how the held-back prompts were continued before and after.

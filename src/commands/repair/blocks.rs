@@ -1,7 +1,5 @@
 //! A block-level repair: pairs to learn from, steps on slices.
 
-use std::time::Instant;
-
 use anyhow::Result;
 
 use super::done::Done;
@@ -13,10 +11,7 @@ use super::rows::{self, Rows};
 use super::{Order, beside, normal, plan};
 use crate::bail_input;
 use crate::base::error::Error;
-use crate::base::interrupt;
-use crate::base::profile::operations;
 use crate::base::progress::Progress;
-use crate::base::random::{Purpose, Stream};
 use crate::commands::eval::subject;
 use crate::eval::divergence::{Base, Divergence};
 use crate::eval::nll::{Nll, Responses};
@@ -32,9 +27,10 @@ use crate::report::DataRecord;
 use crate::scorers::{self, Scorer};
 use crate::settings::ReportTo;
 use crate::slice::select::First;
+use crate::step::Recipe;
 use crate::step::optim::Optimizer;
-use crate::step::{Method, Recipe};
-use crate::tokens::{PairBatch, TokenPair};
+use crate::tokens::TokenPair;
+use crate::train::budget::Budget;
 use crate::train::events::EventFile;
 use crate::train::log::{Cost, read_log};
 use crate::train::online::{Online, held_back};
@@ -82,7 +78,8 @@ impl Job for Blocks<'_> {
             self.write_normal(weights, out)?;
         }
         if self.recipe.online && self.rows.validates(prepared, self.recipe) {
-            self.rows.train.valid_pairs = self.held_back_pairs(weights, out)?;
+            let pairs = self.held_back_pairs(weights, out);
+            self.rows.train.valid_pairs = pairs.map_err(Output::before_the_first_step)?;
         }
         self.order.say(self.rows.summary());
         Ok(())
@@ -101,11 +98,13 @@ impl Job for Blocks<'_> {
         }
         if !train.valid_pairs.is_empty() {
             let of = |responses, response: fn(&TokenPair) -> &Vec<u32>| {
-                let pairs = train.valid_pairs.iter();
+                let pairs = train.valid_pairs.iter().filter(|p| !response(p).is_empty());
                 let sequences = pairs.map(|p| (p.prompt.clone(), response(p).clone())).collect();
                 Nll { responses, sequences, loss_on: prepared.loss_on }
             };
-            tasks.push(Box::new(of(Responses::Chosen, |p| &p.chosen)));
+            if train.valid_pairs.iter().any(|pair| !pair.chosen.is_empty()) {
+                tasks.push(Box::new(of(Responses::Chosen, |p| &p.chosen)));
+            }
             tasks.push(Box::new(of(Responses::Rejected, |p| &p.rejected)));
         }
         if !text.is_empty() {
@@ -150,7 +149,13 @@ impl Job for Blocks<'_> {
         trainer.weights.set_precision(Precision::F32);
         progress.finish();
         let step = trainer.step;
-        let end = end.map_err(|error| out.while_measuring(out.explain(error), step))?;
+        let end = end.or_else(|error| {
+            // Nothing to learn from is no work that could go on.
+            if matches!(error.downcast_ref(), Some(Error::Check(_))) {
+                out.forget()?;
+            }
+            Err(out.while_measuring(out.explain(error), step))
+        })?;
         if end == End::Interrupted {
             return Err(out.interrupted(trainer.step));
         }
@@ -176,11 +181,19 @@ impl Job for Blocks<'_> {
             steps,
             cost,
             kept_step,
-            stopped: match end {
-                End::Patience => "the validation loss no longer improved".into(),
-                End::Guarded(ppl) => format!("the guard: perplexity {ppl:.3}"),
-                End::Clean => "no sampled text was toxic any more".into(),
-                _ => "all steps made".into(),
+            stopped: {
+                let why = match end {
+                    End::Patience => "the validation loss no longer improved".into(),
+                    End::Guarded(ppl) => format!("the guard: perplexity {ppl:.3}"),
+                    End::Clean => "no sampled text was toxic any more".into(),
+                    _ => "all steps made".to_owned(),
+                };
+                match trainer.scaled {
+                    Some(factor) => {
+                        format!("{why}; the change scaled by {factor:.3} to keep --kl-budget")
+                    }
+                    None => why,
+                }
             },
             guarded: match end {
                 End::Guarded(ppl) => Some(ppl),
@@ -265,20 +278,19 @@ impl<'a> Blocks<'a> {
         let Order { prepared, loaded, args } = self.order;
         let rows = self.rows.train.clone();
         let mut method = self.recipe.clone().build();
-        let artefact = method.objective.learn(&rows.pairs, loaded.model.sizes().vocabulary)?;
-        if let Some(artefact) = &artefact {
-            beside::write_artefact(loaded, artefact, &out.dir)?;
+        // What is sampled is learned from later.
+        if !self.recipe.online {
+            let vocabulary = loaded.model.sizes().vocabulary;
+            if let Some(artefact) = method.objective.learn(&rows.pairs, vocabulary)? {
+                artefact.write(&loaded.encoder, &out.dir)?;
+            }
         }
         let looks = self.recipe.first() == First::Look;
-        let sample = prepared.looked_at(rows.pairs.len());
-        // A state holds what was seen.
-        let look = match looks && !args.resume {
-            true => self.look(&mut method, &weights, sample)?,
-            false => Cost::default(),
+        let sample = match self.recipe.online {
+            // Those of the first round.
+            true => prepared.fixed_sample.unwrap_or(2000),
+            false => prepared.looked_at(rows.pairs.len()),
         };
-        if interrupt::asked() {
-            return Err(Output::before_the_first_step(interrupted()));
-        }
         let validates = self.rows.validates(prepared, self.recipe);
         // Going back to the best weights may mean going back to an original, too.
         let measures_kl = !rows.valid_normal.is_empty();
@@ -291,13 +303,15 @@ impl<'a> Blocks<'a> {
             ("data", self.data_hash()),
             ("method", format!("{:?}", self.recipe)),
             ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
+            ("--kl-budget", format!("{:?}", prepared.kl_budget)),
             ("--optimizer", format!("{:?}", prepared.optimizer)),
             ("--loss-on", format!("{:?}", prepared.loss_on)),
             ("--batch-size", prepared.batch_size.to_string()),
             ("--gradient-accumulation-steps", prepared.gradient_accumulation_steps.to_string()),
             ("--dtype", format!("{:?}", loaded.precision)),
         ]);
-        Ok(Trainer {
+        let kl_weight = self.recipe.kl_weight;
+        let mut trainer = Trainer {
             model: &loaded.model,
             weights,
             method,
@@ -307,17 +321,23 @@ impl<'a> Blocks<'a> {
             step: 0,
             best: None,
             stale: 0,
-            look,
+            look: Cost::default(),
             trials: Vec::new(),
             guard: None,
             tripped: None,
             online: None,
-            kl_budget: prepared.kl_budget,
+            budget: prepared.kl_budget.map(|nats| Budget { nats, first_weight: kl_weight }),
+            scaled: None,
             curves: None,
             dir: out.dir.clone(),
             base_sha256,
             fingerprint,
-        })
+        };
+        // A state holds what was seen, and what is sampled is looked at later.
+        if looks && !args.resume && !self.recipe.online {
+            trainer.look_at(sample).map_err(Output::before_the_first_step)?;
+        }
+        Ok(trainer)
     }
 
     /// Hash of the rows: for an online method of its prompts and of how they are sampled.
@@ -360,6 +380,7 @@ impl<'a> Blocks<'a> {
             rounds: prepared.rounds.unwrap_or(1),
             prompts_per_round: prepared.prompts_per_round,
             quiet: args.output.quiet,
+            looked_at: prepared.fixed_sample.unwrap_or(2000),
             pool: Pool::default(),
             round: None,
         })
@@ -374,6 +395,7 @@ impl<'a> Blocks<'a> {
             scorer: self.scorer.as_ref(),
             protocol: self.protocol(),
             quiet: args.output.quiet,
+            again: "no step was made yet: give the same command again",
         };
         let dir = out.dir.join("rounds");
         std::fs::create_dir_all(&dir)?;
@@ -404,49 +426,5 @@ impl<'a> Blocks<'a> {
             loss_on: settings.loss_on,
             seed: settings.seed,
         }
-    }
-
-    /// The selector's look at a sample of the pairs, and what it took.
-    fn look(&self, method: &mut Method, weights: &Weights, sample: usize) -> Result<Cost> {
-        let Order { prepared, loaded, .. } = self.order;
-        let pairs = drawn(&self.rows.train.pairs, sample, prepared.seed);
-        let (begun, counted, mut seen) = (Instant::now(), operations(), 0);
-        let chunks = pairs.chunks(prepared.batch_size).take_while(|_| !interrupt::asked());
-        let mut batches = chunks.map(|pairs| {
-            let batch = PairBatch::new(pairs, prepared.loss_on);
-            seen += batch.rejected.packed.ids.len();
-            batch
-        });
-        method.look(&loaded.model, weights, &mut batches)?;
-        drop(batches);
-        Ok(Cost::since(begun, counted, seen))
-    }
-}
-
-fn interrupted() -> anyhow::Error {
-    Error::Interrupted("interrupted".into()).into()
-}
-
-/// A seeded choice of rows, in their order.
-fn drawn<T>(rows: &[T], size: usize, seed: u64) -> Vec<&T> {
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    Stream::new(seed, Purpose::Look, 0, 0).shuffle(&mut order);
-    order.truncate(size);
-    order.sort_unstable();
-    order.into_iter().map(|index| &rows[index]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sample_is_drawn_by_the_seed_from_all_rows() {
-        let rows: Vec<usize> = (0..100).collect();
-        let of = |size, seed| drawn(&rows, size, seed).into_iter().copied().collect::<Vec<_>>();
-        assert_eq!(of(100, 1), rows);
-        let (one, other) = (of(10, 1), of(10, 2));
-        assert!(one.len() == 10 && one.is_sorted() && one != other && one == of(10, 1));
-        assert!(one.last() > Some(&50), "only the first rows: {one:?}");
     }
 }

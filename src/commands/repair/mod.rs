@@ -59,7 +59,7 @@ pub fn run(args: &Repair) -> Result<()> {
     // What is measured is what will be on disk.
     out.round(loaded.checkpoint(), &mut done.weights)?;
     let after = measure(job.tasks()?, &loaded, &done.weights)
-        .map_err(|error| out.while_measuring(error, done.steps.len()))?;
+        .map_err(|error| out.after_the_steps(error, done.steps.len()))?;
     let written = out.write(loaded.checkpoint(), &loaded.model, &done, &job.unchanged())?;
     let kept = job.keep(&done, &written, &before, &after, &out)?;
     let ended = Ended { done: &done, before, after, written, kept, begun, run_id: out.run_id() };

@@ -31,8 +31,13 @@ impl Rows {
     pub fn normal_to_hold_back(&self, settings: &Prepared, recipe: &Recipe, texts: usize) -> usize {
         let to_spare = texts.saturating_sub(settings.batch_size);
         let most = self.record.held_back.min(texts / 4).min(to_spare);
-        // An online method has no held-back pairs to look at, but its KL is measured.
-        if recipe.online || self.validates(settings, recipe) { most } else { 0 }
+        // Without a look at held-back pairs, the KL of an online method and that of a budget are
+        // measured all the same.
+        if recipe.online || settings.kl_budget.is_some() || self.validates(settings, recipe) {
+            most
+        } else {
+            0
+        }
     }
 
     /// Reads and splits normal texts.

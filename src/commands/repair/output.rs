@@ -261,6 +261,17 @@ impl Output {
         }
     }
 
+    /// After what is measured once the steps are made could not be: that they are kept.
+    pub fn after_the_steps(&self, error: anyhow::Error, step: usize) -> anyhow::Error {
+        match error.downcast_ref() {
+            Some(Error::Interrupted(_)) => self.interrupted(step),
+            _ => error.context(format!(
+                "all steps are made and saved in {}; give the same command with --resume to go on",
+                self.dir.display()
+            )),
+        }
+    }
+
     /// After the user stopped what comes before the steps.
     pub fn before_the_first_step(error: anyhow::Error) -> anyhow::Error {
         match error.downcast_ref() {

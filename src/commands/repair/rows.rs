@@ -15,6 +15,7 @@ use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
 use crate::slice::select::First;
 use crate::step::Recipe;
+use crate::step::objective::OBJECTIVES;
 use crate::tokens::Lengths;
 use crate::{bail_input, data, train};
 
@@ -160,6 +161,27 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
 pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let (pairs, sha256) = read_data(settings)?;
+    if let Some(alone) = pairs.iter().find(|pair| pair.chosen.is_empty()) {
+        let Recipe { objective, select, .. } = recipe;
+        let place = &alone.place;
+        if objective.chosen {
+            let able = OBJECTIVES.iter().filter(|objective| !objective.chosen);
+            let able: Vec<&str> = able.map(|objective| objective.name).collect();
+            bail_input!(
+                "{place}: a rejected response without a chosen one, which --objective {} has no \
+                 use for; take --objective {}, or give pairs",
+                objective.name,
+                able.join(" or ")
+            );
+        }
+        if select.chosen {
+            bail_input!(
+                "{place}: a rejected response without a chosen one, which --select {} needs; take \
+                 another selector, or give pairs",
+                select.name
+            );
+        }
+    }
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
@@ -211,13 +233,6 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
 /// Reads and splits the prompts of an online method, and the normal texts of a file.
 pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
-    if recipe.objective.learns {
-        bail_input!(
-            "--objective {}: it learns from the pairs of a file before the first step; take \
-             another one with --prompts",
-            recipe.objective.name
-        );
-    }
     let mut texts = match &settings.prompts {
         Some(path) => data::read_prompts(path, &data::parse_map(&settings.map)?, settings.limit)?,
         None => {

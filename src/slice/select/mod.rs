@@ -196,6 +196,8 @@ pub struct NamedSelector {
     pub looks: usize,
     /// Whether it asks the step's normal text.
     pub normal: bool,
+    /// Whether it looks at the chosen responses.
+    pub chosen: bool,
     pub first: First,
     build: fn(Slicing) -> Box<dyn Select>,
 }
@@ -224,6 +226,7 @@ const fn ranking(
         ranks: true,
         looks: 1,
         normal: false,
+        chosen: false,
         first: First::Nothing,
         build,
     }
@@ -247,6 +250,7 @@ pub static FIXED: NamedSelector = NamedSelector {
 };
 static MAX_OVER_CHOSEN: NamedSelector = NamedSelector {
     looks: 2,
+    chosen: true,
     ..ranking(
         "max-over-chosen",
         "the largest sensitivity over that to the chosen responses",

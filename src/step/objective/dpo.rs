@@ -101,7 +101,12 @@ impl Dpo {
 
 /// Summed log-probability of each ending's counted tokens (2 · pairs) from final hidden states
 /// (N,C).
-fn sequence_logps(model: &Model, view: &View, batch: &Batch, h: &Tensor) -> Result<Tensor> {
+pub(super) fn sequence_logps(
+    model: &Model,
+    view: &View,
+    batch: &Batch,
+    h: &Tensor,
+) -> Result<Tensor> {
     let logp = model.token_logp(view, h, &batch.rows, &batch.targets)?;
     let mut sums = Vec::with_capacity(batch.counts.len());
     let mut first = 0;
@@ -113,7 +118,7 @@ fn sequence_logps(model: &Model, view: &View, batch: &Batch, h: &Tensor) -> Resu
 }
 
 /// In one copy from the device.
-fn numbers(values: &Tensor) -> Result<Vec<f64>> {
+pub(super) fn numbers(values: &Tensor) -> Result<Vec<f64>> {
     Ok(values.detach().to_vec1::<f32>()?.into_iter().map(f64::from).collect())
 }
 
@@ -171,7 +176,7 @@ impl Dpo {
                 value += f64::from(told.to_scalar::<f32>()?);
             }
         }
-        Ok(Evaluated { value, nll_good: -good_total / whole.chosen.max(1) as f64 })
+        Ok(Evaluated { value, nll_good: Some(-good_total / whole.chosen.max(1) as f64) })
     }
 }
 

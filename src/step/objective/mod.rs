@@ -5,11 +5,14 @@ mod dpo;
 mod dpo_ul;
 pub mod marker_tokens;
 mod nll;
+mod npo;
 pub mod reference;
 mod unlikelihood;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -17,11 +20,12 @@ use serde_json::{Map, Value};
 
 use super::Method;
 use crate::base::error::{Error, unknown};
+use crate::base::files::write_whole;
 use crate::model::loss;
 use crate::model::weights::{View, Want, Who};
 use crate::slice::Slice;
 use crate::slice::input::{StepInput, Whole, share};
-use crate::tokens::TokenPair;
+use crate::tokens::{Encoder, TokenPair};
 use dpo::{Curve, Dpo};
 use dpo_ul::DpoUl;
 use reference::Reference;
@@ -64,8 +68,8 @@ impl Terms {
 pub struct Evaluated {
     /// The objective's value.
     pub value: f64,
-    /// NLL of the chosen responses in nats a token.
-    pub nll_good: f64,
+    /// NLL of the chosen responses in nats a token, if it looks at them.
+    pub nll_good: Option<f64>,
 }
 
 /// What an objective gives its graphs to.
@@ -100,12 +104,29 @@ pub struct Artefact {
     pub rows: Vec<(u32, Map<String, Value>)>,
 }
 
+impl Artefact {
+    /// Writes it to its file in this folder.
+    pub fn write(&self, encoder: &Encoder, dir: &Path) -> Result<()> {
+        let mut lines = Vec::new();
+        for (id, facts) in &self.rows {
+            let mut line = Map::new();
+            line.insert("token".into(), encoder.decode(&[*id])?.into());
+            line.insert("id".into(), (*id).into());
+            line.extend(facts.clone());
+            writeln!(lines, "{}", Value::Object(line))?;
+        }
+        write_whole(&dir.join(self.file), &lines)
+    }
+}
+
 /// A line of [`OBJECTIVES`].
 pub struct NamedObjective {
     pub name: &'static str,
     pub about: &'static str,
     /// Whether it looks at the rejected responses, too.
     pub contrasts: bool,
+    /// Whether it looks at the chosen ones: if not, rows need none.
+    pub chosen: bool,
     /// Whether its weight is α, that of the NLL.
     pub alpha: bool,
     /// Whether it asks the frozen reference.
@@ -143,6 +164,7 @@ const fn preference(
         name,
         about,
         contrasts: true,
+        chosen: true,
         alpha: false,
         reference: true,
         learns: false,
@@ -193,6 +215,15 @@ static HINGE: NamedObjective = preference(
     0.05,
     |beta| Box::new(Dpo::new(beta, false, Curve::Hinge)),
 );
+static NPO: NamedObjective = NamedObjective {
+    chosen: false,
+    ..preference(
+        "npo",
+        "rejected less likely than under the reference; rows need no chosen response",
+        0.1,
+        |beta| Box::new(npo::Npo::new(beta)),
+    )
+};
 static UNLIKELIHOOD: NamedObjective = NamedObjective {
     reference: false,
     beta: None,
@@ -206,7 +237,7 @@ static UNLIKELIHOOD: NamedObjective = NamedObjective {
 
 /// Every objective.
 pub static OBJECTIVES: &[&NamedObjective] =
-    &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &HINGE, &UNLIKELIHOOD];
+    &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &HINGE, &NPO, &UNLIKELIHOOD];
 
 /// The objective of this name. Errors (bad input) with the nearest name.
 pub fn named(name: &str) -> Result<&'static NamedObjective> {
@@ -282,7 +313,7 @@ fn objective_term(
     take: &mut Take,
 ) -> Result<Terms> {
     let Evaluated { value, nll_good } = method.objective.evaluate(input, whole, view, take)?;
-    Ok(Terms { loss: method.recipe.weight * value, nll_good: Some(nll_good), kl: None })
+    Ok(Terms { loss: method.recipe.weight * value, nll_good, kl: None })
 }
 
 /// The batch's share of the KL term in nats a token, a scalar on the view's graph.

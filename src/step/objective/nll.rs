@@ -23,6 +23,6 @@ impl Objective for Nll {
         let value = graph.detach();
         take(graph)?;
         let value = f64::from(value.to_scalar::<f32>()?);
-        Ok(Evaluated { value, nll_good: value })
+        Ok(Evaluated { value, nll_good: Some(value) })
     }
 }

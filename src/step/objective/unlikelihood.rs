@@ -46,6 +46,6 @@ impl Objective for Unlikelihood {
             }
             take(terms.sum_all()?)?;
         }
-        Ok(Evaluated { value, nll_good })
+        Ok(Evaluated { value, nll_good: Some(nll_good) })
     }
 }

@@ -1,0 +1,122 @@
+//! Patches of one base, *combined*: a part or a multiple of a change, or the mean of several.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::Result;
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype;
+
+use super::patch::{self, PatchFile};
+use super::{Checkpoint, copy_model};
+use crate::bail_input;
+
+/// Writes the patch from `base` to base + `by` · (the mean of the patches' changes). A tensor that
+/// a patch lacks did not change in it. Values are computed in f64 and rounded once, to the dtype
+/// they are stored in. `scratch` is an empty folder for the model that the result is checked
+/// against. Errors (bad input) if the patches are not of this base, or if a value is not finite;
+/// (a failed check) if nothing changes.
+pub fn combine(
+    base: &Checkpoint,
+    patches: &[PatchFile],
+    by: f64,
+    scratch: &Path,
+    out: &Path,
+) -> Result<()> {
+    let found = base.hash()?;
+    if let Some(other) = patches.iter().find(|patch| patch.base_sha256 != found) {
+        bail_input!(
+            "{}: is made for a base with sha256 {}…, and the weights of {} have {}…",
+            other.path().display(),
+            other.base_sha256.get(..12).unwrap_or(&other.base_sha256),
+            base.dir.display(),
+            &found[..12]
+        );
+    }
+    copy_model(base, scratch)?;
+    let names: BTreeSet<&String> = patches.iter().flat_map(|patch| patch.tensors.keys()).collect();
+    for name in names {
+        let (dtype, _) = base.dtype_and_shape(name)?;
+        let Some(stored) = Stored::of(dtype) else {
+            bail_input!("tensor {name} is stored in {dtype:?}; have: F32, F16, BF16");
+        };
+        let bytes = base.bytes(name)?;
+        let before = stored.values(&bytes);
+        let mut change = vec![0f64; before.len()];
+        for patch in patches.iter().filter(|patch| patch.tensors.contains_key(name)) {
+            let after = stored.values(&patch.repaired(base, name)?);
+            change
+                .par_iter_mut()
+                .zip(after.par_iter().zip(&before))
+                .for_each(|(sum, (after, before))| *sum += after - before);
+        }
+        let many = patches.len() as f64;
+        let values: Vec<f64> = before
+            .par_iter()
+            .zip(&change)
+            .map(|(before, change)| before + change * by / many)
+            .collect();
+        let (bytes, finite) = stored.bytes(&values);
+        if !finite {
+            bail_input!("--by {by:?}: a value of {name} is beyond what {dtype:?} can hold");
+        }
+        base.put(name, &bytes, scratch)?;
+    }
+    patch::diff(base, &Checkpoint::open(scratch, "the result", None)?, out)
+}
+
+/// How values of floats are stored.
+#[derive(Clone, Copy)]
+enum Stored {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Stored {
+    fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+
+    fn values(self, bytes: &[u8]) -> Vec<f64> {
+        let (wide, narrow) = (bytes.as_chunks::<4>().0, bytes.as_chunks::<2>().0);
+        match self {
+            Self::F32 => wide.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+            Self::F16 => narrow.iter().map(|b| f16::from_le_bytes(*b).to_f64()).collect(),
+            Self::Bf16 => narrow.iter().map(|b| bf16::from_le_bytes(*b).to_f64()).collect(),
+        }
+    }
+
+    /// The values, rounded, and whether all of them are finite then.
+    fn bytes(self, values: &[f64]) -> (Vec<u8>, bool) {
+        let mut finite = true;
+        let mut seen = |value: f64| finite &= value.is_finite();
+        let bytes = match self {
+            Self::F32 => values
+                .iter()
+                .map(|value| *value as f32)
+                .inspect(|value| seen(f64::from(*value)))
+                .flat_map(f32::to_le_bytes)
+                .collect(),
+            Self::F16 => values
+                .iter()
+                .map(|value| f16::from_f64(*value))
+                .inspect(|value| seen(value.to_f64()))
+                .flat_map(f16::to_le_bytes)
+                .collect(),
+            Self::Bf16 => values
+                .iter()
+                .map(|value| bf16::from_f64(*value))
+                .inspect(|value| seen(value.to_f64()))
+                .flat_map(bf16::to_le_bytes)
+                .collect(),
+        };
+        (bytes, finite)
+    }
+}

@@ -1,0 +1,159 @@
+//! Rows whose responses have no partner: rejected ones alone, and labelled ones.
+
+use serde_json::{Value, json};
+
+use crate::support::command::irepair;
+use crate::support::files::{Folder, repository, rows};
+use crate::support::golden;
+use crate::support::repaired::{files, partial, record, steps};
+
+/// Rows with a rejected response alone are for `npo`: it makes them less likely. Every other
+/// objective refuses them and names it.
+#[test]
+fn rejected_responses_alone_are_for_npo() {
+    let folder = Folder::new();
+    let pairs = rows(repository("data/demo/pairs.jsonl"));
+    let alone: Vec<Value> = pairs
+        .iter()
+        .take(64)
+        .map(|row| json!({"prompt": row["prompt"], "rejected": row["rejected"]}))
+        .collect();
+    let data = folder.write_rows("rejected.jsonl", &alone);
+    let mut mixed = alone.clone();
+    mixed[3] = pairs[3].clone();
+    let mixed = folder.write_rows("mixed.jsonl", &mixed);
+    let repair = |out: &str| {
+        irepair("repair -q --max-steps 8 --batch-size 4 --normal-texts 16 --valid-size 16")
+            .and("--eval-steps 4")
+            .with("--out", folder.path(out))
+    };
+    let npo = |out: &str| repair(out).and("--objective npo --learning-rate 1e-4 --kl-weight 1");
+    npo("one").with("--data", &data).ok();
+    npo("two").with("--data", &data).ok();
+    assert_eq!(files(&folder.path("one")), files(&folder.path("two")));
+    let run = record(&folder.path("one"));
+    assert_eq!((run.data.pairs, run.data.held_back), (48, 16));
+    assert!(run.after["nll_rejected"] > run.before["nll_rejected"]);
+    assert!(!run.after.contains_key("nll_chosen"), "there is no chosen response");
+    let made = steps(&folder.path("one"));
+    // At the base every log-ratio is 0: (2/β)·ln 2.
+    assert!((made[0].loss - 20.0 * 2f64.ln()).abs() < 1e-3, "{}", made[0].loss);
+    assert!(made.iter().all(|step| step.nll_good.is_none()));
+    npo("mixed").with("--data", &mixed).ok();
+    assert!(record(&folder.path("mixed")).after.contains_key("nll_rejected"));
+    // The page of such a run can be drawn, and the sensitivity looks at rejected ones alone.
+    irepair("report -q").arg(folder.path("one")).ok();
+    irepair("sensitivity -q").with("--data", &data).ok();
+    for method in [
+        "--method irepair+kl",
+        "--method dapt",
+        "--method dpo+kl",
+        "--objective dpo-ul --kl-weight 1",
+        "--objective unlikelihood",
+        "--objective ipo",
+    ] {
+        let words = ["rejected.jsonl:1", "without a chosen one", "--objective npo"];
+        repair("no").and(method).with("--data", &data).fails(3, &words);
+    }
+    let words = ["without a chosen one", "--select max-over-chosen"];
+    npo("no").and("--select max-over-chosen").with("--data", &data).fails(3, &words);
+    repair("no").with("--data", &mixed).fails(3, &["mixed.jsonl:1", "--objective npo"]);
+    for (row, word) in [
+        (json!({"prompt": "a", "rejected": ""}), "rejected is empty"),
+        (json!({"prompt": " ", "rejected": "b"}), "prompt is empty"),
+        (json!({"prompt": 1, "rejected": "b"}), "\"prompt\" is not a string"),
+        (json!({"prompt": "a", "chosen": "", "rejected": "b"}), "chosen is empty"),
+        (json!({"prompt": "a", "good": "", "bad": "b"}), "rejected alone (prompt, rejected)"),
+        (
+            json!({"prompt": [{"role": "user", "content": "a"}],
+                   "rejected": [{"role": "assistant", "content": "b"}]}),
+            "a conversation needs",
+        ),
+    ] {
+        let bad = folder.write_rows("bad.jsonl", &[row]);
+        npo("no").with("--data", &bad).fails(3, &["bad.jsonl:1", word]);
+    }
+    assert!(!partial(&folder.path("no")).exists());
+}
+
+/// Labelled rows: of each prompt every completion of one kind with one of the other. It is the same
+/// repair as of the pairs themselves.
+#[test]
+fn labelled_rows_are_pairs() {
+    let folder = Folder::new();
+    let pairs = rows(repository("data/demo/pairs.jsonl"));
+    let mut seen = std::collections::BTreeSet::new();
+    let pairs: Vec<Value> =
+        pairs.into_iter().filter(|row| seen.insert(row["prompt"].to_string())).take(24).collect();
+    let data = folder.write_rows("pairs.jsonl", &pairs);
+    let labelled: Vec<Value> = pairs
+        .iter()
+        .flat_map(|row| {
+            [(&row["chosen"], true), (&row["rejected"], false)].map(|(text, label)| {
+                json!({"prompt": row["prompt"], "completion": text, "label": label})
+            })
+        })
+        .collect();
+    let both = folder.write_rows("labelled.jsonl", &labelled);
+    let as_csv: Vec<[String; 3]> = labelled
+        .iter()
+        .map(|row| {
+            let text = |key: &str| row[key].as_str().expect("text").to_owned();
+            [text("prompt"), text("completion"), row["label"].to_string()]
+        })
+        .collect();
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(["question", "completion", "label"]).expect("writes");
+    as_csv.iter().for_each(|row| writer.write_record(row).expect("writes"));
+    let table = folder.write("labelled.csv", writer.into_inner().expect("bytes"));
+    let repair = |out: &str| {
+        irepair("repair -q --method dpo --max-steps 3 --batch-size 4 --valid-size 8")
+            .and("--eval-steps 0")
+            .with("--model", golden::path("gpt2"))
+            .with("--out", folder.path(out))
+    };
+    repair("pairs").with("--data", &data).ok();
+    repair("labelled").with("--data", &both).ok();
+    repair("table").with("--data", &table).and("--map prompt=question").ok();
+    assert_eq!(files(&folder.path("labelled")), files(&folder.path("pairs")));
+    assert_eq!(files(&folder.path("table")), files(&folder.path("pairs")));
+    // Two bad ones and one good one are two pairs.
+    let three = ["ok.", "no!", "go away!"].map(|text| {
+        json!({"prompt": "Is it broken?", "completion": format!(" {text}"), "label": text == "ok."})
+    });
+    let rows = [&labelled[..], &three[..]].concat();
+    let more = folder.write_rows("more.jsonl", &rows);
+    repair("more").with("--data", &more).ok();
+    let data = record(&folder.path("more")).data;
+    assert_eq!(data.pairs + data.held_back, 26);
+    // Labels of one kind alone.
+    let of = |label: bool| -> Vec<Value> {
+        labelled.iter().filter(|row| row["label"] == label).cloned().collect()
+    };
+    let good = folder.write_rows("good.jsonl", &of(true));
+    repair("no").with("--data", &good).fails(3, &["good.jsonl", "every label is true", "false"]);
+    let bad = folder.write_rows("bad.jsonl", &of(false));
+    repair("no").with("--data", &bad).fails(3, &["bad.jsonl:1", "--objective npo"]);
+    irepair("repair -q --objective npo --max-steps 2 --batch-size 4 --valid-size 4")
+        .with("--model", golden::path("gpt2"))
+        .with("--data", &bad)
+        .with("--out", folder.path("bad"))
+        .ok();
+    let lonely = [
+        &of(false)[..],
+        &of(true)[..1],
+        &[json!({"prompt": "Alone", "completion": " yes", "label": true})],
+    ]
+    .concat();
+    let lonely = folder.write_rows("lonely.jsonl", &lonely);
+    repair("no").with("--data", &lonely).fails(3, &["lonely.jsonl:26", "label true alone"]);
+    for (label, word) in [(json!("maybe"), "\"maybe\""), (json!(2), "2"), (json!(null), "null")] {
+        let row = json!({"prompt": "a", "completion": " b", "label": label});
+        let odd = folder.write_rows("odd.jsonl", &[row]);
+        let words = ["odd.jsonl:1", word, "expected true or false"];
+        repair("no").with("--data", &odd).fails(3, &words);
+    }
+    let short = [labelled[0].clone(), json!({"prompt": "a", "completion": " b"})];
+    let short = folder.write_rows("short.jsonl", &short);
+    repair("no").with("--data", &short).fails(3, &["short.jsonl:2", "\"label\""]);
+}
