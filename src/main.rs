@@ -2,15 +2,19 @@
 
 use std::process::ExitCode;
 
+use irepair::base::{error, plain, wall};
 use irepair::cli::{Cli, Command};
-use irepair::{base::error, commands};
+use irepair::commands;
+
+#[global_allocator]
+static ALLOCATOR: wall::Counting = wall::Counting;
 
 fn main() -> ExitCode {
     irepair::model::device::quiet_candle_pool();
     irepair::model::device::keep_freed_memory();
     irepair::base::interrupt::end_with_the_pipe();
     let cli = Cli::of(std::env::args_os());
-    let done = match cli.command {
+    let done = wall::whole(|| match cli.command {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
@@ -25,11 +29,11 @@ fn main() -> ExitCode {
         Command::Guide(args) => commands::guide::run(&args),
         Command::Completions(args) => commands::manual::completions(&args),
         Command::Man(args) => commands::manual::man(&args),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", plain::message(&format!("{error:#}")));
             ExitCode::from(error::exit_code(&error))
         }
     }

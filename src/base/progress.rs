@@ -9,6 +9,8 @@ use indicatif::{
     HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
 
+use super::plain::{message, plain_line};
+
 /// The bars of [`Progress::note`]: several may be there at the same time.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
@@ -74,7 +76,7 @@ impl Progress {
     pub fn new(what: &str, done: usize, total: usize, quiet: bool) -> Self {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
-            let bar = hidden(done, total).with_prefix(what.to_owned());
+            let bar = hidden(done, total).with_prefix(plain_line(what).into_owned());
             bar.set_draw_target(ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(
                 "{prefix} {wide_bar:.cyan/blue} {pos}/{len} {pace}  {msg}",
@@ -85,7 +87,8 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let pieces = Pieces { what: what.to_owned(), done, total, said: Instant::now() };
+        let pieces =
+            Pieces { what: plain_line(what).into_owned(), done, total, said: Instant::now() };
         Self {
             bar,
             quiet,
@@ -103,7 +106,7 @@ impl Progress {
         let bar = (on_terminal && !quiet).then(|| {
             let bar = BARS
                 .get_or_init(MultiProgress::new)
-                .add(ProgressBar::new_spinner().with_prefix(what.to_owned()));
+                .add(ProgressBar::new_spinner().with_prefix(plain_line(what).into_owned()));
             let style = "{prefix} {elapsed}  {wide_msg}";
             bar.set_style(
                 ProgressStyle::with_template(style)
@@ -112,15 +115,16 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let pieces = Pieces { what: what.to_owned(), done: 0, total: 0, said: Instant::now() };
+        let pieces =
+            Pieces { what: plain_line(what).into_owned(), done: 0, total: 0, said: Instant::now() };
         Self { bar, quiet, every: 1, valid: None, pieces, begun: Instant::now(), made: 0 }
     }
 
     /// Shows a line about it.
     pub fn say(&mut self, what: &str, line: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(line.to_owned()),
-            None if !self.quiet => eprintln!("{what}: {line}"),
+            Some(bar) => bar.set_message(plain_line(line).into_owned()),
+            None if !self.quiet => eprintln!("{}: {}", plain_line(what), message(line)),
             None => {}
         }
     }
@@ -148,10 +152,10 @@ impl Progress {
         self.begun = Instant::now();
         match &self.bar {
             Some(bar) => {
-                bar.println(text);
+                bar.println(message(&text));
                 bar.reset_eta();
             }
-            None if !self.quiet => eprintln!("{text}"),
+            None if !self.quiet => eprintln!("{}", message(&text)),
             None => {}
         }
     }

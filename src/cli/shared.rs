@@ -120,7 +120,7 @@ shared! {
     /// How texts are sampled, scored and paired.
     PairingWords {
         max_prompt_length: Option<usize>,
-        samples: usize,
+        samples_per_prompt: usize,
         max_new_tokens: usize,
         temperature: f64,
         top_p: f64,

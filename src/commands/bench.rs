@@ -9,7 +9,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::at_least_one;
+use super::in_counts;
 use crate::bail_input;
 use crate::base::profile;
 use crate::base::profile::{Part, Phase, Profile};
@@ -35,7 +35,7 @@ use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 const PROMPT: usize = 32;
 
 pub fn run(args: &Bench) -> Result<()> {
-    at_least_one(&[
+    in_counts(&[
         ("--batch", args.batch),
         ("--iterations", args.iterations),
         ("--blocks", args.blocks.unwrap_or(1)),
@@ -74,7 +74,11 @@ pub fn run(args: &Bench) -> Result<()> {
                     keeps_originals: recipe.needs_reference(),
                     graph_rows: rows,
                     compares,
-                    compared_rows: if compares { rows * (1 + args.iterations) } else { 0 },
+                    compared_rows: if compares {
+                        rows.saturating_mul(1 + args.iterations)
+                    } else {
+                        0
+                    },
                     ..Passes::default()
                 }
             }

@@ -33,6 +33,7 @@ use crate::model::memory::Passes;
 use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::Weights;
+use crate::settings::setting::MOST;
 use crate::tokens::Encoder;
 use crate::tokens::chat::ChatTemplate;
 
@@ -114,10 +115,11 @@ pub fn writable(flag: &str, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Errors (bad input) if the value of a flag is 0.
-fn at_least_one(flags: &[(&str, usize)]) -> Result<()> {
-    match flags.iter().find(|(_, value)| *value == 0) {
-        Some((flag, _)) => bail_input!("{flag} 0: must be at least 1"),
+/// Errors (bad input) if the value of a flag is 0, or too large for a number of things.
+fn in_counts(flags: &[(&str, usize)]) -> Result<()> {
+    match flags.iter().find(|(_, value)| !(1..=MOST).contains(value)) {
+        Some((flag, 0)) => bail_input!("{flag} 0: must be at least 1"),
+        Some((flag, value)) => bail_input!("{flag} {value}: must be at most {MOST}"),
         None => Ok(()),
     }
 }

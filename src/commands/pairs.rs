@@ -13,6 +13,7 @@ use crate::data::demo;
 use crate::data::{self, Text};
 use crate::eval::samples::{Pool, Protocol, Round, SamplePair, Writer};
 use crate::eval::toxicity::Prompt;
+use crate::model::finite::of_model;
 use crate::model::memory::Passes;
 use crate::tokens::Lengths;
 use crate::{bail_input, scorers};
@@ -20,7 +21,7 @@ use crate::{bail_input, scorers};
 pub fn run(args: &Pairs) -> Result<()> {
     let words = &args.writing;
     for (name, value) in [
-        ("samples", words.samples),
+        ("samples-per-prompt", words.samples_per_prompt),
         ("max-new-tokens", words.max_new_tokens),
         ("pairs-per-prompt", words.pairs_per_prompt),
     ] {
@@ -54,7 +55,7 @@ pub fn run(args: &Pairs) -> Result<()> {
         subject: subject(&loaded, &weights),
         scorer: scorer.as_ref(),
         protocol: Protocol {
-            samples: words.samples,
+            samples: words.samples_per_prompt,
             new_tokens: words.max_new_tokens,
             temperature: words.temperature,
             top_p: words.top_p,
@@ -74,13 +75,14 @@ pub fn run(args: &Pairs) -> Result<()> {
     let mut pool = Pool::default();
     let all: Vec<usize> = (0..prompts.len()).collect();
     let round = Round { chosen: &all, number: 0, over: false, path: &beside, key: &key };
-    let tally = writer.sample(&prompts, &round, &mut pool)?;
+    let tally = writer.sample(&prompts, &round, &mut pool);
+    let tally = tally.map_err(of_model(&loaded.checkpoint().name))?;
     let pairs = pool.extremes(&prompts, &writer.protocol);
     if pairs.is_empty() {
         std::fs::remove_file(&beside).ok();
         return Err(Error::Check(format!(
             "no prompt has texts of both kinds: {} of {} texts are toxic ({:.1} %); give more \
-             --samples, other thresholds, or other prompts",
+             --samples-per-prompt, other thresholds, or other prompts",
             tally.toxic,
             tally.scored,
             tally.percent()

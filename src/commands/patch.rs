@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::plain::{plain_line, shortened};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
@@ -15,6 +16,8 @@ use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
 
+/// The bytes of a hash that are shown; a patch may say anything.
+const LONGEST_HASH: usize = 64;
 /// How many changed rows or columns of a matrix are named in the text. The JSON has all of them.
 const LINES_SHOWN: usize = 12;
 
@@ -107,6 +110,7 @@ fn show(json: bool, path: &Path) -> Result<()> {
         let shown: Vec<String> =
             indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();
         let more = if indices.len() > LINES_SHOWN { ", …" } else { "" };
+        let name = plain_line(name);
         println!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "));
     }
     println!(
@@ -117,8 +121,8 @@ fn show(json: bool, path: &Path) -> Result<()> {
         summary.changes.len(),
         summary.bytes,
         100.0 * summary.bytes as f64 / summary.tensor_bytes as f64,
-        summary.base_sha256,
-        summary.repaired_sha256
+        plain_line(&shortened(&summary.base_sha256, LONGEST_HASH)),
+        plain_line(&shortened(&summary.repaired_sha256, LONGEST_HASH))
     );
     Ok(())
 }

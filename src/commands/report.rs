@@ -9,6 +9,7 @@ use super::writable;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::base::plain::message;
 use crate::cli::Report;
 use crate::report::compare_page;
 use crate::report::compare_page::compare_page;
@@ -37,7 +38,7 @@ pub fn run(args: &Report) -> Result<()> {
         }
     }
     if !args.output.quiet {
-        gaps.iter().for_each(|gap| eprintln!("{}: {gap}", args.run.display()));
+        gaps.iter().for_each(|gap| eprintln!("{}: {}", args.run.display(), message(gap)));
     }
     files::write_whole(&out, page.as_bytes())?;
     if args.output.json {

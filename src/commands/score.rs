@@ -53,8 +53,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     if out.exists() && !args.overwrite {
         bail_input!("{} exists; choose another --out or give --overwrite", out.display());
     }
-    let mut rows = data::read_rows(file)?;
-    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    let rows = data::read_rows(file, args.limit)?;
     if rows.is_empty() {
         bail_input!("{}: no rows", file.display());
     }
@@ -137,8 +136,7 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
 fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     let mut pairs = Vec::new();
     let mut failed = 0;
-    let mut rows = data::read_rows(stored)?;
-    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    let rows = data::read_rows(stored, args.limit)?;
     for rows in rows.chunks(UNIT) {
         let mut texts = Vec::with_capacity(rows.len());
         for row in rows {

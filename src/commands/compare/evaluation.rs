@@ -11,6 +11,7 @@ use super::child::{Child, Countdown, Outcome, several};
 use super::interrupted;
 use super::plan::ComparisonPlan;
 use crate::base::files;
+use crate::base::plain::message;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
 use crate::commands::eval::folder::RESULTS;
@@ -96,7 +97,7 @@ impl Evaluations<'_> {
                 Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(weights.step))),
                 Err(why) => {
                     let gap = format!("no point of {}: {why}", weights.name);
-                    eprintln!("warning: {gap}");
+                    eprintln!("warning: {}", message(&gap));
                     Err(gap)
                 }
             })

@@ -17,6 +17,7 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files::write_whole;
 use crate::base::interrupt;
+use crate::base::plain::{message, plain};
 use crate::cli::Compare;
 use crate::report::compare_page;
 use crate::report::comparison::{
@@ -67,7 +68,7 @@ pub fn run(args: &Compare) -> Result<()> {
         printed["out"] = dir.display().to_string().into();
         println!("{printed}");
     } else {
-        print!("{}", comparison.text());
+        print!("{}", plain(&comparison.text()));
         println!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display());
     }
     Ok(())
@@ -228,7 +229,7 @@ fn sensitivity(
         Outcome::Failed(why) => {
             // The tables do not need the sensitivities, so the comparison goes on.
             let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
-            eprintln!("warning: {gap}");
+            eprintln!("warning: {}", message(&gap));
             gaps.push(gap);
             for stale in ["figure2.csv", "figure2.svg"] {
                 std::fs::remove_file(dir.join(stale)).ok();

@@ -21,6 +21,7 @@ use anyhow::Result;
 use super::{Loaded, On, open};
 use crate::base::interrupt;
 use crate::base::memory;
+use crate::base::plain::{message, plain};
 use crate::cli::Repair;
 use crate::settings::{Method, Prepared, prepare};
 use job::Job;
@@ -86,7 +87,7 @@ struct Order<'a> {
 impl<'a> Order<'a> {
     fn say(&self, text: String) {
         if !self.args.output.quiet {
-            eprintln!("{text}");
+            eprintln!("{}", message(&text));
         }
     }
 
@@ -107,7 +108,7 @@ impl<'a> Order<'a> {
         let plan = plan::Plan::new(self, job.plan()?, job.memory()?, &path);
         match self.args.output.json {
             true => println!("{}", serde_json::to_string(&plan)?),
-            false => print!("{}", plan.text()),
+            false => print!("{}", plain(&plan.text())),
         }
         plan.memory.judge(&self.loaded.device, job.advice())
     }
@@ -115,7 +116,7 @@ impl<'a> Order<'a> {
     fn show(&self, run: &crate::report::RunRecord, out: &Output) -> Result<()> {
         match self.args.output.json {
             true => println!("{}", serde_json::to_string(run)?),
-            false => print!("{}", summary::summary(run, &out.path, &self.loaded.model)),
+            false => print!("{}", plain(&summary::summary(run, &out.path, &self.loaded.model))),
         }
         Ok(())
     }
