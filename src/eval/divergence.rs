@@ -127,7 +127,8 @@ impl Task for Divergence<'_> {
                     .to_vec2::<f32>()?)
             };
             let (p, q) = (logits(base_model, &base, &base_h)?, logits(subject.model, &view, &h)?);
-            p.iter().chain(&q).try_for_each(|row| finite("the logits", row))?;
+            p.iter().try_for_each(|row| finite("the logits of the base", row))?;
+            q.iter().try_for_each(|row| finite("the model's logits", row))?;
             found.par_extend(p.par_iter().zip(&q).map(|(p, q)| compare(p, q)));
         }
         let rows = packed.sequences.iter().enumerate();

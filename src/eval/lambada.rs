@@ -121,7 +121,7 @@ impl Task for Lambada {
         let h = subject.model.hidden(&view, &packed)?;
         let best = subject.model.likeliest(&view, &h, &rows)?;
         let logp = subject.model.token_logp(&view, &h, &rows, &targets)?.to_vec1::<f32>()?;
-        finite("the log-probabilities", &logp)?;
+        finite("the model's log-probabilities", &logp)?;
         let mut at = 0;
         let mut found = Vec::with_capacity(passages.len());
         for (index, (_, word)) in passages.iter().enumerate() {

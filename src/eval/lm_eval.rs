@@ -143,7 +143,7 @@ impl Task for Rolling {
                 .model
                 .token_logp(&view, &h, &rows, &document.ids[from..to])?
                 .to_vec1::<f32>()?;
-            finite("the log-probabilities", &logp)?;
+            finite("the model's log-probabilities", &logp)?;
             nats -= logp.iter().map(|x| f64::from(*x)).sum::<f64>();
         }
         Ok(vec![Row::from_iter([

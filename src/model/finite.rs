@@ -5,11 +5,11 @@ use anyhow::Result;
 
 use crate::base::error::Error;
 
-/// Errors (a failed check) if one of these numbers of a model is not finite.
+/// Errors (a failed check) if one of these numbers is not finite.
 pub fn finite(what: &str, values: &[f32]) -> Result<()> {
     match values.iter().find(|value| !value.is_finite()) {
         Some(value) => Err(Error::Check(format!(
-            "{what} of the model are not finite ({value}): its weights are broken, or so large \
+            "{what} are not finite ({value}): its weights are broken, or so large \
              that its sums overflow"
         ))
         .into()),
