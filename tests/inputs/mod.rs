@@ -1,8 +1,10 @@
 //! What is read: models, configurations, data, conversations, the hub. What can't be used is
 //! refused with file, thing and remedy.
 
+mod broken;
 mod configurations;
 mod conversations;
 mod data;
+mod hostile;
 mod hub;
 mod models;
