@@ -6,9 +6,12 @@
 use std::process::ExitCode;
 
 use irepair::base::error::{Error, exit_code};
-use irepair::base::print;
+use irepair::base::{print, wall};
 use irepair::cli::{Cli, Command};
 use irepair::commands;
+
+#[global_allocator]
+static ALLOCATOR: wall::Counting = wall::Counting;
 
 fn main() -> ExitCode {
     irepair::model::device::quiet_candle_pool();
@@ -17,7 +20,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(instead) => return tell(&instead),
     };
-    let done = match cli.command {
+    let done = wall::whole(|| match cli.command {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
@@ -32,7 +35,7 @@ fn main() -> ExitCode {
         Command::Guide(args) => commands::guide::run(&args),
         Command::Completions(args) => commands::manual::completions(&args),
         Command::Man(args) => commands::manual::man(&args),
-    };
+    });
     done.map_or_else(|error| fail(&error), |()| ExitCode::SUCCESS)
 }
 

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use super::plain::shortened;
+
 /// An error with an exit code of its own. The text is the message.
 #[derive(Debug)]
 pub enum Error {
@@ -58,6 +60,8 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 
 /// The message "unknown …" with the nearest known name, and all known names.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    // A name that is longer than any known one is like none of them.
+    let name = &*shortened(name, 100);
     let lower = name.to_lowercase();
     let nearest = known
         .iter()

@@ -8,20 +8,73 @@ use sysinfo::{MemoryRefreshKind, System};
 
 use crate::bail_input;
 
-/// The limit that the user set, in MiB. Errors (bad input) if it is not a number.
+/// The most MiB that a limit may be: their bytes must be a number.
+const MOST: u64 = u64::MAX >> 20;
+
+/// The limit that the user set, in MiB. Errors (bad input) if it is not a number of them.
 pub fn limit() -> Result<Option<u64>> {
     match std::env::var("IREPAIR_MEMORY_LIMIT") {
-        Ok(text) => match text.parse() {
-            Ok(mib) => Ok(Some(mib)),
-            Err(_) => bail_input!("IREPAIR_MEMORY_LIMIT={text}: expected a number of MiB"),
+        Ok(text) => match text.trim().parse() {
+            Ok(mib) if mib <= MOST => Ok(Some(mib)),
+            _ => bail_input!("IREPAIR_MEMORY_LIMIT={text}: expected a number of MiB up to {MOST}"),
         },
         Err(_) => Ok(None),
     }
 }
 
-/// The bytes that the system can still give this process, or fewer where a control group allows
-/// fewer.
+/// The bytes that the system can still give this process, or fewer where a control group or a limit
+/// of the process (`ulimit -v`) allows fewer.
 pub fn available() -> Option<u64> {
+    match (given(), left_of_addresses()) {
+        (Some(given), Some(left)) => Some(given.min(left)),
+        (given, left) => given.or(left),
+    }
+}
+
+/// The memory that a text takes at least, with its ids, its row and its place in a batch.
+pub const OF_A_TEXT: u64 = 256;
+
+/// Errors (bad input) if so many things of so many bytes each don't fit into memory. `flag` is what
+/// asks for them.
+pub fn check_room(flag: &str, count: usize, each: u64) -> Result<()> {
+    let needed = (count as u64).saturating_mul(each);
+    let room = match limit()? {
+        Some(mib) => Some(mib << 20),
+        None => available(),
+    };
+    if let Some(room) = room.filter(|room| *room < needed) {
+        bail_input!(
+            "{flag}: {count} of them take about {} MiB, {} MiB are there; lower it",
+            needed >> 20,
+            room >> 20
+        );
+    }
+    Ok(())
+}
+
+/// The bytes of address space that this process may still take, if that is limited.
+fn left_of_addresses() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the call fills the struct that it is given.
+        let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &mut limit) } == 0;
+        if !known || limit.rlim_cur == libc::RLIM_INFINITY {
+            return None;
+        }
+        let sizes = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let taken = sizes.lines().find_map(|line| {
+            let kib = line.strip_prefix("VmSize:")?.trim().strip_suffix("kB")?;
+            kib.trim().parse::<u64>().ok()
+        });
+        Some(limit.rlim_cur.saturating_sub(taken.unwrap_or(0) << 10))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// The bytes that the system and its control groups can still give this process.
+fn given() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let free = Some(system.available_memory()).filter(|bytes| *bytes > 0)?;

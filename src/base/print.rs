@@ -7,12 +7,22 @@ use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::error::Error;
+use super::plain::{message, plain};
 
-/// Prints text on stdout as it is. Errors if stdout is full, or if nobody reads it any more.
+/// Prints text for people on stdout, without what would steer their terminal. Errors if stdout is
+/// full, or if nobody reads it any more.
 pub fn text(text: impl Display) -> Result<()> {
-    bytes(text.to_string().as_bytes())
+    bytes(plain(&text.to_string()).as_bytes())
+}
+
+/// Prints a value as a line of JSON on stdout. Errors as [`text`].
+pub fn json(value: &impl Serialize) -> Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    bytes(&line)
 }
 
 /// Prints bytes on stdout. Errors as [`text`].
@@ -33,9 +43,10 @@ pub fn line(line: impl Display) -> Result<()> {
     text(format_args!("{line}\n"))
 }
 
-/// Says a line on stderr, if somebody hears it.
+/// Says a line on stderr, if somebody hears it: without what would steer a terminal, and cut if it
+/// is too long to be read.
 pub fn say(line: impl Display) {
-    heard(format_args!("{line}\n"));
+    heard(format_args!("{}\n", message(&line.to_string())));
 }
 
 /// Says text on stderr as it is, if somebody hears it.

@@ -10,6 +10,8 @@ use indicatif::{
     HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
 };
 
+use super::plain::{message, plain_line};
+
 /// The bars of [`Progress::note`]: several may be there at the same time.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
@@ -75,7 +77,7 @@ impl Progress {
     pub fn new(what: &str, done: usize, total: usize, quiet: bool) -> Self {
         let on_terminal = std::io::stderr().is_terminal() && std::env::var_os("CI").is_none();
         let bar = (on_terminal && !quiet).then(|| {
-            let bar = hidden(done, total).with_prefix(what.to_owned());
+            let bar = hidden(done, total).with_prefix(plain_line(what).into_owned());
             bar.set_draw_target(ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template(
                 "{prefix} {wide_bar:.cyan/blue} {pos}/{len} {pace}  {msg}",
@@ -86,7 +88,8 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let pieces = Pieces { what: what.to_owned(), done, total, said: Instant::now() };
+        let pieces =
+            Pieces { what: plain_line(what).into_owned(), done, total, said: Instant::now() };
         Self {
             bar,
             quiet,
@@ -104,7 +107,7 @@ impl Progress {
         let bar = (on_terminal && !quiet).then(|| {
             let bar = BARS
                 .get_or_init(MultiProgress::new)
-                .add(ProgressBar::new_spinner().with_prefix(what.to_owned()));
+                .add(ProgressBar::new_spinner().with_prefix(plain_line(what).into_owned()));
             let style = "{prefix} {elapsed}  {wide_msg}";
             bar.set_style(
                 ProgressStyle::with_template(style)
@@ -113,14 +116,15 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let pieces = Pieces { what: what.to_owned(), done: 0, total: 0, said: Instant::now() };
+        let pieces =
+            Pieces { what: plain_line(what).into_owned(), done: 0, total: 0, said: Instant::now() };
         Self { bar, quiet, every: 1, valid: None, pieces, begun: Instant::now(), made: 0 }
     }
 
     /// Shows a line about it.
     pub fn say(&mut self, what: &str, line: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(line.to_owned()),
+            Some(bar) => bar.set_message(plain_line(line).into_owned()),
             None if !self.quiet => say!("{what}: {line}"),
             None => {}
         }
@@ -149,7 +153,7 @@ impl Progress {
         self.begun = Instant::now();
         match &self.bar {
             Some(bar) => {
-                bar.println(text);
+                bar.println(message(&text));
                 bar.reset_eta();
             }
             None if !self.quiet => say!("{text}"),

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::Checkpoint;
+use crate::base::error::Error;
 
 /// A tensor that differs between two checkpoints.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -40,8 +41,9 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
         if base_file.bytes(entry)? == other_file.bytes(theirs)? {
             continue;
         }
-        let before = base_file.values::<f32>(entry)?;
-        let after = other_file.values::<f32>(theirs)?;
+        let wrong = |error| Error::Input(format!("{}: tensor {name}: {error}", base.dir.display()));
+        let before = base_file.values::<f32>(entry).map_err(wrong)?;
+        let after = other_file.values::<f32>(theirs).map_err(wrong)?;
         let norm =
             before.iter().zip(&after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
         let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();

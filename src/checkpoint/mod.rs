@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files::{hash_file, hex, read_json};
+use crate::base::plain::plain_line;
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::{Place, TensorSpec, Weights};
 use crate::model::{self, Model, Names};
@@ -219,7 +220,8 @@ impl Checkpoint {
                 say!(
                     "warning: {}: tensor {name} is no part of the model that config.json describes \
                      (\"model_type\", \"attention_bias\", \"mlp_bias\") and is ignored",
-                    self.path(entry).display()
+                    self.path(entry).display(),
+                    name = plain_line(name)
                 )
             });
         }

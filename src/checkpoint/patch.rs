@@ -58,6 +58,31 @@ pub struct TensorPatch {
     pub base_norm: f64,
 }
 
+impl TensorPatch {
+    /// Why it can't be a tensor of floats, if it can't.
+    fn check(&self) -> std::result::Result<(), String> {
+        use safetensors::Dtype::{BF16, F16, F32};
+        if ![F32, F16, BF16].contains(&self.dtype) {
+            return Err(format!("stored as {:?}; have: F32, F16, BF16", self.dtype));
+        }
+        let values = self.shape.iter().try_fold(4usize, |all, n| all.checked_mul(*n));
+        if values.is_none() {
+            return Err(format!("no tensor has the shape {:?}", self.shape));
+        }
+        let lines = self.lines.as_ref().is_none_or(|lines| {
+            let last = lines.indices.last();
+            lines.axis < 2
+                && self.shape.len() == 2
+                && lines.indices.windows(2).all(|pair| pair[0] < pair[1])
+                && last.is_none_or(|last| *last < self.shape[lines.axis])
+        });
+        match lines && [self.norm, self.base_norm].iter().all(|n| n.is_finite() && *n >= 0.0) {
+            true => Ok(()),
+            false => Err("its rows, columns or norms can't be".into()),
+        }
+    }
+}
+
 /// Some rows (axis 0) or columns (axis 1) of a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -255,7 +280,11 @@ impl PatchFile {
             let why = "its content does not fit its hash; it was changed or damaged";
             return Err(broken(why.into()).into());
         }
-        let tensors = serde_json::from_str(&entries).map_err(|e| broken(e.to_string()))?;
+        let tensors: BTreeMap<String, TensorPatch> =
+            serde_json::from_str(&entries).map_err(|e| broken(e.to_string()))?;
+        for (name, entry) in &tensors {
+            entry.check().map_err(|why| broken(format!("tensor {name}: {why}")))?;
+        }
         Ok(Self { path: path.into(), bytes, base_sha256, repaired_sha256, tensors })
     }
 

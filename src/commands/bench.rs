@@ -9,7 +9,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::at_least_one;
+use super::in_counts;
 use crate::bail_input;
 use crate::base::print;
 use crate::base::profile;
@@ -26,7 +26,6 @@ use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::shapes;
 use crate::model::weights::{Kernels, Weights, Who};
-use crate::print_line;
 use crate::report::table::table;
 use crate::say;
 use crate::slice::input::StepInput;
@@ -38,7 +37,7 @@ use crate::tokens::{LossOn, Packed, PairBatch, TokenPair};
 const PROMPT: usize = 32;
 
 pub fn run(args: &Bench) -> Result<()> {
-    at_least_one(&[
+    in_counts(&[
         ("--batch", args.batch),
         ("--iterations", args.iterations),
         ("--blocks", args.blocks.unwrap_or(1)),
@@ -77,7 +76,11 @@ pub fn run(args: &Bench) -> Result<()> {
                     keeps_originals: recipe.needs_reference(),
                     graph_rows: rows,
                     compares,
-                    compared_rows: if compares { rows * (1 + args.iterations) } else { 0 },
+                    compared_rows: if compares {
+                        rows.saturating_mul(1 + args.iterations)
+                    } else {
+                        0
+                    },
                     ..Passes::default()
                 }
             }
@@ -122,18 +125,15 @@ pub fn run(args: &Bench) -> Result<()> {
     };
     let composed = if args.composed { " composed" } else { "" };
     let gflop = profile.operations / args.iterations as f64 / 1e9;
-    print_line!(
-        "{}",
-        json!({
-            "impl": format!("irepair {}{bf16}{weights_dtype}{composed}", env!("CARGO_PKG_VERSION")),
-            "config": args.config, "method": args.method, "batch": args.batch,
-            "tokens": args.tokens, "threads": threads,
-            "median_s": round(median), "min_s": round(times[0]),
-            "peak_rss_mib": device::peak_rss_mib(),
-            "gflop": (profile.operations > 0.0).then(|| round(gflop)),
-            "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
-        })
-    )?;
+    print::json(&json!({
+        "impl": format!("irepair {}{bf16}{weights_dtype}{composed}", env!("CARGO_PKG_VERSION")),
+        "config": args.config, "method": args.method, "batch": args.batch,
+        "tokens": args.tokens, "threads": threads,
+        "median_s": round(median), "min_s": round(times[0]),
+        "peak_rss_mib": device::peak_rss_mib(),
+        "gflop": (profile.operations > 0.0).then(|| round(gflop)),
+        "gflop_kaplan": kaplan.map(|k| round(k / 1e9)),
+    }))?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
+use crate::base::print;
 use crate::checkpoint::hub::Hub;
 use crate::cli::Doctor;
 use crate::model::ARCHES;
@@ -44,7 +45,7 @@ pub fn run(args: &Doctor) -> Result<()> {
         "hub_token": if hub.as_ref().is_ok_and(Hub::has_token) { "set" } else { "not set" },
     });
     if args.json {
-        print_line!("{facts}")?;
+        print::json(&facts)?;
         return Ok(());
     }
     for (key, value) in facts.as_object().into_iter().flatten() {

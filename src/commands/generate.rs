@@ -3,14 +3,17 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{Loaded, at_least_one, check_sampling, replaceable};
+use super::{Loaded, check_sampling, in_counts, replaceable};
 use crate::base::error::Error;
 use crate::base::interrupt;
+use crate::base::memory::{OF_A_TEXT, check_room};
+use crate::base::print;
 use crate::cli::Generate;
 use crate::eval::ledger::{Ledger, Making};
 use crate::eval::scoring::{TextScore, score_texts};
 use crate::eval::sources;
 use crate::eval::task::{Row, hash_ids, items};
+use crate::model::finite::of_model;
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::memory::Passes;
 use crate::model::weights::{View, Who};
@@ -44,9 +47,11 @@ pub fn run(args: &Generate) -> Result<()> {
         seed: args.writing.seed,
     };
     let longest = jobs.iter().map(|j| j.ids.len()).max().unwrap_or(0);
+    let together = args.batch_size.min(jobs.len());
+    let positions = loaded.model.sizes().context.min(longest + settings.max_new_tokens);
     let passes = Passes {
-        plain_rows: longest * args.batch_size,
-        written: (args.batch_size, longest + settings.max_new_tokens),
+        plain_rows: longest * together,
+        written: (together, positions),
         ..Passes::default()
     };
     loaded.check_memory(&passes, "lower --batch-size or --max-new-tokens")?;
@@ -59,10 +64,7 @@ pub fn run(args: &Generate) -> Result<()> {
     let (removed, empty, failed) = (count("removed"), count("empty"), count("failed"));
     let kept = rows.iter().filter(|row| is_kept(row)).count();
     if args.output.json {
-        print_line!(
-            "{}",
-            json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed})
-        )?;
+        print::json(&json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}))?;
     } else {
         print_line!("{kept} texts in {}", args.out.display())?;
         if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
@@ -81,7 +83,17 @@ pub fn run(args: &Generate) -> Result<()> {
 }
 
 fn check(args: &Generate) -> Result<()> {
-    at_least_one(&[("--batch-size", args.batch_size), ("--samples", args.samples)])?;
+    in_counts(&[
+        ("--batch-size", args.batch_size),
+        ("--samples", args.samples),
+        ("--unconditional", args.unconditional.unwrap_or(1)),
+        ("--max-new-tokens", args.max_new_tokens.unwrap_or(1)),
+        ("--max-prompt-length", args.max_prompt_length.unwrap_or(1)),
+        ("--limit", args.limit.unwrap_or(1)),
+    ])?;
+    if let Some(limit) = args.keep_below.filter(|limit| !(*limit > 0.0 && limit.is_finite())) {
+        bail_input!("--keep-below {limit}: must be a finite number above 0");
+    }
     check_sampling(args.top_p, args.temperature)?;
     replaceable(&args.out, args.overwrite)
 }
@@ -94,6 +106,7 @@ fn new_tokens(args: &Generate) -> usize {
 fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
     if let Some(n) = args.unconditional {
         let begin = loaded.end_of_text()?;
+        check_room("--unconditional", n, OF_A_TEXT)?;
         let jobs = (0..n as u64).map(|i| Job { ids: vec![begin], prompt: i, sample: 0 }).collect();
         return Ok((Vec::new(), jobs));
     }
@@ -103,7 +116,9 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
         None => return Err(Error::Usage("give --prompts FILE or --unconditional N".into()).into()),
     };
     let context = loaded.model.sizes().context;
-    let mut jobs = Vec::with_capacity(prompts.len() * args.samples);
+    let texts = prompts.len().saturating_mul(args.samples);
+    check_room("--samples", texts, OF_A_TEXT)?;
+    let mut jobs = Vec::with_capacity(texts);
     for (index, prompt) in prompts.iter().enumerate() {
         let mut ids = loaded.encoder.prompt(prompt)?;
         if let Some(limit) = args.max_prompt_length {
@@ -206,7 +221,9 @@ fn write_all(
         let (_, jobs) = items(jobs, UNIT, unit);
         let mut texts = Vec::with_capacity(jobs.len());
         for jobs in jobs.chunks(args.batch_size) {
-            for ids in generate(&loaded.model, view, jobs, settings)? {
+            let name = &loaded.checkpoint().name;
+            let made = generate(&loaded.model, view, jobs, settings).map_err(of_model(name))?;
+            for ids in made {
                 texts.push(loaded.encoder.decode(&ids)?);
             }
         }

@@ -21,6 +21,7 @@ use candle_core::Device;
 use serde_json::Value;
 
 use crate::bail_input;
+use crate::base::error::Error;
 use crate::base::files;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
@@ -35,6 +36,7 @@ use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::Weights;
 use crate::say;
+use crate::settings::setting::MOST;
 use crate::tokens::Encoder;
 use crate::tokens::chat::ChatTemplate;
 
@@ -84,7 +86,8 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     }
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;
-    let model = Model::from_config(&checkpoint.config)?;
+    let model =
+        Model::from_config(&checkpoint.config).map_err(|e| in_folder(e, &checkpoint.dir))?;
     checkpoint.stores(&model, on.weights_dtype)?;
     let tokenizer = checkpoint.dir.join("tokenizer.json");
     if !tokenizer.is_file() {
@@ -107,6 +110,16 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     })
 }
 
+/// An error about `config.json` with the folder that the file lies in.
+fn in_folder(error: anyhow::Error, dir: &Path) -> anyhow::Error {
+    match error.downcast_ref::<Error>() {
+        Some(Error::Input(text)) if text.starts_with("config.json") => {
+            Error::Input(format!("{}/{text}", dir.display())).into()
+        }
+        _ => error,
+    }
+}
+
 /// Errors (bad input) if no file can be written at this path, which the flag gives.
 pub fn writable(flag: &str, path: &Path) -> Result<()> {
     let folder = path.parent().filter(|d| !d.as_os_str().is_empty());
@@ -126,10 +139,11 @@ pub fn replaceable(out: &Path, overwrite: bool) -> Result<()> {
     Ok(())
 }
 
-/// Errors (bad input) if the value of a flag is 0.
-fn at_least_one(flags: &[(&str, usize)]) -> Result<()> {
-    match flags.iter().find(|(_, value)| *value == 0) {
-        Some((flag, _)) => bail_input!("{flag} 0: must be at least 1"),
+/// Errors (bad input) if the value of a flag is 0, or too large for a number of things.
+fn in_counts(flags: &[(&str, usize)]) -> Result<()> {
+    match flags.iter().find(|(_, value)| !(1..=MOST).contains(value)) {
+        Some((flag, 0)) => bail_input!("{flag} 0: must be at least 1"),
+        Some((flag, value)) => bail_input!("{flag} {value}: must be at most {MOST}"),
         None => Ok(()),
     }
 }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::eval::subject;
 use super::{Loaded, replaceable};
 use crate::base::error::Error;
+use crate::base::print;
 use crate::base::{files, interrupt};
 use crate::cli::Pairs;
 use crate::cli::shared::in_range;
@@ -13,6 +14,7 @@ use crate::data::demo;
 use crate::data::{self, Text};
 use crate::eval::samples::{Pool, Protocol, Round, SamplePair, Writer};
 use crate::eval::toxicity::Prompt;
+use crate::model::finite::of_model;
 use crate::model::memory::Passes;
 use crate::print_line;
 use crate::tokens::Lengths;
@@ -87,7 +89,8 @@ pub fn run(args: &Pairs) -> Result<()> {
         key: &key,
         overwrite: args.overwrite,
     };
-    let tally = writer.sample(&prompts, &round, &mut pool)?;
+    let tally = writer.sample(&prompts, &round, &mut pool);
+    let tally = tally.map_err(of_model(&loaded.checkpoint().name))?;
     let pairs = pool.extremes(&prompts, &writer.protocol);
     if pairs.is_empty() {
         std::fs::remove_file(&beside).ok();
@@ -109,11 +112,10 @@ pub fn run(args: &Pairs) -> Result<()> {
     files::write_whole(&args.out, &lines)?;
     std::fs::remove_file(&beside).ok();
     if args.output.json {
-        print_line!(
-            "{}",
-            json!({ "pairs": pairs.len(), "prompts": prompts.len(), "texts": tally.scored,
+        print::json(
+            &json!({ "pairs": pairs.len(), "prompts": prompts.len(), "texts": tally.scored,
                     "toxic": tally.toxic, "empty": tally.empty, "asked": pool.asked,
-                    "out": args.out })
+                    "out": args.out }),
         )?;
         return Ok(());
     }

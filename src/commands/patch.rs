@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::replaceable;
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::plain::{plain_line, shortened};
 use crate::base::print;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::combine::combine;
@@ -19,6 +20,8 @@ use crate::report::plot::short;
 use crate::report::table::table;
 use crate::report::{block_number, change_by_block};
 
+/// The bytes of a hash that are shown; a patch may say anything.
+const LONGEST_HASH: usize = 64;
 /// How many changed rows or columns of a matrix are named in the text. The JSON has all of them.
 const LINES_SHOWN: usize = 12;
 
@@ -130,7 +133,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
     if std::fs::symlink_metadata(out).is_ok() {
         bail_input!("{} exists; choose another --out", out.display());
     }
-    from.stays_whole(out)?;
+    from.checkpoint.stays_whole(out)?;
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = |e: std::io::Error| {
         Error::Input(format!("--out {}: can't write there: {e}", out.display()))
@@ -149,9 +152,8 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
         Direction::Revert => &patch.base_sha256,
     };
     if json {
-        print_line!(
-            "{}",
-            serde_json::json!({ "out": out, "tensors": patch.tensors.len(), "sha256": sha256 })
+        print::json(
+            &serde_json::json!({ "out": out, "tensors": patch.tensors.len(), "sha256": sha256 }),
         )?;
     } else {
         print_line!(
@@ -167,7 +169,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
 fn show(json: bool, path: &Path) -> Result<()> {
     let summary = PatchFile::open(path)?.summary();
     if json {
-        print_line!("{}", serde_json::to_string(&summary)?)?;
+        print::json(&summary)?;
         return Ok(());
     }
     let rows: Vec<[String; 4]> = change_by_block(&summary.changes, block_number)
@@ -187,6 +189,7 @@ fn show(json: bool, path: &Path) -> Result<()> {
         let shown: Vec<String> =
             indices.iter().take(LINES_SHOWN).map(ToString::to_string).collect();
         let more = if indices.len() > LINES_SHOWN { ", …" } else { "" };
+        let name = plain_line(name);
         print_line!("{name}: {} {lines}: {}{more}", indices.len(), shown.join(", "))?;
     }
     print_line!(
@@ -197,8 +200,8 @@ fn show(json: bool, path: &Path) -> Result<()> {
         summary.changes.len(),
         summary.bytes,
         100.0 * summary.bytes as f64 / summary.tensor_bytes as f64,
-        summary.base_sha256,
-        summary.repaired_sha256
+        plain_line(&shortened(&summary.base_sha256, LONGEST_HASH)),
+        plain_line(&shortened(&summary.repaired_sha256, LONGEST_HASH))
     )?;
     Ok(())
 }

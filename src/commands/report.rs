@@ -9,6 +9,7 @@ use super::writable;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::base::print;
 use crate::cli::Report;
 use crate::print_line;
 use crate::report::compare_page;
@@ -44,10 +45,7 @@ pub fn run(args: &Report) -> Result<()> {
     files::write_whole(&out, page.as_bytes())?;
     if args.output.json {
         let ids: Vec<&str> = pictures.iter().map(|p| p.id.as_str()).collect();
-        print_line!(
-            "{}",
-            json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids })
-        )?;
+        print::json(&json!({ "out": out, "bytes": page.len(), "gaps": gaps, "pictures": ids }))?;
     } else {
         print_line!(
             "{}: {} KiB; opens in any browser and needs no other file",

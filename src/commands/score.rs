@@ -57,8 +57,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
         );
     };
     replaceable(out, args.overwrite)?;
-    let mut rows = data::read_rows(file)?;
-    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    let rows = data::read_rows(file, args.limit)?;
     if rows.is_empty() {
         bail_input!("{}: no rows", file.display());
     }
@@ -106,13 +105,10 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
     let toxic = scores.iter().filter(|s| **s >= TOXIC).count();
     let (failed, empty) = (with("failed"), with("empty"));
     if args.output.json {
-        print_line!(
-            "{}",
-            json!({
-                "scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
-                "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic,
-            })
-        )?;
+        print::json(&json!({
+            "scorer": scorer.name(), "scored": scores.len(), "failed": failed, "empty": empty,
+            "mean": if scores.is_empty() { Value::Null } else { mean.into() }, "toxic": toxic,
+        }))?;
     } else {
         print_line!(
             "{} rows in {}, scored by {}: {}",
@@ -141,8 +137,7 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
 fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     let mut pairs = Vec::new();
     let mut failed = 0;
-    let mut rows = data::read_rows(stored)?;
-    rows.truncate(args.limit.unwrap_or(usize::MAX));
+    let rows = data::read_rows(stored, args.limit)?;
     for rows in rows.chunks(UNIT) {
         let mut texts = Vec::with_capacity(rows.len());
         for row in rows {
@@ -184,12 +179,7 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
         )?;
     }
     if args.output.json {
-        print_line!(
-            "{}",
-            serde_json::to_string(
-                &json!({"scorer": scorer.name(), "failed": failed, "calibration": found})
-            )?
-        )?;
+        print::json(&json!({"scorer": scorer.name(), "failed": failed, "calibration": found}))?;
     } else {
         print::text(text(&found, scorer, failed))?;
     }

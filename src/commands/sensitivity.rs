@@ -6,7 +6,9 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::json;
 
+use super::Loaded;
 use crate::bail_input;
+use crate::base::error::Error;
 use crate::base::files;
 use crate::base::print;
 use crate::base::progress::Progress;
@@ -16,7 +18,6 @@ use crate::data;
 use crate::data::Pair;
 use crate::data::demo;
 use crate::model::memory::Passes;
-use crate::print_line;
 use crate::report::plot;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -74,13 +75,17 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), words.loss_on);
         let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
         // Errors on a value that is not finite.
-        pick(&found, |a, b| a > b)?;
+        pick(&found, |a, b| a > b).map_err(|e| not_measured(&loaded, &e))?;
         let share = pairs.len() as f64 / tokens.len() as f64;
         mean.iter_mut().zip(&found).for_each(|(m, s)| *m += s * share);
         batches.push(found);
         progress.advance(pairs.len());
     }
     progress.finish();
+    if mean.iter().sum::<f64>() == 0.0 {
+        let why = "no block has a gradient: what it says does not depend on its blocks";
+        return Err(not_measured(&loaded, &why));
+    }
     let parameters = loaded.model.block_parameters();
     let (density, pairs) = (density(&mean), tokens.len());
     let found = BlockSensitivities { density, mean, batches, parameters, pairs };
@@ -93,11 +98,16 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         write(path, &plot::blocks(&title, &found.mean, top).file())?;
     }
     if args.output.json {
-        print_line!("{}", found.json())?;
+        print::json(&found.json())?;
     } else {
         print::text(found.text())?;
     }
     Ok(())
+}
+
+fn not_measured(loaded: &Loaded, why: &dyn std::fmt::Display) -> anyhow::Error {
+    let name = &loaded.checkpoint().name;
+    Error::Check(format!("{name}: {why}; its weights are broken, or its sums overflow")).into()
 }
 
 /// The pairs of `--data`, or of the demo.

@@ -13,13 +13,11 @@ use crate::bail_input;
 /// Reads pairs, of the first `limit` rows. A rejected response may stand alone, and labelled rows
 /// make pairs.
 pub fn read_pairs(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
-    let mut rows = read_rows(path)?;
+    let rows = read_rows(path, limit)?;
     if rows.first().is_some_and(|row| unpaired::is_labelled(row, map)) {
-        rows.truncate(limit.unwrap_or(usize::MAX));
-        let pairs = unpaired::labelled(&rows, path, map)?;
-        return Ok(pairs);
+        return unpaired::labelled(&rows, path, map);
     }
-    make_all(rows, path, limit, |row| unpaired::pair_or_rejected(row, map))
+    make_all(rows, path, |row| unpaired::pair_or_rejected(row, map))
 }
 
 /// The pairs in a text of JSON lines, which errors call `name`.
@@ -29,7 +27,7 @@ pub fn parse_pairs(name: &str, text: &str) -> Result<Vec<Pair>> {
 
 /// Reads edits, the first `limit` of them.
 pub fn read_edits(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Edit>> {
-    make_all(read_rows(path)?, path, limit, |row| formats::edit(row, map))
+    make_all(read_rows(path, limit)?, path, |row| formats::edit(row, map))
 }
 
 /// The edits in a text of JSON lines, which errors call `name`.
@@ -41,7 +39,7 @@ pub fn parse_edits(name: &str, text: &str) -> Result<Vec<Edit>> {
 /// Errors (bad input) on a conversation.
 pub fn read_texts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
     let keys = ["text", "prompt"];
-    let texts = make_all(read_rows(path)?, path, limit, |row| formats::text(row, &keys, map))?;
+    let texts = make_all(read_rows(path, limit)?, path, |row| formats::text(row, &keys, map))?;
     match texts.iter().find(|text| !text.messages.is_empty()) {
         Some(text) => bail_input!("{}: a conversation where plain text is wanted", text.place),
         None => Ok(texts),
@@ -52,7 +50,7 @@ pub fn read_texts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec
 /// `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`, or the lines of a `.txt`.
 pub fn read_prompts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
     let keys = ["prompt", "prompt_text", "text"];
-    make_all(read_rows(path)?, path, limit, |row| formats::text(row, &keys, map))
+    make_all(read_rows(path, limit)?, path, |row| formats::text(row, &keys, map))
 }
 
 /// The texts or prompts in a text of JSON lines, which errors call `name`.
@@ -62,18 +60,16 @@ pub fn parse_texts(name: &str, text: &str) -> Result<Vec<Text>> {
 
 fn parse_all<T>(name: &str, text: &str, make: impl Fn(&Record) -> Result<T>) -> Result<Vec<T>> {
     let path = Path::new(name);
-    make_all(parse_lines(path, text.as_bytes())?, path, None, make)
+    make_all(parse_lines(path, text.as_bytes())?, path, make)
 }
 
-/// What `make` makes of the first `limit` rows. Errors (bad input) if there are no rows.
+/// What `make` makes of the rows. Errors (bad input) if there are none.
 fn make_all<T>(
     rows: Vec<Record>,
     path: &Path,
-    limit: Option<usize>,
     make: impl Fn(&Record) -> Result<T>,
 ) -> Result<Vec<T>> {
-    let limit = limit.unwrap_or(usize::MAX);
-    let made: Vec<T> = rows.iter().take(limit).map(make).collect::<Result<_>>()?;
+    let made: Vec<T> = rows.iter().map(make).collect::<Result<_>>()?;
     if made.is_empty() {
         bail_input!("{}: no rows", path.display());
     }

@@ -2,7 +2,8 @@
 //! folder of such files.
 
 use std::fmt;
-use std::io::Read;
+use std::io;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +13,9 @@ use serde_json::Value;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::base::plain::shortened;
+use crate::base::wall;
+use crate::base::wall::Time;
 
 /// Where a row stands: `file:line`. Lines are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,12 +40,22 @@ pub struct Record {
 const EXTENSIONS: [&str; 7] =
     [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet", ".txt"];
 
-/// All rows of a file, or of the data files in a folder, in the order of their names.
-pub fn read_rows(path: &Path) -> Result<Vec<Record>> {
+/// Memory that the rows of a file may take for a byte of it: a byte that is a number has a name and
+/// a place in its row.
+const OF_A_BYTE: u64 = 64;
+/// How many bytes a byte of a gzip file may unpack to; text has 3 to 20. What every file may
+/// unpack to comes on top.
+const UNPACKED: u64 = 100;
+const UNPACKED_ALWAYS: u64 = 64 << 20;
+
+/// The first `limit` rows of a file, or of the data files in a folder in the order of their names.
+/// What stands after them is not read.
+pub fn read_rows(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
+    let mut most = limit.unwrap_or(usize::MAX);
     let metadata =
         std::fs::metadata(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
     if !metadata.is_dir() {
-        return file_rows(path);
+        return file_rows(path, most);
     }
     let mut files: Vec<PathBuf> = std::fs::read_dir(path)
         .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?
@@ -59,7 +73,9 @@ pub fn read_rows(path: &Path) -> Result<Vec<Record>> {
     }
     let mut rows = Vec::new();
     for file in files {
-        rows.extend(file_rows(&file)?);
+        let own = file_rows(&file, most)?;
+        most -= own.len();
+        rows.extend(own);
     }
     Ok(rows)
 }
@@ -69,36 +85,74 @@ fn is_data(path: &Path) -> bool {
     !name.starts_with('.') && EXTENSIONS.iter().any(|e| name.ends_with(e))
 }
 
-fn file_rows(path: &Path) -> Result<Vec<Record>> {
+/// The first rows of a file, `most` at most.
+fn file_rows(path: &Path, most: usize) -> Result<Vec<Record>> {
     if !is_data(path) {
         bail_input!("{}: unknown kind of file (have: {})", path.display(), EXTENSIONS.join(" "));
     }
-    let mut bytes = files::read(path)?;
-    let mut name = path.to_string_lossy().to_lowercase();
-    if let Some(inner) = name.strip_suffix(".gz") {
-        let mut plain = Vec::new();
-        flate2::read::MultiGzDecoder::new(bytes.as_slice())
-            .read_to_end(&mut plain)
-            .map_err(|e| Error::Input(format!("{}: not a whole gzip file: {e}", path.display())))?;
-        bytes = plain;
-        name = inner.to_owned();
+    let wrong = |e: io::Error| Error::Input(format!("{}: {e}", path.display()));
+    let file = files::open(path)?;
+    let size = file.metadata().map_err(wrong)?.len();
+    let name = path.to_string_lossy().to_lowercase();
+    let (name, unpacked): (_, Box<dyn Read>) = match name.strip_suffix(".gz") {
+        None => (name.as_str(), Box::new(file)),
+        Some(inner) => {
+            let decoder = flate2::read::MultiGzDecoder::new(BufReader::new(file));
+            let left = UNPACKED_ALWAYS.saturating_add(size.saturating_mul(UNPACKED));
+            (inner, Box::new(Unpacked { decoder, left }))
+        }
+    };
+    let reader = BufReader::with_capacity(1 << 16, unpacked);
+    let each = match () {
+        () if name.len() < path.as_os_str().len() => OF_A_BYTE * UNPACKED,
+        () if name.ends_with(".parquet") => OF_A_BYTE * 4,
+        () => OF_A_BYTE,
+    };
+    let memory = wall::allowance(size, each);
+    wall::around(&path.display().to_string(), memory, Time::Any, || {
+        if name.ends_with(".json") {
+            parse_array(path, &whole(path, reader)?, most)
+        } else if name.ends_with(".csv") {
+            csv_rows(path, reader, most)
+        } else if name.ends_with(".parquet") {
+            parquet_rows(path, whole(path, reader)?, most)
+        } else if name.ends_with(".txt") {
+            read_lines(path, reader, most, |line, _| Ok(serde_json::json!({ "text": line })))
+        } else {
+            read_lines(path, reader, most, json_line)
+        }
+    })?
+}
+
+/// What a gzip file unpacks to. Errors when it is more than text of its size would be.
+struct Unpacked<R> {
+    decoder: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Unpacked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self
+            .decoder
+            .read(buffer)
+            .map_err(|e| io::Error::new(e.kind(), format!("not a whole gzip file: {e}")))?;
+        match self.left.checked_sub(read as u64) {
+            Some(left) => self.left = left,
+            None => {
+                let why = "it unpacks to far more bytes than text would; unpack it yourself if \
+                           you trust it";
+                return Err(io::Error::other(why));
+            }
+        }
+        Ok(read)
     }
-    if name.ends_with(".json") {
-        return parse_array(path, &bytes);
-    }
-    if name.ends_with(".csv") {
-        return csv_rows(path, &bytes);
-    }
-    if name.ends_with(".parquet") {
-        return parquet_rows(path, bytes);
-    }
-    if name.ends_with(".txt") {
-        return Ok(lines(path, &bytes)?
-            .into_iter()
-            .map(|(place, line)| Record { value: serde_json::json!({ "text": line }), place })
-            .collect());
-    }
-    parse_lines(path, &bytes)
+}
+
+/// All bytes.
+fn whole(path: &Path, mut reader: impl Read) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+    Ok(bytes)
 }
 
 /// Text without the byte order mark that some programs write before it.
@@ -106,12 +160,29 @@ fn without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// The lines of a UTF-8 text that are not empty, without the byte order mark and the line ends.
-fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(FileLine, &'a str)>> {
+/// What `make` makes of the lines of a UTF-8 text that are not empty, without the byte order mark
+/// and the line ends; of the first `most` of them.
+fn read_lines(
+    path: &Path,
+    mut reader: impl BufRead,
+    most: usize,
+    make: impl Fn(&str, &FileLine) -> Result<Value>,
+) -> Result<Vec<Record>> {
     let file: Arc<Path> = path.into();
-    let mut out = Vec::new();
-    for (index, line) in without_bom(bytes).split(|b| *b == b'\n').enumerate() {
-        let place = FileLine { file: file.clone(), line: index + 1 };
+    let (mut rows, mut bytes) = (Vec::new(), Vec::new());
+    let mut number = 0;
+    while rows.len() < most {
+        bytes.clear();
+        let read = reader
+            .read_until(b'\n', &mut bytes)
+            .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        if read == 0 {
+            break;
+        }
+        number += 1;
+        let place = FileLine { file: file.clone(), line: number };
+        let line = if number == 1 { without_bom(&bytes) } else { &bytes };
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let text = std::str::from_utf8(line).map_err(|e| {
             Error::Input(format!(
@@ -120,31 +191,41 @@ fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(FileLine, &'a str)>> {
             ))
         })?;
         if !text.trim().is_empty() {
-            out.push((place, text));
+            rows.push(Record { value: make(text, &place)?, place });
         }
     }
-    Ok(out)
+    Ok(rows)
+}
+
+fn json_line(line: &str, place: &FileLine) -> Result<Value> {
+    match serde_json::from_str(line) {
+        Ok(value) => Ok(value),
+        Err(e) => bail_input!("{place}: broken JSON at column {}: {e}", e.column()),
+    }
 }
 
 /// The rows of a text with one JSON value a line.
 pub fn parse_lines(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
-    lines(path, bytes)?
-        .into_iter()
-        .map(|(place, line)| match serde_json::from_str(line) {
-            Ok(value) => Ok(Record { value, place }),
-            Err(e) => bail_input!("{place}: broken JSON at column {}: {e}", e.column()),
-        })
-        .collect()
+    read_lines(path, bytes, usize::MAX, json_line)
 }
 
 /// The rows of a CSV file. Its first line names the columns. All values are strings.
-fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
+fn csv_rows(path: &Path, mut reader: impl BufRead, most: usize) -> Result<Vec<Record>> {
     let file: Arc<Path> = path.into();
-    let mut reader = csv::Reader::from_reader(without_bom(bytes));
     let broken = |e: csv::Error| Error::Input(format!("{}: {e}", path.display()));
+    // The mark lies in what was read first, whatever lies after it.
+    let begin = reader.fill_buf().map_err(|e| broken(e.into()))?;
+    let mark = begin.len() - without_bom(begin).len();
+    reader.consume(mark);
+    let mut reader = csv::Reader::from_reader(reader);
     let head = reader.headers().map_err(broken)?.clone();
+    let mut names: Vec<&str> = head.iter().collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|p| !p[0].is_empty() && p[0] == p[1]) {
+        bail_input!("{}: two columns are called {:?}", path.display(), shortened(twice[0], 100));
+    }
     let mut rows = Vec::new();
-    for row in reader.records() {
+    for row in reader.records().take(most) {
         let row = row.map_err(broken)?;
         let line = row.position().map_or(0, csv::Position::line) as usize;
         let value =
@@ -158,14 +239,15 @@ fn csv_rows(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
 }
 
 /// The rows of a Parquet file. The number of a row serves as its line.
-fn parquet_rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>> {
+fn parquet_rows(path: &Path, bytes: Vec<u8>, most: usize) -> Result<Vec<Record>> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     let file: Arc<Path> = path.into();
-    let broken =
-        |e: parquet::errors::ParquetError| Error::Input(format!("{}: {e}", path.display()));
+    let broken = |e: parquet::errors::ParquetError| {
+        Error::Input(format!("{}: {}", path.display(), shortened(&e.to_string(), 400)))
+    };
     let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(broken)?;
     let mut rows = Vec::new();
-    for (index, row) in reader.get_row_iter(None).map_err(broken)?.enumerate() {
+    for (index, row) in reader.get_row_iter(None).map_err(broken)?.take(most).enumerate() {
         let value = row.map_err(broken)?.to_json_value();
         rows.push(Record { value, place: FileLine { file: file.clone(), line: index + 1 } });
     }
@@ -173,14 +255,14 @@ fn parquet_rows(path: &Path, bytes: Vec<u8>) -> Result<Vec<Record>> {
 }
 
 /// The rows of one JSON array. The number of a row serves as its line.
-fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
+fn parse_array(path: &Path, bytes: &[u8], most: usize) -> Result<Vec<Record>> {
     let file: Arc<Path> = path.into();
     let bytes = without_bom(bytes);
     let value: Value = match serde_json::from_slice(bytes) {
         Ok(value) => value,
         // One row a line, in a file whose name ends like that of an array.
-        Err(_) if bytes.trim_ascii_start().starts_with(b"{") && lines(path, bytes)?.len() > 1 => {
-            return parse_lines(path, bytes);
+        Err(_) if bytes.trim_ascii_start().starts_with(b"{") && has_lines(bytes) => {
+            return read_lines(path, bytes, most, json_line);
         }
         Err(e) => bail_input!(
             "{}:{}: broken JSON at column {}: {e}",
@@ -192,6 +274,7 @@ fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     match value {
         Value::Array(rows) => Ok(rows
             .into_iter()
+            .take(most)
             .enumerate()
             .map(|(i, value)| Record { value, place: FileLine { file: file.clone(), line: i + 1 } })
             .collect()),
@@ -200,4 +283,9 @@ fn parse_array(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
             path.display()
         ),
     }
+}
+
+/// Whether a text has more than one line with something in it.
+fn has_lines(bytes: &[u8]) -> bool {
+    bytes.split(|b| *b == b'\n').filter(|line| !line.trim_ascii().is_empty()).nth(1).is_some()
 }

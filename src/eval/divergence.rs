@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, items, no_counts, numbers};
 use crate::model::Model;
+use crate::model::finite::finite;
 use crate::model::weights::{Weights, Who};
 use crate::tokens::Packed;
 
@@ -126,6 +127,8 @@ impl Task for Divergence<'_> {
                     .to_vec2::<f32>()?)
             };
             let (p, q) = (logits(base_model, &base, &base_h)?, logits(subject.model, &view, &h)?);
+            p.iter().try_for_each(|row| finite("the logits of the base", row))?;
+            q.iter().try_for_each(|row| finite("the model's logits", row))?;
             found.par_extend(p.par_iter().zip(&q).map(|(p, q)| compare(p, q)));
         }
         let rows = packed.sequences.iter().enumerate();

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, items, no_counts, number};
 use crate::bail_input;
 use crate::data::Text;
+use crate::model::finite::finite;
 use crate::model::weights::Who;
 use crate::tokens::{Encoder, Packed};
 
@@ -120,6 +121,7 @@ impl Task for Lambada {
         let h = subject.model.hidden(&view, &packed)?;
         let best = subject.model.likeliest(&view, &h, &rows)?;
         let logp = subject.model.token_logp(&view, &h, &rows, &targets)?.to_vec1::<f32>()?;
+        finite("the model's log-probabilities", &logp)?;
         let mut at = 0;
         let mut found = Vec::with_capacity(passages.len());
         for (index, (_, word)) in passages.iter().enumerate() {

@@ -19,6 +19,9 @@ use crate::base::files;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
 
+/// The most shards that one work is divided into.
+const MOST_SHARDS: usize = 1_000_000;
+
 /// A *shard* is the part of the work that one machine does. Its units follow each other, so the
 /// rows of all shards in order are the rows of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +42,8 @@ impl Default for Shard {
 impl Shard {
     /// The units of this shard, if `all` is the number of all units.
     pub fn units(&self, all: usize) -> Range<usize> {
-        all * self.index / self.of..all * (self.index + 1) / self.of
+        let up_to = |shards: u128| (all as u128 * shards / self.of as u128) as usize;
+        up_to(self.index as u128)..up_to(self.index as u128 + 1)
     }
 }
 
@@ -50,8 +54,10 @@ impl FromStr for Shard {
         let numbers =
             text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match numbers {
-            Some((index, of)) if index < of => Ok(Self { index, of }),
-            _ => Err("expected I/N with I from 0 to N-1, like 0/4".into()),
+            Some((index, of)) if index < of && of <= MOST_SHARDS => Ok(Self { index, of }),
+            _ => Err(format!(
+                "expected I/N with I from 0 to N-1, like 0/4, and N up to {MOST_SHARDS}"
+            )),
         }
     }
 }
@@ -104,7 +110,8 @@ impl Ledger {
             }
             for line in lines {
                 let Ok(done_unit) = serde_json::from_str::<DoneUnit>(line) else { break };
-                if !done_unit.rows.iter().any(|row| row.contains_key("failed")) {
+                let rows = &done_unit.rows;
+                if !rows.is_empty() && !rows.iter().any(|row| row.contains_key("failed")) {
                     done.insert(done_unit.unit, done_unit.rows);
                 }
             }
@@ -164,6 +171,8 @@ impl Ledger {
         mut make: impl FnMut(usize) -> Result<Vec<Row>>,
     ) -> Result<()> {
         let Making { what, in_unit, total, quiet, interrupted } = *making;
+        // Rows of units that this work has not would count in its figures.
+        self.done.retain(|unit, _| units.contains(unit));
         let mut progress = Progress::new(what, self.done() * in_unit, total, quiet);
         for unit in units {
             if self.has(unit) {

@@ -11,6 +11,7 @@ use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, no_counts, num
 use super::wikitext::{Detokenizer, pages};
 use crate::bail_input;
 use crate::model::Model;
+use crate::model::finite::finite;
 use crate::model::weights::Who;
 use crate::tokens::{Encoder, Packed};
 
@@ -142,6 +143,7 @@ impl Task for Rolling {
                 .model
                 .token_logp(&view, &h, &rows, &document.ids[from..to])?
                 .to_vec1::<f32>()?;
+            finite("the model's log-probabilities", &logp)?;
             nats -= logp.iter().map(|x| f64::from(*x)).sum::<f64>();
         }
         Ok(vec![Row::from_iter([

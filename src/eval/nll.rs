@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, items, no_counts, numbers};
 use crate::Nats;
 use crate::model::Model;
+use crate::model::finite::finite;
 use crate::model::weights::{View, Who};
 use crate::tokens::{Batch, LossOn};
 
@@ -52,6 +53,7 @@ pub fn sequence_nll(model: &Model, view: &View, batch: &Batch) -> Result<Vec<(Na
     }
     let h = model.hidden(view, &batch.packed)?;
     let logp = model.token_logp(view, &h, &batch.rows, &batch.targets)?.to_vec1::<f32>()?;
+    finite("the model's log-probabilities", &logp)?;
     let mut logp = logp.into_iter().map(f64::from);
     let sequence = |&count: &usize| (-logp.by_ref().take(count).sum::<f64>(), count);
     Ok(batch.counts.iter().map(sequence).collect())

@@ -110,7 +110,7 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
             None => bail_input!("{}: neither \"text\" nor \"page\"", row.place),
         };
     let documents =
-        data::read_rows(&path)?.into_iter().map(document).collect::<Result<Vec<String>>>()?;
+        data::read_rows(&path, None)?.into_iter().map(document).collect::<Result<Vec<String>>>()?;
     if documents.is_empty() {
         bail_input!("{flag} {spec}: no rows");
     }
@@ -152,7 +152,7 @@ pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
             None => bail_input!("{}: no \"prompt\".\"text\"", row.place),
         }
     };
-    let rows = data::read_rows(&PROMPTS.file()?)?
+    let rows = data::read_rows(&PROMPTS.file()?, None)?
         .into_iter()
         .filter(is_challenging)
         .take(limit.unwrap_or(usize::MAX));

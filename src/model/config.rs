@@ -7,6 +7,9 @@ use serde_json::Value;
 use super::layers::{Activation, Rotary};
 use crate::bail_input;
 
+/// The most blocks of a model.
+pub const MOST_BLOCKS: usize = 10_000;
+
 /// A `config.json`, or an object in it.
 pub struct Config<'a> {
     json: &'a Value,
@@ -58,8 +61,8 @@ impl<'a> Config<'a> {
     /// about to be listed.
     pub fn blocks(&self, key: &str) -> Result<usize> {
         match self.size(key)? {
-            blocks @ 1..=10_000 => Ok(blocks),
-            other => bail_input!("config.json: {key:?} is {other}, expected 1 to 10,000"),
+            blocks @ 1..=MOST_BLOCKS => Ok(blocks),
+            other => bail_input!("config.json: {key:?} is {other}, expected 1 to {MOST_BLOCKS}"),
         }
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Model;
 use super::cache::Caches;
+use super::finite::finite;
 use super::weights::View;
 use crate::base::interrupt;
 use crate::base::random::{Purpose, Stream};
@@ -93,6 +94,7 @@ pub fn generate(
     for written in 0..settings.max_new_tokens {
         let logits = model.next_logits(view, &packed, &caches)?;
         let mut rows = logits.to_vec2::<f32>()?;
+        rows.iter().try_for_each(|row| finite("the model's logits", row))?;
         if written == 0 && rows.len() < jobs.len() {
             caches.spread(&of)?;
             rows = of.iter().map(|prompt| rows[*prompt].clone()).collect();

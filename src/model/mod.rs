@@ -7,6 +7,7 @@ mod arch;
 mod cache;
 mod config;
 pub mod device;
+pub mod finite;
 pub mod generate;
 mod gpt2;
 mod gpt_neo;
@@ -36,6 +37,7 @@ use crate::tokens::Packed;
 pub use arch::{Architecture, Decoder, Mlp, Names, Sizes};
 pub use cache::Caches;
 pub use config::Config;
+pub use config::MOST_BLOCKS;
 use layers::Pass;
 use weights::{Place, TensorSpec, View};
 

@@ -13,6 +13,7 @@ use super::neurons::{NEURONS, NeuronsRecord};
 use super::record::{RunRecord, Sample};
 use crate::bail_input;
 use crate::base::files;
+use crate::model::MOST_BLOCKS;
 use crate::model::Model;
 use crate::slice::{Slice, Unit};
 use crate::train::log::{Line, StepLine, TrialLine, ValidationLine, count_blocks};
@@ -87,6 +88,16 @@ impl RunFolder {
                 Line::Round(_) => {}
             }
         }
+        let config = files::read_if_there(&dir.join("config.json"))?;
+        let config = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let model = config.and_then(|config| Model::from_config(&config).ok());
+        let block_parameters = model.map_or(Vec::new(), |m| m.block_parameters());
+        let blocks = match block_parameters.len() {
+            0 => MOST_BLOCKS,
+            own => own,
+        };
+        let record = record.map(|record| within(record, blocks, &mut gaps));
+        gaps.extend(strangers(&mut steps, blocks));
         let end = record.as_ref().map_or(usize::MAX, |r| r.steps);
         gaps.extend(outside("steps", &mut steps, 1..=end));
         // The base is validated before the first step.
@@ -105,9 +116,6 @@ impl RunFolder {
             let n: usize = missing.iter().map(|r| r.end() - r.start() + 1).sum();
             gaps.push(format!("{n} of {made} steps are missing: {}", named(&missing)));
         }
-        let config = files::read_if_there(&dir.join("config.json"))?;
-        let config = config.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        let model = config.and_then(|config| Model::from_config(&config).ok());
         let path = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         Ok(Self {
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -117,7 +125,7 @@ impl RunFolder {
             trials,
             samples,
             neurons,
-            block_parameters: model.map_or(Vec::new(), |m| m.block_parameters()),
+            block_parameters,
             gaps,
         })
     }
@@ -170,6 +178,37 @@ impl RunFolder {
     pub fn slices_everything(&self) -> bool {
         !self.steps.is_empty() && self.steps.iter().all(|s| s.sliced() == Some(Slice::Everything))
     }
+}
+
+/// Removes the steps with blocks that the model has not. If there are any, this is a gap.
+fn strangers(steps: &mut BTreeMap<usize, StepLine>, blocks: usize) -> Option<String> {
+    let mut numbers = Vec::new();
+    steps.retain(|step, line| {
+        let inside = line.sensitivity.len() <= blocks && line.blocks().iter().all(|b| *b < blocks);
+        if !inside {
+            numbers.push(*step..=*step);
+        }
+        inside
+    });
+    (!numbers.is_empty()).then(|| {
+        format!(
+            "steps.jsonl names blocks that a model of {blocks} can't have, at steps {}",
+            named(&numbers)
+        )
+    })
+}
+
+/// The record without blocks that the model has not. If there are any, this is a gap.
+fn within(mut record: RunRecord, blocks: usize, gaps: &mut Vec<String>) -> RunRecord {
+    let neurons = record.edits.iter_mut().map(|edits| &mut edits.neurons);
+    for counts in neurons.chain([&mut record.sliced]) {
+        let before = counts.len();
+        counts.retain(|block, _| *block < blocks);
+        if counts.len() < before {
+            gaps.push(format!("run.json names blocks that a model of {blocks} can't have"));
+        }
+    }
+    record
 }
 
 /// Removes the lines of steps that the run has not made. If there are any, this is a gap.

@@ -2,6 +2,7 @@
 
 use super::before_after::before_after;
 use super::record::RunRecord;
+use crate::base::plain::{plain, plain_line};
 
 /// The model card of a repaired model as Markdown. `base_card` is the base's card, from which the
 /// license is taken.
@@ -10,10 +11,16 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
     let on_hub = run.base_revision.is_some();
     let mut card = String::from("---\n");
     if on_hub {
-        card += &format!("base_model: {}\nbase_model_relation: finetune\n", run.model);
+        card += &format!("base_model: {}\nbase_model_relation: finetune\n", plain_line(&run.model));
     }
     let license = base_card
         .and_then(|c| c.lines().find(|l| l.starts_with("license:") && l.len() > "license: ".len()));
+    // A name and nothing else: whatever follows would be read as other keys.
+    let license = license.filter(|line| {
+        line.chars()
+            .skip("license:".len())
+            .all(|c| c.is_ascii_alphanumeric() || " -_.'\"".contains(c))
+    });
     if let Some(license) = license {
         card += &format!("{license}\n");
     }
@@ -65,5 +72,5 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
     }
     card += "`irepair/run.json` has the settings, versions and hashes; `irepair/steps.jsonl` \
              every step; `irepair/patch.safetensors` the changed tensors alone.\n";
-    card
+    plain(&card).into_owned()
 }

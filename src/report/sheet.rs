@@ -2,7 +2,11 @@
 //! text.
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// The most decimal places of a number.
+const MOST_DIGITS: usize = 17;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -58,6 +62,7 @@ pub struct Column {
     pub id: String,
     pub name: String,
     /// Decimal places that are shown.
+    #[serde(deserialize_with = "digits")]
     pub digits: usize,
     /// Whether the least value is the best one. `None` if no value is marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -65,6 +70,14 @@ pub struct Column {
     /// The worst possible value, which is never marked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worst: Option<f64>,
+}
+
+/// Decimal places in a record: so few that a number has them.
+pub fn digits<'de, D: Deserializer<'de>>(record: D) -> Result<usize, D::Error> {
+    match usize::deserialize(record)? {
+        digits @ ..=MOST_DIGITS => Ok(digits),
+        digits => Err(D::Error::custom(format!("{digits} digits; {MOST_DIGITS} at most"))),
+    }
 }
 
 impl Column {

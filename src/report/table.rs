@@ -1,10 +1,18 @@
 //! Tables of plain text for terminals.
 
+use crate::base::plain::{plain_line, shortened};
+
+/// The longest cell in bytes.
+const LONGEST: usize = 400;
+
 /// A table as text. Columns are padded to their widest cell; the first one is aligned to the left,
 /// the others to the right.
 pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    // Names in it come from files.
+    let cell = |cell: &String| plain_line(&shortened(cell, LONGEST)).into_owned();
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(cell)).collect();
     let mut widths = head.map(|h| h.chars().count());
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -22,7 +30,7 @@ pub fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
         format!("{}\n", padded.join("  ").trim_end())
     };
     let mut out = line(head);
-    for row in rows {
+    for row in &rows {
         out += &line(std::array::from_fn(|i| row[i].as_str()));
     }
     out

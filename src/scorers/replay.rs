@@ -56,7 +56,7 @@ impl Replay {
     pub fn open(file: &str) -> Result<Self> {
         let (mut scores, mut errors) = (HashMap::new(), HashMap::new());
         let mut scorer: Option<String> = None;
-        for row in data::read_rows(Path::new(file))? {
+        for row in data::read_rows(Path::new(file), None)? {
             if let Some(name) = row.value.get("scorer").and_then(Value::as_str) {
                 match &scorer {
                     Some(first) if first != name => {

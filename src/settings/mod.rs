@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::memory::{OF_A_TEXT, check_room};
 use crate::slice::select::Slicing;
 use crate::slice::select::{self, First, Normalize};
 use crate::step::{self, Named, Recipe, neurons, objective};
@@ -182,6 +183,11 @@ impl Prepared {
                 settings.rejected_above,
                 settings.chosen_below
             );
+        }
+        check_room("--normal-texts", settings.normal_texts, OF_A_TEXT)?;
+        if recipe.online {
+            let texts = settings.prompts_per_round.saturating_mul(settings.samples_per_prompt);
+            check_room("--samples-per-prompt", texts, OF_A_TEXT)?;
         }
         if !(settings.top_p > 0.0 && settings.top_p <= 1.0) {
             bail_input!("--top-p {}: must be above 0 and at most 1", settings.top_p);

@@ -62,6 +62,9 @@ impl Heading {
     }
 }
 
+/// The most that a setting may be that counts something.
+pub const MOST: usize = 1_000_000_000;
+
 /// Why a method has no use for a setting; `None` if it has.
 pub type Unused = fn(&Method) -> Option<&'static str>;
 
@@ -102,6 +105,7 @@ struct Form {
     check: fn(&Value) -> Result<(), String>,
     possible: Vec<PossibleValue>,
     list: bool,
+    counts: bool,
 }
 
 impl Setting {
@@ -112,7 +116,8 @@ impl Setting {
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
         };
-        let form = Form { read: T::read, check, possible: T::possible(), list: T::LIST };
+        let possible = T::possible();
+        let form = Form { read: T::read, check, possible, list: T::LIST, counts: T::COUNTS };
         Self {
             name,
             heading,
@@ -231,6 +236,11 @@ impl Setting {
             (_, Value::Number(number)) if self.positive && number.as_f64() == Some(0.0) => {
                 Err(format!("--{} {number}: must be above 0", self.name))
             }
+            (_, Value::Number(number))
+                if self.form.counts && number.as_u64().is_some_and(|n| n > MOST as u64) =>
+            {
+                Err(format!("--{} {number}: must be at most {MOST}", self.name))
+            }
             (_, Value::Number(number)) if number.as_f64().is_some_and(|number| number < 0.0) => {
                 Err(format!("--{} {number}: must be a finite number, 0 or more", self.name))
             }
@@ -312,6 +322,8 @@ fn leak(text: String) -> &'static str {
 pub trait Words: Serialize + DeserializeOwned {
     /// Whether several are given, divided by commas.
     const LIST: bool = false;
+    /// Whether it counts something.
+    const COUNTS: bool = false;
 
     fn read(words: &str) -> Result<Value, String>;
 
@@ -345,6 +357,7 @@ impl Words for f64 {
 
 impl<T: Words> Words for Option<T> {
     const LIST: bool = T::LIST;
+    const COUNTS: bool = T::COUNTS;
 
     fn read(words: &str) -> Result<Value, String> {
         T::read(words)
@@ -365,8 +378,10 @@ impl<T: Words> Words for Vec<T> {
 
 /// Types that are parsed as Rust parses them.
 macro_rules! parsed {
-    ($($type:ty),*) => { $(
+    ($($type:ty: $counts:literal),*) => { $(
         impl Words for $type {
+            const COUNTS: bool = $counts;
+
             fn read(words: &str) -> Result<Value, String> {
                 let value = words.parse::<$type>().map_err(|error| error.to_string())?;
                 serde_json::to_value(value).map_err(|error| error.to_string())
@@ -375,7 +390,7 @@ macro_rules! parsed {
     )* };
 }
 
-parsed!(usize, u64, crate::step::neurons::Share);
+parsed!(usize: true, u64: false, crate::step::neurons::Share: false);
 
 /// Types of which clap knows all values.
 macro_rules! chosen {

@@ -124,7 +124,11 @@ impl Slice {
             };
             Some(Unit { block: block.parse().ok()?, part })
         };
-        names.iter().map(unit).collect::<Option<Vec<_>>>().map(Self::Units)
+        let mut units = names.iter().map(unit).collect::<Option<Vec<_>>>()?;
+        // A unit that is named twice is in the slice once.
+        units.sort_unstable();
+        units.dedup();
+        Some(Self::Units(units))
     }
 
     /// Several slices as one. `None` if one is the whole model.

@@ -1,9 +1,11 @@
 //! The *encoder* turns texts into ids, and ids into texts.
 
 use std::path::Path;
+use std::sync::Once;
 
 use anyhow::Result;
 use serde_json::Value;
+use tokenizers::models::ModelWrapper;
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::chat::{ChatTemplate, Ending};
@@ -11,7 +13,11 @@ use super::packed::{TokenEdit, TokenPair};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::base::plain::{plain_line, shortened};
+use crate::base::wall;
+use crate::base::wall::Time;
 use crate::data::{Conversation, Edit, FileLine, Pair, Text};
+use crate::say;
 
 /// Lengths that texts are cut to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +60,20 @@ pub struct Cut {
     pub texts: usize,
 }
 
-/// A tokenizer whose ids are below the model's vocabulary size. It does not pad, and cuts only
-/// where it was told to.
+/// Memory that a tokenizer may take for a byte of its file, and of a text.
+const OF_A_BYTE: u64 = 512;
+
+/// A tokenizer that gives no id beyond the model's vocabulary. It does not pad, and cuts only where
+/// it was told to.
 pub struct Encoder {
     tokenizer: Tokenizer,
     /// For what goes on within a text. `None` where the tokenizer puts no space before a text.
     continuing: Option<Tokenizer>,
     chat: Option<ChatTemplate>,
+    /// The file of the tokenizer, for errors.
+    name: String,
+    /// Ids are below this.
+    vocabulary: usize,
 }
 
 impl Encoder {
@@ -74,28 +87,25 @@ impl Encoder {
     /// From the bytes of a `tokenizer.json`, called `name` in errors.
     pub fn from_bytes(bytes: &[u8], name: &str, vocabulary: usize) -> Result<Self> {
         let read = |bytes: &[u8]| {
-            Tokenizer::from_bytes(bytes)
-                .map_err(|e| Error::Input(format!("{name}: not a tokenizer: {e}")))
+            let memory = wall::allowance(bytes.len() as u64, OF_A_BYTE);
+            wall::around(name, memory, Time::Limited, || Tokenizer::from_bytes(bytes))?
+                .map_err(|e| anyhow::Error::from(Error::Input(format!("{name}: {}", why(&*e)))))
         };
-        let encoder = Self::from_tokenizer(read(bytes)?, name, vocabulary)?;
-        let continuing = without_first_space(bytes).map(|bytes| read(&bytes)).transpose()?;
-        Ok(Self { continuing, ..encoder })
-    }
-
-    /// From a tokenizer that was made of the file `name`.
-    pub fn from_tokenizer(mut tokenizer: Tokenizer, name: &str, vocabulary: usize) -> Result<Self> {
-        tokenizer.with_truncation(None).map_err(|e| Error::Input(format!("{name}: {e}")))?;
-        tokenizer.with_padding(None);
-        if let Some((token, id)) = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id)
+        let tokenizer = prepared(read(bytes)?, name)?;
+        // An added token may lie beyond the model: then it matters only if a text has it.
+        let (names, end) = (tokenizer.get_vocab(false), vocabulary.saturating_sub(1));
+        if let Some((token, id)) = names.into_iter().max_by_key(|(_, id)| *id)
             && id as usize >= vocabulary
         {
             bail_input!(
-                "{name}: token {token:?} has id {id}, but the model's vocabulary ends at {}; \
+                "{name}: token {:?} has id {id}, but the model's vocabulary ends at {end}; \
                  tokenizer and model don't belong together",
-                vocabulary.saturating_sub(1)
+                shortened(&token, 100)
             );
         }
-        Ok(Self { tokenizer, continuing: None, chat: None })
+        let continuing = without_first_space(bytes).map(|bytes| prepared(read(&bytes)?, name));
+        let (continuing, name) = (continuing.transpose()?, name.to_owned());
+        Ok(Self { tokenizer, continuing, chat: None, name, vocabulary })
     }
 
     /// The same, with the template that makes texts of conversations.
@@ -116,7 +126,27 @@ impl Encoder {
     /// Ids of a text; `whole` texts and prompts get the special tokens that the tokenizer puts at
     /// the beginning.
     pub fn encode(&self, text: &str, whole: bool) -> Result<Vec<u32>> {
-        encode(&self.tokenizer, text, whole)
+        self.ids(&self.tokenizer, text, whole)
+    }
+
+    /// Ids of a text. Errors (bad input) on one that the model has no row for.
+    fn ids(&self, tokenizer: &Tokenizer, text: &str, whole: bool) -> Result<Vec<u32>> {
+        let name = &self.name;
+        let memory = wall::allowance(text.len() as u64, 16 * OF_A_BYTE);
+        let work = || tokenizer.encode_fast(text, whole);
+        let encoding = wall::around(name, memory, Time::Limited, work)?
+            .map_err(|e| Error::Input(format!("{name}: can't tokenize a text: {}", why(&*e))))?;
+        let ids = encoding.get_ids();
+        if let Some(at) = ids.iter().position(|id| *id as usize >= self.vocabulary) {
+            bail_input!(
+                "{name}: it makes token {:?} with id {} of a text, but the model's vocabulary ends \
+                 at {}; tokenizer and model don't belong together",
+                shortened(encoding.get_tokens().get(at).map_or("", String::as_str), 100),
+                ids[at],
+                self.vocabulary.saturating_sub(1)
+            );
+        }
+        Ok(ids.to_vec())
     }
 
     /// Text of ids, without special tokens.
@@ -130,14 +160,18 @@ impl Encoder {
     }
 
     fn text(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.tokenizer
-            .decode(ids, skip_special)
-            .map_err(|e| anyhow::anyhow!("can't decode {} tokens: {e}", ids.len()))
+        let (name, count) = (&self.name, ids.len());
+        let memory = wall::allowance(count as u64, 64 * OF_A_BYTE);
+        let work = || self.tokenizer.decode(ids, skip_special);
+        let text = wall::around(name, memory, Time::Limited, work)?;
+        Ok(text.map_err(|e| {
+            Error::Input(format!("{name}: can't make a text of {count} tokens: {}", why(&*e)))
+        })?)
     }
 
-    /// The id of a token given by its text.
+    /// The id of a token given by its text, if the model has it.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
+        self.tokenizer.token_to_id(token).filter(|id| (*id as usize) < self.vocabulary)
     }
 
     /// Pairs in tokens, cut to length. Prompt and responses are tokenized apart and joined. Of a
@@ -288,35 +322,59 @@ impl Encoder {
     }
 
     fn some(&self, text: &str, whole: bool, what: &str, place: &FileLine) -> Result<Vec<u32>> {
-        some(&self.tokenizer, text, whole, what, place)
+        self.some_of(&self.tokenizer, text, whole, what, place)
     }
 
     /// Ids of a response: it goes on where the prompt ends.
     fn continuation(&self, text: &str, what: &str, place: &FileLine) -> Result<Vec<u32>> {
-        some(self.continuing.as_ref().unwrap_or(&self.tokenizer), text, false, what, place)
+        let tokenizer = self.continuing.as_ref().unwrap_or(&self.tokenizer);
+        self.some_of(tokenizer, text, false, what, place)
+    }
+
+    /// Ids of a text that must have some.
+    fn some_of(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        whole: bool,
+        what: &str,
+        place: &FileLine,
+    ) -> Result<Vec<u32>> {
+        let ids = self.ids(tokenizer, text, whole).map_err(|e| e.context(place.to_string()))?;
+        if ids.is_empty() {
+            bail_input!("{place}: {what} has no tokens");
+        }
+        Ok(ids)
     }
 }
 
-fn encode(tokenizer: &Tokenizer, text: &str, whole: bool) -> Result<Vec<u32>> {
-    let encoding = tokenizer
-        .encode_fast(text, whole)
-        .map_err(|e| Error::Input(format!("can't tokenize a text: {e}")))?;
-    Ok(encoding.get_ids().to_vec())
+/// A tokenizer that neither cuts nor pads, and that gives the same ids every time: what it drops
+/// at random in training is switched off, as transformers does where a model is not trained.
+fn prepared(mut tokenizer: Tokenizer, name: &str) -> Result<Tokenizer> {
+    tokenizer.with_truncation(None).map_err(|e| Error::Input(format!("{name}: {e}")))?;
+    tokenizer.with_padding(None);
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some_and(|dropout| dropout != 0.0)
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(ModelWrapper::BPE(bpe));
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            let name = plain_line(name);
+            say!("warning: {name}: its \"dropout\" is switched off: it is for training");
+        });
+    }
+    Ok(tokenizer)
 }
 
-/// Ids of a text that must have some.
-fn some(
-    tokenizer: &Tokenizer,
-    text: &str,
-    whole: bool,
-    what: &str,
-    place: &FileLine,
-) -> Result<Vec<u32>> {
-    let ids = encode(tokenizer, text, whole)?;
-    if ids.is_empty() {
-        bail_input!("{place}: {what} has no tokens");
+/// Why a tokenizer fails, in a line that can be read.
+fn why(error: &(dyn std::error::Error + Send + Sync)) -> String {
+    let text = error.to_string();
+    match text.contains("did not match any variant of untagged enum") {
+        true => "a part of it is of no known kind or lacks something".into(),
+        false => shortened(&text, 400).into_owned(),
     }
-    Ok(ids)
 }
 
 /// A `tokenizer.json` without the space that it puts before a text, as SentencePiece does (Llama 2,

@@ -1,9 +1,11 @@
 //! What is read: models, configurations, data, conversations, the hub. What can't be used is
 //! refused with file, thing and remedy.
 
+mod broken;
 mod configurations;
 mod conversations;
 mod data;
+mod hostile;
 mod hostile_hub;
 mod hub;
 mod models;

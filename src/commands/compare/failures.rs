@@ -53,7 +53,7 @@ impl Failures {
     /// written them, and gives their number. Errors (a failed check) if the base says every target.
     pub fn write(&self, base: &Loaded) -> Result<usize> {
         if self.path.is_file() {
-            return Ok(data::read_rows(&self.path)?.len());
+            return Ok(data::read_rows(&self.path, None)?.len());
         }
         let weights = base.weights()?;
         let subject = eval::subject(base, &weights);

@@ -69,7 +69,7 @@ pub fn run(args: &Compare) -> Result<()> {
     if args.output.json {
         let mut printed = serde_json::to_value(&comparison)?;
         printed["out"] = dir.display().to_string().into();
-        print_line!("{printed}")?;
+        print::json(&printed)?;
     } else {
         print::text(comparison.text())?;
         print_line!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display())?;

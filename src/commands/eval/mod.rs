@@ -9,9 +9,10 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::{Loaded, On, at_least_one, check_sampling, open};
+use super::{Loaded, On, check_sampling, in_counts, open};
 use crate::base::error::Error;
 use crate::base::interrupt;
+use crate::base::memory::{OF_A_TEXT, check_room};
 use crate::base::print;
 use crate::cli::{Eval, PplProtocol};
 use crate::eval::divergence::{self, Divergence};
@@ -26,6 +27,7 @@ use crate::eval::task::{Row, Subject, Task};
 use crate::eval::toxicity;
 use crate::eval::toxicity::{Protocol, Toxicity};
 use crate::model::device;
+use crate::model::finite::of_model;
 use crate::model::generate::Sampling;
 use crate::model::memory::Passes;
 use crate::model::precision::Precision;
@@ -75,7 +77,7 @@ pub fn run(args: &Eval) -> Result<()> {
         let (identity, subject) = (loaded.checkpoint().identity()?, subject(&loaded, &weights));
         for task in tasks {
             let ledger = folder.work(&format!("{index}-{}", task.name()));
-            let rows = rows(args, &folder, &ledger, &identity, task.as_ref(), &subject)?;
+            let rows = rows(args, &folder, &ledger, (name, &identity), task.as_ref(), &subject)?;
             let at = match measurements.iter().position(|m| m.task == task.name()) {
                 Some(at) => at,
                 None => {
@@ -97,7 +99,7 @@ fn finish(args: &Eval, folder: &EvaluationFolder, results: Results) -> Result<()
     results.write(&folder.path)?;
     folder.finish()?;
     if args.output.json {
-        print_line!("{}", serde_json::to_string(&results)?)?;
+        print::json(&results)?;
     } else {
         print::text(results.text())?;
         print_line!(
@@ -153,7 +155,7 @@ fn check(args: &Eval) -> Result<Option<Box<dyn Scorer>>> {
         )
         .into());
     }
-    at_least_one(&[
+    in_counts(&[
         ("--samples", args.samples.unwrap_or(1)),
         ("--max-new-tokens", args.max_new_tokens.unwrap_or(1)),
         ("--normal-texts", args.shared.normal_texts),
@@ -221,6 +223,7 @@ impl KlBase {
             }
             None => {
                 let number = args.shared.normal_texts;
+                check_room("--normal-texts", number, OF_A_TEXT)?;
                 let text =
                     format!("normal text: {name} writes {number} texts (or give --normal FILE)");
                 say(args, &text);
@@ -261,7 +264,7 @@ fn tasks<'a>(
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
         let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
-        let together = toxicity::BATCH.min(prompts.len() * protocol.samples);
+        let together = toxicity::BATCH.min(prompts.len().saturating_mul(protocol.samples));
         let encoded = prompts.into_iter().map(|prompt| {
             let ids = loaded.encoder.prompt(&prompt)?;
             Ok(toxicity::Prompt { text: prompt.text, ids })
@@ -269,7 +272,10 @@ fn tasks<'a>(
         let prompts = encoded.collect::<Result<Vec<_>>>()?;
         let lengths = prompts.iter().map(|prompt| protocol.continued(&prompt.ids, context).len());
         let longest = lengths.max().unwrap_or(0);
-        check_memory(loaded, longest * together, (together, longest + protocol.new_tokens))?;
+        let texts = prompts.len().saturating_mul(protocol.samples);
+        check_room("--samples", texts, OF_A_TEXT)?;
+        let positions = context.min(longest + protocol.new_tokens);
+        check_memory(loaded, longest * together, (together, positions))?;
         tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
     }
     if let Some(spec) = &args.edits {
@@ -348,7 +354,7 @@ fn rows(
     args: &Eval,
     folder: &EvaluationFolder,
     ledger: &Path,
-    identity: &str,
+    (name, identity): (&str, &str),
     task: &dyn Task,
     subject: &Subject,
 ) -> Result<Vec<Row>> {
@@ -367,6 +373,6 @@ fn rows(
             folder.path.display()
         ),
     };
-    ledger.fill(units, &making, |unit| task.work(subject, unit))?;
+    ledger.fill(units, &making, |unit| task.work(subject, unit).map_err(of_model(name)))?;
     Ok(ledger.rows())
 }

@@ -203,7 +203,7 @@ impl From<MeasuredFigure> for FigureRecord {
 impl OnModel {
     /// Adds the rows that an evaluation has left in its folder.
     pub fn read_rows(&mut self, dir: &Path) -> Result<()> {
-        for row in data::read_rows(&dir.join(&self.rows))? {
+        for row in data::read_rows(&dir.join(&self.rows), None)? {
             match row.value {
                 Value::Object(row) => self.found.push(row),
                 _ => bail_input!("{}: not a row of an evaluation", row.place),

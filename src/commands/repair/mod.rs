@@ -23,7 +23,6 @@ use crate::base::interrupt;
 use crate::base::memory;
 use crate::base::print;
 use crate::cli::Repair;
-use crate::print_line;
 use crate::say;
 use crate::settings::{Method, Prepared, prepare};
 use job::Job;
@@ -110,7 +109,7 @@ impl<'a> Order<'a> {
         Output::not_begun(self.args, &path)?;
         let plan = plan::Plan::new(self, job.plan()?, job.memory()?, &path);
         match self.args.output.json {
-            true => print_line!("{}", serde_json::to_string(&plan)?)?,
+            true => print::json(&plan)?,
             false => print::text(plan.text())?,
         }
         plan.memory.judge(&self.loaded.device, job.advice())
@@ -118,7 +117,7 @@ impl<'a> Order<'a> {
 
     fn show(&self, run: &crate::report::RunRecord, out: &Output) -> Result<()> {
         match self.args.output.json {
-            true => print_line!("{}", serde_json::to_string(run)?)?,
+            true => print::json(run)?,
             false => print::text(summary::summary(run, &out.path, &self.loaded.model))?,
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::bail_input;
 use crate::base::claim::{self, Claim};
 use crate::base::error::Error;
 use crate::base::files;
+use crate::base::plain::message;
 use crate::checkpoint::patch::{self, PatchFile};
 use crate::checkpoint::{self, Change, Checkpoint};
 use crate::cli::Repair;
@@ -190,7 +191,7 @@ impl Output {
             say!(
                 "not copied, being the unrepaired weights in another form or what training goes on \
                  from: {}",
-                left_out.join(", ")
+                message(&left_out.join(", "))
             );
         }
         Ok(Written { changed, patch: PatchFile::open(&path)? })

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::pareto::{Pareto, Point};
 use crate::report::record::{RunRecord, read_versioned};
-use crate::report::sheet::Sheet;
+use crate::report::sheet::{Sheet, digits};
 use crate::slice::sensitivity::Density;
 
 /// A folder with this file is one of a finished comparison.
@@ -108,6 +108,7 @@ pub struct ComparedFigure {
     pub high: Option<f64>,
     /// Whether the difference from the base is more than chance.
     pub real: Option<bool>,
+    #[serde(deserialize_with = "digits")]
     pub digits: usize,
     pub less_is_better: bool,
 }

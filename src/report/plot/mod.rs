@@ -10,6 +10,8 @@ mod pareto;
 
 use maud::{Markup, PreEscaped, html};
 
+use crate::base::plain::plain;
+
 pub use bars::{Bar, bars, blocks};
 pub use calibration::calibration;
 pub use curves::{Curve, Look, curves};
@@ -68,7 +70,7 @@ impl Picture {
                 (self.body)
             }
         };
-        svg.into_string() + "\n"
+        plain(&svg.into_string()).into_owned() + "\n"
     }
 
     fn words(&self) -> Markup {

@@ -52,7 +52,11 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
     let activation = match config.get("activation").and_then(Value::as_str) {
         Some("gelu") => Activation::Gelu,
         Some("relu") => Activation::Relu,
-        other => bail_input!("{}: activation {other:?}; have: gelu, relu", config.place),
+        other => bail_input!(
+            "{}: activation {}; have: gelu, relu",
+            config.place,
+            other.unwrap_or("is missing or no text")
+        ),
     };
     let block = |weights: VarBuilder| -> candle_core::Result<Block> {
         let attention = weights.pp("attention");

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::config::Config;
 use crate::bail_input;
+use crate::base::plain::shortened;
 use crate::scorers::scorer::Scored;
 
 /// The names that the toxic label may have, in the order in which they are looked for.
@@ -115,9 +116,9 @@ fn names(config: &Config) -> Result<Vec<String>> {
     });
     let Some(labels) = labels else {
         bail_input!(
-            "{}: id2label must name the labels 0, 1, …; it is {:?}",
+            "{}: id2label must name the labels 0, 1, …; it is {}",
             config.place,
-            config.get("id2label")
+            shortened(&config.get("id2label").map(ToString::to_string).unwrap_or_default(), 200)
         );
     };
     Ok(labels)

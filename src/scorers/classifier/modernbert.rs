@@ -89,7 +89,11 @@ pub fn build(config: &Config, weights: VarBuilder, labels: usize) -> Result<Box<
     let pooling = match config.get("classifier_pooling").and_then(Value::as_str) {
         Some("cls") => Pooling::First,
         Some("mean") => Pooling::Mean,
-        other => bail_input!("{}: classifier_pooling {other:?}; have: cls, mean", config.place),
+        other => bail_input!(
+            "{}: classifier_pooling {}; have: cls, mean",
+            config.place,
+            other.unwrap_or("is missing or no text")
+        ),
     };
     let settings = Settings {
         vocab_size: config.count("vocab_size")?,

@@ -5,7 +5,7 @@ mod tojson;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use anyhow::Result;
 use minijinja::syntax::SyntaxConfig;
@@ -16,10 +16,19 @@ use serde_json::Value;
 
 use crate::base::error;
 use crate::base::files;
+use crate::base::plain::shortened;
+use crate::base::wall;
+use crate::base::wall::Time;
 use crate::data::FileLine;
 
 /// Steps that a template may take, and 64 bytes each; long conversations need thousands.
 const FUEL: u64 = 2_000_000;
+/// The longest template in bytes; those of large models have some ten thousand.
+const LONGEST: usize = 1 << 20;
+/// Memory that a template may take for a byte of it, and of the conversation.
+const OF_A_BYTE: u64 = 256;
+/// The most characters of a date.
+const LONGEST_DATE: usize = 1000;
 /// What the template is called in the environment.
 const NAME: &str = "chat";
 
@@ -53,11 +62,15 @@ pub enum Ending {
     Prompt,
 }
 
+/// A template that is ready, or why it is not.
+type Compiled = std::result::Result<Environment<'static>, String>;
+
 /// The chat template of a model.
 pub struct ChatTemplate {
     file: String,
-    /// Or why the template can't be read, which does no harm until a conversation asks for it.
-    environment: std::result::Result<Environment<'static>, String>,
+    source: String,
+    /// Made when a conversation first asks for it: a broken template does no harm before.
+    environment: OnceLock<Compiled>,
     /// `bos_token` and its like.
     tokens: BTreeMap<String, String>,
 }
@@ -88,7 +101,7 @@ impl ChatTemplate {
             tokens.extend(special_tokens(&json(&dir.join("special_tokens_map.json"))?));
         }
         if let Some(source) = read(&own)? {
-            return Self::new(source, &own, tokens).map(Some);
+            return Ok(Some(Self::new(source, &own, tokens)));
         }
         // Several templates have names; a conversation without tools takes the default.
         let named = |list: &Value| {
@@ -97,31 +110,28 @@ impl ChatTemplate {
         };
         let template = &config["chat_template"];
         let source = template.as_str().map(str::to_owned).or_else(|| named(template));
-        source.map(|source| Self::new(source, &config_path, tokens)).transpose()
+        Ok(source.map(|source| Self::new(source, &config_path, tokens)))
     }
 
-    fn new(source: String, file: &Path, tokens: BTreeMap<String, String>) -> Result<Self> {
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
-        let mut environment = Environment::new();
-        environment.set_syntax(syntax);
-        environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_function(
-            "raise_exception",
-            |why: String| -> std::result::Result<String, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, why))
-            },
-        );
-        environment.add_filter("tojson", tojson::tojson);
-        let source = GENERATION.replace_all(&source, "{%$1 ${2}with $3%}").into_owned();
-        let added = environment.add_template_owned(NAME, source).map_err(|e| e.to_string());
-        Ok(Self {
-            file: file.display().to_string(),
-            environment: added.map(|()| environment),
-            tokens,
-        })
+    fn new(source: String, file: &Path, tokens: BTreeMap<String, String>) -> Self {
+        let (file, environment) = (file.display().to_string(), OnceLock::new());
+        Self { file, source, environment, tokens }
+    }
+
+    /// The compiled template, or why it can't be compiled. Errors (bad input) if it is so broken
+    /// that its compiler gives up, for a conversation that stands at `place`.
+    fn environment(&self, place: &FileLine) -> Result<&Compiled> {
+        if let Some(compiled) = self.environment.get() {
+            return Ok(compiled);
+        }
+        let bytes = self.source.len();
+        let name = format!("{place}: the chat template in {}", self.file);
+        let memory = wall::allowance(bytes as u64, OF_A_BYTE);
+        let compiled = match bytes > LONGEST {
+            true => Err(format!("{bytes} bytes are too long for a template ({LONGEST} at most)")),
+            false => wall::around(&name, memory, Time::Limited, || compiled(&self.source))?,
+        };
+        Ok(self.environment.get_or_init(|| compiled))
     }
 
     /// The text of a conversation that stands at `place`. Errors (bad input) if the template is
@@ -130,7 +140,7 @@ impl ChatTemplate {
         let failed = |why: String| {
             error::Error::Input(format!("{place}: the chat template in {}: {why}", self.file))
         };
-        let environment = self.environment.as_ref().map_err(|why| failed(why.clone()))?;
+        let environment = self.environment(place)?.as_ref().map_err(|why| failed(why.clone()))?;
         let variables = context! {
             messages => Serde(messages),
             add_generation_prompt => ending == Ending::Prompt,
@@ -138,12 +148,43 @@ impl ChatTemplate {
             documents => (),
             ..Serde(&self.tokens)
         };
-        let text = environment.get_template(NAME).and_then(|template| template.render(variables));
+        let length = |message: &Value| message["content"].as_str().map_or(0, str::len);
+        let bytes = self.source.len() + messages.iter().map(length).sum::<usize>();
+        let name = format!("{place}: the chat template in {}", self.file);
+        let memory = wall::allowance(bytes as u64, OF_A_BYTE);
+        let text = wall::around(&name, memory, Time::Limited, || {
+            environment.get_template(NAME).and_then(|template| template.render(variables))
+        })?;
         Ok(text.map_err(|e| match e.kind() {
             ErrorKind::OutOfFuel => failed("it does not come to an end".into()),
-            _ => failed(e.to_string()),
+            _ => failed(why(&e)),
         })?)
     }
+}
+
+/// Compiles a template, as transformers does.
+fn compiled(source: &str) -> Compiled {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    let mut environment = Environment::new();
+    environment.set_syntax(syntax.map_err(|e| why(&e))?);
+    environment.set_fuel(Some(FUEL));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_function(
+        "raise_exception",
+        |why: String| -> std::result::Result<String, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, why))
+        },
+    );
+    environment.add_filter("tojson", tojson::tojson);
+    let source = GENERATION.replace_all(source, "{%$1 ${2}with $3%}").into_owned();
+    environment.add_template_owned(NAME, source).map_err(|e| why(&e))?;
+    Ok(environment)
+}
+
+/// Why a template fails, in words that can be read.
+fn why(error: &Error) -> String {
+    shortened(&error.to_string(), 1000).into_owned()
 }
 
 /// `bos_token` and its like, of a tokenizer's configuration.
@@ -173,6 +214,10 @@ fn strftime_now(format: String) -> std::result::Result<String, Error> {
             return Err(Error::new(ErrorKind::InvalidOperation, why));
         };
         text.push_str(value);
+        if text.len() > LONGEST_DATE {
+            let why = format!("strftime_now: a date of more than {LONGEST_DATE} characters");
+            return Err(Error::new(ErrorKind::InvalidOperation, why));
+        }
     }
     Ok(text)
 }
