@@ -1,5 +1,6 @@
 //! A hub that can't be trusted, against a stand-in on this machine: it names paths outside the
-//! cache, sends the request on to another server, sends less or more than it promised, or says nothing.
+//! cache, sends the request on to another server, sends less or more than it promised, or says
+//! nothing.
 
 use serde_json::json;
 
