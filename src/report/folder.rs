@@ -96,10 +96,7 @@ impl RunFolder {
             0 => MOST_BLOCKS,
             own => own,
         };
-        let record = match record {
-            Some(record) => Some(within(record, blocks, &mut gaps)),
-            None => None,
-        };
+        let record = record.map(|record| within(record, blocks, &mut gaps));
         gaps.extend(strangers(&mut steps, blocks));
         let end = record.as_ref().map_or(usize::MAX, |r| r.steps);
         gaps.extend(outside("steps", &mut steps, 1..=end));
