@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ALWAYS: u64 = 256 << 20;
 
 /// What is said of a file whose reader takes too much.
-const TOO_MUCH: &str = "working on it takes more memory than its size allows for, or than there is; \
+const TOO_MUCH: &str = "it takes more memory than its size allows for, or than there is; \
                         it is broken, or made to fill the memory";
 const TOO_DEEP: &str = "it is nested too deep to be read";
 const NO_END: &str = "working on it takes longer than a minute; it is broken, or made to";
