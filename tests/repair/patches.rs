@@ -237,6 +237,7 @@ fn patches_are_scaled_and_averaged_exactly() {
             line.fails(3, &["alone.safetensors", "--base"]);
             line.and("--overwrite").with("--base", &model).ok();
             assert!(bytes(&again) == bytes(&patch_file), "{by}");
+            folder.remove("again.safetensors");
         }
     }
     let whole = folder.path("1.safetensors");
