@@ -237,6 +237,7 @@ fn patches_are_scaled_and_averaged_exactly() {
             line.fails(3, &["alone.safetensors", "--base"]);
             line.and("--overwrite").with("--base", &model).ok();
             assert!(bytes(&again) == bytes(&patch_file), "{by}");
+            folder.remove("again.safetensors");
         }
     }
     let whole = folder.path("1.safetensors");
@@ -308,7 +309,7 @@ fn patches_that_do_not_go_together_are_refused() {
     line.with("--out", &half).ok();
     irepair("patch diff demo").arg(&demo).with("--out", &half).and("--overwrite").ok();
     assert!(bytes(&half) == bytes(&alone));
-    ["demo", "half.safetensors", "alone.safetensors"].map(|name| folder.remove(name));
+    ["demo", "half.safetensors", "alone.safetensors"].iter().for_each(|name| folder.remove(name));
     // A mean of opposites is the base.
     let opposite = folder.path("opposite.safetensors");
     irepair("patch scale --by -1").arg(file(&one)).with("--out", &opposite).ok();
