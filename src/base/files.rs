@@ -44,11 +44,20 @@ fn noun(kind: FileType) -> &'static str {
 
 /// The bytes of a regular file. Errors (bad input) as [`open`], and if the memory can't hold them.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
-    /// What any machine can hold is not asked about.
-    const SMALL: u64 = 64 << 20;
     let failed = |e: std::io::Error| Error::Input(format!("{}: {e}", path.display()));
     let mut file = open(path)?;
     let length = file.metadata().map_err(failed)?.len();
+    fits(path, length)?;
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length as usize).map_err(|e| failed(e.into()))?;
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Errors (bad input) if the memory can't hold a file of this length.
+pub fn fits(path: &Path, length: u64) -> Result<()> {
+    /// What any machine can hold is not asked about.
+    const SMALL: u64 = 64 << 20;
     if length > SMALL
         && let Some(left) = memory::left()?.filter(|left| length > *left)
     {
@@ -59,10 +68,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
             left >> 20
         );
     }
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(length as usize).map_err(|e| failed(e.into()))?;
-    file.read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    Ok(())
 }
 
 /// The bytes of a file, or `None` where there is none. Errors as [`read`].

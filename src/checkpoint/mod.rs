@@ -12,6 +12,7 @@ pub mod conversion;
 mod files;
 mod header;
 pub mod hub;
+mod lines;
 mod mapped;
 mod output;
 pub mod patch;

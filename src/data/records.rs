@@ -85,6 +85,14 @@ fn is_data(path: &Path) -> bool {
     !name.starts_with('.') && EXTENSIONS.iter().any(|e| name.ends_with(e))
 }
 
+/// No row is as long; a file without line ends is no file of rows.
+const LONGEST_LINE: u64 = 64 << 20;
+
+/// Whether a file's name ends like this, in any case of letters.
+fn is_named(path: &Path, end: &str) -> bool {
+    path.to_string_lossy().to_lowercase().ends_with(end)
+}
+
 /// The first rows of a file, `most` at most.
 fn file_rows(path: &Path, most: usize) -> Result<Vec<Record>> {
     if !is_data(path) {
@@ -93,6 +101,10 @@ fn file_rows(path: &Path, most: usize) -> Result<Vec<Record>> {
     let wrong = |e: io::Error| Error::Input(format!("{}: {e}", path.display()));
     let file = files::open(path)?;
     let size = file.metadata().map_err(wrong)?.len();
+    // Where rows stand in lines, so many of them are read and no more.
+    if most == usize::MAX || [".json", ".parquet"].iter().any(|end| is_named(path, end)) {
+        files::fits(path, size)?;
+    }
     let name = path.to_string_lossy().to_lowercase();
     let (name, unpacked): (_, Box<dyn Read>) = match name.strip_suffix(".gz") {
         None => (name.as_str(), Box::new(file)),
@@ -173,9 +185,18 @@ fn read_lines(
     let mut number = 0;
     while rows.len() < most {
         bytes.clear();
-        let read = reader
+        let read = (&mut reader)
+            .take(LONGEST_LINE)
             .read_until(b'\n', &mut bytes)
             .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
+        if read as u64 == LONGEST_LINE {
+            bail_input!(
+                "{}:{}: a line of {} MiB or more; a row is a line",
+                path.display(),
+                number + 1,
+                LONGEST_LINE >> 20
+            );
+        }
         if read == 0 {
             break;
         }

@@ -78,7 +78,9 @@ impl Trainer<'_> {
     pub(super) fn begin_round(&mut self, log: &mut File, progress: &Progress) -> Result<Round> {
         let Some(online) = &self.online else { return Ok(Round::Pairs) };
         let per_round = online.steps(self.regime.max_steps);
-        let round = self.step / per_round;
+        // A run that is resumed after its last step needs no further round.
+        let ended = self.step >= self.regime.max_steps || self.tripped.is_some();
+        let round = self.step.saturating_sub(usize::from(ended)) / per_round;
         let first = online.round.map_or(0, |done| done + 1);
         if first > round {
             return Ok(Round::Pairs);

@@ -146,7 +146,7 @@ fn gzip_bombs() {
     let zeros = pack("zeros.jsonl.gz", &[0; 1 << 20], 200);
     zeros.fails(3, &["zeros.jsonl.gz: it unpacks to far more"]);
     zeros.and("--limit 2").fails(3, &["zeros.jsonl.gz"]);
-    // Of many good rows the first are read, and no more.
+    // The first of many good rows are read, and no more.
     let rows = pack("rows.jsonl.gz", format!("{PAIR}\n").repeat(1 << 14).as_bytes(), 100);
     rows.and("--limit 2").ok();
 }

@@ -55,7 +55,7 @@ fn a_killed_online_repair_resumes_to_the_same_bytes() {
         run(&whole).ok();
         let takes = begun.elapsed();
         let (mut in_sampling, mut in_steps) = (0, 0);
-        for moment in ["first", "second", "step", "any"] {
+        for moment in ["first", "second", "step", "end", "any"] {
             let out = folder.path(format!("out{index}"));
             let mut child = run(&out).start();
             let (after, wait) = (1 + moments.below(10), takes.mul_f64(moments.unit()));
@@ -63,6 +63,7 @@ fn a_killed_online_repair_resumes_to_the_same_bytes() {
                 // The first line says what the file belongs to.
                 "first" => until(&mut child, || units(&out, "0000.jsonl") >= 3),
                 "second" => until(&mut child, || units(&out, "0001.jsonl") >= 2),
+                "end" => until(&mut child, || steps_made(&partial(&out)) >= 12),
                 "step" => until(&mut child, || steps_made(&partial(&out)) >= after),
                 _ => std::thread::sleep(wait),
             }
