@@ -143,7 +143,7 @@ fn gzip_bombs() {
             .with("--model", folder.path("model"))
             .with("--data", folder.path(name))
     };
-    let zeros = pack("zeros.jsonl.gz", &[0; 1 << 20], 200);
+    let zeros = pack("zeros.jsonl.gz", &[b'\n'; 1 << 20], 200);
     zeros.fails(3, &["zeros.jsonl.gz: it unpacks to far more"]);
     zeros.and("--limit 2").fails(3, &["zeros.jsonl.gz"]);
     // The first of many good rows are read, and no more.
