@@ -7,7 +7,7 @@ mod texts;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use others::{Bench, Completions, Doctor, Guide, Man, Patch, PatchCommand, Report};
+pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
 use repair::one_repair;
 pub use repair::{Compare, Repair};
 pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity};

@@ -57,15 +57,8 @@ pub enum PatchCommand {
         /// λ: 0.8 takes four fifths of the change, -1 the opposite
         #[arg(long, value_name = "λ", allow_negative_numbers = true)]
         by: f64,
-        /// Where the new patch goes
-        #[arg(short, long, value_name = "FILE")]
-        out: PathBuf,
-        /// The model that the patch is for; not needed where the patch lies in its repaired model
-        #[arg(long, value_name = "MODEL")]
-        base: Option<String>,
-        /// Replace --out if it exists
-        #[arg(long)]
-        overwrite: bool,
+        #[command(flatten)]
+        to: NewPatch,
     },
     /// Make the mean of what several patches of one base change; a tensor that one of them lacks
     /// counts as unchanged there
@@ -74,16 +67,23 @@ pub enum PatchCommand {
     Mean {
         #[arg(required = true, value_name = "PATCH")]
         patches: Vec<PathBuf>,
-        /// Where the new patch goes
-        #[arg(short, long, value_name = "FILE")]
-        out: PathBuf,
-        /// The model that the patches are for; not needed where one lies in its repaired model
-        #[arg(long, value_name = "MODEL")]
-        base: Option<String>,
-        /// Replace --out if it exists
-        #[arg(long)]
-        overwrite: bool,
+        #[command(flatten)]
+        to: NewPatch,
     },
+}
+
+/// Where a patch goes that is made of patches.
+#[derive(Debug, Args)]
+pub struct NewPatch {
+    /// Where the new patch goes
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The model that the patches are for; not needed where one lies in its repaired model
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
+    /// Replace --out if it exists
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// The names of the shapes.

@@ -21,7 +21,6 @@ use candle_core::Device;
 use serde_json::Value;
 
 use crate::bail_input;
-use crate::base::error::Error;
 use crate::base::files;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
@@ -86,8 +85,8 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     }
     let source = hub::open_model(model, revision)?;
     let checkpoint = &source.checkpoint;
-    let model =
-        Model::from_config(&checkpoint.config).map_err(|e| in_folder(e, &checkpoint.dir))?;
+    let model = Model::from_config(&checkpoint.config)
+        .with_context(|| checkpoint.dir.display().to_string())?;
     checkpoint.stores(&model, on.weights_dtype)?;
     let tokenizer = checkpoint.dir.join("tokenizer.json");
     if !tokenizer.is_file() {
@@ -108,16 +107,6 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
         precision,
         weights_dtype: on.weights_dtype,
     })
-}
-
-/// An error about `config.json` with the folder that the file lies in.
-fn in_folder(error: anyhow::Error, dir: &Path) -> anyhow::Error {
-    match error.downcast_ref::<Error>() {
-        Some(Error::Input(text)) if text.starts_with("config.json") => {
-            Error::Input(format!("{}/{text}", dir.display())).into()
-        }
-        _ => error,
-    }
 }
 
 /// Errors (bad input) if no file can be written at this path, which the flag gives.

@@ -14,7 +14,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::combine::combine;
 use crate::checkpoint::hub::{self, OpenedModel};
 use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
-use crate::cli::{Patch, PatchCommand};
+use crate::cli::{NewPatch, Patch, PatchCommand};
 use crate::print_line;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -39,7 +39,7 @@ pub fn run(args: &Patch) -> Result<()> {
             walk(repaired, patch, Direction::Revert, out, args.json)
         }
         PatchCommand::Show { patch } => show(args.json, patch),
-        PatchCommand::Scale { patch, by, out, base, overwrite } => {
+        PatchCommand::Scale { patch, by, to } => {
             if !by.is_finite() {
                 bail_input!("--by {by}: expected a finite number");
             }
@@ -47,30 +47,24 @@ pub fn run(args: &Patch) -> Result<()> {
                 bail_input!("--by 0 leaves the base as it is: there would be no patch");
             }
             let patches = [PatchFile::open(patch)?];
-            made(&patches, *by, base.as_deref(), out, *overwrite, args.json)
+            made(&patches, *by, to, args.json)
         }
-        PatchCommand::Mean { patches, out, base, overwrite } => {
+        PatchCommand::Mean { patches, to } => {
             if patches.len() < 2 {
                 let why = "a mean is of 2 patches or more; for a part of one: irepair patch scale";
                 return Err(Error::Usage(why.into()).into());
             }
             let patches: Vec<PatchFile> =
                 patches.iter().map(|path| PatchFile::open(path)).collect::<Result<_>>()?;
-            made(&patches, 1.0, base.as_deref(), out, *overwrite, args.json)
+            made(&patches, 1.0, to, args.json)
         }
     }
 }
 
 /// Writes the patch of λ times the mean of the patches' changes, and prints what it changes.
-fn made(
-    patches: &[PatchFile],
-    by: f64,
-    base: Option<&str>,
-    out: &Path,
-    overwrite: bool,
-    json: bool,
-) -> Result<()> {
-    replaceable(out, overwrite)?;
+fn made(patches: &[PatchFile], by: f64, to: &NewPatch, json: bool) -> Result<()> {
+    let NewPatch { out, base, overwrite } = to;
+    replaceable(out, *overwrite)?;
     let first = &patches[0];
     if let Some(other) = patches.iter().find(|patch| patch.base_sha256 != first.base_sha256) {
         bail_input!(
