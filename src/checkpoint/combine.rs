@@ -95,28 +95,22 @@ impl Stored {
 
     /// The values, rounded, and whether all of them are finite then.
     fn bytes(self, values: &[f64]) -> (Vec<u8>, bool) {
-        let mut finite = true;
-        let mut seen = |value: f64| finite &= value.is_finite();
-        let bytes = match self {
-            Self::F32 => values
-                .iter()
-                .map(|value| *value as f32)
-                .inspect(|value| seen(f64::from(*value)))
-                .flat_map(f32::to_le_bytes)
-                .collect(),
-            Self::F16 => values
-                .iter()
-                .map(|value| f16::from_f64(*value))
-                .inspect(|value| seen(value.to_f64()))
-                .flat_map(f16::to_le_bytes)
-                .collect(),
-            Self::Bf16 => values
-                .iter()
-                .map(|value| bf16::from_f64(*value))
-                .inspect(|value| seen(value.to_f64()))
-                .flat_map(bf16::to_le_bytes)
-                .collect(),
-        };
-        (bytes, finite)
+        match self {
+            Self::F32 => rounded(values, |v| v as f32, f64::from, f32::to_le_bytes),
+            Self::F16 => rounded(values, f16::from_f64, f16::to_f64, f16::to_le_bytes),
+            Self::Bf16 => rounded(values, bf16::from_f64, bf16::to_f64, bf16::to_le_bytes),
+        }
     }
+}
+
+/// The bytes of values that are rounded to a kind of float, and whether all are finite then.
+fn rounded<T: Copy, const N: usize>(
+    values: &[f64],
+    round: impl Fn(f64) -> T,
+    back: impl Fn(T) -> f64,
+    bytes: impl Fn(T) -> [u8; N],
+) -> (Vec<u8>, bool) {
+    let rounded: Vec<T> = values.iter().map(|value| round(*value)).collect();
+    let finite = rounded.iter().all(|value| back(*value).is_finite());
+    (rounded.into_iter().flat_map(bytes).collect(), finite)
 }

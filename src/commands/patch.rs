@@ -1,7 +1,7 @@
 //! `patch` makes a file of what a repair changed, shows it, applies it to the base, takes it back
 //! from the repaired model, and makes another of a part of it or of the mean of several.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -76,22 +76,32 @@ fn made(patches: &[PatchFile], by: f64, to: &NewPatch, json: bool) -> Result<()>
             other.base_sha256.get(..12).unwrap_or(&other.base_sha256)
         );
     }
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = |e: std::io::Error| {
-        Error::Input(format!("--out {}: can't write there: {e}", out.display()))
-    };
-    std::fs::create_dir_all(parent).map_err(cannot)?;
-    let scratch =
-        tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
-    let [of_base, of_result] = ["base", "result"].map(|name| scratch.path().join(name));
-    for folder in [&of_base, &of_result] {
-        std::fs::create_dir(folder).map_err(cannot)?;
-    }
+    let (_scratch, [of_base, of_result]) = folders_beside(out, ["base", "result"])?;
     match base {
         Some(base) => combine(&open(base)?.checkpoint, patches, by, &of_result, out)?,
         None => combine(&base_beside(patches, &of_base)?, patches, by, &of_result, out)?,
     }
     show(json, out)
+}
+
+/// Empty folders in a temporary one beside the output, which is there as long as the first of the
+/// two. Models get folders inside, because temporary folders are private.
+fn folders_beside<const N: usize>(
+    out: &Path,
+    names: [&str; N],
+) -> Result<(tempfile::TempDir, [PathBuf; N])> {
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cannot = |e: std::io::Error| {
+        Error::Input(format!("--out {}: can't write there: {e}", out.display()))
+    };
+    std::fs::create_dir_all(parent).map_err(cannot)?;
+    let beside =
+        tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
+    let folders = names.map(|name| beside.path().join(name));
+    for folder in &folders {
+        std::fs::create_dir(folder).map_err(cannot)?;
+    }
+    Ok((beside, folders))
 }
 
 /// The base, taken back in `folder` from a repaired model that one of the patches lies in. Errors
@@ -128,16 +138,7 @@ fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) 
         bail_input!("{} exists; choose another --out", out.display());
     }
     from.checkpoint.stays_whole(out)?;
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let cannot = |e: std::io::Error| {
-        Error::Input(format!("--out {}: can't write there: {e}", out.display()))
-    };
-    std::fs::create_dir_all(parent).map_err(cannot)?;
-    let partial =
-        tempfile::Builder::new().prefix(".irepair-patch-").tempdir_in(parent).map_err(cannot)?;
-    // The model gets a folder inside, because temporary folders are private.
-    let folder = partial.path().join("model");
-    std::fs::create_dir(&folder).map_err(cannot)?;
+    let (_partial, [folder]) = folders_beside(out, ["model"])?;
     patch.apply(&from.checkpoint, direction, &folder)?;
     std::fs::rename(&folder, out)
         .with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
