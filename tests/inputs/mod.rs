@@ -5,6 +5,7 @@ mod broken;
 mod configurations;
 mod conversations;
 mod data;
+mod fuzzed;
 mod hostile;
 mod hostile_hub;
 mod hub;
