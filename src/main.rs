@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Pairs(args) => commands::pairs::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Compare(args) => commands::compare::run(&args),
+        Command::Tune(args) => commands::tune::run(&args),
         Command::Score(args) => commands::score::run(&args),
         Command::Patch(args) => commands::patch::run(&args),
         Command::Bench(args) => commands::bench::run(&args),

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
 use repair::one_repair;
-pub use repair::{Compare, Repair};
+pub use repair::{Budget, Compare, Repair, Tune};
 pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
@@ -43,6 +43,14 @@ const COMPARE: &str = "Examples:
 
 A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …";
 
+const TUNE: &str = "Examples:
+  irepair tune --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --budget 2h
+  irepair tune --model gpt2 --data pairs.jsonl --method dpo+kl --eval-prompts dev.jsonl --budget 12
+
+What is given is not searched: --learning-rate, --kl-weight or --kl-budget, --method or --select.
+The tries are made with --eval-prompts, or with prompts that the method holds back. Judge the chosen
+one on others.";
+
 const MORE: &str = "Method, loss, training, stopping, scoring, wrong answers, machine: \
                     irepair repair --help; in words: irepair guide methods";
 
@@ -74,6 +82,10 @@ pub enum Command {
         mut_arg("objective", one_repair)
     )]
     Compare(Box<Compare>),
+    /// Search the settings of a repair that matter on development prompts: learning rate, KL budget,
+    /// and which unit a step changes
+    #[command(after_help = TUNE)]
+    Tune(Box<Tune>),
     /// Score texts, or compare a scorer with stored scores
     #[command(after_help = "Examples:
   irepair score texts.jsonl --scorer lexicon --out scored.jsonl

@@ -1,6 +1,7 @@
 //! A *command* of the program is one file or folder here, and its `run` tells what it does.
 
 pub mod bench;
+mod child;
 pub mod compare;
 pub mod doctor;
 pub mod eval;
@@ -13,6 +14,7 @@ pub mod repair;
 pub mod report;
 pub mod score;
 pub mod sensitivity;
+pub mod tune;
 
 use std::path::Path;
 

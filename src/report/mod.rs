@@ -16,6 +16,7 @@ mod record;
 pub mod run_page;
 pub mod sheet;
 pub mod table;
+pub mod tuned;
 
 pub use before_after::{before_after, not_measured};
 pub use changes::{block_number, change_by_block};

@@ -6,5 +6,6 @@ mod online;
 mod patches;
 mod precision;
 mod trials;
+mod tuning;
 mod unpaired;
 mod weights_dtype;

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
-use super::child::{Child, Countdown, Outcome, several};
 use super::interrupted;
 use super::plan::ComparisonPlan;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
+use crate::commands::child::{Child, Countdown, Outcome, several};
 use crate::commands::eval::folder::{RESULTS, is_begun};
 use crate::commands::eval::join::together;
 use crate::commands::eval::results::Results;
