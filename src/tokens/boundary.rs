@@ -4,7 +4,8 @@
 //! - A prompt's tokens are those of the prompt alone, with the special tokens that its tokenizer
 //!   puts before a text, and without those that it puts after one.
 //! - A response goes on where the prompt ends. It is tokenized apart, so that no token is of both.
-//!   It gets no space that the tokenizer puts before a text. What stands in it is otherwise what
+//!   It gets no space that the tokenizer puts before a text, and it may go on within a word. What
+//!   stands in it is otherwise what
 //!   it would be in the whole text: a special token at the end of the prompt may add or swallow a
 //!   space.
 //! - Nothing is put after a response.
@@ -12,13 +13,16 @@
 //! A conversation is written by its template and tokenized as a whole. It is split where the tokens
 //! of the prompt and of the whole part.
 
+use std::cell::Cell;
+
 use serde_json::Value;
+use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizer::Range;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::tokenizer::PreTokenizer as _;
 use tokenizers::{
-    Model as _, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString, Token,
-    Tokenizer,
+    Model as _, ModelWrapper, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString,
+    Token, Tokenizer,
 };
 
 /// How rows of plain text are split into prompt and response.
@@ -87,7 +91,11 @@ enum Piece {
     /// Text that begins behind an added token, or where the whole text begins.
     Begins(NormalizedString),
     /// Text that goes on where the prompt ends.
-    GoesOn(NormalizedString),
+    GoesOn {
+        text: NormalizedString,
+        /// Whether its first word begins in the prompt.
+        in_word: bool,
+    },
 }
 
 /// The ids of a response behind its prompt. `going_on` is what [`going_on`] gives.
@@ -108,23 +116,51 @@ pub fn response(
     };
     let mut ids = Vec::new();
     for piece in pieces {
-        let (text, splitter) = match piece {
+        let own = tokenizer.get_pre_tokenizer();
+        let (text, splitter, in_word) = match piece {
             Piece::Token(id) => {
                 ids.push(id);
                 continue;
             }
-            Piece::Begins(text) => (text, tokenizer.get_pre_tokenizer()),
-            Piece::GoesOn(text) => (text, going_on.or(tokenizer.get_pre_tokenizer())),
+            Piece::Begins(text) => (text, own, false),
+            Piece::GoesOn { text, in_word } => (text, going_on.or(own), in_word),
         };
         let mut words: PreTokenizedString = text.into();
         if let Some(splitter) = splitter {
             splitter.pre_tokenize(&mut words)?;
         }
-        words.tokenize(|word| tokenizer.get_model().tokenize(word.get()))?;
+        let in_word = Cell::new(in_word);
+        words.tokenize(|word| match (tokenizer.get_model(), in_word.take()) {
+            (ModelWrapper::WordPiece(pieces), true) => Ok(within_word(pieces, word.get())),
+            (model, _) => model.tokenize(word.get()),
+        })?;
         let words = words.get_splits(OffsetReferential::Original, OffsetType::None);
         ids.extend(words.iter().flat_map(|(_, _, tokens)| tokens.iter().flatten()).map(|t| t.id));
     }
     Ok(ids)
+}
+
+/// The tokens of the rest of a word, whose beginning is in the prompt.
+fn within_word(pieces: &WordPiece, word: &str) -> Vec<Token> {
+    let (mut tokens, mut start) = (Vec::new(), 0);
+    while start < word.len() {
+        let ends = word.char_indices().map(|(at, c)| at + c.len_utf8()).filter(|end| *end > start);
+        let longest = ends.rev().find_map(|end| {
+            let name = format!("{}{}", pieces.continuing_subword_prefix, &word[start..end]);
+            Some((pieces.token_to_id(&name)?, name, end))
+        });
+        let Some((id, name, end)) = longest else {
+            // As at the beginning of a word: it is unknown as a whole.
+            let unknown = pieces.token_to_id(&pieces.unk_token);
+            return unknown
+                .map(|id| Token::new(id, pieces.unk_token.clone(), (0, word.len())))
+                .into_iter()
+                .collect();
+        };
+        tokens.push(Token::new(id, name, (start, end)));
+        start = end;
+    }
+    tokens
 }
 
 /// What lies behind the boundary in the whole text, normalized. `None` if a character or an added
@@ -135,7 +171,7 @@ fn pieces(tokenizer: &Tokenizer, prompt: &str, response: &str) -> Theirs<Option<
     let normalizer = tokenizer.get_normalizer();
     let mut found =
         tokenizer.get_added_vocabulary().extract_and_normalize(normalizer, whole.as_str());
-    let of_both = std::cell::Cell::new(false);
+    let of_both = Cell::new(false);
     let mut pieces: Vec<(usize, Piece)> = Vec::new();
     for (_, (start, end), tokens) in found.get_splits(OffsetReferential::Original, OffsetType::Byte)
     {
@@ -162,7 +198,15 @@ fn pieces(tokenizer: &Tokenizer, prompt: &str, response: &str) -> Theirs<Option<
                 [Some(left), Some(right)]
                     if left.get().len() + right.get().len() == text.get().len() =>
                 {
-                    pieces.push((boundary, Piece::GoesOn(right)));
+                    let mut words: PreTokenizedString = text.into();
+                    if let Some(splitter) = tokenizer.get_pre_tokenizer() {
+                        splitter.pre_tokenize(&mut words)?;
+                    }
+                    let in_word = words
+                        .get_splits(OffsetReferential::Original, OffsetType::Byte)
+                        .iter()
+                        .any(|(_, (start, end), _)| *start < boundary && boundary < *end);
+                    pieces.push((boundary, Piece::GoesOn { text: right, in_word }));
                 }
                 _ => of_both.set(true),
             }

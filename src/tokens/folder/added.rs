@@ -22,7 +22,7 @@ const NAMED: [&str; 7] =
 pub struct Tokens {
     /// Special tokens by their names, in the order in which they are added.
     named: Vec<(String, AddedToken)>,
-    /// Special tokens without names.
+    /// Tokens without names, most of them special.
     extra: Vec<AddedToken>,
     /// Tokens by their ids, and whether `tokenizer.json` is still asked for its own.
     by_id: BTreeMap<u32, AddedToken>,
@@ -107,7 +107,7 @@ pub fn read(dir: &Path, settings: &Map<String, Value>, class: Option<&Class>) ->
         values.extend(named.map(|(key, value)| (key.clone(), value.clone())));
     };
     take(&mut values, settings);
-    let mut extra = listed(settings);
+    let mut extra = listed(settings, false);
     let mut by_id = BTreeMap::new();
     let asks = !settings.contains_key("added_tokens_decoder");
     let decoder = settings.get("added_tokens_decoder").and_then(Value::as_object);
@@ -124,7 +124,7 @@ pub fn read(dir: &Path, settings: &Map<String, Value>, class: Option<&Class>) ->
     if asks {
         if let Some(map) = object(&dir.join("special_tokens_map.json"))? {
             take(&mut values, &map);
-            let more = listed(&map);
+            let more = listed(&map, true);
             match map.contains_key("extra_special_tokens") || extra.is_empty() {
                 true => extra.extend(more),
                 // The older name of the list counts only where the newer file has none.
@@ -155,9 +155,9 @@ pub fn read(dir: &Path, settings: &Map<String, Value>, class: Option<&Class>) ->
     Ok(Tokens { named, extra, by_id, asks })
 }
 
-/// Special tokens that have no names of their own, by both names that their list has had. As an
-/// object it gives them names.
-fn listed(map: &Map<String, Value>) -> Vec<AddedToken> {
+/// Tokens that have no names of their own, by both names that their list has had. What is given as
+/// text is special; `special` is what an object is that does not say.
+fn listed(map: &Map<String, Value>, special: bool) -> Vec<AddedToken> {
     let found = ["extra_special_tokens", "additional_special_tokens"]
         .into_iter()
         .filter_map(|key| map.get(key))
@@ -166,9 +166,10 @@ fn listed(map: &Map<String, Value>) -> Vec<AddedToken> {
             Value::Object(list) => !list.is_empty(),
             _ => false,
         });
+    let token = |value: &Value| token(value, special || value.is_string());
     match found {
-        Some(Value::Array(list)) => list.iter().filter_map(|value| token(value, true)).collect(),
-        Some(Value::Object(list)) => list.values().filter_map(|value| token(value, true)).collect(),
+        Some(Value::Array(list)) => list.iter().filter_map(token).collect(),
+        Some(Value::Object(list)) => list.values().filter_map(token).collect(),
         _ => Vec::new(),
     }
 }
