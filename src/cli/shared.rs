@@ -12,7 +12,7 @@ use crate::base::error::Error;
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::settings::setting;
 use crate::settings::setting::Setting;
-use crate::tokens::LossOn;
+use crate::tokens::{Boundary, LossOn};
 
 /// The declarations of the settings with these fields.
 fn declared(fields: &'static [&str]) -> impl Iterator<Item = &'static Setting> {
@@ -91,6 +91,7 @@ shared! {
         max_length: Option<usize>,
         max_prompt_length: Option<usize>,
         loss_on: LossOn,
+        boundary: Boundary,
         batch_size: usize,
     }
 }

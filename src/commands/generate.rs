@@ -223,8 +223,8 @@ fn write_all(
         for jobs in jobs.chunks(args.batch_size) {
             let name = &loaded.checkpoint().name;
             let made = generate(&loaded.model, view, jobs, settings).map_err(of_model(name))?;
-            for ids in made {
-                texts.push(loaded.encoder.decode(&ids)?);
+            for (job, ids) in jobs.iter().zip(made) {
+                texts.push(loaded.encoder.decode_after(&job.ids, &ids)?);
             }
         }
         if interrupt::asked() {

@@ -28,6 +28,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::OpenedModel;
 use crate::cli::shared::ModelWords;
+use crate::eval::lm_eval::Prefix;
 use crate::model::Model;
 use crate::model::device;
 use crate::model::generate::Ends;
@@ -39,7 +40,6 @@ use crate::model::weights::Weights;
 use crate::say;
 use crate::settings::setting::MOST;
 use crate::tokens::Encoder;
-use crate::tokens::chat::ChatTemplate;
 
 /// A model whose configuration, headers and tokenizer are read, but not its weights.
 pub struct Loaded {
@@ -90,15 +90,9 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let model = Model::from_config(&checkpoint.config)
         .with_context(|| checkpoint.dir.display().to_string())?;
     checkpoint.stores(&model, on.weights_dtype)?;
-    let tokenizer = checkpoint.dir.join("tokenizer.json");
-    if !tokenizer.is_file() {
-        bail_input!(
-            "{}: no tokenizer.json; save the tokenizer into this folder with transformers",
-            checkpoint.dir.display()
-        );
-    }
-    let encoder = Encoder::from_file(&tokenizer, model.sizes().vocabulary)?
-        .with_chat(ChatTemplate::of(&checkpoint.dir)?);
+    let usual = crate::model::architecture(&checkpoint.config)?.tokenizer;
+    let vocabulary = model.sizes().vocabulary;
+    let encoder = Encoder::of(&checkpoint.dir, &checkpoint.config, usual, vocabulary)?;
     let (device, device_why) = (choice.device, choice.why);
     Ok(Loaded {
         source,
@@ -191,6 +185,26 @@ impl Loaded {
                 "config.json: no \"bos_token_id\" within the vocabulary to begin a text with"
             ),
         }
+    }
+
+    /// The token that lm-eval puts before a text that it measures: the tokenizer's `bos_token`, or
+    /// else its `eos_token`. Errors (bad input) if it has neither.
+    pub fn prefix(&self) -> Result<Prefix> {
+        let names = ["bos_token", "eos_token"];
+        let Some(text) = names.iter().find_map(|name| self.encoder.special(name)) else {
+            bail_input!(
+                "{}: lm-eval puts the tokenizer's bos_token or eos_token before a text, and it \
+                 names neither",
+                self.checkpoint().dir.join("tokenizer_config.json").display()
+            );
+        };
+        let Some(id) = self.encoder.id_of(text) else {
+            bail_input!(
+                "{}: {text:?}, which lm-eval puts before a text, is no token of the model",
+                self.checkpoint().dir.display()
+            );
+        };
+        Prefix::new(id, &self.encoder)
     }
 
     /// The tokens that end a text, as transformers reads them; none if the model has none.

@@ -49,7 +49,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let pairs = read(args)?;
     let lengths =
         Lengths::within(loaded.model.sizes().context, words.max_length, words.max_prompt_length)?;
-    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, words.boundary)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         say!(
             "cut to length: {} prompts, {} responses of {} pairs",

@@ -114,8 +114,8 @@ fn continuations(
     }
     let mut texts = Vec::with_capacity(jobs.len());
     for jobs in jobs.chunks(BATCH) {
-        for ids in generate(subject.model, &view, jobs, &settings)? {
-            texts.push(subject.encoder.decode(&ids)?);
+        for (job, ids) in jobs.iter().zip(generate(subject.model, &view, jobs, &settings)?) {
+            texts.push(subject.encoder.decode_after(&job.ids, &ids)?);
         }
     }
     Ok(texts)

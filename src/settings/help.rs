@@ -26,6 +26,18 @@ pub fn objectives() -> String {
     lines(OBJECTIVES.iter().map(|o| format!("{:<13} {}", o.name, o.about)))
 }
 
+pub fn boundaries() -> String {
+    "How rows of plain text are split into the tokens of prompt and response. Conversations are \
+     the same by both: the whole is written by the chat template, tokenized, and split where the \
+     prompt's tokens end.\n\
+     apart  the response is tokenized apart and goes on where the prompt ends: no token is of both, \
+     and no eos_token is put behind the response\n\
+     trl    as TRL's DPOTrainer: prompt, response and eos_token are one text, split where its \
+     tokens and those of the prompt alone part; so a space at the end of the prompt, or a token \
+     that lies across, goes to the response, and the model learns to stop there"
+        .into()
+}
+
 fn lines(lines: impl Iterator<Item = String>) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -14,7 +14,7 @@ use crate::slice::select::{self, Normalize};
 use crate::step::neurons::{Mode, Share};
 use crate::step::objective;
 use crate::step::optim::{OptimizerKind, Schedule};
-use crate::tokens::LossOn;
+use crate::tokens::{Boundary, LossOn};
 
 settings! {
     /// A repair's settings; what is `None` depends on the method, the model or the rows.
@@ -101,6 +101,9 @@ settings! {
         beta: Option<f64>, above_zero(), otherwise(super::help::betas()), unused(uses::beta);
         /// Tokens that count in the NLL
         loss_on: LossOn, default(LossOn::Response), unused(uses::blocks);
+        /// How rows of plain text are split into the tokens of prompt and response
+        boundary: Boundary, default(Boundary::Apart), long_help(super::help::boundaries),
+            unused(uses::rows);
     }
 
     Training {

@@ -414,6 +414,7 @@ chosen!(
     crate::slice::select::Normalize,
     crate::step::neurons::Mode,
     crate::tokens::LossOn,
+    crate::tokens::Boundary,
     crate::step::optim::OptimizerKind,
     crate::step::optim::Schedule,
     crate::model::precision::Precision,

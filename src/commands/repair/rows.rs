@@ -182,7 +182,7 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
             );
         }
     }
-    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, settings.boundary)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
     let all = tokens.len();
