@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
 use repair::one_repair;
 pub use repair::{Compare, Repair};
-pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity};
+pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Try};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
 /// little else as possible
@@ -27,6 +27,7 @@ const REPAIR: &str = "Example:
 Settings: defaults < preset < --config FILE < IREPAIR_* variables < flags.";
 
 const GENERATE: &str = "Examples:
+  irepair generate --model gpt2 --prompt \"Once upon a time\"
   irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl
   irepair generate --model gpt2 --unconditional 9999 --scorer words --keep-below 0.5 --out n.jsonl";
 
@@ -58,6 +59,11 @@ pub enum Command {
     /// Write texts: continuations of prompts, or unconditional ones
     #[command(after_help = GENERATE)]
     Generate(Generate),
+    /// Show what a model and its repaired form say to the same prompts, side by side
+    #[command(after_help = "Examples:
+  irepair try demo repaired/demo-irepair+kl
+  irepair try gpt2-large repaired --prompt \"You are\" --samples 4")]
+    Try(Try),
     /// Write preference pairs of a model's own texts, told apart by a scorer
     #[command(after_help = "Example:
   irepair pairs --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --out pairs.jsonl")]

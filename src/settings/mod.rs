@@ -19,12 +19,13 @@ use serde_json::{Value, json};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::memory::{OF_A_TEXT, check_room};
+use crate::eval::verdict::Word;
 use crate::slice::select::Slicing;
 use crate::slice::select::{self, First, Normalize};
 use crate::step::{self, Named, Recipe, neurons, objective};
 use crate::tokens::Lengths;
 pub use layers::{Layer, Layers, RepairWords, read_layer, read_tables, setting};
-pub use repair::{RepairSettings, SETTINGS};
+pub use repair::{RepairSettings, SETTINGS, complete};
 
 /// Where the curves of a run go beside `steps.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -32,6 +33,26 @@ pub use repair::{RepairSettings, SETTINGS};
 pub enum ReportTo {
     None,
     Tensorboard,
+}
+
+/// Which verdicts on a repair are a failed check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FailOn {
+    /// And damaged.
+    Unmoved,
+    Damaged,
+    Nothing,
+}
+
+impl FailOn {
+    pub fn names(self, word: Word) -> bool {
+        match word {
+            Word::Repaired | Word::Partly => false,
+            Word::NoRealDifference | Word::NotRepaired => self == Self::Unmoved,
+            Word::Damaged => self != Self::Nothing,
+        }
+    }
 }
 
 /// A method of either family, with all its numbers.

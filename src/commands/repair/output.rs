@@ -392,7 +392,7 @@ impl Drop for Output {
 }
 
 /// Whether a folder is a finished output of irepair.
-fn is_output(path: &Path) -> bool {
+pub fn is_output(path: &Path) -> bool {
     claim::is_record(&path.join("irepair").join("run.json"))
 }
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Order;
+use super::again;
 use super::normal;
 use super::rows::{self, Rows};
 use crate::base::memory::available;
@@ -34,6 +35,8 @@ pub struct Plan {
     pub memory_mib: u64,
     pub available_mib: Option<u64>,
     pub out: String,
+    /// What is there already.
+    pub in_the_way: Option<String>,
 }
 
 /// What the plan of a family has of its own.
@@ -239,6 +242,7 @@ impl Plan {
                 .map(|bytes| bytes >> 20),
             memory,
             out: out.display().to_string(),
+            in_the_way: again::in_the_way(out),
         }
     }
 
@@ -261,6 +265,7 @@ impl Plan {
             }
         });
         lines.push(("out", self.out.clone()));
+        lines.extend(self.in_the_way.clone().map(|words| ("", words)));
         let mut text = String::new();
         for (name, value) in lines {
             let _ = writeln!(text, "{name:<7} {value}");

@@ -16,6 +16,7 @@ use super::folder::RunFolder;
 use super::page::{Section, page, tile, warning};
 use super::plot::Picture;
 use super::record::RunRecord;
+use crate::eval::verdict::Word;
 
 /// The sections in the order of the page. `None` if a section does not apply to the run.
 const SECTIONS: &[fn(&RunFolder) -> Option<Section>] = &[
@@ -77,6 +78,7 @@ fn lead(run: &RunFolder) -> Markup {
     let changed = change_by_block(&record.changed, block_number).keys().flatten().count();
     let not_measured = not_measured(record);
     html! {
+        (verdict(record))
         dl.tiles {
             @for [name, before, after, change] in before_after(record) {
                 (tile(&name, Some(&before), &after, &change))
@@ -89,7 +91,11 @@ fn lead(run: &RunFolder) -> Markup {
                 "Targets said now: " (edits.repaired) " of " (edits.failures)
                 " that the base got wrong (" (edits.skipped) " it already said). "
             } @else {
-                "On held-back rows, scored by " (record.scorer) ". "
+                @if let Some(headline) = &record.headline {
+                    "Measured on " (headline.rows) ", with 95 % intervals. Continuations: "
+                    (headline.said_of_continuations().join("; ")) ". "
+                }
+                "Scored by " (record.scorer) ". "
                 @if !not_measured.is_empty() { "Not measured: " (not_measured.join(", ")) ". " }
             }
             "Everything that was not sliced is byte-equal to the base. "
@@ -97,5 +103,14 @@ fn lead(run: &RunFolder) -> Markup {
             (record.kept_step) " are kept."
         }
         @for gap in &run.gaps { (warning(&html! { (gap) "." })) }
+    }
+}
+
+/// The verdict in a line; damage as a warning.
+fn verdict(record: &RunRecord) -> Markup {
+    let line = record.verdict_line();
+    match record.verdict.as_ref().map(|verdict| verdict.word) {
+        Some(Word::Damaged) => warning(&html! { strong { (line) } }),
+        _ => html! { p { strong { (line) } } },
     }
 }
