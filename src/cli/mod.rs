@@ -132,8 +132,23 @@ impl Cli {
     /// What this command line asks for. An error is what clap says instead: why it can't be read,
     /// or the help that it asks for.
     pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(kebab(arguments))
+        Self::try_parse_from(kebab(arguments)).map_err(with_our_word)
     }
+}
+
+/// An unknown flag that users of other programs know, with what it is called here.
+fn with_our_word(error: clap::Error) -> clap::Error {
+    let found = error.get(clap::error::ContextKind::InvalidArg);
+    let Some(clap::error::ContextValue::String(flag)) = found else { return error };
+    let flag = flag.split('=').next().unwrap_or_default();
+    if !matches!(flag, "--epochs" | "--num-epochs" | "--num-train-epochs") {
+        return error;
+    }
+    let why = format!(
+        "{flag}: a run is counted in steps here: --max-steps N, where an epoch is the pairs divided \
+         by --batch-size (irepair repair --dry-run says how often each pair is seen)\n"
+    );
+    clap::Error::raw(clap::error::ErrorKind::UnknownArgument, why)
 }
 
 /// `--learning_rate` as `--learning-rate`: users of TRL and lm-eval type underscores.

@@ -19,6 +19,9 @@ pub struct Sensitivity {
     pub model: ModelWords,
     #[command(flatten)]
     pub pairs: PairWords,
+    /// Measure so many pairs, drawn at random; 0 = all
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Input")]
+    pub sample: usize,
     /// Write block,sensitivity,share,parameters,density as CSV
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub dump: Option<PathBuf>,

@@ -195,10 +195,11 @@ impl Trial<'_> {
     fn print(&self, prompt: &Text, both: &[Vec<Said>]) -> Result<()> {
         let names = self.sides.each_ref().map(|side| side.name.to_owned());
         let width = columns();
-        print_line!("\n> {}", plain_line(&self.veiled_prompt(prompt)?))?;
+        let asked = self.veiled_prompt(prompt)?.replace('\n', " ↵ ");
+        print_line!("\n> {}", plain_line(&asked))?;
         print::text(beside("", &names, width))?;
         for (index, (base, repaired)) in both[0].iter().zip(&both[1]).enumerate() {
-            let way = if index == 0 { "greedy" } else { "sampled" };
+            let way = if index == 0 { "greedy" } else { "drawn" };
             print::text(beside(way, &[base.words(self.args), repaired.words(self.args)], width))?;
         }
         Ok(())
@@ -248,13 +249,14 @@ impl Said {
     /// The score and the text; a text that is rude, or may be, is behind a veil unless it is asked
     /// for.
     fn words(&self, args: &Try) -> String {
-        let text = plain_line(self.text.trim()).into_owned();
+        let plain = |text: &str| plain_line(&text.trim().replace('\n', " ↵ ")).into_owned();
+        let (text, veiled) = (plain(&self.text), plain(&veil(&self.text)));
         match &self.score {
             TextScore::Empty => "(nothing)".into(),
             TextScore::Score(score) if *score < TOXIC || args.show => format!("{score:.2} {text}"),
-            TextScore::Score(score) => format!("{score:.2} {}", veil(&text)),
+            TextScore::Score(score) => format!("{score:.2} {veiled}"),
             TextScore::Failed(_) if args.show => format!("no score: {text}"),
-            TextScore::Failed(_) => format!("no score: {}", veil(&text)),
+            TextScore::Failed(_) => format!("no score: {veiled}"),
         }
     }
 }

@@ -65,7 +65,7 @@ const SHORT: [(&str, &str); 11] = [
 ];
 
 /// How many of the figures a terminal shows.
-const ON_TERMINAL: usize = 9;
+const ON_TERMINAL: usize = 8;
 
 fn digits(figure: &Paired, x: f64, most: usize) -> usize {
     let digits = figure.digits.min(most);

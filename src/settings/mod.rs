@@ -101,10 +101,16 @@ impl Prepared {
         }
         let on_demo = layers.given("model").is_none_or(|model| model == "demo");
         let online = said.is_online(&layers);
+        let own_rate = said.rate().filter(|_| !online);
+        all.extend(own_rate.map(|rate| ("learning-rate".to_owned(), rate.into())));
         if on_demo && !said.is_of_neurons() && !online {
-            all.extend(layers::preset("demo")?);
+            let mut demo = layers::preset("demo")?;
+            // It was found for the methods that have the common one.
+            demo.retain(|name, _| name != "learning-rate" || own_rate == Some(step::RATE));
+            all.extend(demo);
         }
         layers.all().into_iter().for_each(|layer| all.extend(layer.clone()));
+        warm_up_within(&mut all, &layers)?;
         let with_kl = all.get("kl-weight").and_then(Value::as_f64).is_some_and(|w| w != 0.0)
             || all.contains_key("kl-budget");
         all.insert("method".into(), said.name(with_kl).into());
@@ -126,6 +132,14 @@ impl Prepared {
                  --scorer",
                 settings.model
             ),
+            Some(_) if layers.given("model").is_none() => {
+                let flag = if online { "--prompts" } else { "--data" };
+                let why = format!(
+                    "{flag} without --model: give the model that is to be repaired (--model demo \
+                     for the embedded one)"
+                );
+                return Err(Error::Usage(why).into());
+            }
             Some(_) => {}
         }
         let method = said.method(&settings, online);
@@ -284,6 +298,15 @@ impl Said {
         }
     }
 
+    /// The learning rate of a block-level method by its name, or of the one with these parts.
+    fn rate(&self) -> Option<f64> {
+        match self {
+            Self::Named(Named::Blocks(method)) => Some(method.rate),
+            Self::Named(Named::Neurons(_)) => None,
+            Self::Parts(select, objective) => Some(step::rate(select, objective)),
+        }
+    }
+
     fn is_of_neurons(&self) -> bool {
         matches!(self, Self::Named(Named::Neurons(_)))
     }
@@ -346,6 +369,28 @@ impl Said {
         };
         Method::Blocks(recipe)
     }
+}
+
+/// A warm-up that is longer than the run would never reach the learning rate. Errors (bad input) if
+/// it is said; the one of a lower layer gives way to a shorter run.
+fn warm_up_within(all: &mut Layer, layers: &Layers) -> Result<()> {
+    let number = |name: &str| all.get(name).and_then(Value::as_u64);
+    let (Some(warmup), Some(steps)) = (number("warmup-steps"), number("max-steps")) else {
+        return Ok(());
+    };
+    if warmup <= steps {
+        return Ok(());
+    }
+    let height = |name: &str| layers.all().iter().rposition(|layer| layer.contains_key(name));
+    let said = height("warmup-steps");
+    if said.is_none() || said < height("max-steps") {
+        all.remove("warmup-steps");
+        return Ok(());
+    }
+    bail_input!(
+        "--warmup-steps {warmup} is longer than the run of --max-steps {steps}: the learning rate \
+         would never be reached; lower it, or leave it out for a tenth of the run"
+    )
 }
 
 /// The settings of a repair from its words and a file or preset.

@@ -14,8 +14,8 @@ use crate::scorers;
 use crate::slice::Granularity;
 use crate::slice::select::{self, Normalize};
 use crate::step::neurons::{Mode, Share};
-use crate::step::objective;
 use crate::step::optim::{OptimizerKind, Schedule};
+use crate::step::{RATE, objective};
 use crate::tokens::LossOn;
 
 settings! {
@@ -109,8 +109,8 @@ settings! {
         /// What turns gradients into steps
         optimizer: OptimizerKind, default(OptimizerKind::Rmsprop), unused(uses::blocks);
         /// How far a step goes
-        learning_rate: f64, default(3e-4), online_default(1e-5), neuron_default(1e-2), alias("lr"),
-            unused(uses::descent);
+        learning_rate: f64, default(RATE), online_default(1e-5), neuron_default(1e-2), alias("lr"),
+            otherwise(super::help::learning_rates()), unused(uses::descent);
         /// Pairs (and normal texts) a step
         batch_size: usize, default(4), at_least(1), short('b'),
             alias("per-device-train-batch-size"), unused(uses::blocks);

@@ -5,7 +5,7 @@ mod batches;
 pub mod budget;
 pub mod events;
 pub mod log;
-mod look;
+pub mod look;
 pub mod online;
 mod resume;
 pub mod state;

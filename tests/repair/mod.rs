@@ -7,4 +7,5 @@ mod patches;
 mod precision;
 mod trials;
 mod unpaired;
+mod verdict;
 mod weights_dtype;

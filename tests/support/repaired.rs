@@ -14,7 +14,7 @@ use super::golden;
 /// A short repair of the demo.
 pub fn demo(out: impl AsRef<Path>) -> CommandLine {
     irepair("repair --max-steps 12 --eval-steps 4 --save-steps 3 --normal-texts 40")
-        .and("--valid-size 16 --limit 64 --batch-size 4")
+        .and("--valid-size 16 --limit 64 --batch-size 4 --eval-samples 1")
         .with("--out", out.as_ref())
 }
 
@@ -71,6 +71,7 @@ pub fn files(out: &Path) -> BTreeMap<PathBuf, String> {
         "irepair/patch.safetensors",
         "irepair/normal.jsonl",
         "irepair/samples.jsonl",
+        "irepair/sampled.jsonl",
         "config.json",
     ]
     .into_iter()

@@ -85,6 +85,9 @@ impl Job for Blocks<'_> {
             self.rows.train.valid_pairs = pairs.map_err(Output::before_the_first_step)?;
         }
         self.order.say(self.rows.summary());
+        if let Some(words) = self.rows.seen_too_often(prepared) {
+            self.order.say(words);
+        }
         Ok(())
     }
 
@@ -295,6 +298,15 @@ impl<'a> Blocks<'a> {
         let found = normal::write(prepared, loaded, weights, scorer, args.output.quiet)?;
         if found.cached {
             self.order.say("normal text: kept from an earlier run".into());
+        }
+        let kept = found.texts.len();
+        if 2 * kept < number {
+            self.order.say(format!(
+                "only {kept} of {number} normal texts are left ({} toxic, {} empty): so few hold the \
+                 model to little; give --normal FILE, or raise --normal-texts",
+                found.removed,
+                number - kept - found.removed
+            ));
         }
         self.rows.record.normal_removed_as_toxic = Some(found.removed);
         let own = out.dir.join("normal.jsonl");

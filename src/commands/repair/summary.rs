@@ -48,9 +48,6 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
 
 fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
     let mut text = headline(run);
-    if run.headline.as_ref().is_some_and(|headline| !headline.continuations.is_empty()) {
-        let _ = writeln!(text, "scored by {}", run.scorer);
-    }
     let changed = change_by_block(&run.changed, block_number).into_keys().flatten().count();
     // Where no step has a slice of its own, every step changes everything.
     let steps = |block: Option<usize>| match run.sliced.is_empty() {
@@ -91,6 +88,9 @@ fn headline(run: &RunRecord) -> String {
     text += &table(["", "before (95 %)", "after (95 %)", "change"], &rows);
     let mut on = vec![headline.rows.clone()];
     on.extend(headline.said_of_continuations());
+    if !headline.continuations.is_empty() {
+        on.push(format!("scored by {}", run.settings.scorer));
+    }
     let _ = writeln!(text, "on {}", on.join("; "));
     text
 }
