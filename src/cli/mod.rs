@@ -145,7 +145,7 @@ fn with_our_word(error: clap::Error) -> clap::Error {
         return error;
     }
     let why = format!(
-        "{flag}: a run is counted in steps here: --max-steps N, where an epoch is the pairs divided \
+        "{flag}: a run is counted in steps here: --max-steps N, and an epoch is the pairs divided \
          by --batch-size (irepair repair --dry-run says how often each pair is seen)\n"
     );
     clap::Error::raw(clap::error::ErrorKind::UnknownArgument, why)

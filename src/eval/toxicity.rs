@@ -68,7 +68,7 @@ impl Protocol {
         self
     }
 
-    /// The same prompts and lengths, but so many sampled continuations of each prompt (nucleus 0.9).
+    /// The same lengths, but so many sampled continuations of each prompt (nucleus 0.9).
     pub fn sampled(&self, samples: usize) -> Self {
         Self { sampling: RTP.sampling, samples, ..self.clone() }
     }

@@ -184,7 +184,12 @@ fn chance(figure: &Paired, what: &str) -> String {
     if figure.n < 6 {
         return format!("{} {what} are too few to tell", figure.n);
     }
-    let Paired { change, digits, .. } = figure;
+    let Paired { change, digits, better, worse, .. } = figure;
+    if change.low > 0.0 || change.high < 0.0 {
+        return format!(
+            "may be chance by the sign test ({better} {what} became better, {worse} worse)"
+        );
+    }
     format!(
         "may be chance (change {:+.digits$}, 95 % interval {:+.digits$} to {:+.digits$})",
         change.value, change.low, change.high

@@ -3,7 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::RunRecord;
 use crate::eval::paired::{Estimate, Paired, sampled_id};
 use crate::eval::verdict::{Continuations, Limits};
 
@@ -23,10 +22,13 @@ pub struct Headline {
 
 /// A figure's line in a table.
 pub struct HeadlineRow {
+    pub id: String,
     pub name: String,
     pub n: String,
     pub before: String,
     pub after: String,
+    /// The values before and after without their intervals.
+    pub values: [String; 2],
     /// With its interval.
     pub change: String,
     /// `real` or `chance`.
@@ -82,6 +84,16 @@ fn estimate(figure: &Paired, of: &Estimate, most: usize) -> String {
     match of.low == of.high {
         true => show(of.value),
         false => format!("{} ({}–{})", show(of.value), show(of.low), show(of.high)),
+    }
+}
+
+impl HeadlineRow {
+    /// The change in words.
+    pub fn told(&self) -> String {
+        match self.real {
+            "real" => self.change.clone(),
+            _ => format!("{}, may be chance", self.change),
+        }
     }
 }
 
@@ -150,7 +162,11 @@ fn whole_name(headline: &Headline, figure: &Paired, ppl_of: &str) -> String {
 fn row(figure: &Paired, name: String, most: usize) -> HeadlineRow {
     let change = &figure.change;
     let decimals = digits(figure, change.value, most);
+    let alone =
+        |of: &Estimate| estimate(figure, &Estimate { low: of.value, high: of.value, ..*of }, most);
     HeadlineRow {
+        id: figure.id.clone(),
+        values: [alone(&figure.before), alone(&figure.after)],
         name,
         n: figure.n.to_string(),
         before: estimate(figure, &figure.before, most),
@@ -160,17 +176,5 @@ fn row(figure: &Paired, name: String, most: usize) -> HeadlineRow {
             change.value, change.low, change.high
         ),
         real: if figure.real { "real" } else { "chance" },
-    }
-}
-
-impl RunRecord {
-    /// The verdict in a line; why there is none, where nothing told of the error.
-    pub fn verdict_line(&self) -> String {
-        match &self.verdict {
-            Some(verdict) => verdict.line(),
-            None => "no verdict: nothing was measured that tells of the error (give \
-                     --eval-prompts FILE, or more pairs, so that some are held back)"
-                .into(),
-        }
     }
 }

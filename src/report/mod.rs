@@ -7,7 +7,7 @@ pub mod compare_page;
 pub mod comparison;
 mod fields;
 pub mod folder;
-mod headline;
+pub mod headline;
 mod model_card;
 pub mod neurons;
 pub mod page;

@@ -91,6 +91,16 @@ impl RunRecord {
         Ok(serde_json::from_value(record).map_err(broken)?)
     }
 
+    /// The verdict in a line; why there is none, where nothing told of the error.
+    pub fn verdict_line(&self) -> String {
+        match &self.verdict {
+            Some(verdict) => verdict.line(),
+            None => "no verdict: nothing was measured that tells of the error (give \
+                     --eval-prompts FILE, or more pairs, so that some are held back)"
+                .into(),
+        }
+    }
+
     /// Names and values of all settings. Settings that were not given have the value that the run
     /// chose.
     pub fn resolved_settings(&self) -> Vec<[String; 2]> {

@@ -107,6 +107,9 @@ impl Prepared {
             let mut demo = layers::preset("demo")?;
             // It was found for the methods that have the common one.
             demo.retain(|name, _| name != "learning-rate" || own_rate == Some(step::RATE));
+            // Half of a shorter run is its warm-up, too.
+            let half = layers.given("max-steps").and_then(Value::as_u64).map(|steps| steps / 2);
+            demo.extend(half.map(|half| ("warmup-steps".to_owned(), half.into())));
             all.extend(demo);
         }
         layers.all().into_iter().for_each(|layer| all.extend(layer.clone()));

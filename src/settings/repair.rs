@@ -164,7 +164,7 @@ settings! {
     Verdict {
         /// A result whose perplexity rose by more than this is damaged; 0 = no limit
         damage_ppl: f64, default(25.0), value("PERCENT"), free();
-        /// A result whose KL from the base on normal text is more than this is damaged; 0 = no limit
+        /// A result whose KL from the base on normal text is above this is damaged; 0 = no limit
         damage_kl: f64, default(0.5), value("NATS"), unused(uses::blocks), free();
         /// A result is damaged whose continuations repeat themselves by so many points more than
         /// before (of 100 pieces of three tokens); 0 = no limit

@@ -154,8 +154,8 @@ impl Trainer<'_> {
         }
     }
 
-    /// Goes on from the saved state. Errors (bad input) name what does not fit. What a divergence is
-    /// overcome by may be another setting after one, and the record says so.
+    /// Goes on from the saved state. Errors (bad input) name what does not fit. After a divergence
+    /// what overcomes it may be another setting, and the record says so.
     pub fn resume(&mut self) -> Result<()> {
         let may_change = match state::diverged(&self.dir).exists() {
             true => &state::MAY_BE_TAMED[..],

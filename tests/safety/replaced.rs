@@ -109,7 +109,7 @@ fn a_state_of_another_run_is_refused_by_name() {
         ("--gradient-accumulation-steps 2", "another --gradient-accumulation-steps"),
         ("--max-steps 13", "another --max-steps"),
         ("--eval-steps 3", "another --eval-steps"),
-        ("--max-length 99", "another --max-length"),
+        ("--max-length 50", "another --max-length"),
         ("--scorer lexicon", "another --scorer"),
     ] {
         resumed.clone().and(flags).fails(3, &[word]);

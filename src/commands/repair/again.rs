@@ -1,7 +1,7 @@
 //! A run *again*: what a state must be of to go on from it, and what is done where the output is
 //! finished already.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use serde_json::Value;
@@ -93,19 +93,4 @@ fn differences(found: &RepairSettings, wanted: &RepairSettings) -> Result<Vec<St
     Ok(differ
         .map(|name| format!("--{name} {} (now {})", told(&values[name]), told(&now[name])))
         .collect())
-}
-
-/// What is in the way of an output of this name, for a plan.
-pub fn in_the_way(path: &Path) -> Option<String> {
-    let partial: PathBuf = files::partial(path);
-    if state::path(&partial.join("irepair")).exists() {
-        return Some(format!(
-            "an unfinished run is in {}: --resume goes on with it, --overwrite starts again",
-            partial.display()
-        ));
-    }
-    if is_output(path) {
-        return Some("it is there already: --overwrite replaces it".into());
-    }
-    path.exists().then(|| "something else has this name: choose another --out".into())
 }

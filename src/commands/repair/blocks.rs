@@ -302,8 +302,8 @@ impl<'a> Blocks<'a> {
         let kept = found.texts.len();
         if 2 * kept < number {
             self.order.say(format!(
-                "only {kept} of {number} normal texts are left ({} toxic, {} empty): so few hold the \
-                 model to little; give --normal FILE, or raise --normal-texts",
+                "only {kept} of {number} normal texts are left ({} toxic, {} empty): so few hold \
+                 the model to little; give --normal FILE, or raise --normal-texts",
                 found.removed,
                 number - kept - found.removed
             ));

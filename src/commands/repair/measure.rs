@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::Loaded;
+use crate::base::progress::Progress;
 use crate::commands::eval::subject;
 use crate::eval::paired::sampled_id;
 use crate::eval::task::{self, Clusters, Row, Task};
@@ -58,11 +59,14 @@ pub fn measure(
     tasks: Vec<Box<dyn Task + '_>>,
     loaded: &Loaded,
     weights: &Weights,
+    (what, quiet): (&str, bool),
 ) -> Result<Measured> {
     let subject = subject(loaded, weights);
+    let units = tasks.iter().map(|task| task.units()).sum();
+    let mut progress = Progress::new(what, 0, units, quiet);
     let mut measured = Measured::default();
     for task in tasks {
-        let rows = task::rows(task.as_ref(), &subject)?;
+        let rows = task::rows(task.as_ref(), &subject, || progress.advance(1))?;
         let values = kinds::values(task.as_ref(), &rows)?;
         let (settings, about) = (task.settings(), task.about());
         let mut found = MeasuredTask { settings, about, rows, repetition: Clusters::new() };
@@ -79,6 +83,7 @@ pub fn measure(
         );
         measured.tasks.push(found);
     }
+    progress.finish();
     Ok(measured)
 }
 

@@ -63,12 +63,14 @@ pub fn run(args: &Repair) -> Result<()> {
     let out = Output::claim(&order)?;
     interrupt::listen()?;
     job.begin(&weights, &out)?;
-    let before = measure(job.tasks()?, &loaded, &weights).map_err(Output::before_the_first_step)?;
+    let quiet = args.output.quiet;
+    let before = measure(job.tasks()?, &loaded, &weights, ("measuring before", quiet))
+        .map_err(Output::before_the_first_step)?;
     let mut done = job.repair(weights, &before.figures, &out)?;
 
     // What is measured is what will be on disk.
     out.round(loaded.checkpoint(), &mut done.weights)?;
-    let after = measure(job.tasks()?, &loaded, &done.weights)
+    let after = measure(job.tasks()?, &loaded, &done.weights, ("measuring after", quiet))
         .map_err(|error| out.after_the_steps(error, done.steps.len()))?;
     let written = out.write(loaded.checkpoint(), &loaded.model, &done, &job.unchanged())?;
     let kept = job.keep(&done, &written, &before, &after, &out)?;
@@ -115,7 +117,8 @@ impl<'a> Order<'a> {
 
     /// Says what would be done and how much memory it takes.
     fn dry_run(&self, job: &dyn Job, path: &Path) -> Result<()> {
-        let plan = plan::Plan::new(self, job.plan()?, job.memory()?, path);
+        let plan =
+            plan::Plan::new(self, job.plan()?, job.memory()?, path, output::in_the_way(path));
         match self.args.output.json {
             true => print::json(&plan)?,
             false => print::text(plan.text())?,

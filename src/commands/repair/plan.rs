@@ -8,7 +8,6 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Order;
-use super::again;
 use super::normal;
 use super::rows::{self, Rows};
 use crate::base::memory::available;
@@ -225,7 +224,13 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
 }
 
 impl Plan {
-    pub fn new(order: &Order, own: Own, memory: Estimate, out: &Path) -> Self {
+    pub fn new(
+        order: &Order,
+        own: Own,
+        memory: Estimate,
+        out: &Path,
+        in_the_way: Option<String>,
+    ) -> Self {
         let loaded = order.loaded;
         Self {
             model: order.prepared.model.clone(),
@@ -242,7 +247,7 @@ impl Plan {
                 .map(|bytes| bytes >> 20),
             memory,
             out: out.display().to_string(),
-            in_the_way: again::in_the_way(out),
+            in_the_way,
         }
     }
 
