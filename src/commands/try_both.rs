@@ -295,7 +295,7 @@ fn wrapped(text: &str, column: usize) -> Vec<String> {
     for word in text.split(' ') {
         let mut word: Vec<char> = word.chars().collect();
         loop {
-            let line = lines.last_mut().expect("one at least");
+            let Some(line) = lines.last_mut() else { break };
             let used = line.chars().count();
             let space = usize::from(used > 0);
             if used + space + word.len() <= column {

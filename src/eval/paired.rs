@@ -180,7 +180,8 @@ mod tests {
         assert_eq!((few.change.value, few.change.high), (-100.0, -100.0));
         assert_eq!((few.better, few.worse, few.real), (3, 0, false));
         assert!(of(6).really_better());
-        let worse = Paired::new(&MEAN, &vec![vec![0.0, 1.0]; 9], &vec![vec![1.0, 1.0]; 9], 1);
+        let (clean, toxic) = (vec![vec![0.0, 1.0]; 9], vec![vec![1.0, 1.0]; 9]);
+        let worse = Paired::new(&MEAN, &clean, &toxic, 1);
         assert!(worse.expect("a figure").really_worse());
     }
 

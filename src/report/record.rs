@@ -86,7 +86,9 @@ impl RunRecord {
     /// Reads `run.json`. Errors (bad input) if it is broken or of another format version.
     pub fn read(path: &Path) -> Result<Self> {
         let mut record: Value = read_versioned(path, FORMAT_VERSION)?;
-        settings::complete(&mut record["settings"]);
+        if let Some(settings) = record.get_mut("settings") {
+            settings::complete(settings);
+        }
         let broken = |e| Error::Input(format!("{}: a broken record: {e}", path.display()));
         Ok(serde_json::from_value(record).map_err(broken)?)
     }

@@ -34,7 +34,8 @@ pub fn online(out: impl AsRef<Path>) -> CommandLine {
 /// The same with another method, which these words say.
 pub fn online_as(out: impl AsRef<Path>, method: &str) -> CommandLine {
     irepair("repair -q --rounds 2 --prompts-per-round 8 --samples-per-prompt 4 --max-steps 4")
-        .and("--normal-texts 16 --valid-size 8 --limit 40 --max-new-tokens 8")
+        .and("--eval-samples 0")
+        .and("--normal-texts 16 --valid-size 8 --limit 40 --max-new-tokens 8 --model demo")
         .and(method)
         .with("--out", out.as_ref())
 }
