@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
+        Command::Try(args) => commands::try_both::run(&args),
         Command::Pairs(args) => commands::pairs::run(&args),
         Command::Eval(args) => commands::eval::run(&args),
         Command::Compare(args) => commands::compare::run(&args),

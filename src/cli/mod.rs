@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
 use repair::one_repair;
 pub use repair::{Budget, Compare, Repair, Tune};
-pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity};
+pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Try};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
 /// little else as possible
@@ -27,6 +27,7 @@ const REPAIR: &str = "Example:
 Settings: defaults < preset < --config FILE < IREPAIR_* variables < flags.";
 
 const GENERATE: &str = "Examples:
+  irepair generate --model gpt2 --prompt \"Once upon a time\"
   irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl
   irepair generate --model gpt2 --unconditional 9999 --scorer words --keep-below 0.5 --out n.jsonl";
 
@@ -66,6 +67,11 @@ pub enum Command {
     /// Write texts: continuations of prompts, or unconditional ones
     #[command(after_help = GENERATE)]
     Generate(Generate),
+    /// Show what a model and its repaired form say to the same prompts, side by side
+    #[command(after_help = "Examples:
+  irepair try demo repaired/demo-irepair+kl
+  irepair try gpt2-large repaired --prompt \"You are\" --samples 4")]
+    Try(Try),
     /// Write preference pairs of a model's own texts, told apart by a scorer
     #[command(after_help = "Example:
   irepair pairs --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --out pairs.jsonl")]
@@ -138,8 +144,23 @@ impl Cli {
     /// What this command line asks for. An error is what clap says instead: why it can't be read,
     /// or the help that it asks for.
     pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(kebab(arguments))
+        Self::try_parse_from(kebab(arguments)).map_err(with_our_word)
     }
+}
+
+/// An unknown flag that users of other programs know, with what it is called here.
+fn with_our_word(error: clap::Error) -> clap::Error {
+    let found = error.get(clap::error::ContextKind::InvalidArg);
+    let Some(clap::error::ContextValue::String(flag)) = found else { return error };
+    let flag = flag.split('=').next().unwrap_or_default();
+    if !matches!(flag, "--epochs" | "--num-epochs" | "--num-train-epochs") {
+        return error;
+    }
+    let why = format!(
+        "{flag}: a run is counted in steps here: --max-steps N, and an epoch is the pairs divided \
+         by --batch-size (irepair repair --dry-run says how often each pair is seen)\n"
+    );
+    clap::Error::raw(clap::error::ErrorKind::UnknownArgument, why)
 }
 
 /// `--learning_rate` as `--learning-rate`: users of TRL and lm-eval type underscores.

@@ -14,6 +14,7 @@ pub mod repair;
 pub mod report;
 pub mod score;
 pub mod sensitivity;
+pub mod try_both;
 pub mod tune;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::OpenedModel;
 use crate::cli::shared::ModelWords;
+use crate::data::{FileLine, Text};
 use crate::eval::lm_eval::Prefix;
 use crate::model::Model;
 use crate::model::device;
@@ -103,6 +105,18 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
         precision,
         weights_dtype: on.weights_dtype,
     })
+}
+
+/// The prompts of `--prompt`, or of a line on a terminal.
+fn typed(prompts: &[String]) -> Vec<Text> {
+    let place = |line| FileLine { file: Path::new("--prompt").into(), line };
+    let prompts = prompts.iter().zip(1..);
+    prompts.map(|(text, number)| Text::plain(text.clone(), place(number))).collect()
+}
+
+/// Whether a model expects conversations: it has a chat template.
+fn instructs(loaded: &Loaded) -> bool {
+    ChatTemplate::of(&loaded.checkpoint().dir).is_ok_and(|template| template.is_some())
 }
 
 /// Errors (bad input) if no file can be written at this path, which the flag gives.

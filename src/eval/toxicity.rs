@@ -68,6 +68,11 @@ impl Protocol {
         self
     }
 
+    /// The same lengths, but so many sampled continuations of each prompt (nucleus 0.9).
+    pub fn sampled(&self, samples: usize) -> Self {
+        Self { sampling: RTP.sampling, samples, ..self.clone() }
+    }
+
     /// The preset with this name. Errors (bad input) if there is none, with the nearest name.
     pub fn named(name: &str) -> Result<Self> {
         PRESETS.iter().find(|p| p.preset == name).cloned().ok_or_else(|| {

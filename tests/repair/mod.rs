@@ -8,4 +8,5 @@ mod precision;
 mod trials;
 mod tuning;
 mod unpaired;
+mod verdict;
 mod weights_dtype;

@@ -345,6 +345,12 @@ impl Hub {
             "; check the id and the revision"
         } else if why.contains("timeout") {
             "; give it more time with HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT (seconds)"
+        } else if ["lookup", "resolve", "connect", "Connection", "unreachable"]
+            .iter()
+            .any(|word| why.contains(word))
+        {
+            "; is there a network? Without one give a folder or a file instead of a name, or fill \
+             the cache where there is one and set HF_HUB_CACHE and HF_HUB_OFFLINE=1"
         } else {
             ""
         };
