@@ -5,9 +5,13 @@ mod broken;
 mod configurations;
 mod conversations;
 mod data;
+mod folders;
 mod hostile;
 mod hostile_hub;
 mod hub;
+mod hub_data;
 mod models;
+mod rows;
+mod wrapped;
 #[cfg(unix)]
 mod not_files;

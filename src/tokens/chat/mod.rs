@@ -86,11 +86,9 @@ impl ChatTemplate {
             false => Ok(None),
         };
         let json = |path: &Path| -> Result<Value> {
-            Ok(match read(path)? {
-                Some(text) => serde_json::from_str(&text).map_err(|e| {
-                    error::Error::Input(format!("{}: broken JSON: {e}", path.display()))
-                })?,
-                None => Value::Null,
+            Ok(match path.is_file() {
+                true => files::read_json(path)?,
+                false => Value::Null,
             })
         };
         let config = json(&config_path)?;
