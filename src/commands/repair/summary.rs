@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::base::shell;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -78,15 +79,13 @@ fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.fallback()
     );
     undo_and_result(&mut text, out);
-    let prompts = if run.data.held_back == 0 {
-        "FILE".into()
-    } else {
-        format!("{}/irepair/prompts.jsonl", out.display())
-    };
+    // None is kept where the prompts are conversations.
+    let kept = out.join("irepair/prompts.jsonl");
+    let prompts = if kept.is_file() { shell::path(&kept) } else { "FILE".into() };
     let _ = writeln!(
         text,
         "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl",
-        out.display()
+        shell::path(out)
     );
     text
 }
@@ -132,8 +131,8 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
     let _ = writeln!(
         text,
         "next: irepair eval --model {} --model {} --edits FILE",
-        run.model,
-        out.display()
+        shell::word(&run.model),
+        shell::path(out)
     );
     text
 }
@@ -141,8 +140,9 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
 fn undo_and_result(text: &mut String, out: &Path) {
     let _ = writeln!(
         text,
-        "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base",
-        out.display()
+        "undo: irepair patch revert {} {} --out base",
+        shell::path(out),
+        shell::path(&out.join("irepair/patch.safetensors"))
     );
     let _ = writeln!(
         text,
