@@ -18,6 +18,9 @@ pub(super) const EXTENSIONS: [&str; 7] =
 const ABOUT: [&str; 5] =
     ["config.json", "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"];
 
+/// What texts for people are called, without their ending, that lie beside the rows.
+const TEXTS: [&str; 6] = ["changelog", "citation", "license", "notice", "readme", "requirements"];
+
 /// What files of a split are called, as the library datasets knows them.
 const SPLITS: &[(&str, &[&str])] = &[
     ("train", &["train", "training"]),
@@ -73,7 +76,7 @@ fn files_in(folder: &Path, split: Option<&str>) -> Result<Vec<PathBuf>> {
     };
     let files = match files.is_empty() {
         false => files,
-        true => of_split_folders(folder)?,
+        true => [of_split_folders(folder)?, of_split_folders(&inner)?].concat(),
     };
     if files.is_empty() {
         bail_input!(
@@ -99,8 +102,9 @@ fn entries(folder: &Path, is_wanted: impl Fn(&Path) -> bool) -> Result<Vec<PathB
 }
 
 fn is_rows(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.is_file() && is_data(path) && !ABOUT.contains(&name.as_ref())
+    let (name, stem) = (name(path), path.file_stem().unwrap_or_default().to_string_lossy());
+    let about = ABOUT.contains(&name.as_str()) || TEXTS.contains(&stem.to_lowercase().as_str());
+    path.is_file() && is_data(path) && !about
 }
 
 fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -115,6 +119,9 @@ fn name(path: &Path) -> String {
 /// The files of folders that are called like splits: `train/0.jsonl`.
 fn of_split_folders(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
+    if !folder.is_dir() {
+        return Ok(files);
+    }
     for inner in folders(folder)? {
         if keyword(&name(&inner)).is_some() {
             refuse_saved(&inner)?;

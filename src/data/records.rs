@@ -262,10 +262,16 @@ fn parse_array(path: &Path, bytes: &[u8], most: usize) -> Result<Vec<Record>> {
     };
     match value {
         Value::Array(rows) => Ok(numbered(path, rows.into_iter().take(most))),
-        _ => bail_input!(
-            "{}: expected an array of rows; for one row a line use .jsonl",
-            path.display()
-        ),
+        Value::Object(found) => {
+            let keys: Vec<&str> = found.keys().map(String::as_str).take(8).collect();
+            bail_input!(
+                "{}: expected an array of rows, found one object ({}); for one row a line use \
+                 .jsonl; with pandas: to_json(FILE, orient=\"records\")",
+                path.display(),
+                shortened(&keys.join(", "), 200)
+            )
+        }
+        _ => bail_input!("{}: expected an array of rows", path.display()),
     }
 }
 

@@ -11,6 +11,7 @@ use super::messages::{has_messages, is_answer, messages};
 use super::records::{FileLine, Record};
 use super::{KeyMap, Pair};
 use crate::bail_input;
+use crate::base::json;
 
 /// The keys of a labelled row.
 pub const LABELLED: [&str; 3] = ["prompt", "completion", "label"];
@@ -112,7 +113,10 @@ pub fn labelled(rows: &[Record], path: &Path, map: &KeyMap) -> Result<Vec<Pair>>
         match is_good(&label) {
             Some(true) => prompts[number].good.push(completion),
             Some(false) => prompts[number].bad.push((completion, place.clone())),
-            None => bail_input!("{place}: label {label}: expected true or false"),
+            None => {
+                let label = json::odd(&label).map_or_else(|| label.to_string(), str::to_owned);
+                bail_input!("{place}: label {label}: expected true or false")
+            }
         }
     }
     if prompts.iter().all(|prompt| prompt.bad.is_empty()) {

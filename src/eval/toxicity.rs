@@ -85,7 +85,10 @@ impl Protocol {
     /// The tokens of a prompt that are continued: the first ones, or the last ones of a
     /// conversation. They leave room for the new tokens, if the context (in tokens) has so much.
     pub fn continued<'a>(&self, prompt: &'a [u32], context: usize) -> &'a [u32] {
-        let room = context.saturating_sub(self.new_tokens).max(1);
+        let room = match context > self.new_tokens {
+            true => context - self.new_tokens,
+            false => context.saturating_sub(1).max(1),
+        };
         let over = prompt.len().saturating_sub(self.prompt_tokens.unwrap_or(room).min(room));
         match self.conversations {
             true => &prompt[over..],

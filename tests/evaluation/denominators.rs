@@ -141,6 +141,11 @@ fn prompts_that_are_cut_are_counted() {
     }
     let said = line("--max-prompt-length 62").warns();
     assert!(said.contains("2 of 3 prompts leave room for fewer than 5 new tokens"), "{said}");
+    irepair("eval --toxicity --scorer lexicon --max-new-tokens 64")
+        .with("--model", &model)
+        .with("--prompts", &prompts)
+        .with("--out", folder.path("no-room"))
+        .fails(3, &["--max-new-tokens 64", "64 positions", "give at most 63"]);
     let plain = folder.write("plain.txt", format!("{long}\nShort.\n"));
     let said = irepair("eval -q --toxicity --scorer lexicon")
         .with("--model", &model)

@@ -21,6 +21,7 @@ fn a_clone_of_a_data_set_gives_its_split() {
     let rows = bytes(golden::path("rows/zstd.parquet"));
     folder.write("clone/README.md", "---\nlicense: mit\n---\n");
     folder.write("clone/.gitattributes", "");
+    folder.write("clone/LICENSE.txt", "not rows");
     folder.write("clone/dataset_infos.json", "{}");
     folder.write("clone/data/train-00000-of-00001.parquet", &rows);
     let clone = folder.path("clone");
@@ -50,6 +51,9 @@ fn splits_are_told_by_names_of_files_and_folders() {
     folder.write("folders/train/0.jsonl", ROW);
     folder.write("folders/valid/0.jsonl", OTHER);
     assert_eq!(sensitivity(folder.path("folders")).ok(), want);
+    folder.write("inner/data/train/0.jsonl", ROW);
+    folder.write("inner/data/test/0.jsonl", OTHER);
+    assert_eq!(sensitivity(folder.path("inner")).ok(), want);
     // Two configurations, and no way to tell which is meant.
     folder.write("both/one/train.jsonl", ROW);
     folder.write("both/two/train.jsonl", OTHER);

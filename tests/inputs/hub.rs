@@ -239,11 +239,13 @@ fn an_id_with_a_typo_and_what_the_cache_has() {
     sensitivity("openai-community/gpt2-lrge", &online)
         .fails(5, &["404", "did you mean openai-community/gpt2-large?"]);
     let offline = [home, ("HF_HUB_OFFLINE", "1")];
-    sensitivity("org/tniy", &offline).fails(5, &["HF_HUB_OFFLINE", "no model is in it"]);
+    sensitivity("org/tniy", &offline).fails(5, &["HF_HUB_OFFLINE", "no models are in it"]);
     sensitivity("org/tiny", &online).ok();
     sensitivity("org/tniy", &offline)
         .fails(5, &["HF_HUB_OFFLINE", "did you mean \"org/tiny\"?", "in it: org/tiny"]);
     // No network, and a cache that has it.
+    sensitivity("org/other", &[home, ("HF_ENDPOINT", "http://127.0.0.1:9")])
+        .fails(5, &["it is not in the cache", "either", "in it: org/tiny"]);
     sensitivity("org/tiny", &[home, ("HF_ENDPOINT", "http://127.0.0.1:9")])
         .fails(5, &["what is in the cache is used with HF_HUB_OFFLINE=1"]);
 }
@@ -251,12 +253,15 @@ fn an_id_with_a_typo_and_what_the_cache_has() {
 #[test]
 fn an_adapter_of_the_hub_is_named() {
     let folder = Folder::new();
-    folder.write("repo/adapter_config.json", "{}");
+    folder.write("repo/adapter_config.json", "{\"base_model_name_or_path\": \"org/base\"}");
     folder.write("repo/adapter_model.safetensors", "weights");
     let hub = Hub::start(&folder.path("repo"), Behaviour::Open);
     let home = ("HF_HOME", folder.root().to_str().expect("utf-8"));
     sensitivity("org/tiny", &[home, ("HF_ENDPOINT", hub.endpoint())]).fails(
         3,
-        &["org/tiny@main is an adapter of peft", "AutoPeftModelForCausalLM.from_pretrained(\"org/"],
+        &[
+            "org/tiny@main is an adapter of peft (adapter_config.json) to org/base",
+            "AutoPeftModelForCausalLM.from_pretrained(\"org/",
+        ],
     );
 }

@@ -73,6 +73,7 @@ fn a_split_is_downloaded_once_and_then_served_from_the_cache() {
     assert_eq!(on("org/rows").ok(), want, "train, where none is named");
     let said = on("org/rows").warns();
     assert!(said.contains("the split default/train is read; it has: org/rows:default/"), "{said}");
+    assert!(said.contains(&format!("data: org/rows:default/train at commit {COMMIT}")), "{said}");
     assert_eq!(on("org/rows:train").ok(), want);
     assert_eq!(on("org/rows:default/train").ok(), want);
     // Offline no request is made.

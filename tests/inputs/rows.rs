@@ -126,6 +126,10 @@ fn what_is_no_text_is_named() {
     refused("rows.jsonl", &row("prompt", "\"a \\ud83d b\""), half);
     refused("rows.jsonl", &row("chosen", "NaN"), &["rows.jsonl:1", "\"chosen\" is NaN"]);
     refused("rows.jsonl", &row("rejected", "null"), &["rows.jsonl:1", "\"rejected\" is null"]);
+    let label = "{\"prompt\": \"a\", \"completion\": \"b\", \"label\": NaN}";
+    refused("rows.jsonl", label, &["rows.jsonl:1", "label NaN: expected true or false"]);
+    let columns = "{\"prompt\": {\"0\": \"a\"}, \"chosen\": {\"0\": \"b\"}}";
+    refused("rows.json", columns, &["found one object (prompt, chosen)", "orient=\"records\""]);
     refused("rows.jsonl", &row("rejected", "nan"), &["rows.jsonl:1", "broken JSON"]);
     let list = "\"[{'role': 'user', 'content': 'Tea?'\"";
     refused("rows.jsonl", &row("chosen", list), &["rows.jsonl:1", "\"chosen\" looks like a list"]);

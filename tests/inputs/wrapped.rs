@@ -65,8 +65,10 @@ fn names_of_wrapped_models_are_read_and_kept() {
         let said = sensitivity(&model).warns();
         assert_eq!(said.contains("is read as"), wrapper != "base alone", "{wrapper}: {said}");
         let out = folder.path("out");
-        quick(&out).and("-q --max-steps 1").with("--model", &model).ok();
+        let said = quick(&out).and("-q --max-steps 1").with("--model", &model).ok();
         assert_eq!(names(&out), names(&model), "{wrapper}");
+        let loads = said.contains("loads in transformers as it is");
+        assert_eq!(loads, wrapper == "base alone", "{wrapper}: {said}");
     }
 }
 

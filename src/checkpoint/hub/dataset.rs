@@ -88,8 +88,9 @@ impl Hub {
             let missing = |what: &str| {
                 Error::Hub(format!(
                     "{what} of the data set {id} is not in the cache (looked in {}), and \
-                     HF_HUB_OFFLINE is set; unset it, or give a file or a folder",
-                    snapshot.as_deref().unwrap_or(&self.cache).display()
+                     HF_HUB_OFFLINE is set; unset it, or give a file or a folder{}",
+                    snapshot.as_deref().unwrap_or(&self.cache).display(),
+                    self.in_cache(repo.kind, id)
                 ))
             };
             let place = match choose(id, &names, wanted) {
@@ -120,6 +121,7 @@ impl Hub {
             self.fetch(&client, &repo, &commit, name)?;
         }
         kept.remember(BRANCH, &commit)?;
+        say!("data: {id}:{place} at commit {}", commit.as_str());
         Ok(kept.snapshot(&commit).join(place))
     }
 }

@@ -258,7 +258,7 @@ impl Hub {
                 "{id}@{revision} is not in the cache {}, and HF_HUB_OFFLINE is set; unset it, or \
                  give a local folder{}",
                 self.cache.display(),
-                self.in_cache(id)
+                self.in_cache("models", id)
             ))
             .into());
         };
@@ -284,14 +284,14 @@ impl Hub {
         Ok(snapshot)
     }
 
-    /// Words about what models the cache has, and which of them may be meant.
-    fn in_cache(&self, id: &str) -> String {
+    /// Words about what repositories of a kind the cache has, and which of them may be meant.
+    fn in_cache(&self, kind: &str, id: &str) -> String {
         const MOST: usize = 10;
-        let ids = ids(&self.cache, "models");
+        let ids = ids(&self.cache, kind);
         let known: Vec<&str> = ids.iter().map(String::as_str).collect();
         let near = nearest(id, &known).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
         match known.split_at_checked(MOST) {
-            _ if known.is_empty() => "; no model is in it".into(),
+            _ if known.is_empty() => format!("; no {kind} are in it"),
             Some((first, rest)) if !rest.is_empty() => {
                 format!("{near}; in it: {} and {} more", first.join(", "), rest.len())
             }
@@ -327,9 +327,12 @@ impl Hub {
         let Files { commit, names } = self.list(&client, &repo)?;
         let has = |name: &str| names.iter().any(|own| own == name);
         if has(ADAPTER) {
+            let config = files::read_json(&self.fetch(&client, &repo, &commit, ADAPTER)?)?;
+            let base = config["base_model_name_or_path"].as_str().unwrap_or("BASE");
             bail_input!(
-                "{id}@{revision} is an adapter of peft ({ADAPTER}), and no model; merge it:\n{}",
-                how_to_merge(id, "BASE")
+                "{id}@{revision} is an adapter of peft ({ADAPTER}) to {base}, and no model; merge \
+                 it:\n{}",
+                how_to_merge(id, base)
             );
         }
         if !has_weights(&names) {
@@ -388,10 +391,13 @@ impl Hub {
         } else if why.contains("timeout") {
             "; give it more time with HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT (seconds)"
                 .into()
+        } else if why.contains("status code") {
+            String::new()
         } else if *kind == "models" && self.cached(id, revision).is_some() {
             "; what is in the cache is used with HF_HUB_OFFLINE=1".into()
         } else {
-            String::new()
+            let cache = self.cache.display();
+            format!("; it is not in the cache {cache} either{}", self.in_cache(kind, id))
         };
         // A library may name the address that it was given.
         let why = why.replace(&self.address, &self.endpoint);

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::base::shell;
+use crate::checkpoint::Checkpoint;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -144,9 +145,10 @@ fn undo_and_result(text: &mut String, out: &Path) {
         shell::path(out),
         shell::path(&out.join("irepair/patch.safetensors"))
     );
-    let _ = writeln!(
-        text,
-        "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json",
-        out.display()
-    );
+    let usual = Checkpoint::open(out, "output", None).is_ok_and(|output| output.has_usual_names());
+    let loads = match usual {
+        true => "loads in transformers as it is",
+        false => "has the names of the base's tensors, which transformers does not know",
+    };
+    let _ = writeln!(text, "repaired: {} {loads}; details in {0}/irepair/run.json", out.display());
 }
