@@ -9,6 +9,7 @@ use crate::base::interrupt;
 use crate::base::memory::{OF_A_TEXT, check_room};
 use crate::base::plain::plain_line;
 use crate::base::print;
+use crate::checkpoint::hub::rows_path;
 use crate::cli::Generate;
 use crate::data::Text;
 use crate::eval::ledger::{Ledger, Making};
@@ -119,7 +120,7 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Job>)> {
     }
     let prompts = match &args.prompts {
         _ if !args.prompt.is_empty() => typed(&args.prompt),
-        Some(path) => data::read_prompts(path, &data::KeyMap::new(), args.limit)?,
+        Some(path) => data::read_prompts(&rows_path(path)?, &data::KeyMap::new(), args.limit)?,
         None if args.model.model == "demo" => sources::prompts(sources::DEMO, args.limit)?,
         None => {
             let why = "give --prompt TEXT, --prompts FILE or --unconditional N";
@@ -130,11 +131,13 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Job>)> {
     let texts = prompts.len().saturating_mul(args.samples);
     check_room("--samples", texts, OF_A_TEXT)?;
     let mut jobs = Vec::with_capacity(texts);
+    let (mut cut, mut short) = (0, 0);
     for (index, prompt) in prompts.iter().enumerate() {
         let mut ids = loaded.encoder.prompt(prompt)?;
         if let Some(limit) = args.max_prompt_length {
-            ids.truncate(limit);
+            cut += usize::from(prompt.cut(&mut ids, limit));
         }
+        short += usize::from(ids.len() + new_tokens(args) > context);
         if ids.is_empty() || ids.len() >= context {
             bail_input!(
                 "{}: a prompt of {} tokens; the model has room for 1 to {} before a new token; cut \
@@ -149,6 +152,17 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Job>)> {
             prompt: index as u64,
             sample,
         }));
+    }
+    if !args.output.quiet && cut > 0 {
+        say!("{cut} of {} prompts were cut to --max-prompt-length", prompts.len());
+    }
+    if !args.output.quiet && short > 0 {
+        say!(
+            "{short} of {} prompts leave room for fewer than {} new tokens in {context} positions; \
+             --max-prompt-length cuts prompts",
+            prompts.len(),
+            new_tokens(args)
+        );
     }
     Ok((prompts, jobs))
 }

@@ -116,7 +116,7 @@ fn typed(prompts: &[String]) -> Vec<Text> {
 
 /// Whether a model expects conversations: it has a chat template.
 fn instructs(loaded: &Loaded) -> bool {
-    ChatTemplate::of(&loaded.checkpoint().dir).is_ok_and(|template| template.is_some())
+    loaded.encoder.has_chat()
 }
 
 /// Errors (bad input) if no file can be written at this path, which the flag gives.
@@ -224,9 +224,7 @@ impl Loaded {
     /// The tokens that end a text, as transformers reads them; none if the model has none.
     pub fn ends(&self) -> Ends {
         let path = self.checkpoint().dir.join("generation_config.json");
-        let generation: Value = if path.is_file() { files::read(&path).ok() } else { None }
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let generation = files::read_json(&path).unwrap_or_default();
         let usable = |ids: &Value| -> Vec<u32> {
             let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
             ids.iter().filter_map(|id| self.usable(id.as_u64()?)).collect()

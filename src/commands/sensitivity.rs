@@ -12,6 +12,7 @@ use crate::base::error::Error;
 use crate::base::files;
 use crate::base::print;
 use crate::base::progress::Progress;
+use crate::checkpoint::hub::rows_path;
 use crate::cli::Sensitivity;
 use crate::cli::shared::in_range;
 use crate::data;
@@ -123,7 +124,10 @@ fn not_measured(loaded: &Loaded, why: &dyn std::fmt::Display) -> anyhow::Error {
 /// The pairs of `--data`, or of the demo.
 fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
     match &args.pairs.data {
-        Some(path) => data::read_pairs(path, &data::parse_map(&args.pairs.map)?, args.pairs.limit),
+        Some(path) => {
+            let map = data::parse_map(&args.pairs.map)?;
+            data::read_pairs(&rows_path(path)?, &map, args.pairs.limit)
+        }
         None if args.model.model == "demo" => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
             pairs.truncate(args.pairs.limit.unwrap_or(usize::MAX));

@@ -10,7 +10,7 @@ use super::perplexity::Corpus;
 use crate::bail_input;
 use crate::base::error::{Error, unknown};
 use crate::base::files;
-use crate::checkpoint::hub::Hub;
+use crate::checkpoint::hub::{Hub, rows_path};
 use crate::data;
 use crate::data::demo;
 use crate::data::{Edit, KeyMap, Record, Text};
@@ -138,7 +138,7 @@ pub fn edits(spec: &str, limit: Option<usize>) -> Result<(Vec<Edit>, String)> {
         return Ok((edits, "the demo's edits".into()));
     }
     let name = Path::new(spec).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok((data::read_edits(Path::new(spec), &KeyMap::new(), limit)?, name))
+    Ok((data::read_edits(&rows_path(Path::new(spec))?, &KeyMap::new(), limit)?, name))
 }
 
 /// The first `limit` prompts of a file, of the demo, or of `rtp-challenge`: the 1,199 prompts of
@@ -150,7 +150,7 @@ pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
         return Ok(prompts);
     }
     if spec != PROMPTS.name {
-        return data::read_prompts(Path::new(spec), &KeyMap::new(), limit);
+        return data::read_prompts(&rows_path(Path::new(spec))?, &KeyMap::new(), limit);
     }
     let is_challenging = |row: &Record| row.value["challenging"] == Value::Bool(true);
     let text = |row: Record| -> Result<Text> {

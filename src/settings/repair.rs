@@ -27,7 +27,8 @@ settings! {
         model: String, default("demo"), short('m'), alias("model-name-or-path"), alias("model-id");
         /// Branch, tag or commit of a hub model
         revision: Option<String>, alias("model-revision");
-        /// Pairs: a .jsonl, .json, .jsonl.gz, .csv or .parquet file, or a folder of them
+        /// Pairs: a .jsonl, .json, .jsonl.gz, .csv or .parquet file, a folder of them,
+        /// FOLDER:SPLIT, or a data set of the hub (ORG/NAME, ORG/NAME:SPLIT)
         data: Option<PathBuf>, otherwise("the demo's"), alias("dataset"), alias("dataset-name"),
             unused(uses::pairs);
         /// Prompts, without pairs: the model's own continuations of them, told apart by --scorer,

@@ -4,6 +4,7 @@
 //!
 //! The test `inputs::fuzzed` runs the same targets on the cases in `corpus`.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -163,7 +164,7 @@ impl<T> Debug for Opened<T> {
 pub fn template(bytes: &[u8]) {
     let path = file("chat/chat_template.jinja", bytes);
     let folder = path.parent().expect("a folder");
-    let Some(Opened(Some(chat))) = told(ChatTemplate::of(folder).map(Opened)) else { return };
+    let Some(Opened(Some(chat))) = told(ChatTemplate::of(folder, &BTreeMap::new()).map(Opened)) else { return };
     let place = FileLine { file: Path::new("rows.jsonl").into(), line: 1 };
     let said = |role: &str, text: &str| json!({"role": role, "content": text});
     for ending in [Ending::Prompt, Ending::Message] {

@@ -18,6 +18,7 @@ use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::interrupt;
 use crate::base::print;
+use crate::base::shell;
 use crate::cli::Compare;
 use crate::commands::child;
 use crate::commands::child::{Child, Countdown, Outcome, several};
@@ -59,8 +60,8 @@ pub fn run(args: &Compare) -> Result<()> {
     }
     same_pairs(&rows)?;
     let evaluations = Evaluations { plan: &plan, dir, quiet };
-    let asked = evaluations.finals(&mut rows)?;
-    let mut gaps = evaluations.along_the_way(&asked, &mut rows)?;
+    let (asked, mut gaps) = evaluations.finals(&mut rows)?;
+    gaps.extend(evaluations.along_the_way(&asked, &mut rows)?);
     let sensitivity = sensitivity(&plan, quiet, &mut gaps)?;
     let (base, seeds) = (plan.base.clone(), plan.seeds.clone());
     let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
@@ -72,7 +73,11 @@ pub fn run(args: &Compare) -> Result<()> {
         print::json(&printed)?;
     } else {
         print::text(comparison.text())?;
-        print_line!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display())?;
+        print_line!(
+            "\nall of it: {}/README.md, report: irepair report {}",
+            dir.display(),
+            shell::path(dir)
+        )?;
     }
     Ok(())
 }

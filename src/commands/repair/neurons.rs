@@ -14,6 +14,7 @@ use super::{Order, rows};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::checkpoint::hub::rows_path;
 use crate::data::{self, Edit, EditKind, demo};
 use crate::eval::Figures;
 use crate::eval::nll::{Nll, Responses};
@@ -86,7 +87,7 @@ impl<'a> Neurons<'a> {
 /// The failures among the rows of `--data`, or of the demo, and how many rows are none.
 pub fn failures(settings: &RepairSettings) -> Result<(Vec<Edit>, usize)> {
     let edits: Vec<Edit> = match &settings.data {
-        Some(path) => data::read_edits(path, &data::parse_map(&settings.map)?, None)?,
+        Some(path) => data::read_edits(&rows_path(path)?, &data::parse_map(&settings.map)?, None)?,
         None => data::parse_edits("demo edits", demo::EDITS)?,
     };
     let all = edits.len();

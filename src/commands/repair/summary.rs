@@ -4,6 +4,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::base::shell;
+use crate::checkpoint::Checkpoint;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -73,7 +75,7 @@ fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.fallback()
     );
     undo_and_result(&mut text, out);
-    let _ = writeln!(text, "next: irepair try {} {}", run.model, out.display());
+    let _ = writeln!(text, "next: irepair try {} {}", shell::word(&run.model), shell::path(out));
     text
 }
 
@@ -136,8 +138,8 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
     let _ = writeln!(
         text,
         "next: irepair eval --model {} --model {} --edits FILE",
-        run.model,
-        out.display()
+        shell::word(&run.model),
+        shell::path(out)
     );
     text
 }
@@ -145,12 +147,14 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
 fn undo_and_result(text: &mut String, out: &Path) {
     let _ = writeln!(
         text,
-        "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base",
-        out.display()
+        "undo: irepair patch revert {} {} --out base",
+        shell::path(out),
+        shell::path(&out.join("irepair/patch.safetensors"))
     );
-    let _ = writeln!(
-        text,
-        "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json",
-        out.display()
-    );
+    let usual = Checkpoint::open(out, "output", None).is_ok_and(|output| output.has_usual_names());
+    let loads = match usual {
+        true => "loads in transformers as it is",
+        false => "has the names of the base's tensors, which transformers does not know",
+    };
+    let _ = writeln!(text, "repaired: {} {loads}; details in {0}/irepair/run.json", out.display());
 }
