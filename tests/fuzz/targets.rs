@@ -164,7 +164,10 @@ impl<T> Debug for Opened<T> {
 pub fn template(bytes: &[u8]) {
     let path = file("chat/chat_template.jinja", bytes);
     let folder = path.parent().expect("a folder");
-    let Some(Opened(Some(chat))) = told(ChatTemplate::of(folder, &BTreeMap::new()).map(Opened)) else { return };
+    let Some(Opened(Some(chat))) = told(ChatTemplate::of(folder, &BTreeMap::new()).map(Opened))
+    else {
+        return;
+    };
     let place = FileLine { file: Path::new("rows.jsonl").into(), line: 1 };
     let said = |role: &str, text: &str| json!({"role": role, "content": text});
     for ending in [Ending::Prompt, Ending::Message] {
@@ -223,7 +226,7 @@ pub fn run_state(bytes: &[u8]) {
     fs::write(path, bytes).expect("writes");
     let on = irepair::model::device::choose("cpu").expect("the processor");
     let fingerprint = Fingerprint::new([("model", "m".to_owned())]);
-    told(state::load::<Value>(&dir, &fingerprint, &on.device).map(|(progress, _)| progress));
+    told(state::load::<Value>(&dir, &fingerprint, &on.device, &[]).map(Opened));
     state::progress::<Value>(&dir);
 }
 
