@@ -4,3 +4,4 @@ mod classifier;
 mod figures;
 mod moderation;
 mod perspective;
+mod special_tokens;

@@ -2,6 +2,7 @@
 //! step may change, and what is saved.
 
 mod batches;
+mod boundary;
 mod dtypes;
 mod gradients;
 mod slices;

@@ -93,6 +93,7 @@ fn a_state_of_another_run_is_refused_by_name() {
         ("--seed 1", "another --seed"),
         ("--optimizer adamw", "another --optimizer"),
         ("--loss-on all", "another --loss-on"),
+        ("--boundary trl", "another --boundary"),
         ("--nll-weight 7", "another method"),
         ("--method dapt+kl", "another method"),
         ("--batch-size 5", "another --batch-size"),

@@ -300,6 +300,7 @@ impl<'a> Blocks<'a> {
             ("model", loaded.checkpoint().identity()?),
             // Which pairs are held back depends on it, so it comes before the data.
             ("--seed", prepared.seed.to_string()),
+            ("--boundary", format!("{:?}", prepared.boundary)),
             ("data", self.data_hash()),
             ("method", format!("{:?}", self.recipe)),
             ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
