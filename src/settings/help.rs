@@ -27,14 +27,8 @@ pub fn objectives() -> String {
 }
 
 pub fn boundaries() -> String {
-    "How rows of plain text are split into the tokens of prompt and response. Conversations are \
-     the same by both: the whole is written by the chat template, tokenized, and split where the \
-     prompt's tokens end.\n\
-     apart  the response is tokenized apart and goes on where the prompt ends: no token is of both, \
-     and no eos_token is put behind the response\n\
-     trl    as TRL's DPOTrainer: prompt, response and eos_token are one text, split where its \
-     tokens and those of the prompt alone part; so a space at the end of the prompt, or a token \
-     that lies across, goes to the response, and the model learns to stop there"
+    "Conversations are the same by both: the chat template writes the whole, and it is tokenized \
+     and split where the prompt's tokens end."
         .into()
 }
 

@@ -39,11 +39,13 @@ use tokenizers::{
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Boundary {
-    /// The response is tokenized apart and goes on where the prompt ends; no end follows it.
+    /// The response is tokenized apart and goes on where the prompt ends: no token is of both, and
+    /// no eos_token is put behind it.
     #[default]
     Apart,
-    /// As TRL's DPOTrainer: prompt, response and eos_token are one text, split where the tokens of
-    /// the prompt alone and of the whole part.
+    /// As TRL's DPOTrainer: prompt, response and eos_token are one text, split where its tokens and
+    /// those of the prompt alone part. So a space at the end of the prompt, or a token that lies
+    /// across, goes to the response, and the model learns to end it.
     Trl,
 }
 

@@ -3,6 +3,7 @@
 
 mod any_input;
 mod batches;
+mod boundary;
 mod dtypes;
 mod gradients;
 mod slices;

@@ -100,6 +100,7 @@ fn a_state_of_another_run_is_refused_by_name() {
         ("--seed 1", "another --seed (42, now 1)"),
         ("--optimizer adamw", "another --optimizer"),
         ("--loss-on all", "another --loss-on"),
+        ("--boundary trl", "another --boundary"),
         ("--nll-weight 7", "another --nll-weight (not given, now 7.0)"),
         ("--method dapt+kl", "another --method (irepair+kl, now dapt+kl)"),
         (

@@ -48,23 +48,18 @@ impl Tokens {
         if self.asks {
             by_id.extend(own.iter().map(|(id, token)| (*id, token.clone())));
         }
-        let is_named = |content: &str| self.named.iter().any(|(_, token)| token.content == content);
-        let mut tokens: Vec<AddedToken> = by_id
-            .into_values()
-            .map(|token| {
-                let special = token.special || is_named(&token.content);
-                token.special(special)
-            })
-            .collect();
+        let mut tokens: Vec<AddedToken> = by_id.into_values().collect();
+        let known: Vec<String> = tokens.iter().map(|token| token.content.clone()).collect();
+        let is_there = |content: &String| known.contains(content) || contents.contains(content);
         let more = self.named.iter().map(|(_, token)| token).chain(&self.extra);
-        for token in more {
-            let is_there = tokens.iter().any(|other| other.content == token.content)
-                || contents.contains(&token.content);
-            if !is_there {
-                tokens.push(token.clone());
-            }
-        }
-        tokens
+        // One that is given twice is what it is in the end.
+        tokens.extend(more.filter(|token| !is_there(&token.content)).cloned());
+        let is_named = |content: &str| self.named.iter().any(|(_, token)| token.content == content);
+        let special = |token: AddedToken| {
+            let special = token.special || is_named(&token.content);
+            token.special(special)
+        };
+        tokens.into_iter().map(special).collect()
     }
 
     /// All special tokens, matching as they are written.
@@ -95,18 +90,15 @@ fn token(value: &Value, special: bool) -> Option<AddedToken> {
 /// The tokens of a folder. Errors (bad input) if a file is broken.
 pub fn read(dir: &Path, settings: &Map<String, Value>, class: Option<&Class>) -> Result<Tokens> {
     let config = dir.join("tokenizer_config.json");
-    let mut values: Map<String, Value> = Map::new();
-    for (key, text) in class.map_or(&[][..], |class| class.special) {
-        values.insert((*key).into(), (*text).into());
-    }
-    let take = |values: &mut Map<String, Value>, from: &Map<String, Value>| {
+    let mut given: Map<String, Value> = Map::new();
+    let take = |given: &mut Map<String, Value>, from: &Map<String, Value>| {
         // A null takes a token away that the class would have.
         let named = from.iter().filter(|(key, value)| {
             key.ends_with("_token") && (value.is_null() || token(value, true).is_some())
         });
-        values.extend(named.map(|(key, value)| (key.clone(), value.clone())));
+        given.extend(named.map(|(key, value)| (key.clone(), value.clone())));
     };
-    take(&mut values, settings);
+    take(&mut given, settings);
     let mut extra = listed(settings, false);
     let mut by_id = BTreeMap::new();
     let asks = !settings.contains_key("added_tokens_decoder");
@@ -122,15 +114,23 @@ pub fn read(dir: &Path, settings: &Map<String, Value>, class: Option<&Class>) ->
         by_id.insert(id, token);
     }
     if asks {
+        // Tokens of added_tokens.json that are special.
+        let mut special: Vec<String> = extra.iter().map(|token| token.content.clone()).collect();
         if let Some(map) = object(&dir.join("special_tokens_map.json"))? {
-            take(&mut values, &map);
+            take(&mut given, &map);
+            let objects = map.values().filter_map(|value| value.get("content")?.as_str());
+            special.extend(objects.map(str::to_owned));
             let more = listed(&map, true);
-            match map.contains_key("extra_special_tokens") || extra.is_empty() {
-                true => extra.extend(more),
-                // The older name of the list counts only where the newer file has none.
-                false => {}
+            // The older name of the list counts only where the newer file has none.
+            let has = |key: &str| settings.contains_key(key);
+            if map.contains_key("extra_special_tokens") {
+                special.extend(more.iter().map(|token| token.content.clone()));
+                extra.extend(more);
+            } else if !has("extra_special_tokens") && !has("additional_special_tokens") {
+                extra = more;
             }
         }
+        special.extend(given.values().filter_map(Value::as_str).map(str::to_owned));
         let path = dir.join("added_tokens.json");
         for (content, id) in object(&path)?.into_iter().flatten() {
             let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
@@ -140,11 +140,14 @@ pub fn read(dir: &Path, settings: &Map<String, Value>, class: Option<&Class>) ->
                     shortened(&content, 100)
                 );
             };
-            let special = values.values().any(|value| value.as_str() == Some(content.as_str()))
-                || extra.iter().any(|token| token.content == content);
+            let special = special.contains(&content);
             by_id.insert(id, AddedToken::from(content, special));
         }
     }
+    let usual = class.map_or(&[][..], |class| class.special).iter();
+    let mut values: Map<String, Value> =
+        usual.map(|(key, text)| ((*key).into(), (*text).into())).collect();
+    values.extend(given);
     let mut named: Vec<(String, AddedToken)> = values
         .iter()
         .filter_map(|(key, value)| Some((key.clone(), token(value, true)?.special(true))))
