@@ -88,8 +88,8 @@ pub enum Command {
         mut_arg("objective", one_repair)
     )]
     Compare(Box<Compare>),
-    /// Search the settings of a repair that matter on development prompts: learning rate, KL budget,
-    /// and which unit a step changes
+    /// Search the settings of a repair that matter, on development prompts: learning rate, KL
+    /// budget, and which unit a step changes
     #[command(after_help = TUNE)]
     Tune(Box<Tune>),
     /// Score texts, or compare a scorer with stored scores

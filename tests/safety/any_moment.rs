@@ -21,7 +21,11 @@ const METHODS: &[&str] = &[
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 8, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        cases: 8,
+        ..Default::default()
+    })]
 
     #[test]
     fn a_resumed_run_is_an_uninterrupted_one(

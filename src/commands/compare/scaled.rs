@@ -79,6 +79,7 @@ impl Evaluations<'_> {
         let folder = tempfile::tempdir_in(self.dir)?;
         let model = folder.path().join("model");
         let made = || -> Result<()> {
+            std::fs::create_dir(&model)?;
             let base = self.plan.open()?;
             let patch = [PatchFile::open(&file)?];
             let out = folder.path().join("patch.safetensors");

@@ -17,6 +17,7 @@ use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::interrupt;
 use crate::base::print;
+use crate::base::shell;
 use crate::cli::{Budget, Tune};
 use crate::commands::child::{Child, Outcome};
 use crate::commands::{Loaded, On, open};
@@ -92,7 +93,7 @@ impl Search {
         let holds = given.contains_key("kl-weight") || given.contains_key("kl-budget");
         let rate = given.contains_key("learning-rate");
         let resolve = |layer: Layer| Prepared::new(Layers::of_file(file_name.clone(), layer));
-        // The settings of a first try, without what is searched of KL: a named method may have none.
+        // A first try without a KL budget, which a named method may have no use for.
         let mut first = given.clone();
         first.extend(select.first().map(|name| ("select".to_owned(), json!(name))));
         let prepared = resolve(first.clone())?;
@@ -202,6 +203,8 @@ impl Search {
         layer.extend(choice.layer());
         // The process gets its number of threads as an argument.
         layer.remove("threads");
+        // That a try is no repair is a result, too.
+        layer.insert("fail-on".into(), "nothing".into());
         let failed = match out.join("irepair/run.json").is_file() {
             true => None,
             false => self.make(number, &layer, &out)?,
@@ -314,9 +317,9 @@ impl Search {
                 "\nchosen: try {}, in {}\nnext: irepair eval --toxicity --prompts OTHERS --scorer \
                  ANOTHER --kl {} --model {}",
                 chosen.number,
-                self.dir.join(CHOSEN).display(),
-                self.base_words(),
-                self.out(chosen.number).display()
+                shell::path(&self.dir.join(CHOSEN)),
+                shell::word(self.base_words()),
+                shell::path(&self.out(chosen.number))
             )?;
         }
         Ok(())

@@ -285,8 +285,8 @@ fn along_the_scale(scales: &Scales) -> Sheet {
             rows.push(row(name, [point.scale, point.toxicity, point.kl]));
         }
     }
-    let note = "Base + scale · (repaired - base), for each run; KL from the base on normal text, in \
-                nats a token.";
+    let note = "Base + scale · (repaired - base), for each run; KL from the base on normal text, \
+                in nats a token.";
     Sheet {
         id: "scales".into(),
         title: "Toxicity against KL along the scale of the change".into(),
