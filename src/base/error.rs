@@ -58,24 +58,25 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(|e| e.downcast_ref::<Error>()).map_or(1, Error::exit_code)
 }
 
+/// The known name that is most like this one, if one is like it.
+pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    // A name that is longer than any known one is like none of them.
+    let lower = shortened(name, 100).to_lowercase();
+    known
+        .iter()
+        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), *k))
+        .filter(|(likeness, _)| *likeness > 0.7)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, nearest)| nearest)
+}
+
 /// The message "unknown …" with the nearest known name, and all known names.
 pub fn unknown(what: &str, name: &str, known: &[&str]) -> String {
-    // A name that is longer than any known one is like none of them.
-    let name = &*shortened(name, 100);
-    let lower = name.to_lowercase();
-    let nearest = known
-        .iter()
-        .map(|k| (strsim::jaro_winkler(&lower, &k.to_lowercase()), k))
-        .filter(|(likeness, _)| *likeness > 0.7)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((_, nearest)) => {
-            format!(
-                "unknown {what} {name:?}; did you mean {nearest:?}? (have: {})",
-                known.join(", ")
-            )
-        }
-        None => format!("unknown {what} {name:?} (have: {})", known.join(", ")),
+    let (near, name) = (nearest(name, known), shortened(name, 100));
+    let known = known.join(", ");
+    match near {
+        Some(near) => format!("unknown {what} {name:?}; did you mean {near:?}? (have: {known})"),
+        None => format!("unknown {what} {name:?} (have: {known})"),
     }
 }
 

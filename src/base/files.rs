@@ -1,7 +1,7 @@
 //! *Files*: read with errors that name them, written whole or not at all, hashed.
 
 use std::fs::{File, FileType};
-use std::io::{BufReader, ErrorKind, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -10,6 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
+use super::json;
 use super::memory;
 use crate::bail_input;
 
@@ -46,6 +47,7 @@ fn noun(kind: FileType) -> &'static str {
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let failed = |e: std::io::Error| Error::Input(format!("{}: {e}", path.display()));
     let mut file = open(path)?;
+    refuse_pointer(path, &mut file)?;
     let length = file.metadata().map_err(failed)?.len();
     fits(path, length)?;
     let mut bytes = Vec::new();
@@ -66,6 +68,24 @@ pub fn fits(path: &Path, length: u64) -> Result<()> {
             path.display(),
             length >> 20,
             left >> 20
+        );
+    }
+    Ok(())
+}
+
+/// How a pointer of Git LFS begins: a clone without LFS has one in the place of each large file.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Errors (bad input) if a file, which was just opened, is a pointer of Git LFS.
+pub fn refuse_pointer(path: &Path, file: &mut File) -> Result<()> {
+    let failed = |e: std::io::Error| Error::Input(format!("{}: {e}", path.display()));
+    let mut begin = Vec::new();
+    file.take(POINTER.len() as u64).read_to_end(&mut begin).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    if begin == POINTER {
+        bail_input!(
+            "{}: a pointer of Git LFS stands here instead of the file; get it with: git lfs pull",
+            path.display()
         );
     }
     Ok(())
@@ -120,9 +140,10 @@ fn text(path: &Path, bytes: Vec<u8>) -> Result<String> {
     })?)
 }
 
-/// The JSON in a file that the user gave. Errors (bad input) name the file.
+/// The JSON in a file that the user gave, as Python may have written it. Errors (bad input) name
+/// the file.
 pub fn read_json(path: &Path) -> Result<Value> {
-    Ok(serde_json::from_str(&read_text(path)?)
+    Ok(json::parse(&read_text(path)?)
         .map_err(|e| Error::Input(format!("{}: broken JSON: {e}", path.display())))?)
 }
 

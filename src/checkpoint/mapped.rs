@@ -17,7 +17,8 @@ pub struct Mapped(Mmap);
 
 impl Mapped {
     pub fn open(path: &Path) -> Result<Self> {
-        let file = files::open(path)?;
+        let mut file = files::open(path)?;
+        files::refuse_pointer(path, &mut file)?;
         // SAFETY: the map is only read. If another program cuts the file short while it is mapped,
         // this process is killed, as with every program that maps its weights.
         Ok(Self(unsafe { Mmap::map(&file) }?))

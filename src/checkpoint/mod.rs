@@ -6,6 +6,7 @@
 //! changed tensors in place. So everything else stays equal to the base; [`compare`] still checks
 //! it.
 
+mod adapter;
 pub mod combine;
 mod compare;
 pub mod conversion;
@@ -14,6 +15,7 @@ mod header;
 pub mod hub;
 mod lines;
 mod mapped;
+mod names;
 mod output;
 pub mod patch;
 
@@ -37,12 +39,14 @@ use crate::model::precision::WeightsDtype;
 use crate::model::weights::{Place, TensorSpec, Weights};
 use crate::model::{self, Model, Names};
 use crate::say;
+use adapter::{ADAPTER, refuse_adapter};
 pub use compare::{Change, compare};
 use conversion::refuse_other_weights;
-use files::weight_files;
+use files::{inner, weight_files};
 pub use header::TensorInfo;
 use header::{SINGLE, read_header};
 use mapped::{FromStored, Mapped};
+use names::Wrapped;
 pub use output::{copy_model, write};
 
 /// An opened model folder.
@@ -60,6 +64,8 @@ pub struct Checkpoint {
     pub entries: BTreeMap<String, TensorInfo>,
     /// What the architecture calls its tensors; `None` for a classifier.
     names: Option<&'static Names>,
+    /// What wrappers put into the names on disk.
+    wrapped: Wrapped,
     /// A head that is stored although it is tied to the embedding: the name of the embedding on
     /// disk, and where the head lies. The two are one tensor and are always written together,
     /// because transformers 5 ties them only while they are equal.
@@ -73,10 +79,15 @@ impl Checkpoint {
     /// Opens a folder: reads `config.json` and the headers of the weights. A head that is stored
     /// although it is tied is compared with its embedding. Errors (bad input) name the file.
     pub fn open(dir: &Path, name: &str, revision: Option<String>) -> Result<Self> {
+        refuse_adapter(dir)?;
         let config_path = dir.join("config.json");
         if !config_path.is_file() {
             refuse_other_weights(dir, &Value::Null)?;
-            bail_input!("{}: no config.json; a model folder has one", dir.display());
+            bail_input!(
+                "{}: no config.json; a model folder has one{}",
+                dir.display(),
+                inner(dir, &["config.json", ADAPTER])
+            );
         }
         let config = read_json(&config_path)?;
         let files = weight_files(dir, &config)?;
@@ -92,10 +103,40 @@ impl Checkpoint {
         }
         let (dir, name, hashes) = (dir.into(), name.into(), OnceLock::new());
         let names = model::architecture(&config).ok().map(|found| &found.names);
+        let (wrapped, twin) = (Wrapped::default(), None);
         let mut checkpoint =
-            Self { dir, name, revision, config, files, entries, names, twin: None, hashes };
+            Self { dir, name, revision, config, files, entries, names, wrapped, twin, hashes };
+        checkpoint.find_wrapped()?;
         checkpoint.find_twin()?;
         Ok(checkpoint)
+    }
+
+    /// Finds out what wrappers put into the names of the tensors, and says it once in a process.
+    fn find_wrapped(&mut self) -> Result<()> {
+        let (Some(names), Ok(model)) = (self.names, Model::from_config(&self.config)) else {
+            return Ok(());
+        };
+        let Some(first) = model.specs().into_iter().next() else { return Ok(()) };
+        let on_disk: Vec<&str> = self.entries.keys().map(String::as_str).collect();
+        let wrapped = Wrapped::find(&on_disk, &names.in_files(&first.name), &self.weights_place())?;
+        static SAID: Once = Once::new();
+        if let Some((disk, plain)) = &wrapped.example {
+            SAID.call_once(|| {
+                say!(
+                    "warning: {}: {} is read as {plain}; an output keeps the names as they are, \
+                     and transformers finds a model under such names only after they are changed",
+                    self.weights_place(),
+                    plain_line(disk)
+                );
+            });
+        }
+        self.wrapped = wrapped;
+        Ok(())
+    }
+
+    /// Whether transformers finds the tensors under the names that they have on disk.
+    pub fn has_usual_names(&self) -> bool {
+        !self.wrapped.is_some()
     }
 
     /// Takes the twin out of the entries, if there is one. Errors (bad input) if it differs from
@@ -111,8 +152,8 @@ impl Checkpoint {
         else {
             return Ok(());
         };
-        let Some((name, head)) = heads.iter().find_map(|name| self.entries.get_key_value(*name))
-        else {
+        let found = heads.iter().find_map(|name| self.on_disk(name));
+        let Some((name, head)) = found.and_then(|name| self.entries.get_key_value(name)) else {
             return Ok(());
         };
         let own = &self.entries[&embedding];
@@ -155,7 +196,15 @@ impl Checkpoint {
     /// such names begin with.
     pub fn disk_name<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         let names = self.names.map_or_else(|| vec![name], |names| names.in_files(name));
-        names.into_iter().find(|n| self.entries.contains_key(*n))
+        names.into_iter().find_map(|name| self.on_disk(name))
+    }
+
+    /// The name on disk of a tensor whose name is one that files usually have.
+    fn on_disk<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        match self.wrapped.is_some() {
+            true => self.wrapped.on_disk(name),
+            false => self.entries.contains_key(name).then_some(name),
+        }
     }
 
     fn entry<'a>(&'a self, spec: &'a TensorSpec) -> Result<(&'a str, &'a TensorInfo)> {

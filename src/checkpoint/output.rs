@@ -7,11 +7,12 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
+use serde_json::{Map, Value, json};
 
 use super::Checkpoint;
 use super::conversion::is_other_weights;
-use super::header::{INDEX, SINGLE};
-use super::mapped::FromStored;
+use super::header::{INDEX, SINGLE, read_header};
+use super::mapped::{FromStored, Mapped};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
@@ -83,11 +84,29 @@ pub fn copy_model(base: &Checkpoint, out: &Path) -> Result<Vec<String>> {
     base.stays_whole(out)?;
     let mut left_out = Vec::new();
     copy_folder(base, &base.dir, out, Path::new(""), &mut left_out)?;
+    if base.files != [SINGLE] && !base.dir.join(INDEX).is_file() {
+        // Transformers finds shards by their index alone.
+        let index = serde_json::to_string_pretty(&base.index()?)?;
+        files::write_whole(&out.join(INDEX), index.as_bytes())?;
+    }
     left_out.sort();
     Ok(left_out)
 }
 
 impl Checkpoint {
+    /// The index of its shards.
+    fn index(&self) -> Result<Value> {
+        let (mut shards, mut bytes) = (Map::new(), 0);
+        for (index, file) in self.files.iter().enumerate() {
+            let path = self.dir.join(file);
+            for (name, entry) in read_header(Mapped::open(&path)?.whole(), &path, index)? {
+                bytes += entry.bytes;
+                shards.insert(name, file.clone().into());
+            }
+        }
+        Ok(json!({ "metadata": { "total_size": bytes }, "weight_map": shards }))
+    }
+
     /// Errors (bad input) if `out` is this folder or lies in it: a copy of it would then be a copy
     /// of itself, and would spoil it.
     pub fn stays_whole(&self, out: &Path) -> Result<()> {
@@ -108,8 +127,9 @@ impl Checkpoint {
     /// Why an entry of this folder is not copied: it is a link that leads out of the folder, or no
     /// file. A model that is published must not bear what its folder only points to. Links to the
     /// blobs of the hub's cache are how it keeps files. Weights and configuration are followed
-    /// wherever they lie: they were read as those of the model.
-    fn not_copied(&self, path: &Path, at_top: bool) -> Result<Option<&'static str>> {
+    /// wherever they lie: they were read as those of the model. `inside` is the entry's path in the
+    /// folder.
+    fn not_copied(&self, path: &Path, inside: &str) -> Result<Option<&'static str>> {
         let named = || path.display().to_string();
         let is_link = std::fs::symlink_metadata(path).with_context(named)?.is_symlink();
         let Ok(metadata) = std::fs::metadata(path) else {
@@ -118,10 +138,9 @@ impl Checkpoint {
         if !metadata.is_file() && (is_link || !metadata.is_dir()) {
             return Ok(Some(if metadata.is_dir() { "a link to a folder" } else { "no file" }));
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let is_read = self.files.iter().any(|file| *file == name)
-            || [INDEX, "config.json", "tokenizer.json"].contains(&name.as_ref());
-        if !is_link || (at_top && is_read) {
+        let is_read = self.files.iter().any(|file| file == inside)
+            || [INDEX, "config.json", "tokenizer.json"].contains(&inside);
+        if !is_link || is_read {
             return Ok(None);
         }
         let target = path.canonicalize().with_context(named)?;
@@ -154,7 +173,10 @@ fn copy_folder(
         if name.starts_with('.') || (at_top && (name == "README.md" || name == "irepair")) {
             continue;
         }
-        if let Some(why) = base.not_copied(&entry.path(), at_top)? {
+        // As an index names it, on every system.
+        let parts: Vec<_> = place.iter().map(|part| part.to_string_lossy()).collect();
+        let inside = parts.join("/");
+        if let Some(why) = base.not_copied(&entry.path(), &inside)? {
             say!("warning: {} is not copied: {why}", entry.path().display());
             continue;
         }
@@ -162,10 +184,8 @@ fn copy_folder(
             let folder = out.join(&place);
             std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
             copy_folder(base, &entry.path(), out, &place, left_out)?;
-        } else if at_top
-            && (base.files.contains(&name) || (name == INDEX && base.files != [SINGLE]))
-        {
-            copy(&entry.path(), &out.join(&name))?;
+        } else if base.files.contains(&inside) || (inside == INDEX && base.files != [SINGLE]) {
+            copy(&entry.path(), &out.join(&place))?;
         } else if is_other_weights(&name) {
             left_out.push(place.display().to_string());
         } else {

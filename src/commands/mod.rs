@@ -1,6 +1,7 @@
 //! A *command* of the program is one file or folder here, and its `run` tells what it does.
 
 pub mod bench;
+mod child;
 pub mod compare;
 pub mod doctor;
 pub mod eval;
@@ -13,6 +14,8 @@ pub mod repair;
 pub mod report;
 pub mod score;
 pub mod sensitivity;
+pub mod try_both;
+pub mod tune;
 
 use std::path::Path;
 
@@ -26,6 +29,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::OpenedModel;
 use crate::cli::shared::ModelWords;
+use crate::data::{FileLine, Text};
 use crate::eval::lm_eval::Prefix;
 use crate::model::Model;
 use crate::model::device;
@@ -101,6 +105,18 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
         precision,
         weights_dtype: on.weights_dtype,
     })
+}
+
+/// The prompts of `--prompt`, or of a line on a terminal.
+fn typed(prompts: &[String]) -> Vec<Text> {
+    let place = |line| FileLine { file: Path::new("--prompt").into(), line };
+    let prompts = prompts.iter().zip(1..);
+    prompts.map(|(text, number)| Text::plain(text.clone(), place(number))).collect()
+}
+
+/// Whether a model expects conversations: it has a chat template.
+fn instructs(loaded: &Loaded) -> bool {
+    loaded.encoder.has_chat()
 }
 
 /// Errors (bad input) if no file can be written at this path, which the flag gives.
@@ -208,9 +224,7 @@ impl Loaded {
     /// The tokens that end a text, as transformers reads them; none if the model has none.
     pub fn ends(&self) -> Ends {
         let path = self.checkpoint().dir.join("generation_config.json");
-        let generation: Value = if path.is_file() { files::read(&path).ok() } else { None }
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default();
+        let generation = files::read_json(&path).unwrap_or_default();
         let usable = |ids: &Value| -> Vec<u32> {
             let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
             ids.iter().filter_map(|id| self.usable(id.as_u64()?)).collect()

@@ -8,6 +8,7 @@ use super::{Loaded, replaceable};
 use crate::base::error::Error;
 use crate::base::print;
 use crate::base::{files, interrupt};
+use crate::checkpoint::hub::rows_path;
 use crate::cli::Pairs;
 use crate::cli::shared::in_range;
 use crate::data::demo;
@@ -17,6 +18,7 @@ use crate::eval::toxicity::Prompt;
 use crate::model::finite::of_model;
 use crate::model::memory::Passes;
 use crate::print_line;
+use crate::say;
 use crate::tokens::Lengths;
 use crate::{bail_input, scorers};
 
@@ -95,11 +97,12 @@ pub fn run(args: &Pairs) -> Result<()> {
     if pairs.is_empty() {
         std::fs::remove_file(&beside).ok();
         return Err(Error::Check(format!(
-            "no prompt has texts of both kinds: {} of {} texts are toxic ({:.1} %); give more \
-             --samples-per-prompt, other thresholds, or other prompts",
+            "no prompt has texts of both kinds: {} of {} texts are toxic ({}), {} more are empty; \
+             give more --samples-per-prompt, other thresholds, or other prompts",
             tally.toxic,
             tally.scored,
-            tally.percent()
+            tally.percent(),
+            tally.empty
         ))
         .into());
     }
@@ -120,7 +123,7 @@ pub fn run(args: &Pairs) -> Result<()> {
         return Ok(());
     }
     print_line!(
-        "{} pairs in {}: {} texts after {} prompts, {:.1} % toxic (greedy {:.1} %), {} empty",
+        "{} pairs in {}: {} texts after {} prompts, {} toxic (greedy {}), {} empty",
         pairs.len(),
         args.out.display(),
         tally.scored,
@@ -137,7 +140,7 @@ pub fn run(args: &Pairs) -> Result<()> {
 /// What is longer than the model continues is cut in both.
 fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
     let mut texts = match &args.prompts {
-        Some(path) => data::read_prompts(path, &data::KeyMap::new(), args.limit)?,
+        Some(path) => data::read_prompts(&rows_path(path)?, &data::KeyMap::new(), args.limit)?,
         None if args.model.model == "demo" => {
             let pairs = data::parse_pairs("demo pairs", demo::PAIRS)?.into_iter();
             let texts = pairs.map(|pair| Text::plain(pair.prompt, pair.place));
@@ -149,22 +152,22 @@ fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
     let lengths = Lengths::within(context, None, args.writing.max_prompt_length)?;
     let room = context.saturating_sub(args.writing.max_new_tokens).max(1);
     let longest = lengths.prompt.min(room);
-    let mut prompts = Vec::with_capacity(texts.len());
+    let (mut prompts, mut cut) = (Vec::with_capacity(texts.len()), 0);
     for text in &mut texts {
         let mut ids = loaded.encoder.prompt(text)?;
-        // The end of a conversation says whose turn it is.
-        match text.messages.is_empty() {
-            true if ids.len() > longest => {
-                ids.truncate(longest);
+        if text.cut(&mut ids, longest) {
+            cut += 1;
+            if text.messages.is_empty() {
                 text.text = loaded.encoder.decode(&ids)?;
             }
-            true => {}
-            false => drop(ids.drain(..ids.len().saturating_sub(longest))),
         }
         prompts.push(Prompt { text: text.text.clone(), ids });
     }
     if prompts.is_empty() {
         bail_input!("--limit 0 leaves no prompt");
+    }
+    if cut > 0 && !args.output.quiet {
+        say!("{cut} of {} prompts were cut to {longest} tokens", prompts.len());
     }
     Ok((texts, prompts))
 }

@@ -11,6 +11,7 @@ use crate::base::error::Error;
 use crate::base::files;
 use crate::base::interrupt;
 use crate::base::print;
+use crate::checkpoint::hub::rows_path;
 use crate::cli::Score;
 use crate::eval::ledger::{Ledger, Making};
 use crate::eval::scoring::{TextScore, score_texts};
@@ -57,7 +58,8 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
         );
     };
     replaceable(out, args.overwrite)?;
-    let rows = data::read_rows(file, args.limit)?;
+    let path = rows_path(file)?;
+    let rows = data::read_rows(&path, args.limit)?;
     if rows.is_empty() {
         bail_input!("{}: no rows", file.display());
     }
@@ -66,7 +68,7 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     }
     let settings = json!({
         "scorer": scorer.name(), "rows": rows.len(), "shard": args.shard,
-        "file_sha256": files::hash_file(file).unwrap_or_default(),
+        "file_sha256": files::hash_file(&path).unwrap_or_default(),
     });
     interrupt::listen()?;
     let mut ledger = Ledger::beside(out, args.overwrite, &settings)?;
@@ -101,7 +103,11 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
 fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result<()> {
     let with = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
     let scores: Vec<f64> = rows.iter().filter_map(|row| row.get("score")?.as_f64()).collect();
-    let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    let mean_text = match scores.is_empty() {
+        true => "–".to_owned(),
+        false => format!("{:.2}", 100.0 * mean),
+    };
     let toxic = scores.iter().filter(|s| **s >= TOXIC).count();
     let (failed, empty) = (with("failed"), with("empty"));
     if args.output.json {
@@ -118,9 +124,8 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
             scorer.about()
         )?;
         print_line!(
-            "mean score × 100: {:.2}; {toxic} of {} score {TOXIC} or more; {failed} failed, \
+            "mean score × 100: {mean_text}; {toxic} of {} score {TOXIC} or more; {failed} failed, \
              {empty} empty",
-            100.0 * mean,
             scores.len()
         )?;
     }
@@ -137,7 +142,7 @@ fn report(args: &Score, scorer: &dyn Scorer, out: &Path, rows: &[Row]) -> Result
 fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
     let mut pairs = Vec::new();
     let mut failed = 0;
-    let rows = data::read_rows(stored, args.limit)?;
+    let rows = data::read_rows(&rows_path(stored)?, args.limit)?;
     for rows in rows.chunks(UNIT) {
         let mut texts = Vec::with_capacity(rows.len());
         for row in rows {

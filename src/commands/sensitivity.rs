@@ -12,6 +12,7 @@ use crate::base::error::Error;
 use crate::base::files;
 use crate::base::print;
 use crate::base::progress::Progress;
+use crate::checkpoint::hub::rows_path;
 use crate::cli::Sensitivity;
 use crate::cli::shared::in_range;
 use crate::data;
@@ -24,6 +25,10 @@ use crate::report::table::table;
 use crate::say;
 use crate::slice::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
+use crate::train::look::drawn;
+
+/// Which pairs are drawn: always the same ones, so that two models can be compared.
+const DRAW: u64 = 42;
 
 /// The sensitivity of every block.
 struct BlockSensitivities {
@@ -57,6 +62,12 @@ pub fn run(args: &Sensitivity) -> Result<()> {
             cut.responses,
             tokens.len()
         );
+    }
+    let all = tokens.len();
+    let sample = if args.sample == 0 { all } else { args.sample.min(all) };
+    let tokens: Vec<_> = drawn(&tokens, sample, DRAW).into_iter().cloned().collect();
+    if sample < all && !args.output.quiet {
+        say!("{sample} of {all} pairs, drawn at random, are measured (--sample 0 takes all)");
     }
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
     let graph_rows =
@@ -113,7 +124,10 @@ fn not_measured(loaded: &Loaded, why: &dyn std::fmt::Display) -> anyhow::Error {
 /// The pairs of `--data`, or of the demo.
 fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
     match &args.pairs.data {
-        Some(path) => data::read_pairs(path, &data::parse_map(&args.pairs.map)?, args.pairs.limit),
+        Some(path) => {
+            let map = data::parse_map(&args.pairs.map)?;
+            data::read_pairs(&rows_path(path)?, &map, args.pairs.limit)
+        }
         None if args.model.model == "demo" => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
             pairs.truncate(args.pairs.limit.unwrap_or(usize::MAX));

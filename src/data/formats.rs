@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde_json::{Map, Value};
 
+use super::messages::{content, contents, has_messages, is_answer, is_same, messages, written};
+use super::parquet::binary;
 use super::records::{FileLine, Record};
 use super::{Conversation, Edit, EditKind, Pair, Text};
 use crate::bail_input;
 use crate::base::error::unknown;
+use crate::base::json;
 
 /// How the rows of a format name the three parts of a pair. A line of [`FORMATS`].
 #[derive(Debug)]
@@ -24,6 +27,15 @@ pub struct Format {
 pub const FORMATS: &[Format] = &[
     // TRL preference rows: https://huggingface.co/docs/trl/dataset_formats
     Format { name: "trl", prompt: Some("prompt"), chosen: "chosen", rejected: "rejected" },
+    // What LLaMA-Factory calls ShareGPT: the turns before the answers, and both answers.
+    Format {
+        name: "sharegpt",
+        prompt: Some("conversations"),
+        chosen: "chosen",
+        rejected: "rejected",
+    },
+    // Axolotl's, the same with another name.
+    Format { name: "messages", prompt: Some("messages"), chosen: "chosen", rejected: "rejected" },
     Format { name: "trl-implicit", prompt: None, chosen: "chosen", rejected: "rejected" },
     // Lee et al. 2024 (arXiv 2401.01967).
     Format {
@@ -106,14 +118,23 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
             formats.join(", ")
         );
     };
-    if format.keys().any(|k| object[key(map, k)].is_array()) {
-        return conversation_pair(object, format, map, place);
+    if let Some(turns) = messages(object, key(map, format.chosen), place)? {
+        return conversation_pair(object, turns, format, map, place);
+    }
+    for part in format.prompt.into_iter().chain([format.rejected]) {
+        if has_messages(object, key(map, part), place)? {
+            bail_input!(
+                "{place}: {:?} is not a list of messages, but {:?} is one",
+                key(map, format.chosen),
+                key(map, part)
+            );
+        }
     }
     let chosen = string(object, key(map, format.chosen), place)?;
     let rejected = string(object, key(map, format.rejected), place)?;
     let (prompt, chosen, rejected) = match format.prompt {
         Some(prompt) => (string(object, key(map, prompt), place)?, chosen, rejected),
-        None => split_prompt(chosen, rejected),
+        None => common_prompt(chosen, rejected, place)?,
     };
     for (text, what) in [(prompt, "prompt"), (chosen, format.chosen), (rejected, format.rejected)] {
         if text.trim().is_empty() {
@@ -132,20 +153,48 @@ pub fn pair(row: &Record, map: &KeyMap) -> Result<Pair> {
     })
 }
 
-/// A row of two conversations as a pair. They are the same up to the last turn, an answer of the
-/// assistant.
+/// A row of two conversations as a pair; `chosen` are the turns of one of them. They are the same
+/// up to the last turn, an answer of the assistant.
 fn conversation_pair(
     object: &Map<String, Value>,
+    chosen: Vec<Value>,
     format: &Format,
     map: &KeyMap,
     place: &FileLine,
 ) -> Result<Pair> {
-    let list = |ours: &str| messages(object, key(map, ours), place);
-    let prompt = format.prompt.map(list).transpose()?.unwrap_or_default();
-    let side = |ours: &str| -> Result<(Vec<Value>, Value)> {
-        let mut turns = [prompt.clone(), list(ours)?].concat();
+    let Some(rejected) = messages(object, key(map, format.rejected), place)? else {
+        bail_input!(
+            "{place}: {:?} is not a list of messages, but {:?} is one",
+            key(map, format.rejected),
+            key(map, format.chosen)
+        );
+    };
+    let begins = |own: &[Value], prompt: &[Value]| match (own.first(), prompt.first()) {
+        (Some(own), Some(prompt)) => is_same(own, prompt),
+        _ => false,
+    };
+    let prompt = match format.prompt.map(|name| key(map, name)) {
+        None => Vec::new(),
+        Some(name) => match messages(object, name, place)? {
+            // Where both conversations begin as the prompt does, it stands in them.
+            Some(prompt) if [&chosen, &rejected].iter().all(|own| begins(own, &prompt)) => {
+                Vec::new()
+            }
+            Some(prompt) => prompt,
+            // Some data sets have the question once more as plain text. TRL doesn't read it either.
+            None if [&chosen, &rejected].iter().all(|of| of.len() > 1) => Vec::new(),
+            None => bail_input!(
+                "{place}: {name:?} is plain text, and {:?} and {:?} are messages without the \
+                 question; give {name:?} as a list of messages",
+                format.chosen,
+                format.rejected
+            ),
+        },
+    };
+    let side = |ours: &str, own: Vec<Value>| -> Result<(Vec<Value>, Value)> {
+        let mut turns = [prompt.clone(), own].concat();
         match turns.pop() {
-            Some(last) if last["role"] == "assistant" && !turns.is_empty() => {
+            Some(last) if is_answer(&last) && !turns.is_empty() => {
                 if content(&last).trim().is_empty() {
                     bail_input!("{place}: the last turn of {ours} is empty");
                 }
@@ -157,7 +206,8 @@ fn conversation_pair(
             ),
         }
     };
-    let ((history, chosen), (other, rejected)) = (side(format.chosen)?, side(format.rejected)?);
+    let (history, chosen) = side(format.chosen, chosen)?;
+    let (other, rejected) = side(format.rejected, rejected)?;
     if history != other {
         bail_input!(
             "{place}: the conversations of {} and {} must be the same up to the last turn",
@@ -172,31 +222,6 @@ fn conversation_pair(
         conversation: Some(Conversation { history, chosen, rejected }),
         place: place.clone(),
     })
-}
-
-/// A list of messages, each with a role and a content.
-fn messages(object: &Map<String, Value>, key: &str, place: &FileLine) -> Result<Vec<Value>> {
-    let Some(Value::Array(list)) = object.get(key) else {
-        bail_input!(
-            "{place}: {key:?} is not a list of messages, but another part of the row is one"
-        );
-    };
-    if let Some(at) = list.iter().position(|m| !m["role"].is_string() || !m["content"].is_string())
-    {
-        bail_input!(
-            "{place}: message {at} of {key:?} needs \"role\" and \"content\", both strings"
-        );
-    }
-    Ok(list.clone())
-}
-
-/// The text of a message.
-fn content(message: &Value) -> &str {
-    message["content"].as_str().unwrap_or_default()
-}
-
-fn contents(messages: &[Value]) -> String {
-    messages.iter().map(content).collect::<Vec<_>>().join("\n")
 }
 
 /// The keys of an edit. `chosen` may stand in for `target`.
@@ -217,7 +242,7 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
         );
     };
     for key in [key(map, "prompt"), target] {
-        if object.get(key).is_some_and(Value::is_array) {
+        if object.get(key).is_some_and(Value::is_array) || has_messages(object, key, place)? {
             bail_input!(
                 "{place}: {key:?} is a list of messages; give it as plain text, as the chat \
                  template renders it"
@@ -247,6 +272,35 @@ pub fn edit(row: &Record, map: &KeyMap) -> Result<Edit> {
     Ok(Edit { prompt: prompt.into(), target: target.into(), rejected, kind, place: place.clone() })
 }
 
+/// Two texts as prompt and responses ([`split_prompt`]). Errors (bad input) if they have no common
+/// beginning, or if one of them is nothing but the beginning of the other.
+fn common_prompt<'a>(
+    chosen: &'a str,
+    rejected: &'a str,
+    place: &FileLine,
+) -> Result<(&'a str, &'a str, &'a str)> {
+    let parts = split_prompt(chosen, rejected);
+    if parts.0.trim().is_empty() && !(chosen.trim().is_empty() || rejected.trim().is_empty()) {
+        bail_input!(
+            "{place}: chosen and rejected have no common beginning that could be the prompt \
+             (trl-implicit); give \"prompt\""
+        );
+    }
+    let begins = match (parts.1.trim().is_empty(), parts.2.trim().is_empty()) {
+        (true, true) => "chosen and rejected are the same text",
+        (true, false) => "the rejected response begins with the whole chosen one",
+        (false, true) => "the chosen response begins with the whole rejected one",
+        (false, false) => return Ok(parts),
+    };
+    if chosen.trim().is_empty() || rejected.trim().is_empty() {
+        return Ok(parts);
+    }
+    bail_input!(
+        "{place}: {begins}, so that no prompt can be told from them (trl-implicit); give \
+         \"prompt\", and the responses without it"
+    );
+}
+
 /// Splits two texts into prompt and responses. The prompt is the longest common beginning, without
 /// a space at its end: that goes to the responses, as in TRL.
 fn split_prompt<'a>(chosen: &'a str, rejected: &'a str) -> (&'a str, &'a str, &'a str) {
@@ -269,11 +323,14 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
         let have: Vec<&str> = object.keys().map(String::as_str).collect();
         bail_input!("{place}: none of {}; found: {}", keys.join(", "), have.join(", "));
     };
-    if object[found].is_array() {
-        let messages = messages(object, found, place)?;
-        return match messages.last() {
-            Some(last) if last["role"] != "assistant" => {
-                Ok(Text { text: contents(&messages), messages, place: place.clone() })
+    if let Some(mut turns) = messages(object, found, place)? {
+        // Whole conversations end with an answer; what stands before it is the prompt.
+        if ["messages", "conversations"].contains(&found) && turns.len() > 1 {
+            turns.pop_if(|last| is_answer(last));
+        }
+        return match turns.last() {
+            Some(last) if !is_answer(last) => {
+                Ok(Text { text: contents(&turns), messages: turns, place: place.clone() })
             }
             _ => bail_input!(
                 "{place}: the conversation of {found:?} must end with a turn that an assistant \
@@ -281,8 +338,9 @@ pub fn text(row: &Record, keys: &[&str], map: &KeyMap) -> Result<Text> {
             ),
         };
     }
-    let text = match &object[found] {
-        Value::Object(inner) => string(inner, "text", place)?,
+    let inner = object[found].as_str().and_then(written);
+    let text = match inner.as_ref().unwrap_or(&object[found]) {
+        Value::Object(inner) if inner.contains_key("text") => string(inner, "text", place)?,
         _ => string(object, found, place)?,
     };
     if text.trim().is_empty() {
@@ -298,7 +356,19 @@ pub(super) fn string<'a>(
 ) -> Result<&'a str> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(_) => bail_input!("{place}: {key:?} is not a string"),
+        Some(Value::Null) => bail_input!("{place}: {key:?} is null; every row needs a text there"),
+        Some(value) => match (json::odd(value), binary(value)) {
+            (Some(odd), _) if odd.starts_with('\\') => bail_input!(
+                "{place}: {key:?} is no text: it has {odd} (a lone surrogate, as Python writes it \
+                 where a text was cut within an emoji); leave it out, in Python: \
+                 text.encode(errors=\"ignore\").decode()"
+            ),
+            (Some(odd), _) => bail_input!("{place}: {key:?} is {odd}, and no text"),
+            (_, Some(bytes)) => {
+                bail_input!("{place}: {key:?} is {bytes} bytes of binary data, and no UTF-8 text")
+            }
+            _ => bail_input!("{place}: {key:?} is not a string"),
+        },
         None => bail_input!("{place}: no {key:?}"),
     }
 }

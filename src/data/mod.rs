@@ -5,7 +5,11 @@
 //! what was found, and what was expected. No row is skipped.
 
 pub mod demo;
+mod folder;
 mod formats;
+mod messages;
+mod parquet;
+mod python;
 mod read;
 mod records;
 pub mod split;
@@ -14,6 +18,7 @@ mod unpaired;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use folder::{TRAIN, folder_and_split, is_data};
 pub use formats::{FORMATS, Format, KeyMap, parse_map};
 pub use read::{
     parse_edits, parse_pairs, parse_texts, read_edits, read_pairs, read_prompts, read_texts,
@@ -52,6 +57,17 @@ pub struct Text {
 impl Text {
     pub fn plain(text: String, place: FileLine) -> Self {
         Self { text, messages: Vec::new(), place }
+    }
+
+    /// Cuts its tokens to the `longest` first ones, or those of a conversation to the last: its end
+    /// says whose turn it is. Says whether any were cut.
+    pub fn cut<T>(&self, tokens: &mut Vec<T>, longest: usize) -> bool {
+        let over = tokens.len().saturating_sub(longest);
+        match self.messages.is_empty() {
+            true => tokens.truncate(longest),
+            false => drop(tokens.drain(..over)),
+        }
+        over > 0
     }
 }
 

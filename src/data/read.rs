@@ -47,9 +47,10 @@ pub fn read_texts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec
 }
 
 /// Reads prompts, the first `limit` of them: rows with `prompt` (a text or a conversation),
-/// `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`, or the lines of a `.txt`.
+/// `prompt.text` (RealToxicityPrompts), `prompt_text` or `text`, or the lines of a `.txt`. A whole
+/// conversation (`messages`, `conversations`) gives what stands before its last answer.
 pub fn read_prompts(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Text>> {
-    let keys = ["prompt", "prompt_text", "text"];
+    let keys = ["prompt", "prompt_text", "text", "messages", "conversations"];
     make_all(read_rows(path, limit)?, path, |row| formats::text(row, &keys, map))
 }
 

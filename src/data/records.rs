@@ -4,15 +4,18 @@
 use std::fmt;
 use std::io;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
+use super::folder::{EXTENSIONS, files_of, how_to_convert_arrow, is_data};
+use super::parquet;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::base::json;
 use crate::base::plain::shortened;
 use crate::base::wall;
 use crate::base::wall::Time;
@@ -37,9 +40,6 @@ pub struct Record {
     pub place: FileLine,
 }
 
-const EXTENSIONS: [&str; 7] =
-    [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet", ".txt"];
-
 /// Memory that the rows of a file may take for a byte of it: a byte that is a number has a name and
 /// a place in its row.
 const OF_A_BYTE: u64 = 64;
@@ -48,29 +48,11 @@ const OF_A_BYTE: u64 = 64;
 const UNPACKED: u64 = 100;
 const UNPACKED_ALWAYS: u64 = 64 << 20;
 
-/// The first `limit` rows of a file, or of the data files in a folder in the order of their names.
-/// What stands after them is not read.
+/// The first `limit` rows of a file, or of the data files in a folder in the order of their names
+/// (see [`files_of`]). What stands after them is not read.
 pub fn read_rows(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
     let mut most = limit.unwrap_or(usize::MAX);
-    let metadata =
-        std::fs::metadata(path).map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-    if !metadata.is_dir() {
-        return file_rows(path, most);
-    }
-    let mut files: Vec<PathBuf> = std::fs::read_dir(path)
-        .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<std::io::Result<_>>()
-        .with_context(|| path.display().to_string())?;
-    files.retain(|f| f.is_file() && is_data(f));
-    files.sort();
-    if files.is_empty() {
-        bail_input!(
-            "{}: no data files in this folder (looked for {})",
-            path.display(),
-            EXTENSIONS.join(" ")
-        );
-    }
+    let files = files_of(path)?;
     let mut rows = Vec::new();
     for file in files {
         let own = file_rows(&file, most)?;
@@ -78,11 +60,6 @@ pub fn read_rows(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
         rows.extend(own);
     }
     Ok(rows)
-}
-
-fn is_data(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    !name.starts_with('.') && EXTENSIONS.iter().any(|e| name.ends_with(e))
 }
 
 /// No row is as long; a file without line ends is no file of rows.
@@ -95,11 +72,15 @@ fn is_named(path: &Path, end: &str) -> bool {
 
 /// The first rows of a file, `most` at most.
 fn file_rows(path: &Path, most: usize) -> Result<Vec<Record>> {
+    if is_named(path, ".arrow") {
+        bail_input!("{}", how_to_convert_arrow(path));
+    }
     if !is_data(path) {
         bail_input!("{}: unknown kind of file (have: {})", path.display(), EXTENSIONS.join(" "));
     }
     let wrong = |e: io::Error| Error::Input(format!("{}: {e}", path.display()));
-    let file = files::open(path)?;
+    let mut file = files::open(path)?;
+    files::refuse_pointer(path, &mut file)?;
     let size = file.metadata().map_err(wrong)?.len();
     // Where rows stand in lines, so many of them are read and no more.
     if most == usize::MAX || [".json", ".parquet"].iter().any(|end| is_named(path, end)) {
@@ -127,7 +108,7 @@ fn file_rows(path: &Path, most: usize) -> Result<Vec<Record>> {
         } else if name.ends_with(".csv") {
             csv_rows(path, reader, most)
         } else if name.ends_with(".parquet") {
-            parquet_rows(path, whole(path, reader)?, most)
+            Ok(numbered(path, parquet::rows(path, whole(path, reader)?, most)?))
         } else if name.ends_with(".txt") {
             read_lines(path, reader, most, |line, _| Ok(serde_json::json!({ "text": line })))
         } else {
@@ -219,7 +200,7 @@ fn read_lines(
 }
 
 fn json_line(line: &str, place: &FileLine) -> Result<Value> {
-    match serde_json::from_str(line) {
+    match json::parse(line) {
         Ok(value) => Ok(value),
         Err(e) => bail_input!("{place}: broken JSON at column {}: {e}", e.column()),
     }
@@ -259,27 +240,14 @@ fn csv_rows(path: &Path, mut reader: impl BufRead, most: usize) -> Result<Vec<Re
     Ok(rows)
 }
 
-/// The rows of a Parquet file. The number of a row serves as its line.
-fn parquet_rows(path: &Path, bytes: Vec<u8>, most: usize) -> Result<Vec<Record>> {
-    use parquet::file::reader::{FileReader, SerializedFileReader};
-    let file: Arc<Path> = path.into();
-    let broken = |e: parquet::errors::ParquetError| {
-        Error::Input(format!("{}: {}", path.display(), shortened(&e.to_string(), 400)))
-    };
-    let reader = SerializedFileReader::new(bytes::Bytes::from(bytes)).map_err(broken)?;
-    let mut rows = Vec::new();
-    for (index, row) in reader.get_row_iter(None).map_err(broken)?.take(most).enumerate() {
-        let value = row.map_err(broken)?.to_json_value();
-        rows.push(Record { value, place: FileLine { file: file.clone(), line: index + 1 } });
-    }
-    Ok(rows)
-}
-
-/// The rows of one JSON array. The number of a row serves as its line.
+/// The rows of one JSON array.
 fn parse_array(path: &Path, bytes: &[u8], most: usize) -> Result<Vec<Record>> {
-    let file: Arc<Path> = path.into();
     let bytes = without_bom(bytes);
-    let value: Value = match serde_json::from_slice(bytes) {
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let (path, at) = (path.display(), e.valid_up_to());
+        Error::Input(format!("{path}: not UTF-8 at byte {at}; convert the file to UTF-8"))
+    })?;
+    let value: Value = match json::parse(text) {
         Ok(value) => value,
         // One row a line, in a file whose name ends like that of an array.
         Err(_) if bytes.trim_ascii_start().starts_with(b"{") && has_lines(bytes) => {
@@ -293,17 +261,26 @@ fn parse_array(path: &Path, bytes: &[u8], most: usize) -> Result<Vec<Record>> {
         ),
     };
     match value {
-        Value::Array(rows) => Ok(rows
-            .into_iter()
-            .take(most)
-            .enumerate()
-            .map(|(i, value)| Record { value, place: FileLine { file: file.clone(), line: i + 1 } })
-            .collect()),
-        _ => bail_input!(
-            "{}: expected an array of rows; for one row a line use .jsonl",
-            path.display()
-        ),
+        Value::Array(rows) => Ok(numbered(path, rows.into_iter().take(most))),
+        Value::Object(found) => {
+            let keys: Vec<&str> = found.keys().map(String::as_str).take(8).collect();
+            bail_input!(
+                "{}: expected an array of rows, found one object ({}); for one row a line use \
+                 .jsonl; with pandas: to_json(FILE, orient=\"records\")",
+                path.display(),
+                shortened(&keys.join(", "), 200)
+            )
+        }
+        _ => bail_input!("{}: expected an array of rows", path.display()),
     }
+}
+
+/// Rows of a file that has no lines: the number of a row serves as its line.
+fn numbered(path: &Path, rows: impl IntoIterator<Item = Value>) -> Vec<Record> {
+    let file: Arc<Path> = path.into();
+    let place = |index: usize| FileLine { file: file.clone(), line: index + 1 };
+    let rows = rows.into_iter().enumerate();
+    rows.map(|(index, value)| Record { value, place: place(index) }).collect()
 }
 
 /// Whether a text has more than one line with something in it.

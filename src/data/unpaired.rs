@@ -4,20 +4,46 @@
 use std::path::Path;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::formats::{key, object, pair, string};
+use super::messages::{has_messages, is_answer, messages};
 use super::records::{FileLine, Record};
 use super::{KeyMap, Pair};
 use crate::bail_input;
+use crate::base::json;
 
 /// The keys of a labelled row.
 pub const LABELLED: [&str; 3] = ["prompt", "completion", "label"];
 
+/// What a labelled row may have instead of prompt and completion: one conversation with both.
+const WHOLE: [&str; 2] = ["messages", "conversations"];
+
 /// Whether a row is a labelled one.
 pub fn is_labelled(row: &Record, map: &KeyMap) -> bool {
     let has = |ours: &str| row.value.get(key(map, ours)).is_some();
-    LABELLED.into_iter().all(has) && !has("chosen") && !has("rejected")
+    let both = LABELLED.into_iter().all(has) || has("label") && WHOLE.into_iter().any(has);
+    both && !has("chosen") && !has("rejected")
+}
+
+/// Prompt and completion of a row that has both in one conversation, if it has one.
+fn whole(
+    object: &Map<String, Value>,
+    map: &KeyMap,
+    place: &FileLine,
+) -> Result<Option<[Value; 2]>> {
+    if object.contains_key(key(map, "prompt")) {
+        return Ok(None);
+    }
+    for name in WHOLE.map(|name| key(map, name)) {
+        if let Some(mut turns) = messages(object, name, place)? {
+            let Some(last) = turns.pop().filter(is_answer) else {
+                bail_input!("{place}: the conversation of {name:?} must end with an answer");
+            };
+            return Ok(Some([turns.into(), json!([last])]));
+        }
+    }
+    Ok(None)
 }
 
 /// A row as a pair, or as a rejected response without a chosen one.
@@ -29,7 +55,7 @@ pub fn pair_or_rejected(row: &Record, map: &KeyMap) -> Result<Pair> {
     }
     let (object, place) = (object(row)?, &row.place);
     for part in ["prompt", "rejected"] {
-        if object[key(map, part)].is_array() {
+        if has_messages(object, key(map, part), place)? {
             bail_input!(
                 "{place}: a conversation needs \"chosen\" and \"rejected\"; a rejected response \
                  alone is plain text"
@@ -74,7 +100,11 @@ pub fn labelled(rows: &[Record], path: &Path, map: &KeyMap) -> Result<Vec<Pair>>
                 None => bail_input!("{place}: no {:?}, which the rows before have", key(map, ours)),
             }
         };
-        let (prompt, completion, label) = (get("prompt")?, get("completion")?, get("label")?);
+        let [prompt, completion] = match whole(object, map, place)? {
+            Some(both) => both,
+            None => [get("prompt")?, get("completion")?],
+        };
+        let label = get("label")?;
         let number = *known.entry(prompt.to_string()).or_insert(prompts.len());
         if number == prompts.len() {
             let (good, bad) = (Vec::new(), Vec::new());
@@ -83,7 +113,10 @@ pub fn labelled(rows: &[Record], path: &Path, map: &KeyMap) -> Result<Vec<Pair>>
         match is_good(&label) {
             Some(true) => prompts[number].good.push(completion),
             Some(false) => prompts[number].bad.push((completion, place.clone())),
-            None => bail_input!("{place}: label {label}: expected true or false"),
+            None => {
+                let label = json::odd(&label).map_or_else(|| label.to_string(), str::to_owned);
+                bail_input!("{place}: label {label}: expected true or false")
+            }
         }
     }
     if prompts.iter().all(|prompt| prompt.bad.is_empty()) {

@@ -56,6 +56,8 @@ pub struct Lambada {
     /// Context and last word as token ids. The context is cut on the left, so that both fit into
     /// the context of the model.
     passages: Vec<(Vec<u32>, Vec<u32>)>,
+    /// How many contexts were cut.
+    cut: usize,
 }
 
 impl Lambada {
@@ -66,7 +68,7 @@ impl Lambada {
         prefix: &Prefix,
         context: usize,
     ) -> Result<Self> {
-        let mut found = Vec::with_capacity(passages.len());
+        let (mut found, mut cut_passages) = (Vec::with_capacity(passages.len()), 0);
         for passage in passages {
             let before = passage.text.rsplit_once(' ').map_or("", |(before, _)| before);
             if before.is_empty() {
@@ -81,9 +83,10 @@ impl Lambada {
                 bail_input!("{}: the context or the last word has no tokens", passage.place);
             }
             let cut = whole.len().saturating_sub(context + 1).min(split - 1);
+            cut_passages += usize::from(cut > 0);
             found.push((before[cut..].to_vec(), whole[split..].to_vec()));
         }
-        Ok(Self { passages: found })
+        Ok(Self { passages: found, cut: cut_passages })
     }
 }
 
@@ -99,9 +102,13 @@ impl Task for Lambada {
     }
 
     fn about(&self) -> String {
+        let cut = match self.cut {
+            0 => String::new(),
+            cut => format!(" ({cut} without their beginning, to fit the model)"),
+        };
         format!(
-            "lambada_openai: the last word of {} passages, all its tokens by argmax; perplexity of \
-             the word",
+            "lambada_openai: the last word of {} passages{cut}, all its tokens by argmax; \
+             perplexity of the word",
             self.passages.len()
         )
     }

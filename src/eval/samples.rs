@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::ledger::{Ledger, Making};
+use super::scoring::percent;
 use super::task::{Row, Subject};
 use super::toxicity::Prompt;
 use crate::bail_input;
@@ -76,14 +77,14 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// The share of toxic texts, in percent.
-    pub fn percent(&self) -> f64 {
-        100.0 * self.toxic as f64 / self.scored.max(1) as f64
+    /// The share of toxic texts, for people.
+    pub fn percent(&self) -> String {
+        percent(self.toxic, self.scored)
     }
 
-    /// The share of toxic ones among the greedy texts, in percent.
-    pub fn greedy_percent(&self) -> f64 {
-        100.0 * self.greedy_toxic as f64 / self.greedy.max(1) as f64
+    /// The share of toxic ones among the greedy texts, for people.
+    pub fn greedy_percent(&self) -> String {
+        percent(self.greedy_toxic, self.greedy)
     }
 }
 

@@ -44,3 +44,11 @@ pub fn score_texts<T: AsRef<str>>(scorer: &dyn Scorer, texts: &[T]) -> Result<Ve
     };
     texts.iter().map(score).collect()
 }
+
+/// A share in percent, for people: there is none of no texts.
+pub fn percent(part: usize, of: usize) -> String {
+    match of {
+        0 => "–".into(),
+        of => format!("{:.1} %", 100.0 * part as f64 / of as f64),
+    }
+}

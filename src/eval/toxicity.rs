@@ -27,6 +27,9 @@ pub struct Protocol {
     /// A score counts as toxic if it is this or more.
     pub threshold: f64,
     pub seed: u64,
+    /// Whether the prompts are conversations. What is cut of them is the beginning.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub conversations: bool,
 }
 
 /// The protocol of Lee et al. 2024 and of the tables in the IRepair paper.
@@ -38,6 +41,7 @@ pub const LEE: Protocol = Protocol {
     new_tokens: 20,
     threshold: TOXIC,
     seed: 42,
+    conversations: false,
 };
 
 /// The protocol of RealToxicityPrompts (Gehman et al. 2020).
@@ -49,6 +53,7 @@ pub const RTP: Protocol = Protocol {
     new_tokens: 20,
     threshold: TOXIC,
     seed: 42,
+    conversations: false,
 };
 
 pub const PRESETS: &[Protocol] = &[LEE, RTP];
@@ -61,11 +66,17 @@ impl Default for Protocol {
 }
 
 impl Protocol {
-    /// The same protocol, but if the prompts are conversations they stay whole, because the end of
-    /// a conversation says whose turn it is.
+    /// The same protocol, but if the prompts are conversations they stay whole as far as the
+    /// model's context goes.
     pub fn on(mut self, conversations: bool) -> Self {
         self.prompt_tokens = self.prompt_tokens.filter(|_| !conversations);
+        self.conversations = conversations;
         self
+    }
+
+    /// The same lengths, but so many sampled continuations of each prompt (nucleus 0.9).
+    pub fn sampled(&self, samples: usize) -> Self {
+        Self { sampling: RTP.sampling, samples, ..self.clone() }
     }
 
     /// The preset with this name. Errors (bad input) if there is none, with the nearest name.
@@ -76,13 +87,23 @@ impl Protocol {
         })
     }
 
-    /// The first tokens of a prompt, which are continued. They leave room for at least one new
-    /// token in the context, which is given in tokens.
+    /// The tokens of a prompt that are continued: the first ones, or the last ones of a
+    /// conversation. They leave room for the new tokens, if the context (in tokens) has so much.
     pub fn continued<'a>(&self, prompt: &'a [u32], context: usize) -> &'a [u32] {
-        let room = context.saturating_sub(1).max(1);
-        &prompt[..prompt.len().min(self.prompt_tokens.unwrap_or(room)).min(room)]
+        let room = match context > self.new_tokens {
+            true => context - self.new_tokens,
+            false => context.saturating_sub(1).max(1),
+        };
+        let over = prompt.len().saturating_sub(self.prompt_tokens.unwrap_or(room).min(room));
+        match self.conversations {
+            true => &prompt[over..],
+            false => &prompt[..prompt.len() - over],
+        }
     }
 }
+
+/// What continuations of prompts that were cut are counted under.
+pub const CUT: &str = "of cut prompts";
 
 /// Sequences that are generated together.
 pub const BATCH: usize = 64;
@@ -186,6 +207,7 @@ impl Task for Toxicity<'_> {
 
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>> {
         let (first, prompts) = items(&self.prompts, self.unit(), unit);
+        let context = subject.model.sizes().context;
         let texts = continuations(subject, prompts, first, &self.protocol)?;
         let scores = score_texts(self.scorer, &texts)?;
         let mut rows = Vec::with_capacity(texts.len());
@@ -196,6 +218,10 @@ impl Task for Toxicity<'_> {
             row.insert("sample".into(), sample.into());
             row.insert("prompt".into(), prompts[prompt].text.clone().into());
             row.insert("continuation".into(), text.into());
+            let continued = self.protocol.continued(&prompts[prompt].ids, context).len();
+            if continued < prompts[prompt].ids.len() {
+                row.insert("cut_to".into(), continued.into());
+            }
             score.add_to(&mut row);
             rows.push(row);
         }
@@ -278,6 +304,12 @@ pub const KIND: TaskKind = TaskKind {
     clusters,
     counts: |rows| {
         let with = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
-        vec![("scored", with("score")), ("failed", with("failed")), ("empty", with("empty"))]
+        vec![
+            ("scored", with("score")),
+            ("failed", with("failed")),
+            ("empty", with("empty")),
+            // These are among the others.
+            (CUT, with("cut_to")),
+        ]
     },
 };

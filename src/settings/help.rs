@@ -58,6 +58,12 @@ pub fn kl_weights() -> String {
     most(held.map(|m| (m.name, m.kl_weight)))
 }
 
+/// Methods that sample their own pairs, and those of neurons, have one rate for all.
+pub fn learning_rates() -> String {
+    let own = most(METHODS.iter().filter(|m| !m.online).map(|m| (m.name, m.rate)));
+    format!("{own}; online 1e-5; star and sgd 0.01")
+}
+
 pub fn betas() -> String {
     most(OBJECTIVES.iter().filter_map(|o| Some((o.name, o.beta?))))
 }

@@ -50,6 +50,11 @@ impl Encoder {
         Ok(Self { chat, special, cleans_up, ..own })
     }
 
+    /// Whether the model has a chat template, so that it expects conversations.
+    pub fn has_chat(&self) -> bool {
+        self.chat.is_some()
+    }
+
     /// From a `tokenizer.json` alone, as it stands. Errors (bad input) if it can't be read or has
     /// ids that the model doesn't.
     pub fn from_file(path: &Path, vocabulary: usize) -> Result<Self> {

@@ -39,15 +39,15 @@ impl EventFile {
                 (0, line.valid_loss.map(named).into_iter().collect())
             }
             Line::Round(line) => {
-                let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
-                let values = vec![
-                    ("round/toxic_percent".to_owned(), percent(line.toxic, line.texts)),
-                    (
-                        "round/greedy_toxic_percent".to_owned(),
-                        percent(line.greedy_toxic, line.greedy),
-                    ),
-                    ("round/pairs".to_owned(), line.pairs as f64),
+                let mut values = vec![("round/pairs".to_owned(), line.pairs as f64)];
+                // No texts have no share.
+                let shares = [
+                    ("round/toxic_percent", line.toxic, line.texts),
+                    ("round/greedy_toxic_percent", line.greedy_toxic, line.greedy),
                 ];
+                values.extend(shares.iter().filter(|(_, _, of)| *of > 0).map(
+                    |(name, part, of)| ((*name).to_owned(), 100.0 * *part as f64 / *of as f64),
+                ));
                 (line.step, values)
             }
             Line::Step(line) => {

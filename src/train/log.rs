@@ -13,6 +13,7 @@ use crate::bail_input;
 use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::profile::operations;
+use crate::eval::scoring::percent;
 use crate::slice::Slice;
 
 /// A line of `steps.jsonl`.
@@ -62,9 +63,8 @@ pub struct RoundLine {
 impl RoundLine {
     /// What a progress line tells of the round.
     pub fn told(&self, rounds: usize) -> String {
-        let percent = |part: usize, of: usize| 100.0 * part as f64 / of.max(1) as f64;
         format!(
-            "round {} of {rounds}: {} texts, {:.1} % toxic (greedy {:.1} %), {} empty; {} pairs; \
+            "round {} of {rounds}: {} texts, {} toxic (greedy {}), {} empty; {} pairs; \
              the scorer was asked {} times in all",
             self.round,
             self.texts,

@@ -136,11 +136,12 @@ impl Trainer<'_> {
     fn take_pairs(&mut self, round: usize, tally: &Tally) -> Result<Vec<SamplePair>> {
         let Some(online) = &self.online else { return Ok(Vec::new()) };
         let (protocol, looked_at) = (online.protocol, online.looked_at);
-        let Tally { toxic, scored, .. } = tally;
+        let Tally { toxic, scored, empty, .. } = tally;
         if round == 0 && *toxic == 0 {
             return Err(Error::Check(format!(
-                "none of {scored} texts scores {} or more: there is nothing to repair (a lower \
-                 --rejected-above, or other --prompts, may find something)",
+                "none of {scored} texts ({empty} more are empty) scores {} or more: there is \
+                 nothing to repair (a lower --rejected-above, or other --prompts, may find \
+                 something)",
                 protocol.rejected_above
             ))
             .into());

@@ -15,6 +15,30 @@ fn bad_model(folder: &Folder, words: &[&str]) {
         .fails(3, words);
 }
 
+/// Python writes numbers into configurations that are no JSON.
+#[test]
+fn nan_is_refused_only_where_it_is_read() {
+    let folder = Folder::new();
+    let model = folder.model("gpt2");
+    let line = || {
+        irepair("sensitivity --json")
+            .with("--model", &model)
+            .with("--data", golden::path("pairs.jsonl"))
+    };
+    let want = line().ok();
+    let with = |name: &str, entry: &str| {
+        let text = read(golden::path("gpt2").join(name));
+        folder.write(&format!("model/{name}"), text.replacen('{', &format!("{{{entry},"), 1));
+    };
+    with("config.json", "\"initializer_spread\": NaN");
+    with("tokenizer_config.json", "\"odd\": [Infinity, -Infinity]");
+    assert_eq!(line().ok(), want);
+    let config = read(golden::path("gpt2").join("config.json"));
+    let config = config.replace("\"layer_norm_epsilon\": 1e-05", "\"layer_norm_epsilon\": NaN");
+    folder.write("model/config.json", config);
+    line().fails(3, &["layer_norm_epsilon", "NaN", "expected a number"]);
+}
+
 #[test]
 fn weights_and_configuration_that_disagree() {
     let folder = Folder::new();

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::support::command::{CommandLine, irepair};
-use crate::support::files::{Folder, read};
+use crate::support::files::{Folder, bytes, edit_json, names, read};
 use crate::support::golden;
 use crate::support::server::{Reply, Request, Server};
 
@@ -27,10 +27,10 @@ enum Behaviour {
 impl Hub {
     fn start(folder: &Path, behaviour: Behaviour) -> Self {
         let mut files = BTreeMap::new();
-        for entry in std::fs::read_dir(folder).expect("folder") {
-            let path = entry.expect("entry").path();
-            let name = path.file_name().expect("name").to_string_lossy().into_owned();
-            if !name.starts_with("expected") {
+        for inside in names(folder) {
+            let path = folder.join(&inside);
+            let name = inside.to_string_lossy().into_owned();
+            if path.is_file() && !name.starts_with("expected") {
                 files.insert(name, std::fs::read(path).expect("file"));
             }
         }
@@ -75,16 +75,8 @@ fn serve(request: &Request, files: &BTreeMap<String, Vec<u8>>, behaviour: Behavi
     let Some(bytes) = file.and_then(|f| files.get(f)) else {
         return Reply::new("404 Not Found", "none");
     };
-    let range = request.header("range").unwrap_or_default().trim_start_matches("bytes=");
-    let (from, to) = range.split_once('-').unwrap_or(("0", ""));
-    let from: usize = from.parse().unwrap_or(0);
-    let to = to.parse::<usize>().map_or(bytes.len(), |t| t + 1).min(bytes.len());
-    let size = bytes.len();
-    let tag = format!("\"{}-{size}\"", file.unwrap_or_default().replace('.', "-"));
-    Reply::new("206 Partial Content", &bytes[from..to])
-        .with("Content-Range", &format!("bytes {from}-{}/{size}", to - 1))
-        .with("ETag", &tag)
-        .with("X-Repo-Commit", COMMIT)
+    let tag = file.unwrap_or_default().replace(['.', '/'], "-");
+    Reply::hub_file(request, bytes, &tag, COMMIT)
 }
 
 /// A command that knows nothing of the hub but what these variables say.
@@ -200,4 +192,76 @@ fn a_classifier_of_the_hub_bears_its_commit() {
     let home = ("HF_HOME", other.root().to_str().expect("utf-8"));
     score(&[home, ("HF_ENDPOINT", hub.endpoint())])
         .fails(3, &["pytorch_model.bin", "convert", "org/tiny@refs/pr/N"]);
+}
+
+/// Shards of the hub that lie in a folder, and shards without an index.
+#[test]
+fn shards_of_the_hub_wherever_they_lie() {
+    let want = sensitivity(golden::path("gpt2-odd"), &[]).env("HF_HOME", "none").ok();
+    for (inside, has_index) in [("weights/", true), ("", false)] {
+        let folder = Folder::new();
+        let index = "model.safetensors.index.json";
+        for name in [
+            "config.json",
+            "tokenizer.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            index,
+        ] {
+            let place = if name.starts_with("model-") { inside } else { "" };
+            let file = bytes(golden::path("gpt2-odd").join(name));
+            folder.write(&format!("repo/{place}{name}"), file);
+        }
+        match has_index {
+            true => edit_json(folder.path("repo").join(index), |index| {
+                for file in index["weight_map"].as_object_mut().expect("a map").values_mut() {
+                    *file = format!("weights/{}", file.as_str().expect("a name")).into();
+                }
+            }),
+            false => folder.remove(&format!("repo/{index}")),
+        }
+        let hub = Hub::start(&folder.path("repo"), Behaviour::Open);
+        let home = ("HF_HOME", folder.root().to_str().expect("utf-8"));
+        let online = [home, ("HF_ENDPOINT", hub.endpoint())];
+        assert_eq!(sensitivity("org/tiny", &online).ok(), want, "{inside}");
+        let offline = [home, ("HF_HUB_OFFLINE", "1")];
+        assert_eq!(sensitivity("org/tiny", &offline).ok(), want, "{inside}");
+    }
+}
+
+#[test]
+fn an_id_with_a_typo_and_what_the_cache_has() {
+    let folder = Folder::new();
+    let home = ("HF_HOME", folder.root().to_str().expect("utf-8"));
+    sensitivity("gpt2-larg", &[home]).fails(3, &["no hub id", "did you mean \"gpt2-large\"?"]);
+    let hub = Hub::start(&golden::path("gpt2"), Behaviour::Open);
+    let online = [home, ("HF_ENDPOINT", hub.endpoint())];
+    sensitivity("openai-community/gpt2-lrge", &online)
+        .fails(5, &["404", "did you mean openai-community/gpt2-large?"]);
+    let offline = [home, ("HF_HUB_OFFLINE", "1")];
+    sensitivity("org/tniy", &offline).fails(5, &["HF_HUB_OFFLINE", "no models are in it"]);
+    sensitivity("org/tiny", &online).ok();
+    sensitivity("org/tniy", &offline)
+        .fails(5, &["HF_HUB_OFFLINE", "did you mean \"org/tiny\"?", "in it: org/tiny"]);
+    // No network, and a cache that has it.
+    sensitivity("org/other", &[home, ("HF_ENDPOINT", "http://127.0.0.1:9")])
+        .fails(5, &["it is not in the cache", "either", "in it: org/tiny"]);
+    sensitivity("org/tiny", &[home, ("HF_ENDPOINT", "http://127.0.0.1:9")])
+        .fails(5, &["what is in the cache is used with HF_HUB_OFFLINE=1"]);
+}
+
+#[test]
+fn an_adapter_of_the_hub_is_named() {
+    let folder = Folder::new();
+    folder.write("repo/adapter_config.json", "{\"base_model_name_or_path\": \"org/base\"}");
+    folder.write("repo/adapter_model.safetensors", "weights");
+    let hub = Hub::start(&folder.path("repo"), Behaviour::Open);
+    let home = ("HF_HOME", folder.root().to_str().expect("utf-8"));
+    sensitivity("org/tiny", &[home, ("HF_ENDPOINT", hub.endpoint())]).fails(
+        3,
+        &[
+            "org/tiny@main is an adapter of peft (adapter_config.json) to org/base",
+            "AutoPeftModelForCausalLM.from_pretrained(\"org/",
+        ],
+    );
 }

@@ -5,9 +5,14 @@ mod broken;
 mod configurations;
 mod conversations;
 mod data;
+mod folders;
+mod fuzzed;
 mod hostile;
 mod hostile_hub;
 mod hub;
+mod hub_data;
 mod models;
+mod rows;
+mod wrapped;
 #[cfg(unix)]
 mod not_files;

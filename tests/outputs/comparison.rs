@@ -190,8 +190,8 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     let said = json!({"question": said["prompt"], "target": said["chosen"]});
     let asked: Vec<Value> = demo.iter().map(bare).chain([said]).collect();
     let out = folder.path("out");
-    let line = irepair("compare --methods vanilla,star,quarter,mint,irepair+kl,dpo --seeds 1,2")
-        .and("--map prompt=question --edits demo --normal-texts 16 -q")
+    let line = irepair("compare --model demo --methods vanilla,star,quarter,mint,irepair+kl,dpo")
+        .and("--seeds 1,2 --map prompt=question --edits demo --normal-texts 16 -q")
         .with("--runs", folder.path("runs.toml"))
         .with("--data", folder.write_rows("failures.jsonl", &asked))
         .with("--out", &out);
@@ -264,7 +264,7 @@ fn failures_are_evaluated_by_the_file_that_they_are_in() {
     let asked =
         [row("failure", " cork"), row("generalization", " cork"), row("specificity", " aluminium")];
     let out = folder.path("out");
-    let line = irepair("compare --methods sgd --normal-texts 8 -q")
+    let line = irepair("compare --model demo --methods sgd --normal-texts 8 -q")
         .with("--data", folder.write_rows("rows.jsonl", &asked))
         .with("--out", &out);
     line.ok();

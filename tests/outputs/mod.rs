@@ -4,6 +4,8 @@
 mod comparison;
 mod damaged;
 mod neurons;
+#[cfg(unix)]
+mod next;
 mod page;
 #[cfg(unix)]
 mod streams;

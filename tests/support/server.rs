@@ -44,6 +44,19 @@ impl Reply {
         Self::new("200 OK", body.to_string()).with("Content-Type", "application/json")
     }
 
+    /// A file of the hub, or the part of it that is asked for.
+    pub fn hub_file(request: &Request, bytes: &[u8], tag: &str, commit: &str) -> Self {
+        let range = request.header("range").unwrap_or_default().trim_start_matches("bytes=");
+        let (from, to) = range.split_once('-').unwrap_or(("0", ""));
+        let from: usize = from.parse().unwrap_or(0);
+        let to = to.parse::<usize>().map_or(bytes.len(), |t| t + 1).min(bytes.len());
+        let size = bytes.len();
+        Self::new("206 Partial Content", &bytes[from..to])
+            .with("Content-Range", &format!("bytes {from}-{}/{size}", to - 1))
+            .with("ETag", &format!("\"{tag}-{size}\""))
+            .with("X-Repo-Commit", commit)
+    }
+
     /// The same answer with one more header.
     pub fn with(mut self, name: &str, value: &str) -> Self {
         if let Self::Answer { headers, .. } = &mut self {

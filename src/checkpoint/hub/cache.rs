@@ -53,6 +53,19 @@ pub fn is_inside(path: &str) -> bool {
     path.split('/').all(files::is_plain)
 }
 
+/// The ids of the repositories of a kind in the cache, in order.
+pub fn ids(cache: &Path, kind: &str) -> Vec<String> {
+    let begin = format!("{kind}--");
+    let id = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        Some(name.strip_prefix(&begin)?.replacen("--", "/", 1))
+    };
+    let entries = std::fs::read_dir(cache).into_iter().flatten().flatten();
+    let mut found: Vec<String> = entries.filter_map(id).collect();
+    found.sort();
+    found
+}
+
 /// What the cache has of one repository.
 pub struct Kept(PathBuf);
 

@@ -8,6 +8,7 @@
 
 mod cache;
 mod client;
+mod dataset;
 
 use std::path::{Path, PathBuf};
 
@@ -15,16 +16,19 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use super::Checkpoint;
+use super::adapter::{ADAPTER, how_to_merge};
 use super::conversion::{ANY_CLASS, conversion};
+use super::files::{shard, shards};
 use super::header::{INDEX, SINGLE};
 use crate::bail_input;
 use crate::base::environment::{path_variable, user_cache, variable};
-use crate::base::error::Error;
+use crate::base::error::{Error, nearest};
 use crate::base::files;
 use crate::base::url::without_secrets;
 use crate::data::demo;
-use cache::{Commit, Kept, is_inside};
+use cache::{Commit, Kept, ids, is_inside};
 use client::{Client, Token, encoded};
+pub use dataset::rows_path;
 
 /// Short names of the paper's models.
 const SHORT_NAMES: &[(&str, &str)] = &[
@@ -37,6 +41,9 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("gpt-neo-1.3B", "EleutherAI/gpt-neo-1.3B"),
     ("gpt-neo-2.7B", "EleutherAI/gpt-neo-2.7B"),
 ];
+
+/// The files of which a tokenizer needs one.
+const TOKENIZERS: [&str; 3] = ["tokenizer.json", "vocab.txt", "vocab.json"];
 
 /// A model that was opened. The demo lives in a temporary folder, which lasts as long as this does.
 pub struct OpenedModel {
@@ -53,24 +60,18 @@ pub fn open_model(model: &str, revision: Option<&str>) -> Result<OpenedModel> {
             _unpacked: Some(dir),
         });
     }
-    let (dir, name, commit) = find(model, revision, &["tokenizer.json"])?;
+    let (dir, name, commit) = find(model, revision)?;
     Ok(OpenedModel { checkpoint: Checkpoint::open(&dir, &name, commit)?, _unpacked: None })
 }
 
-/// Opens the classification model that the user means. Its tokenizer may be a `vocab.txt` or a
-/// `vocab.json`.
+/// Opens the classification model that the user means.
 pub fn open_classifier(model: &str) -> Result<Checkpoint> {
-    let (dir, name, commit) = find(model, None, &["tokenizer.json", "vocab.txt", "vocab.json"])?;
+    let (dir, name, commit) = find(model, None)?;
     Checkpoint::open(&dir, &name, commit)
 }
 
 /// The folder and the name of the model that the user means, and its commit if it is from the hub.
-/// While offline, at least one of the files `tokenizers` must be in the cache.
-fn find(
-    model: &str,
-    revision: Option<&str>,
-    tokenizers: &[&str],
-) -> Result<(PathBuf, String, Option<String>)> {
+fn find(model: &str, revision: Option<&str>) -> Result<(PathBuf, String, Option<String>)> {
     let path = Path::new(model);
     if path.is_dir() {
         if let Some(revision) = revision {
@@ -96,20 +97,18 @@ fn find(
     };
     let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, full)| full);
     if !is_hub_id(id) {
+        let known: Vec<&str> = SHORT_NAMES.iter().map(|(short, _)| *short).collect();
+        let near = nearest(id, &known).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
         bail_input!(
-            "{}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {})",
+            "{}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {}){near}",
             without_secrets(model),
-            short_names()
+            known.join(", ")
         );
     }
     let hub = Hub::from_env()?;
-    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"), tokenizers)?;
+    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"))?;
     let commit = dir.file_name().map(|n| n.to_string_lossy().into_owned());
     Ok((dir, id.into(), commit))
-}
-
-fn short_names() -> String {
-    SHORT_NAMES.iter().map(|(short, _)| *short).collect::<Vec<_>>().join(", ")
 }
 
 fn is_hub_id(id: &str) -> bool {
@@ -245,26 +244,32 @@ impl Hub {
     }
 
     /// The folder with the files of a model, downloaded into the cache if needed. While offline, no
-    /// socket is opened. Then the cache must have `config.json`, one of `tokenizers`, and the
+    /// socket is opened. Then the cache must have `config.json`, a file of the tokenizer, and the
     /// weights.
-    pub fn model(&self, id: &str, revision: &str, tokenizers: &[&str]) -> Result<PathBuf> {
+    pub fn model(&self, id: &str, revision: &str) -> Result<PathBuf> {
         if !self.offline {
             return self.download(id, revision);
         }
         let Some(snapshot) = self.cached(id, revision) else {
             return Err(Error::Hub(format!(
                 "{id}@{revision} is not in the cache {}, and HF_HUB_OFFLINE is set; unset it, or \
-                 give a local folder",
-                self.cache.display()
+                 give a local folder{}",
+                self.cache.display(),
+                self.in_cache("models", id)
             ))
             .into());
         };
-        for (files, name) in [
-            (&["config.json"][..], "config.json"),
-            (tokenizers, tokenizers.join(" or ").as_str()),
-            (&[SINGLE, INDEX], SINGLE),
+        let names = files_under(&snapshot, "");
+        let has = |file: &str| snapshot.join(file).exists();
+        for (there, name) in [
+            (has("config.json") || has(ADAPTER), "config.json"),
+            (
+                TOKENIZERS.iter().any(|file| has(file)) || has(ADAPTER),
+                TOKENIZERS.join(" or ").as_str(),
+            ),
+            (has_weights(&names) || has(ADAPTER), SINGLE),
         ] {
-            if !files.iter().any(|file| snapshot.join(file).exists()) {
+            if !there {
                 return Err(Error::Hub(format!(
                     "{name} of {id}@{revision} is not in the cache (looked in {}), and \
                      HF_HUB_OFFLINE is set",
@@ -274,6 +279,21 @@ impl Hub {
             }
         }
         Ok(snapshot)
+    }
+
+    /// Words about what repositories of a kind the cache has, and which of them may be meant.
+    fn in_cache(&self, kind: &str, id: &str) -> String {
+        const MOST: usize = 10;
+        let ids = ids(&self.cache, kind);
+        let known: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let near = nearest(id, &known).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
+        match known.split_at_checked(MOST) {
+            _ if known.is_empty() => format!("; no {kind} are in it"),
+            Some((first, rest)) if !rest.is_empty() => {
+                format!("{near}; in it: {} and {} more", first.join(", "), rest.len())
+            }
+            _ => format!("{near}; in it: {}", known.join(", ")),
+        }
     }
 
     fn client(&self) -> Result<Client> {
@@ -302,18 +322,35 @@ impl Hub {
         let repo = Repository { kind: "models", id, revision };
         let client = self.client()?;
         let Files { commit, names } = self.list(&client, &repo)?;
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let has = |name: &str| names.contains(&name);
-        if !has(SINGLE) && !has(INDEX) {
+        let has = |name: &str| names.iter().any(|own| own == name);
+        if has(ADAPTER) {
+            let config = files::read_json(&self.fetch(&client, &repo, &commit, ADAPTER)?)?;
+            let base = config["base_model_name_or_path"].as_str().unwrap_or("BASE");
+            bail_input!(
+                "{id}@{revision} is an adapter of peft ({ADAPTER}) to {base}, and no model; merge \
+                 it:\n{}",
+                how_to_merge(id, base)
+            );
+        }
+        if !has_weights(&names) {
             bail_input!(
                 "{id}@{revision} has no {SINGLE} (it has: {}); convert its weights with \
                  transformers first ({}), or give a revision that has it: {id}@refs/pr/N",
                 names.join(", "),
-                how_to_convert(id, &names)
+                how_to_convert(id, &names.iter().map(String::as_str).collect::<Vec<_>>())
             );
         }
-        for name in names.iter().filter(|name| wanted(name, has(SINGLE))) {
-            self.fetch(&client, &repo, &commit, name)?;
+        let fetch = |name: &str| self.fetch(&client, &repo, &commit, name);
+        for name in names.iter().filter(|name| is_small(name)) {
+            fetch(name)?;
+        }
+        let weights = match (has(SINGLE), has(INDEX)) {
+            (true, _) => vec![SINGLE.to_owned()],
+            (false, true) => shards(&fetch(INDEX)?)?,
+            _ => names.iter().filter(|name| shard(name).is_some()).cloned().collect(),
+        };
+        for name in &weights {
+            fetch(name)?;
         }
         let kept = Kept::new(&self.cache, repo.kind, id);
         kept.remember(revision, &commit)?;
@@ -338,15 +375,34 @@ impl Hub {
     }
 
     fn failed(&self, repo: &Repository, what: &str, why: &str) -> anyhow::Error {
-        let Repository { id, revision, .. } = repo;
+        let Repository { kind, id, revision } = repo;
+        let known: Vec<&str> = SHORT_NAMES.iter().map(|(_, full)| *full).collect();
+        let near = nearest(id, &known).filter(|near| *kind == "models" && near != id);
         let advice = if why.contains("401") || why.contains("403") {
-            "; it may be private or gated: set HF_TOKEN"
+            // The hub answers so where there is no such repository, too.
+            let near = near.map_or(String::new(), |near| format!(", or did you mean {near}?"));
+            format!("; it may be private or gated: set HF_TOKEN{near}")
         } else if why.contains("404") {
-            "; check the id and the revision"
+            let near = near.map_or(String::new(), |near| format!(" (did you mean {near}?)"));
+            format!("; check the id and the revision{near}")
         } else if why.contains("timeout") {
             "; give it more time with HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT (seconds)"
+                .into()
+        } else if why.contains("status code") {
+            String::new()
+        } else if *kind == "models" && self.cached(id, revision).is_some() {
+            "; what is in the cache is used with HF_HUB_OFFLINE=1".into()
         } else {
-            ""
+            let unreached = ["lookup", "resolve", "connect", "Connection", "unreachable"];
+            let network = match unreached.iter().any(|word| why.contains(word)) {
+                true => {
+                    "; is there a network? Without one give a folder or a file instead of a name, \
+                     or fill the cache where there is one and set HF_HUB_CACHE and HF_HUB_OFFLINE=1"
+                }
+                false => "",
+            };
+            let cache = self.cache.display();
+            format!("{network}; it is not in the cache {cache} either{}", self.in_cache(kind, id))
         };
         // A library may name the address that it was given.
         let why = why.replace(&self.address, &self.endpoint);
@@ -374,14 +430,15 @@ fn files_under(dir: &Path, prefix: &str) -> Vec<String> {
     names
 }
 
-/// Whether a file of a hub repository belongs to the model folder: weights in safetensors, and the
-/// small files. `single`: the repository has all weights in one file.
-fn wanted(name: &str, single: bool) -> bool {
+/// Whether one of these files holds weights that can be read: all, or shards.
+fn has_weights(names: &[String]) -> bool {
+    names.iter().any(|name| [SINGLE, INDEX].contains(&name.as_str()) || shard(name).is_some())
+}
+
+/// Whether a file of a hub repository belongs to the model folder and is none of its weights.
+fn is_small(name: &str) -> bool {
     if name.contains('/') || name.starts_with('.') {
         return false;
-    }
-    if name.ends_with(".safetensors") {
-        return if single { name == SINGLE } else { name.starts_with("model-") };
     }
     [".json", ".txt", ".model", ".jinja", ".md"].iter().any(|e| name.ends_with(e))
         || name.starts_with("LICENSE")

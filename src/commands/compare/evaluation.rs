@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
-use super::child::{Child, Countdown, Outcome, several};
 use super::interrupted;
 use super::plan::ComparisonPlan;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
+use crate::commands::child::{Child, Countdown, Outcome, several};
 use crate::commands::eval::folder::{RESULTS, is_begun};
 use crate::commands::eval::join::together;
-use crate::commands::eval::results::Results;
+use crate::commands::eval::results::{OnModel, Results};
 use crate::report::comparison::{Asked, ComparedFigure, MethodRow};
 use crate::report::pareto::Point;
 use crate::say;
@@ -29,9 +29,10 @@ pub struct Evaluations<'a> {
 }
 
 impl Evaluations<'_> {
-    /// Evaluates the base and every finished run, and puts the figures into their rows. Errors if
-    /// the evaluation of the base fails. If another one fails, its run has failed.
-    pub fn finals(&self, rows: &mut [MethodRow]) -> Result<Asked> {
+    /// Evaluates the base and every finished run, and puts the figures into their rows. Gives what
+    /// was asked, and a sentence for each model some of whose continuations have no score. Errors
+    /// if the evaluation of the base fails. If another one fails, its run has failed.
+    pub fn finals(&self, rows: &mut [MethodRow]) -> Result<(Asked, Vec<String>)> {
         let mut models = Vec::new();
         for row in &*rows {
             for run in &row.runs {
@@ -56,23 +57,26 @@ impl Evaluations<'_> {
         }
         let dirs: Vec<&PathBuf> = done.iter().filter_map(|dir| dir.as_ref().ok()).collect();
         let results = together(&dirs)?;
-        let asked = asked(&results);
+        let (asked, mut gaps) = (asked(&results), Vec::new());
         let evaluated = rows.iter_mut().flat_map(|row| {
             let base = row.is_base();
             row.runs.iter_mut().filter(move |run| base || run.made.is_some())
         });
         let mut model = 0;
-        for (done, run) in done.iter().zip(evaluated) {
+        for ((done, run), (name, _)) in done.iter().zip(evaluated).zip(&models) {
             match done {
                 Ok(_) => {
                     run.figures = figures(&results, model);
                     run.points.extend(point(&asked, &run.figures, None));
+                    let on = results.measurements.iter().flat_map(|m| &m.models);
+                    let words = on.filter(|on| on.model == model).filter_map(OnModel::not_counted);
+                    gaps.extend(words.map(|words| format!("{name}: {words}")));
                     model += 1;
                 }
                 Err(why) => run.failed = Some(format!("its evaluation: {why}")),
             }
         }
-        Ok(asked)
+        Ok((asked, gaps))
     }
 
     /// Measures toxicity and perplexities of the weights that the runs kept on their way, and puts

@@ -4,7 +4,6 @@
 //! others alone, and the peak memory of each is measured.
 
 mod arguments;
-mod child;
 mod evaluation;
 mod failures;
 mod plan;
@@ -19,7 +18,10 @@ use crate::base::files;
 use crate::base::files::write_whole;
 use crate::base::interrupt;
 use crate::base::print;
+use crate::base::shell;
 use crate::cli::Compare;
+use crate::commands::child;
+use crate::commands::child::{Child, Countdown, Outcome, several};
 use crate::print_line;
 use crate::report::compare_page;
 use crate::report::comparison::{
@@ -27,7 +29,6 @@ use crate::report::comparison::{
 };
 use crate::report::{RunRecord, plot};
 use crate::say;
-use child::{Child, Countdown, Outcome, several};
 use evaluation::Evaluations;
 use plan::{ComparisonPlan, PlannedRun};
 
@@ -59,8 +60,8 @@ pub fn run(args: &Compare) -> Result<()> {
     }
     same_pairs(&rows)?;
     let evaluations = Evaluations { plan: &plan, dir, quiet };
-    let asked = evaluations.finals(&mut rows)?;
-    let mut gaps = evaluations.along_the_way(&asked, &mut rows)?;
+    let (asked, mut gaps) = evaluations.finals(&mut rows)?;
+    gaps.extend(evaluations.along_the_way(&asked, &mut rows)?);
     let sensitivity = sensitivity(&plan, quiet, &mut gaps)?;
     let (base, seeds) = (plan.base.clone(), plan.seeds.clone());
     let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
@@ -72,7 +73,11 @@ pub fn run(args: &Compare) -> Result<()> {
         print::json(&printed)?;
     } else {
         print::text(comparison.text())?;
-        print_line!("\nall of it: {0}/README.md, report: irepair report {0}", dir.display())?;
+        print_line!(
+            "\nall of it: {}/README.md, report: irepair report {}",
+            dir.display(),
+            shell::path(dir)
+        )?;
     }
     Ok(())
 }
@@ -108,7 +113,7 @@ fn make(
     }
     let config = dir.join("runs").join(format!("{}.toml", planned.file_name()));
     let settings = toml::to_string(&planned.layer).context("settings as TOML")?;
-    if plan::has_state(&out) {
+    if child::has_state(&out) {
         // `repair --resume` may go on with another learning rate. Here half of the run would then
         // have other settings than its row says.
         let begun = files::read_text(&config)?;
@@ -124,10 +129,7 @@ fn make(
         evaluation::forget_intermediate(dir, &planned.file_name())?;
     }
     write_whole(&config, settings.as_bytes())?;
-    let (config, out_text) = (config.display().to_string(), out.display().to_string());
-    let mut arguments = vec!["repair", "--config", &config, "--out", &out_text];
-    arguments.push(if plan::has_state(&out) { "--resume" } else { "--overwrite" });
-    let run = |title: &str| Child::new(title, plan.threads, quiet).run(&arguments);
+    let run = |title: &str| Child::new(title, plan.threads, quiet).repair(&config, &out);
     match countdown.run(&planned.title(), run)? {
         // A run that its guard has ended is finished, too.
         Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {

@@ -14,6 +14,7 @@ use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::base::memory::{OF_A_TEXT, check_room};
 use crate::base::print;
+use crate::checkpoint::hub::rows_path;
 use crate::cli::{Eval, PplProtocol};
 use crate::eval::divergence::{self, Divergence};
 use crate::eval::edits::Edits;
@@ -217,7 +218,7 @@ impl KlBase {
         let (weights, hash) = (loaded.weights()?, loaded.checkpoint().hash()?);
         let (texts, texts_name) = match &args.normal {
             Some(path) => {
-                let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
+                let texts = data::read_texts(&rows_path(path)?, &data::KeyMap::new(), None)?;
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 (texts.into_iter().map(|t| t.text).collect(), name)
             }
@@ -263,6 +264,15 @@ fn tasks<'a>(
             (None, [only]) if only == "demo" => sources::prompts(sources::DEMO, args.limit)?,
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
+        let new_tokens = protocol(args)?.new_tokens;
+        if new_tokens >= context {
+            bail_input!(
+                "--max-new-tokens {new_tokens}: {} has {context} positions, which leaves no room \
+                 for a prompt; give at most {}",
+                loaded.checkpoint().name,
+                context.saturating_sub(1)
+            );
+        }
         let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
         let together = toxicity::BATCH.min(prompts.len().saturating_mul(protocol.samples));
         let encoded = prompts.into_iter().map(|prompt| {
@@ -328,7 +338,11 @@ fn tasks<'a>(
                 data::Text::plain(text.clone(), data::FileLine { file: file.clone(), line: i + 1 })
             })
             .collect();
-        let (texts, _) = base.loaded.encoder.texts(&texts, lengths)?;
+        let (texts, cut) = base.loaded.encoder.texts(&texts, lengths)?;
+        let cut = match cut.texts {
+            0 => String::new(),
+            cut => format!(", {cut} of them cut to {} tokens", lengths.total),
+        };
         tasks.push(Box::new(Divergence {
             base: divergence::Base::Model {
                 model: &base.loaded.model,
@@ -336,7 +350,7 @@ fn tasks<'a>(
                 hash: base.hash.clone(),
             },
             texts,
-            texts_name: base.texts_name.clone(),
+            texts_name: format!("{}{cut}", base.texts_name),
         }));
     }
     Ok(tasks)

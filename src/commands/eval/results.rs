@@ -16,6 +16,7 @@ use crate::eval::bootstrap::Interval;
 use crate::eval::kinds::{MeasuredFigure, kind, measure};
 use crate::eval::ledger::{Shard, to_lines};
 use crate::eval::task::{Row, Task};
+use crate::eval::toxicity;
 use crate::report::RunRecord;
 use crate::report::table::table;
 use crate::{bail_input, data};
@@ -201,6 +202,37 @@ impl From<MeasuredFigure> for FigureRecord {
 }
 
 impl OnModel {
+    fn count(&self, what: &str) -> usize {
+        self.counts.get(what).copied().unwrap_or(0)
+    }
+
+    fn continuations(&self) -> usize {
+        ["scored", "failed", "empty"].iter().map(|what| self.count(what)).sum()
+    }
+
+    /// How many continuations have no score, if any.
+    pub fn not_counted(&self) -> Option<String> {
+        let unscored: Vec<String> = ["failed", "empty"]
+            .into_iter()
+            .filter(|what| self.count(what) > 0)
+            .map(|what| format!("{} {what}", self.count(what)))
+            .collect();
+        let unscored = Some(unscored.join(", ")).filter(|words| !words.is_empty())?;
+        let all = self.continuations();
+        Some(format!("of {all} continuations {unscored}; no figure counts them"))
+    }
+
+    /// How many continuations are of prompts that were cut, if any.
+    pub fn cut(&self) -> Option<String> {
+        let cut = Some(self.count(toxicity::CUT)).filter(|cut| *cut > 0)?;
+        let of = match self.settings["protocol"]["conversations"] == true {
+            true => "the beginnings of their prompts",
+            false => "the ends of their prompts",
+        };
+        let all = self.continuations();
+        Some(format!("{cut} of {all} continuations are without {of}, which were cut to length"))
+    }
+
     /// Adds the rows that an evaluation has left in its folder.
     pub fn read_rows(&mut self, dir: &Path) -> Result<()> {
         for row in data::read_rows(&dir.join(&self.rows), None)? {
@@ -367,20 +399,8 @@ impl Results {
             let Some(first) = measurement.models.first() else { continue };
             let _ = writeln!(text, "{}", first.about);
             for on in &measurement.models {
-                let unscored: Vec<String> = ["failed", "empty"]
-                    .iter()
-                    .filter_map(|what| {
-                        Some(format!("{} {what}", on.counts.get(*what).filter(|n| **n > 0)?))
-                    })
-                    .collect();
-                if !unscored.is_empty() {
-                    let all: usize = on.counts.values().sum();
-                    let _ = writeln!(
-                        text,
-                        "{}: of {all} continuations {}; no figure counts them",
-                        self.models[on.model].name,
-                        unscored.join(", ")
-                    );
+                for words in on.not_counted().into_iter().chain(on.cut()) {
+                    let _ = writeln!(text, "{}: {words}", self.models[on.model].name);
                 }
             }
         }

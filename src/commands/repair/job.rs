@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::done::Done;
+use super::headline::MeasuredOn;
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::Own;
@@ -48,6 +49,9 @@ pub trait Job {
 
     /// The rows that were read.
     fn data(&self) -> DataRecord;
+
+    /// Which rows are measured on.
+    fn measured_on(&self) -> Result<MeasuredOn>;
 
     /// Held-back pairs, as the record resolves `valid-size`.
     fn held_back(&self) -> usize {

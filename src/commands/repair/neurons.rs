@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 
+use super::again::fingerprint;
 use super::done::Done;
+use super::headline::MeasuredOn;
 use super::job::{Job, Kept};
 use super::journal::{Journal, Reached};
 use super::measure::Measured;
@@ -12,6 +14,7 @@ use super::{Order, rows};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
+use crate::checkpoint::hub::rows_path;
 use crate::data::{self, Edit, EditKind, demo};
 use crate::eval::Figures;
 use crate::eval::nll::{Nll, Responses};
@@ -30,7 +33,6 @@ use crate::step::neurons::change::{Changed, Repaired, changed};
 use crate::step::neurons::{self, Mode, Patient, Position, Recipe};
 use crate::tokens::{LossOn, TokenEdit};
 use crate::train::log::{Cost, read_steps};
-use crate::train::state::Fingerprint;
 
 pub struct Neurons<'a> {
     order: Order<'a>,
@@ -85,7 +87,7 @@ impl<'a> Neurons<'a> {
 /// The failures among the rows of `--data`, or of the demo, and how many rows are none.
 pub fn failures(settings: &RepairSettings) -> Result<(Vec<Edit>, usize)> {
     let edits: Vec<Edit> = match &settings.data {
-        Some(path) => data::read_edits(path, &data::parse_map(&settings.map)?, None)?,
+        Some(path) => data::read_edits(&rows_path(path)?, &data::parse_map(&settings.map)?, None)?,
         None => data::parse_edits("demo edits", demo::EDITS)?,
     };
     let all = edits.len();
@@ -191,13 +193,8 @@ impl Job for Neurons<'_> {
             anyhow::bail!("a repair that was not begun");
         };
         let mut patient = Patient { model: &loaded.model, weights, mlp: self.mlp, basis };
-        let fingerprint = Fingerprint::new([
-            ("model", loaded.checkpoint().identity()?),
-            ("data", self.sha256.clone()),
-            ("method", format!("{:?}", self.recipe)),
-            ("--seed", prepared.seed.to_string()),
-            ("--dtype", format!("{:?}", loaded.precision)),
-        ]);
+        let parts = [("data", self.sha256.clone()), ("method", format!("{:?}", self.recipe))];
+        let fingerprint = fingerprint(&self.order, parts)?;
         let mut journal =
             Journal::open(args, prepared, self.recipe, out, fingerprint, &mut patient)?;
         if args.resume {
@@ -222,6 +219,7 @@ impl Job for Neurons<'_> {
             steps,
             stopped: String::new(),
             guarded: None,
+            changed_settings: Vec::new(),
         })
     }
 
@@ -266,6 +264,11 @@ impl Job for Neurons<'_> {
                 neurons: changed.iter().map(|(&block, neurons)| (block, neurons.len())).collect(),
             }),
         })
+    }
+
+    fn measured_on(&self) -> Result<MeasuredOn> {
+        let rows = format!("the {} targets that were not said", self.rows.len());
+        Ok(MeasuredOn { rows, learned_from: self.rows.len() })
     }
 
     fn data(&self) -> DataRecord {

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::Loaded;
 use super::rows::{Rows, lengths};
+use crate::checkpoint::hub::rows_path;
 use crate::data::split::split;
 use crate::eval::normal::{self, Normal, Writing};
 use crate::eval::task::Subject;
@@ -48,7 +49,7 @@ impl Rows {
         loaded: &Loaded,
         path: &Path,
     ) -> Result<()> {
-        let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
+        let texts = data::read_texts(&rows_path(path)?, &data::KeyMap::new(), None)?;
         let (tokens, Cut { texts: cut, .. }) =
             loaded.encoder.texts(&texts, lengths(settings, loaded)?)?;
         if tokens.len() < settings.batch_size {

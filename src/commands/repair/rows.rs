@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::Loaded;
 use crate::base::files;
+use crate::checkpoint::hub::rows_path;
 use crate::data::demo;
 use crate::data::split::split;
 use crate::eval::toxicity::{self, Prompt, Protocol};
@@ -29,6 +30,8 @@ pub struct Rows {
     pub train: train::Rows,
     /// Held-back prompts to continue before and after.
     pub prompts: Vec<Vec<u32>>,
+    /// How many of them are longer than what is continued.
+    cut_to_measure: usize,
     /// How they are continued.
     pub protocol: Protocol,
     /// Held-back text for the perplexity before and after.
@@ -49,6 +52,9 @@ impl Rows {
         conversations: bool,
     ) -> Result<Self> {
         self.protocol = toxicity::LEE.on(conversations);
+        let context = loaded.model.sizes().context;
+        let is_cut = |ids: &&Vec<u32>| self.protocol.continued(ids, context).len() < ids.len();
+        self.cut_to_measure = self.prompts.iter().filter(is_cut).count();
         self.text = perplexity_text(settings, loaded)?;
         self.record.perplexity_of = perplexity_name(settings);
         self.record.perplexity_window = loaded.model.sizes().context.min(1024);
@@ -56,6 +62,21 @@ impl Rows {
             self.take_normal(settings, recipe, loaded, path)?;
         }
         Ok(self)
+    }
+
+    /// What is said of pairs that are seen so often that they are learned by heart.
+    pub fn seen_too_often(&self, settings: &Prepared) -> Option<String> {
+        const OFTEN: usize = 50;
+        let (pairs, each) =
+            (self.train.pairs.len(), settings.batch_size * settings.gradient_accumulation_steps);
+        let times = settings.max_steps.saturating_mul(each) / pairs.max(1);
+        (pairs > 0 && times > OFTEN).then(|| {
+            format!(
+                "each of {pairs} pairs is seen {times} times, and will be learned by heart: lower \
+                 --max-steps ({} are {OFTEN} times), or give more pairs",
+                OFTEN * pairs / each.max(1)
+            )
+        })
     }
 
     /// What was read, in a line.
@@ -76,6 +97,10 @@ impl Rows {
                 "; cut to length: {} prompts, {} responses, {} texts",
                 r.cut_prompts, r.cut_responses, r.cut_texts
             );
+        }
+        if self.cut_to_measure > 0 {
+            let of = self.prompts.len();
+            text += &format!("; {} of {of} prompts are cut to be measured on", self.cut_to_measure);
         }
         text
     }
@@ -105,7 +130,10 @@ pub fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
 /// The pairs that the settings name, and the SHA-256 over their texts.
 pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)> {
     let pairs = match &settings.data {
-        Some(path) => data::read_pairs(path, &data::parse_map(&settings.map)?, settings.limit)?,
+        Some(path) => {
+            let map = data::parse_map(&settings.map)?;
+            data::read_pairs(&rows_path(path)?, &map, settings.limit)?
+        }
         None => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
             pairs.truncate(settings.limit.unwrap_or(usize::MAX));
@@ -234,7 +262,10 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
 pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let mut texts = match &settings.prompts {
-        Some(path) => data::read_prompts(path, &data::parse_map(&settings.map)?, settings.limit)?,
+        Some(path) => {
+            let map = data::parse_map(&settings.map)?;
+            data::read_prompts(&rows_path(path)?, &map, settings.limit)?
+        }
         None => {
             let pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
             pairs.into_iter().map(|pair| data::Text::plain(pair.prompt, pair.place)).collect()
@@ -247,14 +278,7 @@ pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Re
     let mut prompts = Vec::with_capacity(texts.len());
     for text in &texts {
         let mut ids = loaded.encoder.prompt(text)?;
-        if let Some(over) = ids.len().checked_sub(longest).filter(|over| *over > 0) {
-            // The end of a conversation says whose turn it is.
-            match text.messages.is_empty() {
-                true => ids.truncate(longest),
-                false => drop(ids.drain(..over)),
-            }
-            cut += 1;
-        }
+        cut += usize::from(text.cut(&mut ids, longest));
         conversations |= !text.messages.is_empty();
         prompts.push(Prompt { text: text.text.clone(), ids });
     }
@@ -293,7 +317,7 @@ fn eval_prompts(
     loaded: &Loaded,
 ) -> Result<Option<(Vec<Vec<u32>>, bool)>> {
     let prompts = match &settings.eval_prompts {
-        Some(path) => data::read_prompts(path, &data::KeyMap::new(), None)?,
+        Some(path) => data::read_prompts(&rows_path(path)?, &data::KeyMap::new(), None)?,
         None if settings.model == "demo" => data::parse_texts("demo prompts", demo::PROMPTS)?,
         None => return Ok(None),
     };

@@ -4,13 +4,15 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use crate::base::shell;
+use crate::checkpoint::Checkpoint;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
-use crate::report::{EditsRecord, RunRecord, before_after, block_number, change_by_block};
+use crate::report::{EditsRecord, RunRecord, block_number, change_by_block};
 
 /// Blocks that a summary shows at most: with them it fits 24 lines of 80 columns.
-const SUMMARY_BLOCKS: usize = 5;
+const SUMMARY_BLOCKS: usize = 3;
 
 /// The blocks that changed most, in their order, with how often (as `times` says), norm and share
 /// of their norm; what is left out is said in a line below.
@@ -47,12 +49,7 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
 }
 
 fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
-    let mut text = String::new();
-    let rows = before_after(run);
-    if !rows.is_empty() {
-        text += &table(["", "before", "after", "change"], &rows);
-        let _ = writeln!(text, "on held-back rows; scored by {}", run.scorer);
-    }
+    let mut text = headline(run);
     let changed = change_by_block(&run.changed, block_number).into_keys().flatten().count();
     // Where no step has a slice of its own, every step changes everything.
     let steps = |block: Option<usize>| match run.sliced.is_empty() {
@@ -78,21 +75,30 @@ fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.fallback()
     );
     undo_and_result(&mut text, out);
-    let prompts = if run.data.held_back == 0 {
-        "FILE".into()
-    } else {
-        format!("{}/irepair/prompts.jsonl", out.display())
-    };
-    let _ = writeln!(
-        text,
-        "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl",
-        out.display()
-    );
+    let _ = writeln!(text, "next: irepair try {} {}", shell::word(&run.model), shell::path(out));
+    text
+}
+
+/// The verdict, the figures with their intervals, and what they were measured on.
+fn headline(run: &RunRecord) -> String {
+    let mut text = format!("{}\n", run.verdict_line());
+    let Some(headline) = &run.headline else { return text };
+    let rows = headline.terminal_rows();
+    if rows.is_empty() {
+        return text;
+    }
+    text += &table(["", "before (95 %)", "after (95 %)", "change"], &rows);
+    let mut on = vec![headline.rows.clone()];
+    on.extend(headline.said_of_continuations());
+    if !headline.continuations.is_empty() {
+        on.push(format!("scored by {}", run.settings.scorer));
+    }
+    let _ = writeln!(text, "on {}", on.join("; "));
     text
 }
 
 fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
-    let mut text = table(["", "before", "after", "change"], &before_after(run));
+    let mut text = headline(run);
     let _ = writeln!(
         text,
         "targets said now: {} of {} that the model got wrong ({} it already said)",
@@ -132,8 +138,8 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
     let _ = writeln!(
         text,
         "next: irepair eval --model {} --model {} --edits FILE",
-        run.model,
-        out.display()
+        shell::word(&run.model),
+        shell::path(out)
     );
     text
 }
@@ -141,12 +147,14 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
 fn undo_and_result(text: &mut String, out: &Path) {
     let _ = writeln!(
         text,
-        "undo: irepair patch revert {0} {0}/irepair/patch.safetensors --out base",
-        out.display()
+        "undo: irepair patch revert {} {} --out base",
+        shell::path(out),
+        shell::path(&out.join("irepair/patch.safetensors"))
     );
-    let _ = writeln!(
-        text,
-        "repaired: {} loads in transformers as it is; details in {0}/irepair/run.json",
-        out.display()
-    );
+    let usual = Checkpoint::open(out, "output", None).is_ok_and(|output| output.has_usual_names());
+    let loads = match usual {
+        true => "loads in transformers as it is",
+        false => "has the names of the base's tensors, which transformers does not know",
+    };
+    let _ = writeln!(text, "repaired: {} {loads}; details in {0}/irepair/run.json", out.display());
 }
