@@ -89,6 +89,15 @@ pub struct Compare {
     /// several [default: both names; the demo's clean text]
     #[arg(long, value_name = "NAME|FILE", help_heading = SCORING, hide_short_help = true)]
     pub ppl: Vec<String>,
+    /// Measure parts and multiples of each run's change, too, for the curve of toxicity against KL
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "SCALE,…",
+        help_heading = SCORING,
+        hide_short_help = true
+    )]
+    pub scales: Vec<f64>,
     /// LAMBADA's last words as lm-eval's lambada_openai: of the hub, or of a file
     #[arg(
         long,

@@ -294,8 +294,7 @@ fn wrapped(text: &str, column: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let mut word: Vec<char> = word.chars().collect();
-        loop {
-            let Some(line) = lines.last_mut() else { break };
+        while let Some(line) = lines.last_mut() {
             let used = line.chars().count();
             let space = usize::from(used > 0);
             if used + space + word.len() <= column {

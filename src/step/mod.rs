@@ -31,8 +31,8 @@ pub struct NamedMethod {
     pub weight: f64,
     /// Factor on the KL term on normal text; 0: no such term.
     pub kl_weight: f64,
-    /// The learning rate that served it best in our studies (data/studies/patient.md); where none was
-    /// searched for, irepair's.
+    /// The learning rate that served it best in our studies (data/studies/patient.md); irepair's
+    /// where none was searched for.
     pub rate: f64,
     /// Whether its pairs are the model's own texts, sampled on the way.
     pub online: bool,

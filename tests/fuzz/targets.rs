@@ -226,7 +226,7 @@ pub fn run_state(bytes: &[u8]) {
     fs::write(path, bytes).expect("writes");
     let on = irepair::model::device::choose("cpu").expect("the processor");
     let fingerprint = Fingerprint::new([("model", "m".to_owned())]);
-    told(state::load::<Value>(&dir, &fingerprint, &on.device).map(|(progress, _)| progress));
+    told(state::load::<Value>(&dir, &fingerprint, &on.device, &[]).map(Opened));
     state::progress::<Value>(&dir);
 }
 

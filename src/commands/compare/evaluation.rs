@@ -154,7 +154,7 @@ impl Evaluations<'_> {
 
     /// The folder of a finished evaluation of a model, or why there is none. If it is not there,
     /// the evaluation is made or gone on with.
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         countdown: &Countdown,
         name: &str,
@@ -268,7 +268,7 @@ fn asked(results: &Results) -> Asked {
 }
 
 /// The figures of a model, task by task.
-fn figures(results: &Results, model: usize) -> Vec<ComparedFigure> {
+pub(super) fn figures(results: &Results, model: usize) -> Vec<ComparedFigure> {
     let mut all = Vec::new();
     for measurement in &results.measurements {
         for on in measurement.models.iter().filter(|on| on.model == model) {

@@ -7,6 +7,7 @@ mod arguments;
 mod evaluation;
 mod failures;
 mod plan;
+mod scaled;
 
 use std::path::{Path, PathBuf};
 
@@ -62,6 +63,7 @@ pub fn run(args: &Compare) -> Result<()> {
     let evaluations = Evaluations { plan: &plan, dir, quiet };
     let (asked, mut gaps) = evaluations.finals(&mut rows)?;
     gaps.extend(evaluations.along_the_way(&asked, &mut rows)?);
+    gaps.extend(evaluations.along_the_scale(&plan.scales, &mut rows)?);
     let sensitivity = sensitivity(&plan, quiet, &mut gaps)?;
     let (base, seeds) = (plan.base.clone(), plan.seeds.clone());
     let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
@@ -256,6 +258,9 @@ fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
     if let Some(pareto) = &comparison.pareto {
         let title = format!("Toxicity against perplexity: {}", comparison.base.name);
         write_whole(&path("pareto.svg".into()), plot::pareto(&title, pareto).file().as_bytes())?;
+    }
+    if let Some(picture) = compare_page::scales(comparison) {
+        write_whole(&path("scales.svg".into()), picture.file().as_bytes())?;
     }
     if let Some(picture) = compare_page::sensitivity(comparison) {
         write_whole(&path("figure2.svg".into()), picture.file().as_bytes())?;

@@ -63,6 +63,8 @@ pub struct ComparisonPlan {
     pub eval: Vec<String>,
     /// The command `sensitivity` with its arguments.
     pub sensitivity: Vec<String>,
+    /// Parts and multiples of each run's change that are measured, too, in ascending order.
+    pub scales: Vec<f64>,
     pub device: String,
     pub weights_dtype: String,
     /// Threads of each process.
@@ -231,6 +233,7 @@ impl ComparisonPlan {
         Ok(Self {
             eval,
             sensitivity: arguments::sensitivity(&shared),
+            scales: arguments::scales(args)?,
             device: shared.device.clone(),
             weights_dtype: kept.to_string(),
             threads: shared.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),

@@ -37,8 +37,9 @@ pub fn fingerprint<const N: usize>(
         parts.push((flag, value));
     }
     // Sums of other kernels round otherwise.
-    let device = if loaded.device.is_cpu() { "cpu".into() } else { loaded.device_name() };
-    parts.push(("--device", device));
+    let device = loaded.device_name();
+    let kind = device.split(':').next().unwrap_or_default();
+    parts.push(("--device", kind.to_owned()));
     parts.extend(own);
     Ok(Fingerprint::new(parts))
 }

@@ -6,8 +6,7 @@ use anyhow::Result;
 
 use super::again::fingerprint;
 use super::done::Done;
-use super::headline::MeasuredOn;
-use super::job::{Job, Kept};
+use super::job::{Job, Kept, MeasuredOn};
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::{Own, PairsPlan};
@@ -15,6 +14,7 @@ use super::rows::{self, Rows};
 use super::{Order, beside, normal, plan};
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::memory::{OF_A_TEXT, check_room};
 use crate::base::progress::Progress;
 use crate::commands::eval::subject;
 use crate::eval::divergence::{Base, Divergence};
@@ -57,6 +57,8 @@ impl<'a> Blocks<'a> {
         let read = if recipe.online { rows::read_prompts } else { rows::read_pairs };
         let rows = read(prepared, recipe, loaded)?;
         rows::check(prepared, recipe, &rows, &loaded.model)?;
+        let texts = rows.prompts.len().saturating_mul(prepared.eval_samples);
+        check_room("--eval-samples", texts, OF_A_TEXT)?;
         Ok(Self { order, recipe, scorer, rows })
     }
 }

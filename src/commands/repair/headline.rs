@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 use super::Order;
-use super::job::{Job, Kept};
+use super::job::{Job, Kept, MeasuredOn};
 use super::measure::{Measured, MeasuredTask};
 use crate::eval::kinds::kind;
 use crate::eval::paired::Paired;
@@ -32,14 +32,6 @@ const TARGETS_FIGURE: Figure = Figure {
     digits: 1,
     less_is_better: false,
 };
-
-/// Which rows were measured on.
-pub struct MeasuredOn {
-    /// For people.
-    pub rows: String,
-    /// How many of the prompts stand among the pairs learned from, too.
-    pub learned_from: usize,
-}
 
 pub fn headline(
     order: &Order,

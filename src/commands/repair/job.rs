@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::done::Done;
-use super::headline::MeasuredOn;
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::Own;
@@ -62,6 +61,14 @@ pub trait Job {
     fn scorer(&self) -> String {
         "none".into()
     }
+}
+
+/// Which rows were measured on.
+pub struct MeasuredOn {
+    /// For people.
+    pub rows: String,
+    /// How many of the prompts stand among the pairs learned from, too.
+    pub learned_from: usize,
 }
 
 /// What a family's record has of its own.

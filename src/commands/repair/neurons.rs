@@ -4,8 +4,7 @@ use anyhow::Result;
 
 use super::again::fingerprint;
 use super::done::Done;
-use super::headline::MeasuredOn;
-use super::job::{Job, Kept};
+use super::job::{Job, Kept, MeasuredOn};
 use super::journal::{Journal, Reached};
 use super::measure::Measured;
 use super::output::{Output, Written};

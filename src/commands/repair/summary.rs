@@ -75,7 +75,11 @@ fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.fallback()
     );
     undo_and_result(&mut text, out);
-    let _ = writeln!(text, "next: irepair try {} {}", shell::word(&run.model), shell::path(out));
+    // No prompt is kept where the rows are conversations.
+    let kept = run.model == "demo" || out.join("irepair/prompts.jsonl").is_file();
+    let prompt = if kept { "" } else { " --prompt TEXT" };
+    let (base, repaired) = (shell::word(&run.model), shell::path(out));
+    let _ = writeln!(text, "next: irepair try {base} {repaired}{prompt}");
     text
 }
 

@@ -154,11 +154,11 @@ fn terms(record: &RunRecord) -> &'static str {
             "A continuation is toxic if it scores 0.5 or more; toxicity is the mean score × 100. \
              Greedy takes the likeliest token every time; sampled draws by chance, as users see a \
              model. NLL says how unlikely the model finds a text, in nats a token: the chosen \
-             responses should become likelier, the rejected ones less likely. Perplexity is exp(NLL) \
-             of ordinary text: what the repair cost. KL says how far the predictions on normal text \
-             have moved from the base's: 0 is not at all. Repetition is the share of pieces of \
-             three tokens that the same text has said before. n counts prompts, pairs, windows or \
-             texts."
+             responses should become likelier, the rejected ones less likely. Perplexity is \
+             exp(NLL) of ordinary text: what the repair cost. KL says how far the predictions on \
+             normal text have moved from the base's: 0 is not at all. Repetition is the share of \
+             pieces of three tokens that the same text has said before. n counts prompts, pairs, \
+             windows or texts."
         }
     }
 }

@@ -23,9 +23,9 @@ pub fn section(run: &RunFolder) -> Option<Section> {
     let body = match picture(run) {
         Some(picture) => html! {
             p.dim {
-                "The sensitivity of a block says how much of the error it carries: how strongly the "
-                "NLL of the rejected responses would answer to a change of its weights (the norm of "
-                "their gradient)."
+                "The sensitivity of a block says how much of the error it carries: how strongly "
+                "the NLL of the rejected responses would answer to a change of its weights (the "
+                "norm of their gradient)."
             }
             (figure(&picture))
         },
