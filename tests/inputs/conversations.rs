@@ -348,6 +348,10 @@ fn dates_and_special_tokens() {
         let words = format!("strftime_now: {field} is not implemented (have: %%");
         assert!(error.contains(&words), "{error}");
     }
+    folder.write("chat_template.jinja", "{{ 'tool_calls' in messages[0] }}");
+    let silent = json!({"role": "user", "content": "Tea?", "tool_calls": null});
+    let rendered = open().expect("opens").render(&[silent], Ending::Prompt, &place());
+    assert_eq!(rendered.expect("a text").to_lowercase(), "false", "a null counts as left out");
     let bos = json!({"content": "<s>", "lstrip": false});
     let map = json!({"bos_token": bos, "eos_token": "<end>", "extra": ["<x>"]});
     folder.write("special_tokens_map.json", map.to_string());

@@ -42,6 +42,9 @@ const SHORT_NAMES: &[(&str, &str)] = &[
     ("gpt-neo-2.7B", "EleutherAI/gpt-neo-2.7B"),
 ];
 
+/// The files of which a tokenizer needs one.
+const TOKENIZERS: [&str; 3] = ["tokenizer.json", "vocab.txt", "vocab.json"];
+
 /// A model that was opened. The demo lives in a temporary folder, which lasts as long as this does.
 pub struct OpenedModel {
     pub checkpoint: Checkpoint,
@@ -57,24 +60,18 @@ pub fn open_model(model: &str, revision: Option<&str>) -> Result<OpenedModel> {
             _unpacked: Some(dir),
         });
     }
-    let (dir, name, commit) = find(model, revision, &["tokenizer.json"])?;
+    let (dir, name, commit) = find(model, revision)?;
     Ok(OpenedModel { checkpoint: Checkpoint::open(&dir, &name, commit)?, _unpacked: None })
 }
 
-/// Opens the classification model that the user means. Its tokenizer may be a `vocab.txt` or a
-/// `vocab.json`.
+/// Opens the classification model that the user means.
 pub fn open_classifier(model: &str) -> Result<Checkpoint> {
-    let (dir, name, commit) = find(model, None, &["tokenizer.json", "vocab.txt", "vocab.json"])?;
+    let (dir, name, commit) = find(model, None)?;
     Checkpoint::open(&dir, &name, commit)
 }
 
 /// The folder and the name of the model that the user means, and its commit if it is from the hub.
-/// While offline, at least one of the files `tokenizers` must be in the cache.
-fn find(
-    model: &str,
-    revision: Option<&str>,
-    tokenizers: &[&str],
-) -> Result<(PathBuf, String, Option<String>)> {
+fn find(model: &str, revision: Option<&str>) -> Result<(PathBuf, String, Option<String>)> {
     let path = Path::new(model);
     if path.is_dir() {
         if let Some(revision) = revision {
@@ -109,7 +106,7 @@ fn find(
         );
     }
     let hub = Hub::from_env()?;
-    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"), tokenizers)?;
+    let dir = hub.model(id, revision.or(in_name).unwrap_or("main"))?;
     let commit = dir.file_name().map(|n| n.to_string_lossy().into_owned());
     Ok((dir, id.into(), commit))
 }
@@ -247,9 +244,9 @@ impl Hub {
     }
 
     /// The folder with the files of a model, downloaded into the cache if needed. While offline, no
-    /// socket is opened. Then the cache must have `config.json`, one of `tokenizers`, and the
+    /// socket is opened. Then the cache must have `config.json`, a file of the tokenizer, and the
     /// weights.
-    pub fn model(&self, id: &str, revision: &str, tokenizers: &[&str]) -> Result<PathBuf> {
+    pub fn model(&self, id: &str, revision: &str) -> Result<PathBuf> {
         if !self.offline {
             return self.download(id, revision);
         }
@@ -267,8 +264,8 @@ impl Hub {
         for (there, name) in [
             (has("config.json") || has(ADAPTER), "config.json"),
             (
-                tokenizers.iter().any(|file| has(file)) || has(ADAPTER),
-                tokenizers.join(" or ").as_str(),
+                TOKENIZERS.iter().any(|file| has(file)) || has(ADAPTER),
+                TOKENIZERS.join(" or ").as_str(),
             ),
             (has_weights(&names) || has(ADAPTER), SINGLE),
         ] {

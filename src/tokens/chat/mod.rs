@@ -126,8 +126,10 @@ impl ChatTemplate {
             error::Error::Input(format!("{place}: the chat template in {}: {why}", self.file))
         };
         let environment = self.environment(place)?.as_ref().map_err(|why| failed(why.clone()))?;
+        // As in transformers, a key that is null counts as left out.
+        let messages: Vec<Value> = messages.iter().map(without_nulls).collect();
         let variables = context! {
-            messages => Serde(messages),
+            messages => Serde(&messages),
             add_generation_prompt => ending == Ending::Prompt,
             tools => (),
             documents => (),
@@ -165,6 +167,15 @@ fn compiled(source: &str) -> Compiled {
     let source = GENERATION.replace_all(source, "{%$1 ${2}with $3%}").into_owned();
     environment.add_template_owned(NAME, source).map_err(|e| why(&e))?;
     Ok(environment)
+}
+
+/// A message without the keys that are null.
+fn without_nulls(message: &Value) -> Value {
+    let mut message = message.clone();
+    if let Value::Object(keys) = &mut message {
+        keys.retain(|_, value| !value.is_null());
+    }
+    message
 }
 
 /// Why a template fails, in words that can be read.
