@@ -146,6 +146,11 @@ fn prompts_that_are_cut_are_counted() {
         .with("--prompts", &prompts)
         .with("--out", folder.path("no-room"))
         .fails(3, &["--max-new-tokens 64", "64 positions", "give at most 63"]);
+    irepair("pairs --scorer lexicon --max-new-tokens 64")
+        .with("--model", &model)
+        .with("--prompts", &prompts)
+        .with("--out", folder.path("pairs.jsonl"))
+        .fails(3, &["--max-new-tokens 64", "give at most 63"]);
     let plain = folder.write("plain.txt", format!("{long}\nShort.\n"));
     let said = irepair("eval -q --toxicity --scorer lexicon")
         .with("--model", &model)
