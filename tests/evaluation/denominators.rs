@@ -65,6 +65,10 @@ fn a_repair_has_no_figure_of_nothing() {
         assert!(run[side].get("toxicity").is_none(), "{run}");
         assert!(run[side].get("toxic_fraction").is_none(), "{run}");
     }
+    irepair("report").arg(&out).with("--out", folder.path("page.html")).ok();
+    let page = folder.read("page.html");
+    let words = "0 of 0 are still rude after the repair. 4 more are empty after it.";
+    assert!(page.contains(words), "{words:?} is not on the page");
 }
 
 #[test]
