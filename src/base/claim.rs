@@ -109,6 +109,12 @@ pub fn is_record(path: &Path) -> bool {
         && record["run_id"].as_str().is_some_and(is_id)
 }
 
+/// A record of finished work that has nothing else to say: by it a folder is known as ours.
+pub fn record() -> Value {
+    serde_json::json!({ "format_version": FORMAT_VERSION, "irepair": env!("CARGO_PKG_VERSION"),
+                        "run_id": new_id() })
+}
+
 /// Removes all that a folder of ours holds but its mark.
 pub fn empty(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {

@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
 use repair::one_repair;
-pub use repair::{Compare, Repair};
-pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity};
+pub use repair::{Budget, Compare, Repair, Tune};
+pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Try};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
 /// little else as possible
@@ -27,6 +27,7 @@ const REPAIR: &str = "Example:
 Settings: defaults < preset < --config FILE < IREPAIR_* variables < flags.";
 
 const GENERATE: &str = "Examples:
+  irepair generate --model gpt2 --prompt \"Once upon a time\"
   irepair generate --model gpt2 --prompts prompts.jsonl --out texts.jsonl
   irepair generate --model gpt2 --unconditional 9999 --scorer words --keep-below 0.5 --out n.jsonl";
 
@@ -43,6 +44,14 @@ const COMPARE: &str = "Examples:
 
 A file of --runs has a table of settings a row: [one-block] select = \"max\" objective = \"dpo\" …";
 
+const TUNE: &str = "Examples:
+  irepair tune --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --budget 2h
+  irepair tune --model gpt2 --data pairs.jsonl --method dpo+kl --eval-prompts dev.jsonl --budget 12
+
+What is given is not searched: --learning-rate, --kl-weight or --kl-budget, --method or --select.
+The tries are made with --eval-prompts, or with prompts that the method holds back. Judge the chosen
+one on others.";
+
 const MORE: &str = "Method, loss, training, stopping, scoring, wrong answers, machine: \
                     irepair repair --help; in words: irepair guide methods";
 
@@ -58,6 +67,11 @@ pub enum Command {
     /// Write texts: continuations of prompts, or unconditional ones
     #[command(after_help = GENERATE)]
     Generate(Generate),
+    /// Show what a model and its repaired form say to the same prompts, side by side
+    #[command(after_help = "Examples:
+  irepair try demo repaired/demo-irepair+kl
+  irepair try gpt2-large repaired --prompt \"You are\" --samples 4")]
+    Try(Try),
     /// Write preference pairs of a model's own texts, told apart by a scorer
     #[command(after_help = "Example:
   irepair pairs --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --out pairs.jsonl")]
@@ -74,6 +88,10 @@ pub enum Command {
         mut_arg("objective", one_repair)
     )]
     Compare(Box<Compare>),
+    /// Search the settings of a repair that matter on development prompts: learning rate, KL budget,
+    /// and which unit a step changes
+    #[command(after_help = TUNE)]
+    Tune(Box<Tune>),
     /// Score texts, or compare a scorer with stored scores
     #[command(after_help = "Examples:
   irepair score texts.jsonl --scorer lexicon --out scored.jsonl
@@ -126,8 +144,23 @@ impl Cli {
     /// What this command line asks for. An error is what clap says instead: why it can't be read,
     /// or the help that it asks for.
     pub fn of(arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(kebab(arguments))
+        Self::try_parse_from(kebab(arguments)).map_err(with_our_word)
     }
+}
+
+/// An unknown flag that users of other programs know, with what it is called here.
+fn with_our_word(error: clap::Error) -> clap::Error {
+    let found = error.get(clap::error::ContextKind::InvalidArg);
+    let Some(clap::error::ContextValue::String(flag)) = found else { return error };
+    let flag = flag.split('=').next().unwrap_or_default();
+    if !matches!(flag, "--epochs" | "--num-epochs" | "--num-train-epochs") {
+        return error;
+    }
+    let why = format!(
+        "{flag}: a run is counted in steps here: --max-steps N, and an epoch is the pairs divided \
+         by --batch-size (irepair repair --dry-run says how often each pair is seen)\n"
+    );
+    clap::Error::raw(clap::error::ErrorKind::UnknownArgument, why)
 }
 
 /// `--learning_rate` as `--learning-rate`: users of TRL and lm-eval type underscores.

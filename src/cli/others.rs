@@ -35,19 +35,30 @@ pub enum PatchCommand {
     Apply {
         /// Hub id or folder
         base: String,
+        /// A patch, or the repaired model that it lies in
         patch: PathBuf,
         #[arg(short, long, value_name = "DIR")]
         out: PathBuf,
+        /// Replace --out if irepair made it
+        #[arg(long)]
+        overwrite: bool,
     },
     /// Make the base from the repaired model
     Revert {
         repaired: String,
+        /// A patch, or the repaired model that it lies in
         patch: PathBuf,
         #[arg(short, long, value_name = "DIR")]
         out: PathBuf,
+        /// Replace --out if irepair made it
+        #[arg(long)]
+        overwrite: bool,
     },
     /// Blocks, norms and sizes
-    Show { patch: PathBuf },
+    Show {
+        /// A patch, or the repaired model that it lies in
+        patch: PathBuf,
+    },
     /// Make a part, or a multiple, of what a patch changes: base + λ·(repaired − base)
     #[command(after_help = "Examples:
   irepair patch scale repaired/irepair/patch.safetensors --by 0.8 --out milder.safetensors

@@ -1,6 +1,8 @@
 //! The words of `repair` and `compare`: the settings of a repair, and where its output goes.
 
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Arg, Args};
 
@@ -87,6 +89,15 @@ pub struct Compare {
     /// several [default: both names; the demo's clean text]
     #[arg(long, value_name = "NAME|FILE", help_heading = SCORING, hide_short_help = true)]
     pub ppl: Vec<String>,
+    /// Measure parts and multiples of each run's change, too, for the curve of toxicity against KL
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "SCALE,…",
+        help_heading = SCORING,
+        hide_short_help = true
+    )]
+    pub scales: Vec<f64>,
     /// LAMBADA's last words as lm-eval's lambada_openai: of the hub, or of a file
     #[arg(
         long,
@@ -110,7 +121,84 @@ pub struct Compare {
     pub jobs: usize,
 }
 
+/// What a search may spend.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    Runs(usize),
+    Time(Duration),
+}
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "expected a number of runs, like 12, or a time, like 90m or 2h".to_owned();
+        let unit = match text.chars().last() {
+            Some('s') => 1.0,
+            Some('m') => 60.0,
+            Some('h') => 3600.0,
+            _ => {
+                return match text.parse() {
+                    Ok(runs @ 1..=MOST_TRIES) => Ok(Self::Runs(runs)),
+                    Ok(_) => Err(format!("expected 1 to {MOST_TRIES} runs")),
+                    Err(_) => Err(wrong()),
+                };
+            }
+        };
+        let number: f64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+        let seconds = Some(number * unit).filter(|s| *s > 0.0 && *s <= LONGEST_SEARCH);
+        seconds.map(|s| Self::Time(Duration::from_secs_f64(s))).ok_or_else(wrong)
+    }
+}
+
+/// The most tries of a search.
+const MOST_TRIES: usize = 1000;
+/// The longest search, in seconds: a year.
+const LONGEST_SEARCH: f64 = 365.0 * 24.0 * 3600.0;
+
+#[derive(Debug, Args)]
+pub struct Tune {
+    #[command(flatten)]
+    pub words: RepairWords,
+    /// What to spend: a number of runs (12), or a time (90m, 2h) after which no run begins
+    #[arg(long, value_name = "RUNS|TIME", default_value = "12", help_heading = METHOD)]
+    pub budget: Budget,
+    /// The most KL that the chosen run may have, in nats a token on the base's normal text
+    #[arg(long, value_name = "NATS", default_value_t = 0.02, help_heading = METHOD)]
+    pub max_kl: f64,
+    /// Where runs, tables and the chosen settings go [default: tuned/MODEL]
+    #[arg(short, long, visible_aliases = ["output-dir", "output"], help_heading = OUTPUT)]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+    /// Settings from a TOML file, or a preset's name
+    #[arg(short = 'C', long, value_name = "FILE", help_heading = METHOD, hide_short_help = true)]
+    pub config: Option<PathBuf>,
+    /// Go on with the search in --out
+    #[arg(long, help_heading = STOPPING, hide_short_help = true)]
+    pub resume: bool,
+}
+
 /// What names one repair: a row says it in a comparison.
 pub fn one_repair(arg: Arg) -> Arg {
     arg.hide(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_runs_or_time() {
+        let time = |seconds| Ok(Budget::Time(Duration::from_secs(seconds)));
+        assert_eq!("12".parse(), Ok(Budget::Runs(12)));
+        assert_eq!(
+            ("90m".parse(), "1.5h".parse(), "7s".parse()),
+            (time(5400), time(5400), time(7))
+        );
+        for wrong in ["", "0", "-1", "1001", "h", "0m", "-2h", "NaNh", "infh", "2d", "1e300h", "é"]
+        {
+            assert!(wrong.parse::<Budget>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::base::error::Error;
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::settings::setting;
 use crate::settings::setting::Setting;
-use crate::tokens::LossOn;
+use crate::tokens::{Boundary, LossOn};
 
 /// The declarations of the settings with these fields.
 fn declared(fields: &'static [&str]) -> impl Iterator<Item = &'static Setting> {
@@ -83,6 +83,54 @@ shared! {
 }
 
 shared! {
+    /// On what a command runs.
+    MachineWords {
+        device: String,
+        weights_dtype: WeightsDtype,
+        threads: Option<usize>,
+    }
+}
+
+/// A model where a second one would be a mistake: elsewhere the last of several is the one.
+#[derive(Debug, Clone)]
+pub struct OneModel(ModelWords);
+
+impl std::ops::Deref for OneModel {
+    type Target = ModelWords;
+
+    fn deref(&self) -> &ModelWords {
+        &self.0
+    }
+}
+
+impl Args for OneModel {
+    fn augment_args(command: Command) -> Command {
+        let several = |arg: clap::Arg| arg.action(clap::ArgAction::Append);
+        ModelWords::augment_args(command).mut_arg("model", several)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for OneModel {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        if matches.get_many::<Value>("model").is_some_and(|models| models.len() > 1) {
+            let why = "this command takes one --model; to see two side by side: irepair try BASE \
+                       REPAIRED\n";
+            return Err(clap::Error::raw(ErrorKind::ArgumentConflict, why));
+        }
+        Ok(Self(ModelWords::from_arg_matches(matches)?))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+shared! {
     /// Which pairs, and how they are read.
     PairWords {
         data: Option<PathBuf>,
@@ -91,6 +139,7 @@ shared! {
         max_length: Option<usize>,
         max_prompt_length: Option<usize>,
         loss_on: LossOn,
+        boundary: Boundary,
         batch_size: usize,
     }
 }

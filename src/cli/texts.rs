@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::Output;
-use super::shared::{MeasureWords, ModelWords, PairWords, PairingWords, ScorerWords, WritingWords};
+use super::shared::{
+    MachineWords, MeasureWords, ModelWords, OneModel, PairWords, PairingWords, ScorerWords,
+    WritingWords,
+};
 use crate::eval::ledger::Shard;
 use crate::eval::sources;
 use crate::scorers;
@@ -16,6 +19,9 @@ pub struct Sensitivity {
     pub model: ModelWords,
     #[command(flatten)]
     pub pairs: PairWords,
+    /// Measure so many pairs, drawn at random; 0 = all
+    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Input")]
+    pub sample: usize,
     /// Write block,sensitivity,share,parameters,density as CSV
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub dump: Option<PathBuf>,
@@ -30,10 +36,13 @@ pub struct Sensitivity {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").args(["prompts", "unconditional"])))]
+#[command(group(clap::ArgGroup::new("what").args(["prompt", "prompts", "unconditional"])))]
 pub struct Generate {
     #[command(flatten)]
-    pub model: ModelWords,
+    pub model: OneModel,
+    /// A prompt; several times for several
+    #[arg(long, value_name = "TEXT", help_heading = "Input")]
+    pub prompt: Vec<String>,
     /// Rows with "prompt" or "text", or lines of a .txt [default: the demo's held-back prompts]
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub prompts: Option<PathBuf>,
@@ -46,11 +55,11 @@ pub struct Generate {
     /// Cut prompts to their first N tokens
     #[arg(long, value_name = "N", help_heading = "Input")]
     pub max_prompt_length: Option<usize>,
-    /// Where the texts go, one JSON object a line
+    /// Where the texts go, one JSON object a line [default: the terminal]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
     /// Replace --out if it exists
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, requires = "out", help_heading = "Output")]
     pub overwrite: bool,
     #[command(flatten)]
     pub output: Output,
@@ -112,6 +121,62 @@ pub struct Generate {
 
 fn score_each_text() -> String {
     format!("Score each text\n\n{}", scorers::help())
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("asked").args(["prompt", "prompts"])))]
+pub struct Try {
+    /// The model before the repair: hub id, short name, ID@REVISION, local folder, or `demo`
+    pub base: String,
+    /// The repaired model
+    pub repaired: String,
+    /// A prompt; several times for several
+    #[arg(long, value_name = "TEXT", help_heading = "Input")]
+    pub prompt: Vec<String>,
+    /// Rows with "prompt" or "text", or lines of a .txt [default: the first prompts that the repair
+    /// held back; then, on a terminal, what you type]
+    #[arg(long, value_name = "FILE", help_heading = "Input")]
+    pub prompts: Option<PathBuf>,
+    /// Use only the first N prompts [default: 3 of those that were held back, all of a file]
+    #[arg(short = 'L', long, value_name = "N", help_heading = "Input")]
+    pub limit: Option<usize>,
+    /// Give prompts to a model with a chat template as they are, not as what a user says
+    #[arg(long, help_heading = "Input")]
+    pub plain: bool,
+    /// Show rude texts, too; else their letters are hidden
+    #[arg(long, help_heading = "Output")]
+    pub show: bool,
+    #[command(flatten)]
+    pub output: Output,
+    /// Sampled texts of each model beside the greedy one
+    #[arg(long, default_value_t = 2, value_name = "N", help_heading = "Writing")]
+    pub samples: usize,
+    /// Tokens a text
+    #[arg(long, default_value_t = 30, help_heading = "Writing")]
+    pub max_new_tokens: usize,
+    /// What logits are divided by before a token is drawn
+    #[arg(long, default_value_t = 1.0, help_heading = "Writing")]
+    pub temperature: f64,
+    /// Only the likeliest tokens that together reach P
+    #[arg(long, default_value_t = 0.9, help_heading = "Writing")]
+    pub top_p: f64,
+    #[command(flatten)]
+    pub writing: WritingWords,
+    /// What scores the texts
+    #[arg(
+        long,
+        env = "IREPAIR_SCORER",
+        default_value = scorers::DEFAULT,
+        long_help = what_scores_texts(),
+        help_heading = "Scoring"
+    )]
+    pub scorer: String,
+    #[command(flatten)]
+    pub machine: MachineWords,
+}
+
+fn what_scores_texts() -> String {
+    format!("What scores the texts\n\n{}", scorers::help())
 }
 
 #[derive(Debug, Args)]
@@ -204,7 +269,7 @@ pub struct Eval {
         help_heading = "What is measured"
     )]
     pub edits: Option<String>,
-    /// Where results and samples go [default: evaluated/MODEL]
+    /// Where results and samples go [default: evaluated/MODEL, then MODEL-2, …]
     #[arg(
         short,
         long,

@@ -1,15 +1,17 @@
 //! `generate` writes continuations of prompts, or texts without a prompt.
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Loaded, check_sampling, in_counts, replaceable};
+use super::{Loaded, check_sampling, in_counts, instructs, replaceable, typed};
 use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::base::memory::{OF_A_TEXT, check_room};
+use crate::base::plain::plain_line;
 use crate::base::print;
 use crate::checkpoint::hub::rows_path;
 use crate::cli::Generate;
+use crate::data::Text;
 use crate::eval::ledger::{Ledger, Making};
 use crate::eval::scoring::{TextScore, score_texts};
 use crate::eval::sources;
@@ -38,6 +40,9 @@ pub fn run(args: &Generate) -> Result<()> {
         .transpose()?;
     let loaded = args.model.open()?;
     let (prompts, jobs) = jobs(args, &loaded)?;
+    if args.unconditional.is_none() && instructs(&loaded) && !args.output.quiet {
+        say_of_plain_prompts(args, &prompts);
+    }
     let settings = Generation {
         sampling: if args.greedy {
             Sampling::Greedy
@@ -65,10 +70,11 @@ pub fn run(args: &Generate) -> Result<()> {
     let count = |key: &str| rows.iter().filter(|row| row.contains_key(key)).count();
     let (removed, empty, failed) = (count("removed"), count("empty"), count("failed"));
     let kept = rows.iter().filter(|row| is_kept(row)).count();
+    let Some(out) = &args.out else { return on_terminal(args, &rows) };
     if args.output.json {
         print::json(&json!({"kept": kept, "removed": removed, "empty": empty, "failed": failed}))?;
     } else {
-        print_line!("{kept} texts in {}", args.out.display())?;
+        print_line!("{kept} texts in {}", out.display())?;
         if let (Some(limit), Some(scorer)) = (args.keep_below, &scorer) {
             let share = 100.0 * removed as f64 / rows.len().max(1) as f64;
             let name = scorer.name();
@@ -97,7 +103,7 @@ fn check(args: &Generate) -> Result<()> {
         bail_input!("--keep-below {limit}: must be a finite number above 0");
     }
     check_sampling(args.top_p, args.temperature)?;
-    replaceable(&args.out, args.overwrite)
+    args.out.as_ref().map_or(Ok(()), |out| replaceable(out, args.overwrite))
 }
 
 fn new_tokens(args: &Generate) -> usize {
@@ -105,7 +111,7 @@ fn new_tokens(args: &Generate) -> usize {
 }
 
 /// The prompts, of which there are none with `--unconditional`, and one job for each text.
-fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
+fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Job>)> {
     if let Some(n) = args.unconditional {
         let begin = loaded.end_of_text()?;
         check_room("--unconditional", n, OF_A_TEXT)?;
@@ -113,9 +119,13 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
         return Ok((Vec::new(), jobs));
     }
     let prompts = match &args.prompts {
+        _ if !args.prompt.is_empty() => typed(&args.prompt),
         Some(path) => data::read_prompts(&rows_path(path)?, &data::KeyMap::new(), args.limit)?,
         None if args.model.model == "demo" => sources::prompts(sources::DEMO, args.limit)?,
-        None => return Err(Error::Usage("give --prompts FILE or --unconditional N".into()).into()),
+        None => {
+            let why = "give --prompt TEXT, --prompts FILE or --unconditional N";
+            return Err(Error::Usage(why.into()).into());
+        }
     };
     let context = loaded.model.sizes().context;
     let texts = prompts.len().saturating_mul(args.samples);
@@ -154,14 +164,14 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<String>, Vec<Job>)> {
             new_tokens(args)
         );
     }
-    Ok((prompts.into_iter().map(|p| p.text).collect(), jobs))
+    Ok((prompts, jobs))
 }
 
 /// A row for the text of each job. A text that scores too much leaves a row without the text, so
 /// that it can be counted.
 fn rows(
     args: &Generate,
-    prompts: &[String],
+    prompts: &[Text],
     jobs: &[Job],
     texts: Vec<String>,
     scorer: Option<&dyn Scorer>,
@@ -177,7 +187,7 @@ fn rows(
         let mut row = Row::new();
         match prompts.get(job.prompt as usize) {
             Some(prompt) => {
-                row.insert("prompt".into(), prompt.clone().into());
+                row.insert("prompt".into(), prompt.text.clone().into());
                 row.insert("sample".into(), job.sample.into());
                 row.insert("continuation".into(), text.into());
             }
@@ -204,7 +214,7 @@ fn write_all(
     args: &Generate,
     loaded: &Loaded,
     view: &View,
-    prompts: &[String],
+    prompts: &[Text],
     jobs: &[Job],
     settings: &Generation,
     scorer: Option<&dyn Scorer>,
@@ -217,12 +227,13 @@ fn write_all(
         "prompts_sha256": hash_ids(ids), "scorer": scorer.map(Scorer::name),
         "keep_below": args.keep_below, "shard": args.shard, "dtype": loaded.precision,
     });
-    let ledger = Ledger::beside(&args.out, args.overwrite, &key);
+    // What goes to the terminal is kept nowhere else.
+    let scratch = tempfile::tempdir()?;
+    let out = args.out.clone().unwrap_or_else(|| scratch.path().join("texts.jsonl"));
+    let ledger = Ledger::beside(&out, args.overwrite, &key);
     let mut ledger = ledger.map_err(|e| match e.downcast_ref::<Error>() {
         Some(_) => e,
-        None => {
-            Error::Input(format!("--out {}: can't write there: {e:#}", args.out.display())).into()
-        }
+        None => Error::Input(format!("--out {}: can't write there: {e:#}", out.display())).into(),
     })?;
     let units = args.shard.units(jobs.len().div_ceil(UNIT));
     let making = Making {
@@ -230,7 +241,12 @@ fn write_all(
         in_unit: UNIT,
         total: units.len() * UNIT,
         quiet: args.output.quiet,
-        interrupted: "interrupted; the texts so far are kept: give the same command again to go on",
+        interrupted: match args.out {
+            Some(_) => {
+                "interrupted; the texts so far are kept: give the same command again to go on"
+            }
+            None => "interrupted; without --out nothing is kept",
+        },
     };
     ledger.fill(units, &making, |unit| {
         let (_, jobs) = items(jobs, UNIT, unit);
@@ -238,8 +254,8 @@ fn write_all(
         for jobs in jobs.chunks(args.batch_size) {
             let name = &loaded.checkpoint().name;
             let made = generate(&loaded.model, view, jobs, settings).map_err(of_model(name))?;
-            for ids in made {
-                texts.push(loaded.encoder.decode(&ids)?);
+            for (job, ids) in jobs.iter().zip(made) {
+                texts.push(loaded.encoder.decode_after(&job.ids, &ids)?);
             }
         }
         if interrupt::asked() {
@@ -249,7 +265,45 @@ fn write_all(
         }
         rows(args, prompts, jobs, texts, scorer)
     })?;
-    ledger.finish(&args.out, is_kept)
+    ledger.finish(&out, is_kept)
+}
+
+/// The texts for a terminal, or as JSON lines.
+fn on_terminal(args: &Generate, rows: &[Row]) -> Result<()> {
+    let (mut last, text) = (None, |row: &Row, key: &str| {
+        row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    });
+    for row in rows.iter().filter(|row| is_kept(row)) {
+        if args.output.json {
+            print::json(row)?;
+            continue;
+        }
+        let prompt = row.get("prompt").map(|_| text(row, "prompt"));
+        if prompt.is_some() && prompt != last {
+            print_line!("> {}", prompt.as_deref().map(plain_line).unwrap_or_default())?;
+        }
+        let key = if prompt.is_some() { "continuation" } else { "text" };
+        let score = row.get("score").and_then(Value::as_f64);
+        let score = score.map_or(String::new(), |score| format!("{score:.2}  "));
+        let said = text(row, key);
+        let said = if said.trim().is_empty() { "(nothing)" } else { said.as_str() };
+        print_line!("  {score}{}", plain_line(said))?;
+        last = prompt;
+    }
+    Ok(())
+}
+
+/// A model with a chat template continues a plain prompt, but it was trained to answer.
+fn say_of_plain_prompts(args: &Generate, prompts: &[Text]) {
+    let plain = prompts.iter().filter(|prompt| prompt.messages.is_empty()).count();
+    if plain > 0 {
+        say!(
+            "{} has a chat template, and {plain} of {} prompts are plain text: they are continued \
+             as they are; for answers give rows with \"messages\", or take irepair try",
+            args.model.model,
+            prompts.len()
+        );
+    }
 }
 
 /// Whether a row goes into the output. Texts that scored too much do not, and neither do empty

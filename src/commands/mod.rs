@@ -1,6 +1,7 @@
 //! A *command* of the program is one file or folder here, and its `run` tells what it does.
 
 pub mod bench;
+mod child;
 pub mod compare;
 pub mod doctor;
 pub mod eval;
@@ -13,6 +14,8 @@ pub mod repair;
 pub mod report;
 pub mod score;
 pub mod sensitivity;
+pub mod try_both;
+pub mod tune;
 
 use std::path::Path;
 
@@ -26,6 +29,8 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::OpenedModel;
 use crate::cli::shared::ModelWords;
+use crate::data::{FileLine, Text};
+use crate::eval::lm_eval::Prefix;
 use crate::model::Model;
 use crate::model::device;
 use crate::model::generate::Ends;
@@ -37,7 +42,6 @@ use crate::model::weights::Weights;
 use crate::say;
 use crate::settings::setting::MOST;
 use crate::tokens::Encoder;
-use crate::tokens::chat::ChatTemplate;
 
 /// A model whose configuration, headers and tokenizer are read, but not its weights.
 pub struct Loaded {
@@ -88,15 +92,9 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let model = Model::from_config(&checkpoint.config)
         .with_context(|| checkpoint.dir.display().to_string())?;
     checkpoint.stores(&model, on.weights_dtype)?;
-    let tokenizer = checkpoint.dir.join("tokenizer.json");
-    if !tokenizer.is_file() {
-        bail_input!(
-            "{}: no tokenizer.json; save the tokenizer into this folder with transformers",
-            checkpoint.dir.display()
-        );
-    }
-    let encoder = Encoder::from_file(&tokenizer, model.sizes().vocabulary)?
-        .with_chat(ChatTemplate::of(&checkpoint.dir)?);
+    let usual = crate::model::architecture(&checkpoint.config)?.tokenizer;
+    let vocabulary = model.sizes().vocabulary;
+    let encoder = Encoder::of(&checkpoint.dir, &checkpoint.config, usual, vocabulary)?;
     let (device, device_why) = (choice.device, choice.why);
     Ok(Loaded {
         source,
@@ -107,6 +105,18 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
         precision,
         weights_dtype: on.weights_dtype,
     })
+}
+
+/// The prompts of `--prompt`, or of a line on a terminal.
+fn typed(prompts: &[String]) -> Vec<Text> {
+    let place = |line| FileLine { file: Path::new("--prompt").into(), line };
+    let prompts = prompts.iter().zip(1..);
+    prompts.map(|(text, number)| Text::plain(text.clone(), place(number))).collect()
+}
+
+/// Whether a model expects conversations: it has a chat template.
+fn instructs(loaded: &Loaded) -> bool {
+    loaded.encoder.has_chat()
 }
 
 /// Errors (bad input) if no file can be written at this path, which the flag gives.
@@ -189,6 +199,26 @@ impl Loaded {
                 "config.json: no \"bos_token_id\" within the vocabulary to begin a text with"
             ),
         }
+    }
+
+    /// The token that lm-eval puts before a text that it measures: the tokenizer's `bos_token`, or
+    /// else its `eos_token`. Errors (bad input) if it has neither.
+    pub fn prefix(&self) -> Result<Prefix> {
+        let names = ["bos_token", "eos_token"];
+        let Some(text) = names.iter().find_map(|name| self.encoder.special(name)) else {
+            bail_input!(
+                "{}: lm-eval puts the tokenizer's bos_token or eos_token before a text, and it \
+                 names neither",
+                self.checkpoint().dir.join("tokenizer_config.json").display()
+            );
+        };
+        let Some(id) = self.encoder.id_of(text) else {
+            bail_input!(
+                "{}: {text:?}, which lm-eval puts before a text, is no token of the model",
+                self.checkpoint().dir.display()
+            );
+        };
+        Prefix::new(id, &self.encoder)
     }
 
     /// The tokens that end a text, as transformers reads them; none if the model has none.

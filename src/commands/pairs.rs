@@ -13,7 +13,7 @@ use crate::cli::Pairs;
 use crate::cli::shared::in_range;
 use crate::data::demo;
 use crate::data::{self, Text};
-use crate::eval::samples::{Pool, Protocol, Round, SamplePair, Writer};
+use crate::eval::samples::{Pool, Protocol, Round, Sample, SamplePair, Writer};
 use crate::eval::toxicity::Prompt;
 use crate::model::finite::of_model;
 use crate::model::memory::Passes;
@@ -108,7 +108,7 @@ pub fn run(args: &Pairs) -> Result<()> {
     }
     let mut lines = Vec::new();
     for pair in &pairs {
-        let row = row(&texts[pair.prompt], pair);
+        let row = row(&loaded, &texts[pair.prompt], pair)?;
         lines.extend(serde_json::to_vec(&row)?);
         lines.push(b'\n');
     }
@@ -172,18 +172,22 @@ fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
 }
 
 /// A pair as TRL has it, with its scores.
-fn row(prompt: &Text, pair: &SamplePair) -> Value {
-    let answer = |text: &str| match prompt.messages.is_empty() {
-        true => json!(text),
-        false => json!([{ "role": "assistant", "content": text }]),
+fn row(loaded: &Loaded, prompt: &Text, pair: &SamplePair) -> Result<Value> {
+    let answer = |sample: &Sample| match prompt.messages.is_empty() {
+        true => Ok(json!(sample.text)),
+        // The chat template writes the space before an answer.
+        false => loaded
+            .encoder
+            .decode(&sample.ids)
+            .map(|text| json!([{ "role": "assistant", "content": text }])),
     };
     let before = match prompt.messages.is_empty() {
         true => json!(prompt.text),
         false => json!(prompt.messages),
     };
-    json!({
-        "prompt": before, "chosen": answer(&pair.chosen.text),
-        "rejected": answer(&pair.rejected.text), "chosen_score": pair.chosen.score,
+    Ok(json!({
+        "prompt": before, "chosen": answer(&pair.chosen)?,
+        "rejected": answer(&pair.rejected)?, "chosen_score": pair.chosen.score,
         "rejected_score": pair.rejected.score,
-    })
+    }))
 }

@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 
 use super::replaceable;
 use crate::bail_input;
+use crate::base::claim;
 use crate::base::error::Error;
+use crate::base::files;
 use crate::base::plain::{plain_line, shortened};
 use crate::base::print;
 use crate::checkpoint::Checkpoint;
@@ -32,13 +34,15 @@ pub fn run(args: &Patch) -> Result<()> {
             diff(&open(base)?.checkpoint, &open(repaired)?.checkpoint, out)?;
             show(args.json, out)
         }
-        PatchCommand::Apply { base, patch, out } => {
-            walk(base, patch, Direction::Apply, out, args.json)
+        PatchCommand::Apply { base, patch, out, overwrite } => {
+            let to = Walk { direction: Direction::Apply, out, overwrite: *overwrite };
+            walk(base, &patch_in(patch), &to, args.json)
         }
-        PatchCommand::Revert { repaired, patch, out } => {
-            walk(repaired, patch, Direction::Revert, out, args.json)
+        PatchCommand::Revert { repaired, patch, out, overwrite } => {
+            let to = Walk { direction: Direction::Revert, out, overwrite: *overwrite };
+            walk(repaired, &patch_in(patch), &to, args.json)
         }
-        PatchCommand::Show { patch } => show(args.json, patch),
+        PatchCommand::Show { patch } => show(args.json, &patch_in(patch)),
         PatchCommand::Scale { patch, by, to } => {
             if !by.is_finite() {
                 bail_input!("--by {by}: expected a finite number");
@@ -130,18 +134,81 @@ fn open(model: &str) -> Result<OpenedModel> {
     hub::open_model(model, None)
 }
 
+/// The patch that lies in the folder of a repaired model, or the file itself.
+fn patch_in(path: &Path) -> PathBuf {
+    let within = path.join("irepair").join("patch.safetensors");
+    if within.is_file() { within } else { path.to_owned() }
+}
+
+/// Where a patch leads to.
+struct Walk<'a> {
+    direction: Direction,
+    out: &'a Path,
+    overwrite: bool,
+}
+
+/// A folder with this record is one that a patch made.
+const MADE: &str = "patched.json";
+
+impl Walk<'_> {
+    /// Errors (bad input) if the output is there and may not be replaced: it may, if a patch or a
+    /// repair made it, or if it is empty, and if it is not the model that the patch is applied to.
+    fn free(&self, from: &Checkpoint) -> Result<()> {
+        let out = self.out;
+        if std::fs::symlink_metadata(out).is_err() {
+            return Ok(());
+        }
+        if !self.overwrite {
+            bail_input!(
+                "{} exists; choose another --out, or replace it with --overwrite",
+                out.display()
+            );
+        }
+        let of_ours = |name: &str| claim::is_record(&out.join("irepair").join(name));
+        let is_empty = out.read_dir().is_ok_and(|mut entries| entries.next().is_none());
+        if !of_ours(MADE) && !of_ours("run.json") && !is_empty {
+            bail_input!(
+                "{} is no output of irepair, and --overwrite replaces nothing else; choose another \
+                 --out",
+                out.display()
+            );
+        }
+        if let (Ok(out_path), Ok(dir)) = (out.canonicalize(), from.dir.canonicalize())
+            && dir.starts_with(&out_path)
+        {
+            bail_input!("--out {} holds the model itself; choose another", out.display());
+        }
+        Ok(())
+    }
+
+    /// Gives the folder its name. What had it before is removed afterwards.
+    fn name(&self, folder: &Path, beside: &Path) -> Result<()> {
+        let old = beside.join("replaced");
+        if std::fs::symlink_metadata(self.out).is_ok() {
+            std::fs::rename(self.out, &old).with_context(|| self.out.display().to_string())?;
+        }
+        let named = std::fs::rename(folder, self.out);
+        if named.is_err() && old.exists() {
+            // Better the old model under its name than none.
+            std::fs::rename(&old, self.out).ok();
+        }
+        named.with_context(|| format!("renaming {} to {}", folder.display(), self.out.display()))
+    }
+}
+
 /// Applies a patch or takes it back. The folder is written beside its name and renamed when it is
 /// whole.
-fn walk(from: &str, patch: &Path, direction: Direction, out: &Path, json: bool) -> Result<()> {
+fn walk(from: &str, patch: &Path, to: &Walk, json: bool) -> Result<()> {
+    let Walk { direction, out, .. } = *to;
     let (from, patch) = (open(from)?, PatchFile::open(patch)?);
-    if std::fs::symlink_metadata(out).is_ok() {
-        bail_input!("{} exists; choose another --out", out.display());
-    }
+    to.free(&from.checkpoint)?;
     from.checkpoint.stays_whole(out)?;
-    let (_partial, [folder]) = folders_beside(out, ["model"])?;
+    let (beside, [folder]) = folders_beside(out, ["model"])?;
     patch.apply(&from.checkpoint, direction, &folder)?;
-    std::fs::rename(&folder, out)
-        .with_context(|| format!("renaming {} to {}", folder.display(), out.display()))?;
+    let record = folder.join("irepair").join(MADE);
+    std::fs::create_dir_all(folder.join("irepair"))?;
+    files::write_whole(&record, serde_json::to_string_pretty(&claim::record())?.as_bytes())?;
+    to.name(&folder, beside.path())?;
     let sha256 = match direction {
         Direction::Apply => &patch.repaired_sha256,
         Direction::Revert => &patch.base_sha256,

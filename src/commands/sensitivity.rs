@@ -25,6 +25,10 @@ use crate::report::table::table;
 use crate::say;
 use crate::slice::sensitivity::{Density, density, pick, sensitivity};
 use crate::tokens::{Lengths, PairBatch};
+use crate::train::look::drawn;
+
+/// Which pairs are drawn: always the same ones, so that two models can be compared.
+const DRAW: u64 = 42;
 
 /// The sensitivity of every block.
 struct BlockSensitivities {
@@ -50,7 +54,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let pairs = read(args)?;
     let lengths =
         Lengths::within(loaded.model.sizes().context, words.max_length, words.max_prompt_length)?;
-    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, words.boundary)?;
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         say!(
             "cut to length: {} prompts, {} responses of {} pairs",
@@ -58,6 +62,12 @@ pub fn run(args: &Sensitivity) -> Result<()> {
             cut.responses,
             tokens.len()
         );
+    }
+    let all = tokens.len();
+    let sample = if args.sample == 0 { all } else { args.sample.min(all) };
+    let tokens: Vec<_> = drawn(&tokens, sample, DRAW).into_iter().cloned().collect();
+    if sample < all && !args.output.quiet {
+        say!("{sample} of {all} pairs, drawn at random, are measured (--sample 0 takes all)");
     }
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
     let graph_rows =

@@ -144,8 +144,14 @@ impl Task for Edits {
                 ("forced".to_owned(), (likeliest[own] == edit.target).into()),
                 ("generated".to_owned(), (generated == edit.target).into()),
                 ("prompt".to_owned(), subject.encoder.decode(&edit.prompt)?.into()),
-                ("target".to_owned(), subject.encoder.decode(&edit.target)?.into()),
-                ("continuation".to_owned(), subject.encoder.decode(generated)?.into()),
+                (
+                    "target".to_owned(),
+                    subject.encoder.decode_after(&edit.prompt, &edit.target)?.into(),
+                ),
+                (
+                    "continuation".to_owned(),
+                    subject.encoder.decode_after(&edit.prompt, generated)?.into(),
+                ),
             ]));
         }
         Ok(rows)

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::lm_eval::Prefix;
 use super::task::{Figure, Row, Subject, Task, TaskKind, hash_ids, items, no_counts, number};
 use crate::bail_input;
 use crate::data::Text;
@@ -61,22 +62,29 @@ pub struct Lambada {
 
 impl Lambada {
     /// Errors (bad input) on a passage of one word, and where context or last word has no tokens.
-    pub fn new(passages: &[Text], encoder: &Encoder, context: usize) -> Result<Self> {
+    pub fn new(
+        passages: &[Text],
+        encoder: &Encoder,
+        prefix: &Prefix,
+        context: usize,
+    ) -> Result<Self> {
         let (mut found, mut cut_passages) = (Vec::with_capacity(passages.len()), 0);
         for passage in passages {
-            let Some((before, _)) = passage.text.rsplit_once(' ') else {
+            let before = passage.text.rsplit_once(' ').map_or("", |(before, _)| before);
+            if before.is_empty() {
                 bail_input!("{}: a passage needs a context before its last word", passage.place);
-            };
-            // As in lm-eval, the passage is tokenized as a whole and split where the tokens of the
-            // context alone end. Spaces at the end of the context go to the word.
-            let whole = encoder.encode(&passage.text, false)?;
-            let split = encoder.encode(before.trim_end_matches(is_space), false)?.len();
+            }
+            // As in lm-eval, the word is what the tokens of the whole passage have behind as many
+            // as the context alone has. Spaces at the end of the context go to the word.
+            let whole = prefix.encode(encoder, &passage.text)?;
+            let before = prefix.encode(encoder, before.trim_end_matches(is_space))?;
+            let split = before.len();
             if split == 0 || split >= whole.len() {
                 bail_input!("{}: the context or the last word has no tokens", passage.place);
             }
             let cut = whole.len().saturating_sub(context + 1).min(split - 1);
             cut_passages += usize::from(cut > 0);
-            found.push((whole[cut..split].to_vec(), whole[split..].to_vec()));
+            found.push((before[cut..].to_vec(), whole[split..].to_vec()));
         }
         Ok(Self { passages: found, cut: cut_passages })
     }

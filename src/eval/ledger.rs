@@ -11,6 +11,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::task::Row;
 use crate::bail_input;
@@ -74,6 +75,26 @@ pub struct Ledger {
 struct DoneUnit {
     unit: usize,
     rows: Vec<Row>,
+    /// SHA-256 of the rows as they stand in the file.
+    sha256: String,
+}
+
+impl DoneUnit {
+    fn new(unit: usize, rows: Vec<Row>) -> Result<Self> {
+        let sha256 = Self::hash(&rows)?;
+        Ok(Self { unit, rows, sha256 })
+    }
+
+    fn hash(rows: &[Row]) -> Result<String> {
+        Ok(files::hex(&Sha256::digest(serde_json::to_vec(rows)?)))
+    }
+
+    /// Whether the rows are those that were written, all of them measured.
+    fn is_whole(&self) -> bool {
+        let failed = self.rows.iter().any(|row| row.contains_key("failed"));
+        let same = Self::hash(&self.rows).is_ok_and(|hash| hash == self.sha256);
+        !self.rows.is_empty() && !failed && same
+    }
 }
 
 /// How the making of units is shown, and what is said if it is interrupted.
@@ -92,7 +113,7 @@ pub struct Making<'a> {
 impl Ledger {
     /// Opens the ledger of the work that `settings` describe, or begins it. Units that an
     /// interrupted command has finished are done. A half-written last line is not, and neither is a
-    /// unit with a row that failed. Errors (bad input) if the file belongs to other settings.
+    /// unit with a row that failed, or with other bytes than were written. Errors (bad input) if the file belongs to other settings.
     pub fn open(path: &Path, settings: &Value) -> Result<Self> {
         let text = files::read_if_there(path)?.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -110,8 +131,7 @@ impl Ledger {
             }
             for line in lines {
                 let Ok(done_unit) = serde_json::from_str::<DoneUnit>(line) else { break };
-                let rows = &done_unit.rows;
-                if !rows.is_empty() && !rows.iter().any(|row| row.contains_key("failed")) {
+                if done_unit.is_whole() {
                     done.insert(done_unit.unit, done_unit.rows);
                 }
             }
@@ -119,7 +139,7 @@ impl Ledger {
         // The file is written again, so that nothing is appended to a half-written line.
         let mut lines = format!("{}\n", json!({ "settings": settings }));
         for (unit, rows) in &done {
-            let done_unit = DoneUnit { unit: *unit, rows: rows.clone() };
+            let done_unit = DoneUnit::new(*unit, rows.clone())?;
             lines += &format!("{}\n", serde_json::to_string(&done_unit)?);
         }
         files::write_whole(path, lines.as_bytes())?;
@@ -191,7 +211,7 @@ impl Ledger {
 
     /// Puts the rows of a unit on record.
     fn add(&mut self, unit: usize, rows: Vec<Row>) -> Result<()> {
-        let done_unit = DoneUnit { unit, rows };
+        let done_unit = DoneUnit::new(unit, rows)?;
         let mut text = serde_json::to_string(&done_unit)?;
         text.push('\n');
         self.file

@@ -1,6 +1,10 @@
 //! *Perplexity* by the protocol `lm-eval`, as in its task `wikitext`. Each document is read apart,
-//! its first window begins with the end-of-text token, and every token is predicted once. The nats
-//! are divided by the words and by the bytes of the text as it was before it was detokenized.
+//! its first window begins with the tokenizer's `bos_token` (or else its `eos_token`), and every
+//! token is predicted once. The nats are divided by the words and by the bytes of the text as it
+//! was before it was detokenized.
+//!
+//! A tokenizer that begins texts with a special token does so here, too, so that lm-eval predicts
+//! that token after its own prefix. We follow it.
 
 use anyhow::Result;
 use regex::Regex;
@@ -50,6 +54,25 @@ pub const KIND: TaskKind = TaskKind {
     counts: no_counts,
 };
 
+/// The token that lm-eval puts before what it measures, and how it encodes texts.
+pub struct Prefix {
+    pub id: u32,
+    /// What a text begins with that has it already.
+    text: String,
+}
+
+impl Prefix {
+    pub fn new(id: u32, encoder: &Encoder) -> Result<Self> {
+        Ok(Self { id, text: encoder.token(id)? })
+    }
+
+    /// Ids of a text as `HFLM.tok_encode` gives them: with the special tokens that the tokenizer
+    /// puts around a text, unless the text begins with the prefix.
+    pub fn encode(&self, encoder: &Encoder, text: &str) -> Result<Vec<u32>> {
+        encoder.encode(text, !text.starts_with(&self.text))
+    }
+}
+
 /// The task of `eval --ppl` with `--ppl-protocol lm-eval`.
 pub struct Rolling {
     name: String,
@@ -69,7 +92,7 @@ struct Document {
 
 impl Rolling {
     /// Errors (bad input) if no document has a token.
-    pub fn new(corpus: &Corpus, model: &Model, encoder: &Encoder, prefix: u32) -> Result<Self> {
+    pub fn new(corpus: &Corpus, model: &Model, encoder: &Encoder, prefix: Prefix) -> Result<Self> {
         let space = Regex::new(r"[\s\x1c-\x1f]+")?;
         let detokenizer = Detokenizer::new()?;
         let pages = match corpus.documents.as_slice() {
@@ -78,13 +101,14 @@ impl Rolling {
         };
         let mut documents = Vec::with_capacity(pages.len());
         for page in &pages {
-            let ids = encoder.encode(&detokenizer.apply(page), false)?;
+            let ids = prefix.encode(encoder, &detokenizer.apply(page))?;
             documents.push(Document { ids, words: space.split(page).count(), bytes: page.len() });
         }
         if documents.iter().all(|d| d.ids.is_empty()) {
             bail_input!("--ppl {}: no document has a token", corpus.name);
         }
-        Ok(Self { name: corpus.name.clone(), documents, prefix, context: model.sizes().context })
+        let (name, prefix) = (corpus.name.clone(), prefix.id);
+        Ok(Self { name, documents, prefix, context: model.sizes().context })
     }
 }
 
@@ -112,7 +136,7 @@ impl Task for Rolling {
     fn settings(&self) -> Value {
         let ids = self.documents.iter().flat_map(|document| document.ids.iter().copied());
         json!({"task": KIND.task, "context": self.context, "documents": self.documents.len(),
-               "ids_sha256": hash_ids(ids)})
+               "prefix": self.prefix, "ids_sha256": hash_ids(ids)})
     }
 
     fn about(&self) -> String {

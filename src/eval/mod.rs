@@ -10,12 +10,15 @@ pub mod ledger;
 pub mod lm_eval;
 pub mod nll;
 pub mod normal;
+pub mod paired;
 pub mod perplexity;
+pub mod repetition;
 pub mod samples;
 pub mod scoring;
 pub mod sources;
 pub mod task;
 pub mod toxicity;
+pub mod verdict;
 mod wikitext;
 
 use std::collections::BTreeMap;

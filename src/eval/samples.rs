@@ -198,8 +198,10 @@ impl Writer<'_> {
 
     /// A row a text. Errors if one can't be scored: a pair needs both scores.
     fn scored(&self, jobs: &[Job], texts: Vec<Vec<u32>>, pool: &mut Pool) -> Result<Vec<Row>> {
+        let encoder = self.subject.encoder;
+        let both = jobs.iter().zip(&texts);
         let words: Vec<String> =
-            texts.iter().map(|ids| self.subject.encoder.decode(ids)).collect::<Result<_>>()?;
+            both.map(|(job, ids)| encoder.decode_after(&job.ids, ids)).collect::<Result<_>>()?;
         pool.ask(self.scorer, &words).with_context(|| self.again.to_owned())?;
         let rows = jobs.iter().zip(texts).zip(words).map(|((job, ids), text)| {
             let score = pool.known.get(&text).copied();

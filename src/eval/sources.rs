@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::perplexity::Corpus;
@@ -60,6 +60,13 @@ impl HubFile {
     fn file(&self) -> Result<PathBuf> {
         Ok(Hub::from_env()?.dataset_file(self.dataset, "main", self.endings)?.0)
     }
+
+    /// The same; an error says that the `flag` that named it takes a file, too.
+    fn file_for(&self, flag: &str) -> Result<PathBuf> {
+        let words =
+            || format!("{flag} {} is a data set of the hub (or give {flag} FILE)", self.name);
+        self.file().with_context(words)
+    }
 }
 
 fn is_rows(path: &Path) -> bool {
@@ -82,7 +89,7 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
     }
     let named = CORPORA.iter().find(|n| n.name == spec);
     let path = match named {
-        Some(named) => named.file()?,
+        Some(named) => named.file_for(flag)?,
         None if Path::new(spec).is_file() => spec.into(),
         None => {
             let names: Vec<&str> = CORPORA.iter().map(|n| n.name).chain([DEMO]).collect();
@@ -119,7 +126,7 @@ pub fn corpus(spec: &str, flag: &str) -> Result<Corpus> {
 
 /// The first `limit` of LAMBADA's passages, from a file, or from the hub if its name is empty.
 pub fn passages(file: &str, limit: Option<usize>) -> Result<Vec<Text>> {
-    let path = if file.is_empty() { LAMBADA.file()? } else { file.into() };
+    let path = if file.is_empty() { LAMBADA.file_for("--lambada")? } else { file.into() };
     data::read_texts(&path, &KeyMap::new(), limit)
 }
 
@@ -152,7 +159,7 @@ pub fn prompts(spec: &str, limit: Option<usize>) -> Result<Vec<Text>> {
             None => bail_input!("{}: no \"prompt\".\"text\"", row.place),
         }
     };
-    let rows = data::read_rows(&PROMPTS.file()?, None)?
+    let rows = data::read_rows(&PROMPTS.file_for("--prompts")?, None)?
         .into_iter()
         .filter(is_challenging)
         .take(limit.unwrap_or(usize::MAX));

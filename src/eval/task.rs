@@ -87,12 +87,13 @@ pub trait Task {
     fn work(&self, subject: &Subject, unit: usize) -> Result<Vec<Row>>;
 }
 
-/// All rows of a task, in order. Errors (interrupted) if the user asks to stop; the rows so far
-/// are lost then.
-pub fn rows(task: &dyn Task, subject: &Subject) -> Result<Vec<Row>> {
+/// All rows of a task, in order; `done` is told of each unit. Errors (interrupted) if the user asks
+/// to stop; the rows so far are lost then.
+pub fn rows(task: &dyn Task, subject: &Subject, mut done: impl FnMut()) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for unit in 0..task.units() {
         rows.extend(task.work(subject, unit)?);
+        done();
         if interrupt::asked() {
             let why = format!("interrupted while {} was measured", task.name());
             return Err(Error::Interrupted(why).into());

@@ -74,6 +74,11 @@ impl Protocol {
         self
     }
 
+    /// The same lengths, but so many sampled continuations of each prompt (nucleus 0.9).
+    pub fn sampled(&self, samples: usize) -> Self {
+        Self { sampling: RTP.sampling, samples, ..self.clone() }
+    }
+
     /// The preset with this name. Errors (bad input) if there is none, with the nearest name.
     pub fn named(name: &str) -> Result<Self> {
         PRESETS.iter().find(|p| p.preset == name).cloned().ok_or_else(|| {
@@ -130,8 +135,8 @@ fn continuations(
     }
     let mut texts = Vec::with_capacity(jobs.len());
     for jobs in jobs.chunks(BATCH) {
-        for ids in generate(subject.model, &view, jobs, &settings)? {
-            texts.push(subject.encoder.decode(&ids)?);
+        for (job, ids) in jobs.iter().zip(generate(subject.model, &view, jobs, &settings)?) {
+            texts.push(subject.encoder.decode_after(&job.ids, &ids)?);
         }
     }
     Ok(texts)

@@ -23,6 +23,7 @@ impl Page {
 pub const PAGES: &[Page] = &[
     Page { topic: "start", text: include_str!("start.md") },
     Page { topic: "models-and-data", text: include_str!("models-and-data.md") },
+    Page { topic: "tokens", text: include_str!("tokens.md") },
     Page { topic: "methods", text: include_str!("methods.md") },
     Page { topic: "online", text: include_str!("online.md") },
     Page { topic: "evaluation", text: include_str!("evaluation.md") },
@@ -41,6 +42,9 @@ pub mod start {}
 
 #[doc = include_str!("models-and-data.md")]
 pub mod models_and_data {}
+
+#[doc = include_str!("tokens.md")]
+pub mod tokens {}
 
 #[doc = include_str!("methods.md")]
 pub mod methods {}

@@ -8,6 +8,7 @@ use super::config::Config;
 use super::layers::{Orientation, Pass};
 use super::weights::{TensorSpec, View};
 use crate::tokens::Packed;
+use crate::tokens::folder::Usual;
 
 /// A line of [`ARCHES`](super::ARCHES).
 pub struct Architecture {
@@ -16,6 +17,8 @@ pub struct Architecture {
     /// Reads a `config.json`; refuses by name what isn't implemented.
     pub parse: fn(&Config) -> Result<Box<dyn Decoder>>,
     pub names: Names,
+    /// The class of its tokenizers in transformers.
+    pub tokenizer: Usual,
     /// The key of the number of blocks in `config.json`.
     pub blocks: &'static str,
     /// Shapes of models that people know, for `bench`: a JSON object with what the `config.json` of

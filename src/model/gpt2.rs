@@ -11,6 +11,7 @@ use super::layers::{Activation, AttentionShape, Bias, Fused, Pass};
 use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::bail_input;
 use crate::tokens::Packed;
+use crate::tokens::folder::Usual;
 
 /// The line of [`ARCHES`](super::ARCHES).
 pub const GPT2: Architecture = Architecture {
@@ -21,6 +22,7 @@ pub const GPT2: Architecture = Architecture {
         head: &[HEAD],
         buffers: &[".attn.bias", ".attn.masked_bias"],
     },
+    tokenizer: Usual::Or("GPT2Tokenizer"),
     blocks: "n_layer",
     shapes: r#"{
         "gpt2": {

@@ -13,6 +13,7 @@ use super::layers::{Activation, AttentionShape, Bias, Pass};
 use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::bail_input;
 use crate::tokens::Packed;
+use crate::tokens::folder::Usual;
 
 /// The line of [`ARCHES`](super::ARCHES).
 pub const GPT_NEO: Architecture = Architecture {
@@ -23,6 +24,7 @@ pub const GPT_NEO: Architecture = Architecture {
         head: &[HEAD],
         buffers: &[".attn.attention.bias", ".attn.attention.masked_bias"],
     },
+    tokenizer: Usual::Or("GPT2Tokenizer"),
     blocks: "num_layers",
     // With another number of blocks a shape would need another list of their kinds.
     shapes: "{}",

@@ -11,6 +11,7 @@ use super::layers::Orientation::OutIn;
 use super::layers::{Activation, AttentionShape, Bias, Fused, Pass, Rotary, Which};
 use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::tokens::Packed;
+use crate::tokens::folder::Usual;
 
 /// The line of [`ARCHES`](super::ARCHES).
 pub const GPT_NEOX: Architecture = Architecture {
@@ -21,6 +22,7 @@ pub const GPT_NEOX: Architecture = Architecture {
         head: &[HEAD, "lm_head.weight"],
         buffers: &[".attention.bias", ".attention.masked_bias", ".attention.rotary_emb.inv_freq"],
     },
+    tokenizer: Usual::Or("GPTNeoXTokenizer"),
     blocks: "num_hidden_layers",
     shapes: r#"{
         "pythia-160m": {

@@ -12,6 +12,7 @@ use super::layers::{Activation, AttentionShape, Bias, Pass, Rotary, Which};
 use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::bail_input;
 use crate::tokens::Packed;
+use crate::tokens::folder::Usual;
 
 /// Lines of [`ARCHES`](super::ARCHES).
 pub const LLAMA: Architecture = Architecture {
@@ -28,6 +29,7 @@ pub const LLAMA: Architecture = Architecture {
         decoder(config, variant)
     },
     names: NAMES,
+    tokenizer: Usual::Named,
     blocks: BLOCKS,
     shapes: r#"{
         "smollm2-135m": {
@@ -67,6 +69,8 @@ pub const MISTRAL: Architecture = Architecture {
         decoder(config, Variant { windows, absent, ..Variant::default() })
     },
     names: NAMES,
+    // Its tokenizers are taken as they stand, whatever class they name.
+    tokenizer: Usual::Only("TokenizersBackend"),
     blocks: BLOCKS,
     shapes: "{}",
     tiny: r#"{

@@ -7,6 +7,7 @@ use super::arch::Architecture;
 use super::config::Config;
 use super::layers::Bias;
 use super::llama::{Absent, BLOCKS, NAMES, Variant, attention_kinds, bias, decoder};
+use crate::tokens::folder::Usual;
 
 /// Lines of [`ARCHES`](super::ARCHES).
 pub const QWEN2: Architecture = Architecture {
@@ -16,6 +17,7 @@ pub const QWEN2: Architecture = Architecture {
         decoder(config, Variant { qkv: Bias::Yes, windows, absent: ABSENT, ..Variant::default() })
     },
     names: NAMES,
+    tokenizer: Usual::Only("Qwen2Tokenizer"),
     blocks: BLOCKS,
     shapes: "{}",
     tiny: r#"{
@@ -34,6 +36,7 @@ pub const QWEN3: Architecture = Architecture {
         decoder(config, own)
     },
     names: NAMES,
+    tokenizer: Usual::Or("Qwen2Tokenizer"),
     blocks: BLOCKS,
     shapes: "{}",
     tiny: r#"{

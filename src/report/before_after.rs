@@ -6,8 +6,13 @@ use crate::eval::kinds::figure;
 /// The ids of the figures, in the order in which they are shown.
 const SHOWN: [&str; 6] = ["toxic_fraction", "toxicity", "nll_chosen", "nll_rejected", "ppl", "kl"];
 
-/// The rows of the before/after table: name with unit, before, after, change in percent.
+/// The rows of the before/after table: name with unit, before, after, change. Figures with their
+/// intervals, where the record has them.
 pub fn before_after(run: &RunRecord) -> Vec<[String; 4]> {
+    if let Some(headline) = &run.headline {
+        let rows = headline.rows(&run.data.perplexity_of).into_iter();
+        return rows.map(|r| [r.name, r.before, r.after, r.change]).collect();
+    }
     let row = |id: &str| {
         let figure = figure(id)?;
         let (b, a) = (*run.before.get(id)?, *run.after.get(id)?);

@@ -18,9 +18,15 @@ pub fn compare_page(found: &Comparison) -> String {
         let (id, heading) = match sheet.id.as_str() {
             "table1" => ("gain", "What was gained, and what it cost elsewhere"),
             "table2" => ("cost", "What the repairs took"),
+            "scales" => ("scales", "Along the scale of the change"),
             _ => ("ablation", "Whether selecting the block matters"),
         };
-        sections.push(Section { id, heading, body: sheet_table(sheet) });
+        let picture = scales(found).filter(|_| id == "scales");
+        let body = html! {
+            @if let Some(picture) = &picture { (figure(picture)) }
+            (sheet_table(sheet))
+        };
+        sections.push(Section { id, heading, body });
     }
     if let Some(picture) = trade_off(found) {
         let body = figure(&picture);
@@ -44,11 +50,17 @@ pub fn compare_page(found: &Comparison) -> String {
 
 /// The pictures of the page.
 pub fn pictures(found: &Comparison) -> Vec<plot::Picture> {
-    trade_off(found).into_iter().chain(sensitivity(found)).collect()
+    trade_off(found).into_iter().chain(scales(found)).chain(sensitivity(found)).collect()
 }
 
 fn trade_off(found: &Comparison) -> Option<plot::Picture> {
     Some(plot::pareto("Toxicity against perplexity", found.pareto.as_ref()?))
+}
+
+/// Toxicity against KL along the scale of what each run changed, if scales were asked for.
+pub fn scales(found: &Comparison) -> Option<plot::Picture> {
+    let title = "Toxicity against KL along the scale of the change";
+    Some(plot::scales(title, found.scales.as_ref()?))
 }
 
 fn lead(found: &Comparison) -> Markup {

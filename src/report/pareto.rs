@@ -24,6 +24,27 @@ pub struct Pareto {
     pub rows: Vec<(String, Vec<Vec<Point>>)>,
 }
 
+/// Toxicity and KL of a part or a multiple of what a run changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaledPoint {
+    /// 1 is what the run changed.
+    pub scale: f64,
+    pub toxicity: f64,
+    /// From the base, in nats a token.
+    pub kl: f64,
+}
+
+/// Toxicity and KL of all runs along the scale, which begins at the base with a KL of 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scales {
+    /// The base's toxicity.
+    pub base: f64,
+    /// The name of a method, and the points of each of its runs in the order of their scales.
+    pub rows: Vec<(String, Vec<Vec<ScaledPoint>>)>,
+}
+
 /// A point counts only if its perplexity is less than this many times the base's.
 pub const WORST: f64 = 1.25;
 

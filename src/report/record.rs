@@ -10,13 +10,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::fields;
+use super::headline::Headline;
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
 use crate::checkpoint::Change;
 use crate::eval::Figures;
+use crate::eval::verdict::Verdict;
 use crate::model::precision::Precision;
-use crate::settings::RepairSettings;
+use crate::settings::{self, RepairSettings};
+use crate::train::state::ChangedSetting;
 
 /// The version of the format of `run.json`.
 pub const FORMAT_VERSION: u32 = 1;
@@ -40,8 +43,14 @@ pub struct RunRecord {
     pub seed: u64,
     pub data: DataRecord,
     pub scorer: String,
+    /// `None` where nothing was measured that tells of the error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
     pub before: Figures,
     pub after: Figures,
+    /// The same figures with their intervals, and what they were measured on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headline: Option<Headline>,
     pub steps: usize,
     /// Seconds of all steps, and of the selector's look or trials before them.
     pub step_seconds: f64,
@@ -53,6 +62,9 @@ pub struct RunRecord {
     /// The step whose weights were kept.
     pub kept_step: usize,
     pub stopped: String,
+    /// Settings that were other ones before a divergence.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changed_settings: Vec<ChangedSetting>,
     /// In how many steps each block was sliced.
     pub sliced: BTreeMap<usize, usize>,
     /// `None` for a block-level repair.
@@ -73,7 +85,22 @@ pub struct RunRecord {
 impl RunRecord {
     /// Reads `run.json`. Errors (bad input) if it is broken or of another format version.
     pub fn read(path: &Path) -> Result<Self> {
-        read_versioned(path, FORMAT_VERSION)
+        let mut record: Value = read_versioned(path, FORMAT_VERSION)?;
+        if let Some(settings) = record.get_mut("settings") {
+            settings::complete(settings);
+        }
+        let broken = |e| Error::Input(format!("{}: a broken record: {e}", path.display()));
+        Ok(serde_json::from_value(record).map_err(broken)?)
+    }
+
+    /// The verdict in a line; why there is none, where nothing told of the error.
+    pub fn verdict_line(&self) -> String {
+        match &self.verdict {
+            Some(verdict) => verdict.line(),
+            None => "no verdict: nothing was measured that tells of the error (give \
+                     --eval-prompts FILE, or more pairs, so that some are held back)"
+                .into(),
+        }
     }
 
     /// Names and values of all settings. Settings that were not given have the value that the run

@@ -5,6 +5,8 @@ use anyhow::{Context, Result};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::base::plain::{plain, plain_line};
+
 /// The most decimal places of a number.
 const MOST_DIGITS: usize = 17;
 
@@ -194,14 +196,18 @@ impl Sheet {
         self.rows
             .iter()
             .zip(cells)
-            .map(|(row, cells)| std::iter::once(row.name.clone()).chain(cells).collect())
+            .map(|(row, cells)| {
+                let name = plain_line(&row.name).into_owned();
+                std::iter::once(name).chain(cells).collect()
+            })
             .collect()
     }
 
     /// Markdown. The best is bold, the second best in italics.
     pub fn markdown(&self) -> String {
-        let bar = |text: &str| text.replace('|', "\\|");
-        let mut out = format!("### {}\n\n| |", self.title);
+        // Names of rows are those of folders, which may hold anything.
+        let bar = |text: &str| plain_line(text).replace('|', "\\|");
+        let mut out = format!("### {}\n\n| |", plain_line(&self.title));
         self.columns.iter().for_each(|c| out += &format!(" {} |", bar(&c.name)));
         out += "\n|---|";
         self.columns.iter().for_each(|_| out += "---:|");
@@ -216,7 +222,7 @@ impl Sheet {
             out += &format!("| {} | {} |\n", bar(&row.name), cells.join(" | "));
         }
         out += "\n";
-        self.notes.iter().for_each(|note| out += &format!("{note}\n"));
+        self.notes.iter().for_each(|note| out += &format!("{}\n", plain(note)));
         out
     }
 
@@ -236,12 +242,11 @@ impl Sheet {
                 Cell::Number { mean, error } => {
                     [mean.to_string(), error.map_or(String::new(), |e| e.to_string())]
                 }
-                Cell::Text(text) => [text.clone(), String::new()],
+                Cell::Text(text) => [plain(text).into_owned(), String::new()],
                 Cell::None => Default::default(),
             });
-            csv.write_record(
-                std::iter::once(row.name.clone()).chain(cells).chain([row.note.clone()]),
-            )?;
+            let [name, note] = [&row.name, &row.note].map(|text| plain(text).into_owned());
+            csv.write_record(std::iter::once(name).chain(cells).chain([note]))?;
         }
         csv.into_inner().context("a table as CSV")
     }
@@ -314,7 +319,7 @@ fn unmarked(cell: &str) -> (&str, &str) {
 /// Text with LaTeX's special characters escaped.
 fn tex(text: &str) -> String {
     let mut out = String::new();
-    for c in text.chars() {
+    for c in plain_line(text).chars() {
         match c {
             '&' | '%' | '$' | '#' | '_' | '{' | '}' => out.extend(['\\', c]),
             '\\' => out += "\\textbackslash{}",

@@ -26,6 +26,12 @@ pub fn objectives() -> String {
     lines(OBJECTIVES.iter().map(|o| format!("{:<13} {}", o.name, o.about)))
 }
 
+pub fn boundaries() -> String {
+    "Conversations are the same by both: the chat template writes the whole, and it is tokenized \
+     and split where the prompt's tokens end."
+        .into()
+}
+
 fn lines(lines: impl Iterator<Item = String>) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
@@ -50,6 +56,12 @@ pub fn nll_weights() -> String {
 pub fn kl_weights() -> String {
     let held = METHODS.iter().filter(|m| m.kl_weight != 0.0);
     most(held.map(|m| (m.name, m.kl_weight)))
+}
+
+/// Methods that sample their own pairs, and those of neurons, have one rate for all.
+pub fn learning_rates() -> String {
+    let own = most(METHODS.iter().filter(|m| !m.online).map(|m| (m.name, m.rate)));
+    format!("{own}; online 1e-5; star and sgd 0.01")
 }
 
 pub fn betas() -> String {

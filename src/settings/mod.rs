@@ -19,12 +19,13 @@ use serde_json::{Value, json};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::memory::{OF_A_TEXT, check_room};
+use crate::eval::verdict::Word;
 use crate::slice::select::Slicing;
 use crate::slice::select::{self, First, Normalize};
 use crate::step::{self, Named, Recipe, neurons, objective};
 use crate::tokens::Lengths;
 pub use layers::{Layer, Layers, RepairWords, read_layer, read_tables, setting};
-pub use repair::{RepairSettings, SETTINGS};
+pub use repair::{RepairSettings, SETTINGS, complete};
 
 /// Where the curves of a run go beside `steps.jsonl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -32,6 +33,26 @@ pub use repair::{RepairSettings, SETTINGS};
 pub enum ReportTo {
     None,
     Tensorboard,
+}
+
+/// Which verdicts on a repair are a failed check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FailOn {
+    /// And damaged.
+    Unmoved,
+    Damaged,
+    Nothing,
+}
+
+impl FailOn {
+    pub fn names(self, word: Word) -> bool {
+        match word {
+            Word::Repaired | Word::Partly => false,
+            Word::NoRealDifference | Word::NotRepaired => self == Self::Unmoved,
+            Word::Damaged => self != Self::Nothing,
+        }
+    }
 }
 
 /// A method of either family, with all its numbers.
@@ -80,10 +101,19 @@ impl Prepared {
         }
         let on_demo = layers.given("model").is_none_or(|model| model == "demo");
         let online = said.is_online(&layers);
+        let own_rate = said.rate().filter(|_| !online);
+        all.extend(own_rate.map(|rate| ("learning-rate".to_owned(), rate.into())));
         if on_demo && !said.is_of_neurons() && !online {
-            all.extend(layers::preset("demo")?);
+            let mut demo = layers::preset("demo")?;
+            // It was found for the methods that have the common one.
+            demo.retain(|name, _| name != "learning-rate" || own_rate == Some(step::RATE));
+            // Half of a shorter run is its warm-up, too.
+            let half = layers.given("max-steps").and_then(Value::as_u64).map(|steps| steps / 2);
+            demo.extend(half.map(|half| ("warmup-steps".to_owned(), half.into())));
+            all.extend(demo);
         }
         layers.all().into_iter().for_each(|layer| all.extend(layer.clone()));
+        warm_up_within(&mut all, &layers)?;
         let with_kl = all.get("kl-weight").and_then(Value::as_f64).is_some_and(|w| w != 0.0)
             || all.contains_key("kl-budget");
         all.insert("method".into(), said.name(with_kl).into());
@@ -105,6 +135,14 @@ impl Prepared {
                  --scorer",
                 settings.model
             ),
+            Some(_) if layers.given("model").is_none() => {
+                let flag = if online { "--prompts" } else { "--data" };
+                let why = format!(
+                    "{flag} without --model: give the model that is to be repaired (--model demo \
+                     for the embedded one)"
+                );
+                return Err(Error::Usage(why).into());
+            }
             Some(_) => {}
         }
         let method = said.method(&settings, online);
@@ -263,6 +301,15 @@ impl Said {
         }
     }
 
+    /// The learning rate of a block-level method by its name, or of the one with these parts.
+    fn rate(&self) -> Option<f64> {
+        match self {
+            Self::Named(Named::Blocks(method)) => Some(method.rate),
+            Self::Named(Named::Neurons(_)) => None,
+            Self::Parts(select, objective) => Some(step::rate(select, objective)),
+        }
+    }
+
     fn is_of_neurons(&self) -> bool {
         matches!(self, Self::Named(Named::Neurons(_)))
     }
@@ -325,6 +372,28 @@ impl Said {
         };
         Method::Blocks(recipe)
     }
+}
+
+/// A warm-up that is longer than the run would never reach the learning rate. Errors (bad input) if
+/// it is said; the one of a lower layer gives way to a shorter run.
+fn warm_up_within(all: &mut Layer, layers: &Layers) -> Result<()> {
+    let number = |name: &str| all.get(name).and_then(Value::as_u64);
+    let (Some(warmup), Some(steps)) = (number("warmup-steps"), number("max-steps")) else {
+        return Ok(());
+    };
+    if warmup <= steps {
+        return Ok(());
+    }
+    let height = |name: &str| layers.all().iter().rposition(|layer| layer.contains_key(name));
+    let said = height("warmup-steps");
+    if said.is_none() || said < height("max-steps") {
+        all.remove("warmup-steps");
+        return Ok(());
+    }
+    bail_input!(
+        "--warmup-steps {warmup} is longer than the run of --max-steps {steps}: the learning rate \
+         would never be reached; lower it, or leave it out for a tenth of the run"
+    )
 }
 
 /// The settings of a repair from its words and a file or preset.

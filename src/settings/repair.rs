@@ -2,19 +2,21 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::ReportTo;
 use super::setting::{Heading, Setting, settings};
 use super::uses;
+use super::{FailOn, ReportTo};
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::scorers;
 use crate::slice::Granularity;
 use crate::slice::select::{self, Normalize};
 use crate::step::neurons::{Mode, Share};
-use crate::step::objective;
 use crate::step::optim::{OptimizerKind, Schedule};
-use crate::tokens::LossOn;
+use crate::step::{RATE, objective};
+use crate::tokens::{Boundary, LossOn};
 
 settings! {
     /// A repair's settings; what is `None` depends on the method, the model or the rows.
@@ -102,14 +104,17 @@ settings! {
         beta: Option<f64>, above_zero(), otherwise(super::help::betas()), unused(uses::beta);
         /// Tokens that count in the NLL
         loss_on: LossOn, default(LossOn::Response), unused(uses::blocks);
+        /// How rows of plain text are split into the tokens of prompt and response
+        boundary: Boundary, default(Boundary::Apart), long_help(super::help::boundaries),
+            unused(uses::rows);
     }
 
     Training {
         /// What turns gradients into steps
         optimizer: OptimizerKind, default(OptimizerKind::Rmsprop), unused(uses::blocks);
         /// How far a step goes
-        learning_rate: f64, default(3e-4), online_default(1e-5), neuron_default(1e-2), alias("lr"),
-            unused(uses::descent);
+        learning_rate: f64, default(RATE), online_default(1e-5), neuron_default(1e-2), alias("lr"),
+            otherwise(super::help::learning_rates()), unused(uses::descent);
         /// Pairs (and normal texts) a step
         batch_size: usize, default(4), at_least(1), short('b'),
             alias("per-device-train-batch-size"), unused(uses::blocks);
@@ -148,6 +153,9 @@ settings! {
         /// Prompts whose continuations are scored before and after
         eval_prompts: Option<PathBuf>, otherwise("the held-back pairs' prompts"), value("FILE"),
             unused(uses::blocks), free();
+        /// Sampled continuations of each prompt that are scored before and after beside the greedy
+        /// one (nucleus 0.9, temperature 1); 0 = none
+        eval_samples: usize, default(4), value("N"), unused(uses::blocks), free();
         /// Text whose perplexity is measured before and after
         eval_text: Option<PathBuf>, otherwise("held-back normal text"), value("FILE"), free();
         /// What scores continuations and normal text
@@ -155,6 +163,22 @@ settings! {
         /// The toxic label of a classifier
         toxic_label: Option<String>, otherwise("found by its name"), value("LABEL"),
             unused(uses::blocks);
+    }
+
+    Verdict {
+        /// A result whose perplexity rose by more than this is damaged; 0 = no limit
+        damage_ppl: f64, default(25.0), value("PERCENT"), free();
+        /// A result whose KL from the base on normal text is above this is damaged; 0 = no limit
+        damage_kl: f64, default(0.5), value("NATS"), unused(uses::blocks), free();
+        /// A result is damaged whose continuations repeat themselves by so many points more than
+        /// before (of 100 pieces of three tokens); 0 = no limit
+        damage_repetition: f64, default(20.0), value("POINTS"), unused(uses::blocks), free();
+        /// A result is damaged of whose continuations so many more in a hundred are empty; 0 = no
+        /// limit
+        damage_empty: f64, default(20.0), value("POINTS"), unused(uses::blocks), free();
+        /// Verdicts that are a failed check (exit code 4): damaged and unmoved (no real difference,
+        /// not repaired), damaged alone, or nothing; the output is kept in any case
+        fail_on: FailOn, default(FailOn::Unmoved), free();
     }
 
     Online {
@@ -216,5 +240,25 @@ impl RepairSettings {
     /// Pairs, of so many, that a selector looks at before the first step if it does.
     pub fn looked_at(&self, pairs: usize) -> usize {
         self.fixed_sample.unwrap_or(2000).min(pairs)
+    }
+
+    /// The settings that the repaired weights depend on, with their values. Inputs are left out:
+    /// what they hold counts, not what they are called.
+    pub fn decisive(&self) -> Result<Vec<(&'static str, Value)>> {
+        let values = serde_json::to_value(self)?;
+        let decisive = SETTINGS.iter().filter(|s| !s.free && !INPUTS.contains(&s.name));
+        Ok(decisive.map(|s| (s.name, values[s.name].clone())).collect())
+    }
+}
+
+/// Settings that name what is read.
+const INPUTS: [&str; 7] = ["model", "revision", "data", "prompts", "map", "limit", "normal"];
+
+/// Gives the settings of an older record the values of those that came since.
+pub fn complete(settings: &mut Value) {
+    let Value::Object(settings) = settings else { return };
+    for setting in SETTINGS.iter() {
+        let default = || setting.default.clone().unwrap_or_default();
+        settings.entry(setting.name).or_insert_with(default);
     }
 }

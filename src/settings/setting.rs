@@ -21,6 +21,7 @@ pub enum Heading {
     Training,
     Stopping,
     Scoring,
+    Verdict,
     Online,
     WrongAnswers,
     Machine,
@@ -28,7 +29,7 @@ pub enum Heading {
 
 impl Heading {
     /// All of them, in their order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Input,
         Self::Output,
         Self::Method,
@@ -36,6 +37,7 @@ impl Heading {
         Self::Training,
         Self::Stopping,
         Self::Scoring,
+        Self::Verdict,
         Self::Online,
         Self::WrongAnswers,
         Self::Machine,
@@ -50,6 +52,7 @@ impl Heading {
             Self::Training => "Training",
             Self::Stopping => "Stopping and saving",
             Self::Scoring => "Scoring",
+            Self::Verdict => "Verdict",
             Self::Online => "Online (from prompts)",
             Self::WrongAnswers => "Wrong answers",
             Self::Machine => "Machine",
@@ -72,6 +75,7 @@ pub type Unused = fn(&Method) -> Option<&'static str>;
 pub struct Setting {
     /// `batch-size`: the flag is `--batch-size`, the variable `IREPAIR_BATCH_SIZE`.
     pub name: &'static str,
+    flag: &'static str,
     pub heading: Heading,
     help: &'static str,
     long_help: Option<fn() -> String>,
@@ -120,6 +124,7 @@ impl Setting {
         let form = Form { read: T::read, check, possible, list: T::LIST, counts: T::COUNTS };
         Self {
             name,
+            flag: leak(format!("--{name}")),
             heading,
             help: help.trim(),
             long_help: None,
@@ -214,6 +219,11 @@ impl Setting {
     /// `IREPAIR_BATCH_SIZE`
     pub fn variable(&self) -> String {
         format!("IREPAIR_{}", self.name.replace('-', "_").to_uppercase())
+    }
+
+    /// `--batch-size`
+    pub fn flag(&self) -> &'static str {
+        self.flag
     }
 
     /// Errors if a value is of another type, or no such name.
@@ -414,10 +424,12 @@ chosen!(
     crate::slice::select::Normalize,
     crate::step::neurons::Mode,
     crate::tokens::LossOn,
+    crate::tokens::Boundary,
     crate::step::optim::OptimizerKind,
     crate::step::optim::Schedule,
     crate::model::precision::Precision,
     crate::model::precision::WeightsDtype,
+    super::FailOn,
     super::ReportTo
 );
 

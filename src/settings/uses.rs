@@ -61,6 +61,11 @@ pub fn pairs(method: &Method) -> Option<&'static str> {
     }
 }
 
+/// Pairs of a file, which are prompts with responses.
+pub fn rows(method: &Method) -> Option<&'static str> {
+    pairs(method).or_else(|| blocks(method))
+}
+
 /// A KL term.
 pub fn kl(method: &Method) -> Option<&'static str> {
     recipe(

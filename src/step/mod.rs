@@ -31,9 +31,19 @@ pub struct NamedMethod {
     pub weight: f64,
     /// Factor on the KL term on normal text; 0: no such term.
     pub kl_weight: f64,
+    /// The learning rate that served it best in our studies (data/studies/patient.md); irepair's
+    /// where none was searched for.
+    pub rate: f64,
     /// Whether its pairs are the model's own texts, sampled on the way.
     pub online: bool,
     pub about: &'static str,
+}
+
+/// The learning rate of most methods.
+pub const RATE: f64 = 3e-4;
+
+const fn at(rate: f64, method: NamedMethod) -> NamedMethod {
+    NamedMethod { rate, ..method }
 }
 
 const fn method(
@@ -44,7 +54,7 @@ const fn method(
     kl_weight: f64,
     about: &'static str,
 ) -> NamedMethod {
-    NamedMethod { name, select, objective, weight, kl_weight, online: false, about }
+    NamedMethod { name, select, objective, weight, kl_weight, rate: RATE, online: false, about }
 }
 
 /// DPO on pairs of the model's own texts.
@@ -79,22 +89,28 @@ pub static METHODS: &[NamedMethod] = &[
         "ablation: one block, the most sensitive before the first step",
     ),
     method("irepair-fixed", &FIXED, &NLL, 0.5, 0.0, "the same without the KL term"),
-    method(
-        "dapt+kl",
-        &ALL,
-        &NLL,
-        0.5,
-        1.0,
-        "baseline: all parameters; chosen responses, held by KL",
+    at(
+        1e-4,
+        method(
+            "dapt+kl",
+            &ALL,
+            &NLL,
+            0.5,
+            1.0,
+            "baseline: all parameters; chosen responses, held by KL",
+        ),
     ),
-    method("dapt", &ALL, &NLL, 1.0, 0.0, "baseline: all parameters; chosen responses"),
-    method(
-        "dpo+kl",
-        &ALL,
-        &DPO,
-        1.0,
-        1.0,
-        "direct preference optimization, held by KL on normal text",
+    at(1e-4, method("dapt", &ALL, &NLL, 1.0, 0.0, "baseline: all parameters; chosen responses")),
+    at(
+        3e-5,
+        method(
+            "dpo+kl",
+            &ALL,
+            &DPO,
+            1.0,
+            1.0,
+            "direct preference optimization, held by KL on normal text",
+        ),
     ),
     method(
         "trial-dpo+kl",
@@ -104,15 +120,28 @@ pub static METHODS: &[NamedMethod] = &[
         2.0,
         "the block whose trial steps help most; DPO, held by KL on normal text",
     ),
-    method(
-        "trial-dpo-ul+kl",
-        &TRIAL,
-        &DPO_UL,
-        1.0,
-        10.0,
-        "the same, and the unlikelihood of the tokens that tell rejected from chosen",
+    at(
+        1e-4,
+        method(
+            "trial-dpo-ul+kl",
+            &TRIAL,
+            &DPO_UL,
+            1.0,
+            10.0,
+            "the same, and the unlikelihood of the tokens that tell rejected from chosen",
+        ),
     ),
-    method("dpo", &ALL, &DPO, 1.0, 0.0, "baseline: direct preference optimization, all parameters"),
+    at(
+        1e-5,
+        method(
+            "dpo",
+            &ALL,
+            &DPO,
+            1.0,
+            0.0,
+            "baseline: direct preference optimization, all parameters",
+        ),
+    ),
     online(
         "online-dpo+kl",
         &ALL,
@@ -127,6 +156,14 @@ pub static METHODS: &[NamedMethod] = &[
 pub enum Named {
     Blocks(&'static NamedMethod),
     Neurons(&'static neurons::NamedMethod),
+}
+
+/// The learning rate of the method with these parts; the common one where none has a name.
+pub fn rate(select: &NamedSelector, objective: &NamedObjective) -> f64 {
+    let named = METHODS.iter().filter(|method| !method.online);
+    let mut named =
+        named.filter(|m| (m.select.name, m.objective.name) == (select.name, objective.name));
+    named.next().map_or(RATE, |method| method.rate)
 }
 
 /// The names of all methods.

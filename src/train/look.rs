@@ -35,7 +35,7 @@ impl Trainer<'_> {
 }
 
 /// A seeded choice of rows, in their order.
-fn drawn<T>(rows: &[T], size: usize, seed: u64) -> Vec<&T> {
+pub fn drawn<T>(rows: &[T], size: usize, seed: u64) -> Vec<&T> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     Stream::new(seed, Purpose::Look, 0, 0).shuffle(&mut order);
     order.truncate(size);

@@ -5,7 +5,7 @@ mod batches;
 pub mod budget;
 pub mod events;
 pub mod log;
-mod look;
+pub mod look;
 pub mod online;
 mod resume;
 pub mod state;
@@ -36,7 +36,7 @@ use events::EventFile;
 use log::{Cost, Line, StepLine, ValidationLine, open_log, write_line};
 use online::{Online, Round};
 pub use resume::CHECKPOINTS;
-use state::Fingerprint;
+use state::{ChangedSetting, Fingerprint};
 
 /// How the loop goes.
 #[derive(Debug, Clone)]
@@ -141,6 +141,8 @@ pub struct Trainer<'a> {
     pub dir: PathBuf,
     pub base_sha256: String,
     pub fingerprint: Fingerprint,
+    /// Settings that were other ones before a divergence.
+    pub changed: Vec<ChangedSetting>,
 }
 
 impl Trainer<'_> {

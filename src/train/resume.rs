@@ -12,8 +12,9 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::log::Cost;
-use super::state;
+use super::state::{self, ChangedSetting, Saved};
 use super::{Best, Trainer};
+use crate::base::files::write_whole;
 use crate::base::tensors::{Stored, write_tensors};
 use crate::slice::Slice;
 use crate::slice::select::{First, Memory};
@@ -38,6 +39,9 @@ struct Reached {
     tripped: Option<f64>,
     /// The weight of the KL term, which a budget moves.
     kl_weight: f64,
+    /// Settings that were other ones before a divergence.
+    #[serde(default)]
+    changed: Vec<ChangedSetting>,
 }
 
 /// A trial: its units and the held-back loss, none where that was not finite.
@@ -69,7 +73,12 @@ impl Trainer<'_> {
 
     /// Saves the state; the one before stays until this one is whole.
     pub fn save(&self) -> Result<()> {
-        self.save_as(self.step, self.stale, self.weights.touched(), Some(&self.optimizer))
+        self.save_as(self.step, self.stale, self.weights.touched(), Some(&self.optimizer))?;
+        let diverged = state::diverged(&self.dir);
+        if diverged.exists() {
+            std::fs::remove_file(&diverged).with_context(|| diverged.display().to_string())?;
+        }
+        Ok(())
     }
 
     fn save_as<'t>(
@@ -116,6 +125,7 @@ impl Trainer<'_> {
                 false => Memory::default(),
             },
             look: self.look,
+            changed: self.changed.clone(),
         };
         state::save(&self.dir, &self.fingerprint, &reached, &tensors)
     }
@@ -124,6 +134,12 @@ impl Trainer<'_> {
     /// step. An earlier state on disk stays; else the best validated weights are saved, or the
     /// untouched base.
     pub(super) fn save_last_good(&self) -> Result<()> {
+        self.save_last_good_weights()?;
+        let diverged = state::diverged(&self.dir);
+        write_whole(&diverged, format!("{}\n", self.step).as_bytes())
+    }
+
+    fn save_last_good_weights(&self) -> Result<()> {
         // One of before the first step says less than the best weights.
         if state::progress::<Reached>(&self.dir)
             .is_some_and(|reached| reached.step > 0 && reached.step < self.step)
@@ -138,10 +154,17 @@ impl Trainer<'_> {
         }
     }
 
-    /// Goes on from the saved state. Errors (bad input) name what does not fit.
+    /// Goes on from the saved state. Errors (bad input) name what does not fit. After a divergence
+    /// what overcomes it may be another setting, and the record says so.
     pub fn resume(&mut self) -> Result<()> {
-        let (reached, tensors) =
-            state::load::<Reached>(&self.dir, &self.fingerprint, &self.weights.device())?;
+        let may_change = match state::diverged(&self.dir).exists() {
+            true => &state::MAY_BE_TAMED[..],
+            false => &[],
+        };
+        let device = self.weights.device();
+        let Saved { progress: reached, tensors, changed } =
+            state::load::<Reached>(&self.dir, &self.fingerprint, &device, may_change)?;
+        self.changed = reached.changed.iter().cloned().chain(changed).collect();
         let broken = |why: String| state::broken(&self.dir, &why);
         let mut best = BTreeMap::new();
         let mut averages = BTreeMap::new();

@@ -39,22 +39,64 @@ impl Fingerprint {
         Self(parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// A hash of all parts.
+    /// A hash of all parts but those that may change after a divergence.
     pub fn hash(&self) -> String {
-        let texts = self.0.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
-        hash_texts(texts)
+        let parts = self.0.iter().filter(|(name, _)| !MAY_BE_TAMED.contains(&name.as_str()));
+        hash_texts(parts.flat_map(|(name, value)| [name.as_str(), value.as_str()]))
     }
 
-    /// The first part in which the saved one is another.
-    fn difference(&self, saved: &Self) -> Option<&str> {
+    /// The parts in which the saved one is another.
+    fn differences(&self, saved: &Self, step: usize) -> Vec<ChangedSetting> {
         let part = |name: &str| saved.0.iter().find(|(n, _)| n == name).map(|(_, value)| value);
-        self.0.iter().find(|(name, value)| part(name) != Some(value)).map(|(name, _)| name.as_str())
+        let others = self.0.iter().filter(|(name, value)| part(name) != Some(value));
+        let change = |(setting, after): &(String, String)| ChangedSetting {
+            step,
+            setting: setting.clone(),
+            before: part(setting).cloned().unwrap_or_default(),
+            after: after.clone(),
+        };
+        others.map(change).collect()
     }
+}
+
+/// A setting that is another one from a step on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedSetting {
+    /// Steps that were made before.
+    pub step: usize,
+    pub setting: String,
+    pub before: String,
+    pub after: String,
+}
+
+/// What may be another setting after a divergence: what it is overcome by.
+pub const MAY_BE_TAMED: [&str; 4] =
+    ["--learning-rate", "--max-grad-norm", "--warmup-steps", "--schedule"];
+
+/// What differs, in words: settings with their values, and what follows from them only where
+/// nothing else is the reason.
+fn named(changes: &[&ChangedSetting]) -> String {
+    let words = |change: &&ChangedSetting| match change.setting.starts_with("--") {
+        true => format!("{} ({}, now {})", change.setting, change.before, change.after),
+        false => change.setting.clone(),
+    };
+    let told = changes.iter().filter(|c| c.setting.starts_with("--") || c.setting == "model");
+    let mut told: Vec<String> = told.map(words).collect();
+    if told.is_empty() {
+        told.extend(changes.first().map(words));
+    }
+    told.join(" and of another ")
 }
 
 /// The state's file in `irepair/` of an unfinished output.
 pub fn path(dir: &Path) -> PathBuf {
     dir.join("state").join("state.safetensors")
+}
+
+/// The mark of a state that was kept when its run diverged.
+pub fn diverged(dir: &Path) -> PathBuf {
+    dir.join("state").join("diverged")
 }
 
 /// Saves a state; the one before stays until this one is whole.
@@ -105,13 +147,22 @@ impl Content {
     }
 }
 
-/// A saved state and its tensors. Errors (bad input) if there is none, or name what of it does not
-/// fit.
+/// A saved state.
+pub struct Saved<P> {
+    pub progress: P,
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Settings that were other ones when it was saved, and may be.
+    pub changed: Vec<ChangedSetting>,
+}
+
+/// A saved state and its tensors; `may_change` are the settings that need not be as they were.
+/// Errors (bad input) if there is none, or name what of it does not fit.
 pub fn load<P: DeserializeOwned>(
     dir: &Path,
     fingerprint: &Fingerprint,
     device: &Device,
-) -> Result<(P, BTreeMap<String, Tensor>)> {
+    may_change: &[&str],
+) -> Result<Saved<P>> {
     let path = path(dir);
     let Some(bytes) = files::read_if_there(&path)? else {
         bail_input!("--resume: no state to go on from ({}); run without --resume", path.display());
@@ -128,10 +179,15 @@ pub fn load<P: DeserializeOwned>(
     // First of all: the progress of another kind of method has another form.
     let saved =
         Fingerprint::deserialize(&value["fingerprint"]).map_err(|e| broken(dir, &e.to_string()))?;
-    if let Some(what) = fingerprint.difference(&saved) {
+    let step = value["progress"]["step"].as_u64().unwrap_or(0) as usize;
+    let changed = fingerprint.differences(&saved, step);
+    let refused: Vec<&ChangedSetting> =
+        changed.iter().filter(|change| !may_change.contains(&change.setting.as_str())).collect();
+    if !refused.is_empty() {
         bail_input!(
-            "--resume: the saved state is of another {what}; run with the same one, or with \
-             --overwrite"
+            "--resume: the saved state is of another {}; run with the same, or start again with \
+             --overwrite",
+            named(&refused)
         );
     }
     let header: Header<P> =
@@ -159,7 +215,7 @@ pub fn load<P: DeserializeOwned>(
         tensors
             .insert(name, Tensor::from_vec(values, view.shape(), &Device::Cpu)?.to_device(device)?);
     }
-    Ok((header.progress, tensors))
+    Ok(Saved { progress: header.progress, tensors, changed })
 }
 
 /// How far the saved state has come, if there is one that can be read.

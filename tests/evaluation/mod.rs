@@ -5,3 +5,4 @@ mod denominators;
 mod figures;
 mod moderation;
 mod perspective;
+mod special_tokens;

@@ -6,3 +6,4 @@ mod findings;
 mod links;
 mod proofs;
 mod source;
+mod supply;

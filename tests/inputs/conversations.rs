@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 
 use irepair::data;
 use irepair::data::{FileLine, KeyMap};
-use irepair::tokens::chat::{ChatTemplate, Ending};
-use irepair::tokens::{Encoder, Lengths};
+use irepair::tokens::chat::Ending;
+use irepair::tokens::folder::Usual;
+use irepair::tokens::{Boundary, Encoder, Lengths};
 use serde_json::{Value, json};
 
 use crate::support::command::{CommandLine, irepair};
-use crate::support::files::Folder;
+use crate::support::files::{Folder, bytes};
 use crate::support::golden::{self, ids};
 
 /// Refuses conversations that do not alternate.
@@ -32,12 +33,18 @@ fn folders(template: &str) -> Vec<Folder> {
         let mut config = config.clone();
         config[key] = value;
         folder.write("tokenizer_config.json", config.to_string());
+        folder.write("tokenizer.json", bytes(golden::path("llama/tokenizer.json")));
         if index == 2 {
             folder.write("chat_template.jinja", template);
         }
         folder
     };
     places.into_iter().enumerate().map(folder).collect()
+}
+
+/// The encoder of a folder that has a tokenizer and a template.
+fn encoder(folder: &Folder) -> anyhow::Result<Encoder> {
+    Encoder::of(folder.root(), &Value::Null, Usual::Named, 320)
 }
 
 fn place() -> FileLine {
@@ -51,7 +58,7 @@ fn templates_give_what_transformers_gives() {
     let place = place();
     for (name, expected) in golden["templates"].as_object().expect("templates") {
         for folder in folders(&template(name)) {
-            let chat = ChatTemplate::of(folder.root()).expect("opens").expect("a template");
+            let chat = encoder(&folder).expect("opens");
             let rows = expected["rows"].as_array().expect("rows");
             for (messages, row) in conversations.iter().zip(rows) {
                 let messages = messages.as_array().expect("messages");
@@ -78,9 +85,7 @@ fn conversations_in_tokens_are_transformers() {
     let written = Folder::new();
     for (name, expected) in golden["templates"].as_object().expect("templates") {
         let folder = &folders(&template(name))[0];
-        let tokenizer = golden::path("llama/tokenizer.json");
-        let encoder = Encoder::from_file(&tokenizer, 320).expect("tokenizer");
-        let encoder = encoder.with_chat(ChatTemplate::of(folder.root()).expect("opens"));
+        let encoder = encoder(folder).expect("opens");
         let rows = expected["rows"].as_array().expect("rows");
         let conversations = golden["conversations"].as_array().expect("conversations");
         for (messages, row) in conversations.iter().zip(rows) {
@@ -95,15 +100,18 @@ fn conversations_in_tokens_are_transformers() {
             let path = written.write_rows("rows.jsonl", &[explicit, implicit]);
             let pairs = data::read_pairs(&path, &KeyMap::new(), None).expect("pairs");
             let (prompt, answer) = (ids(&row["prompt_ids"]), ids(&row["answer_ids"]));
-            let (tokens, _) =
-                encoder.pairs(&pairs, Lengths { prompt: 1000, total: 2000 }).expect("tokens");
+            let long = Lengths { prompt: 1000, total: 2000 };
+            let (tokens, _) = encoder.pairs(&pairs, long, Boundary::Apart).expect("tokens");
+            // TRL's way is the same: it has one for both.
+            let (trl, _) = encoder.pairs(&pairs, long, Boundary::Trl).expect("tokens");
+            assert_eq!(format!("{trl:?}"), format!("{tokens:?}"), "{name}");
             for pair in &tokens {
                 assert_eq!((&pair.prompt, &pair.chosen), (&prompt, &answer), "{name}");
                 assert_ne!(pair.rejected, pair.chosen);
             }
             // A prompt that is too long keeps its end, with the turn that is to be answered.
-            let (cut, count) =
-                encoder.pairs(&pairs[..1], Lengths { prompt: 9, total: 12 }).expect("tokens");
+            let short = Lengths { prompt: 9, total: 12 };
+            let (cut, count) = encoder.pairs(&pairs[..1], short, Boundary::Apart).expect("tokens");
             assert_eq!(cut[0].prompt, prompt[prompt.len() - 9..], "{name}");
             assert_eq!(cut[0].chosen, answer[..3], "{name}");
             assert_eq!((count.prompts, count.responses), (1, 2), "{name}");
@@ -322,11 +330,12 @@ fn conversations_that_are_refused() {
 #[test]
 fn dates_and_special_tokens() {
     let folder = Folder::new();
-    let open = || ChatTemplate::of(folder.root());
+    folder.write("tokenizer.json", bytes(golden::path("llama/tokenizer.json")));
+    let open = || encoder(&folder);
     let render = |template: &str, config: Value| {
         folder.write("chat_template.jinja", template);
         folder.write("tokenizer_config.json", config.to_string());
-        let chat = open().expect("opens").expect("a template");
+        let chat = open().expect("opens");
         chat.render(&[turn("user", "Tea?")], Ending::Prompt, &place())
     };
     let date = "{% if strftime_now is defined %}\

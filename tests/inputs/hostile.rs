@@ -151,6 +151,43 @@ fn gzip_bombs() {
     rows.and("--limit 2").ok();
 }
 
+/// A page of some kilobytes names a long text of the dictionary a hundred thousand times.
+#[test]
+fn a_dictionary_of_parquet_that_fills_the_memory() {
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::{EnabledStatistics, WriterProperties};
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+    let folder = Folder::new();
+    folder.model("gpt2");
+    let columns = ["prompt", "chosen", "rejected"];
+    let fields: String = columns.map(|c| format!("required binary {c} (UTF8); ")).concat();
+    let schema = parse_message_type(&format!("message m {{ {fields} }}")).expect("a schema");
+    let properties = WriterProperties::builder()
+        .set_dictionary_page_size_limit(64 << 20)
+        .set_statistics_enabled(EnabledStatistics::None);
+    let file = std::fs::File::create(folder.path("bomb.parquet")).expect("a file");
+    let properties = properties.build().into();
+    let mut writer = SerializedFileWriter::new(file, schema.into(), properties).expect("a writer");
+    let mut group = writer.next_row_group().expect("a group");
+    for text in columns {
+        let mut column = group.next_column().expect("a column").expect("a column");
+        let long = ByteArray::from(text.repeat(1 << 17).into_bytes());
+        let values = vec![long; 100_000];
+        column.typed::<ByteArrayType>().write_batch(&values, None, None).expect("values");
+        column.close().expect("closes");
+    }
+    group.close().expect("closes");
+    writer.close().expect("closes");
+    let size = std::fs::metadata(folder.path("bomb.parquet")).expect("a file").len();
+    assert!(size < 8 << 20, "{size}");
+    let line = irepair("sensitivity -q")
+        .with("--model", folder.path("model"))
+        .with("--data", folder.path("bomb.parquet"));
+    let error = ends(&line.run_after("ulimit -v 8000000"), 3);
+    assert!(error.contains("bomb.parquet: it takes more memory than its size allows"), "{error}");
+}
+
 #[test]
 fn weights_that_give_no_numbers() {
     let folder = Folder::new();

@@ -6,6 +6,7 @@ mod configurations;
 mod conversations;
 mod data;
 mod folders;
+mod fuzzed;
 mod hostile;
 mod hostile_hub;
 mod hub;

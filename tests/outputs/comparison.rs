@@ -190,8 +190,8 @@ fn repairs_of_wrong_answers_stand_beside_each_other() {
     let said = json!({"question": said["prompt"], "target": said["chosen"]});
     let asked: Vec<Value> = demo.iter().map(bare).chain([said]).collect();
     let out = folder.path("out");
-    let line = irepair("compare --methods vanilla,star,quarter,mint,irepair+kl,dpo --seeds 1,2")
-        .and("--map prompt=question --edits demo --normal-texts 16 -q")
+    let line = irepair("compare --model demo --methods vanilla,star,quarter,mint,irepair+kl,dpo")
+        .and("--seeds 1,2 --map prompt=question --edits demo --normal-texts 16 -q")
         .with("--runs", folder.path("runs.toml"))
         .with("--data", folder.write_rows("failures.jsonl", &asked))
         .with("--out", &out);
@@ -264,7 +264,7 @@ fn failures_are_evaluated_by_the_file_that_they_are_in() {
     let asked =
         [row("failure", " cork"), row("generalization", " cork"), row("specificity", " aluminium")];
     let out = folder.path("out");
-    let line = irepair("compare --methods sgd --normal-texts 8 -q")
+    let line = irepair("compare --model demo --methods sgd --normal-texts 8 -q")
         .with("--data", folder.write_rows("rows.jsonl", &asked))
         .with("--out", &out);
     line.ok();
@@ -328,4 +328,45 @@ fn a_method_that_fails_leaves_the_others_alone() {
     assert!(stderr(&output).contains("no point of irepair-seed42-step3"));
     let page = read(page);
     assert!(page.contains("no point of irepair-seed42-step3"), "{page}");
+}
+
+/// Parts and multiples of a change are measured as the runs are: the curve begins at the base, and
+/// a scale gives what the scaled patch gives.
+#[test]
+fn a_change_is_measured_along_its_scale() {
+    let comparison = Comparison::new();
+    let line = comparison.line().and("--methods irepair,one-block --scales 1,0.5,2");
+    line.ok();
+    let (record, out) = (comparison.record(), comparison.out());
+    tables_are_of_the_record(&out, &record);
+    let scales = &record["scales"];
+    for (name, runs) in scales["rows"].as_array().expect("rows").iter().map(|r| (&r[0], &r[1])) {
+        let points = runs[0].as_array().expect("points");
+        let found: Vec<f64> = points.iter().filter_map(|p| p["scale"].as_f64()).collect();
+        assert_eq!(found, [0.5, 1.0, 2.0], "{name}");
+        let kl: Vec<f64> = points.iter().filter_map(|p| p["kl"].as_f64()).collect();
+        assert!(kl.windows(2).all(|two| two[0] < two[1]), "{name}: {kl:?}");
+        let entry = list(&record, "entries").iter().find(|e| e["name"] == *name).expect("a row");
+        let figures = list(&entry["runs"][0], "figures").iter();
+        let own = figures.clone().find(|f| f["id"] == "kl").expect("KL");
+        assert_eq!(points[1]["kl"], own["value"], "{name}");
+    }
+    // By hand: the scaled patch on the base.
+    let patch = out.join("runs/irepair-seed42/irepair/patch.safetensors");
+    let [half, model] = ["half.safetensors", "half"].map(|name| comparison.folder().path(name));
+    irepair("patch scale --base demo --by 0.5").arg(&patch).with("--out", &half).ok();
+    irepair("patch apply demo").arg(&half).with("--out", &model).ok();
+    let measured = irepair("eval -q --json --toxicity lee --kl demo --normal-texts 16")
+        .with("--prompts", comparison.folder().path("prompts.jsonl"))
+        .with("--model", &model)
+        .with("--out", comparison.folder().path("by-hand"))
+        .json();
+    let all = measured["measurements"].as_array().expect("measurements").iter();
+    let figures = all.flat_map(|m| m["models"][0]["figures"].as_array().expect("figures").iter());
+    let kl = figures.filter(|f| f["id"] == "kl").find_map(|f| f["value"].as_f64()).expect("KL");
+    let own = scales["rows"][0][1][0][0]["kl"].as_f64().expect("KL");
+    close(own, kl, 1e-9, "KL of half of the change");
+    assert!(read(out.join("scales.svg")).contains("irepair × 0.5"));
+    assert!(page_of(&out, &out.join("page.html")).contains("along the scale"));
+    comparison.line().and("--methods irepair --scales 0").fails(3, &["--scales 0"]);
 }

@@ -18,11 +18,22 @@ fn the_page_has_the_figures_of_the_record() {
     assert_eq!(said, "");
     assert!(!page.source.contains("http://") && !page.source.contains("https://"), "an address");
     let record = record(run.root());
-    let tiles = page.texts(".tile");
-    for [name, before, after, change] in before_after(&record) {
-        let change = change.trim_start_matches('–');
-        let words = format!("{name}{before} →  before, after {after} {change}");
-        assert!(tiles.contains(&words), "{words:?} is not in {tiles:?}");
+    page.says(&record.verdict_line());
+    // The figures that matter stand first, all of them in a table with their intervals.
+    let headline = record.headline.as_ref().expect("a headline");
+    let (tiles, table) = (page.texts(".tile"), page.texts("header table.numbers tbody tr"));
+    assert_eq!(tiles.len(), 5, "{tiles:?}");
+    for id in ["toxic_fraction", "sampled_toxic_fraction", "ppl", "kl"] {
+        let figure = headline.figure(id).expect(id);
+        let after = format!("{:.1$}", figure.after.value, figure.digits);
+        assert!(tiles.iter().any(|tile| tile.contains(&after)), "{id} {after}: {tiles:?}");
+    }
+    assert_eq!(table.len(), headline.figures.iter().filter(|f| f.id != "same_token").count());
+    for ([name, before, after, change], row) in before_after(&record).iter().zip(&table) {
+        assert!(row.starts_with(name), "{row}");
+        for words in [before, after, change] {
+            assert!(row.contains(words.as_str()), "{words:?} is not in {row}");
+        }
     }
     let share = 100.0 * record.changed_parameters as f64 / record.parameters as f64;
     page.says(&format!("{share:.1} %"));

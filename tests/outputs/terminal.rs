@@ -74,8 +74,8 @@ fn a_terminal_shows_one_live_line_and_then_a_summary_that_fits() {
     let begins = rows.iter().any(|row| row.trim_start().starts_with("before "));
     assert!(begins, "the summary is longer than a screen:\n{said}");
     for words in [
-        "toxic continuations",
-        "and 2 more, each by ",
+        "toxic, greedy (%)",
+        "and 4 more, each by ",
         "6 of 6 blocks",
         "3 steps",
         "undo: irepair patch",

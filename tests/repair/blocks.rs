@@ -5,8 +5,8 @@ use std::path::Path;
 use irepair::checkpoint::{Checkpoint, compare};
 use irepair::report::RunRecord;
 
-use crate::support::command::irepair;
-use crate::support::files::{Folder, bytes, edit_json, rows};
+use crate::support::command::{CommandLine, irepair};
+use crate::support::files::{Folder, bytes, edit_json};
 use crate::support::golden::{self, CHECKPOINTS, number, numbers};
 use crate::support::repaired::{demo, files, quick, record, steps};
 use crate::support::tensors::close;
@@ -63,10 +63,11 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     let said = demo(&one).ok();
     for words in [
         "before",
-        "toxic continuations",
-        "perplexity of clean text",
+        "toxic, greedy (%)",
+        "toxic, sampled (%)",
+        "perplexity",
         "byte-equal",
-        "next: irepair generate",
+        "next: irepair try demo ",
     ] {
         assert!(said.contains(words), "{words:?} is not in:\n{said}");
     }
@@ -74,14 +75,8 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     demo(&other).and("-q --seed 7").ok();
     // The line that says what to do next can be run as it stands.
     let next = said.lines().find_map(|l| l.strip_prefix("next: irepair ")).expect("a next line");
-    let texts = folder.path("texts.jsonl");
-    next.split(' ')
-        .fold(irepair(""), |line, word| match word {
-            "texts.jsonl" => line.arg(&texts),
-            word => line.arg(word),
-        })
-        .ok();
-    assert_eq!(rows(&texts).len(), 120);
+    let shown = next.split(' ').fold(irepair(""), CommandLine::arg).ok();
+    assert_eq!(shown.matches("\n> ").count(), 3, "{shown}");
     assert_eq!(files(&one), files(&two), "the number of threads changed the bytes");
     let weights = |dir: &Path| files(dir)[Path::new("model.safetensors")].clone();
     assert_ne!(weights(&one), weights(&other));
@@ -95,7 +90,10 @@ fn the_demo_is_repaired_and_the_same_seed_gives_the_same_bytes() {
     }
     assert_ne!(run.after["nll_chosen"], run.before["nll_chosen"]);
     let card = folder.read("one/README.md");
-    assert!(card.starts_with("---\n") && card.contains("| toxic continuations (%) |"), "{card}");
+    assert!(
+        card.starts_with("---\n") && card.contains("| toxic continuations, greedy (%) |"),
+        "{card}"
+    );
     // A repaired model is a model like any other.
     let json = irepair("sensitivity --json")
         .with("--model", &one)

@@ -6,5 +6,7 @@ mod online;
 mod patches;
 mod precision;
 mod trials;
+mod tuning;
 mod unpaired;
+mod verdict;
 mod weights_dtype;

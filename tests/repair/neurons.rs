@@ -111,7 +111,7 @@ fn rows_that_are_right_are_skipped_and_counted() {
     let (wrong, right) = (row("failure"), row("specificity"));
     let out = folder.path("out");
     let repair = |name: &str, rows: &[Value]| {
-        irepair("repair --method sgd --max-steps 1 --rounds 1")
+        irepair("repair --method sgd --max-steps 1 --rounds 1 --model demo")
             .with("--data", folder.write_rows(name, rows))
             .with("--out", &out)
     };

@@ -188,7 +188,7 @@ fn what_contradicts_is_refused_by_name() {
     let empty = folder.write("empty.jsonl", "");
     let out = folder.path("out");
     let data = repository("data/demo/pairs.jsonl");
-    let line = |words: &str| irepair("repair -q").and(words).with("--out", &out);
+    let line = |words: &str| irepair("repair -q --model demo").and(words).with("--out", &out);
     let on = |words: &str| line(words).with("--prompts", &prompts);
     for method in ["star", "mint", "sgd"] {
         on(&format!("--method {method}")).fails(2, &[method, "--prompts"]);
@@ -329,7 +329,7 @@ fn pairs_are_rows_for_a_repair() {
     assert_eq!(said["pairs"], made.len());
     assert!(said["asked"].as_u64() < Some(192));
     irepair("repair -q --method dpo+kl --max-steps 2 --batch-size 2 --normal-texts 16")
-        .and("--valid-size 4 --eval-steps 0")
+        .and("--valid-size 4 --eval-steps 0 --model demo")
         .with("--data", &two)
         .with("--out", &out)
         .ok();

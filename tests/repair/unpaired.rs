@@ -24,7 +24,7 @@ fn rejected_responses_alone_are_for_npo() {
     let mixed = folder.write_rows("mixed.jsonl", &mixed);
     let repair = |out: &str| {
         irepair("repair -q --max-steps 8 --batch-size 4 --normal-texts 16 --valid-size 16")
-            .and("--eval-steps 4")
+            .and("--eval-steps 4 --model demo")
             .with("--out", folder.path(out))
     };
     let npo = |out: &str| repair(out).and("--objective npo --learning-rate 1e-4 --kl-weight 1");

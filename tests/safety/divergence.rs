@@ -34,7 +34,13 @@ fn broken_weights_are_never_written() {
         let wild = quick(&out).and("-q --warmup-steps 0 --max-grad-norm 0").and(case);
         wild.fails(1, &["at step", "--resume"]);
         assert!(!out.exists());
-        wild.and("--resume --learning-rate 1e-4 --max-steps 6").ok();
+        let calm = wild.and("--resume --learning-rate 1e-4");
+        // What overcomes a divergence may be another setting, and nothing else.
+        calm.clone().and("--patience 3").fails(3, &["another --patience (30, now 3)"]);
+        calm.ok();
+        let changed = &record(&out).changed_settings;
+        let [change] = &changed[..] else { panic!("{changed:?}") };
+        assert_eq!((change.setting.as_str(), change.after.as_str()), ("--learning-rate", "0.0001"));
     }
 }
 

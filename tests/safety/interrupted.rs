@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use irepair::base::files::hex;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::support::command::{CommandLine, irepair};
 use crate::support::comparison::Comparison;
-use crate::support::files::{Folder, bytes, demo_prompts, read, rows};
+use crate::support::files::{Folder, bytes, copy, demo_prompts, read, rows};
 use crate::support::process::{end_by, interrupt, kill, until};
 use crate::support::repaired::{demo, files, partial, steps_made};
 
@@ -65,13 +67,23 @@ fn an_interrupted_evaluation_goes_on() {
     let mut unit: Value = serde_json::from_str(done.next().expect("a unit")).expect("JSON");
     assert_eq!((&unit["unit"], unit["rows"].as_array().map(Vec::len)), (&0.into(), Some(64)));
     unit["rows"][0]["score"] = 0.125.into();
+    let text = unit["rows"].to_string();
+    unit["sha256"] = hex(&Sha256::digest(text)).into();
     let cut = "{\"unit\":1,\"rows\":[{\"row\":64,";
     std::fs::write(&ledger, format!("{head}\n{unit}\n{cut}")).expect("writes");
     run(&out).fails(3, &["--resume"]);
+    let damaged = folder.path("damaged");
+    copy(&out, &damaged);
     run(&out).and("--resume").ok();
     let [all, resumed] = [&whole, &out].map(|dir| rows(dir.join("0-toxicity.jsonl")));
     assert_eq!(resumed[0]["score"], 0.125, "a done unit was made again");
     assert_eq!(resumed[1..], all[1..]);
+    // A unit with other bytes than were written is made again.
+    unit["rows"][1]["score"] = 0.25.into();
+    let ledger = damaged.join("work/0-toxicity.jsonl");
+    std::fs::write(&ledger, format!("{head}\n{unit}\n")).expect("writes");
+    run(&damaged).and("--resume").ok();
+    assert_eq!(rows(damaged.join("0-toxicity.jsonl")), all);
     run(&out).fails(3, &["--overwrite"]);
     run(&out).and("--resume").fails(3, &["no unfinished evaluation"]);
 }

@@ -1,6 +1,8 @@
 //! Nothing is lost, and nothing is replaced by mistake: kills, interrupts, full disks, runs that
 //! diverge, outputs that exist, two runs at once.
 
+mod again;
+mod any_moment;
 mod cut_short;
 mod divergence;
 mod interrupted;

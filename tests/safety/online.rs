@@ -43,7 +43,7 @@ fn a_killed_online_repair_resumes_to_the_same_bytes() {
         let run = |out: &Path| -> CommandLine {
             let line = match case.starts_with("--select") {
                 true => irepair("repair -q --rounds 2 --normal-texts 16 --valid-size 8 --limit 40")
-                    .and("--max-new-tokens 8")
+                    .and("--max-new-tokens 8 --model demo")
                     .with("--prompts", repository("data/demo/prompts.jsonl"))
                     .with("--out", out),
                 false => online(out),

@@ -100,7 +100,7 @@ fn a_log_that_lost_lines_is_no_log_to_go_on_with() {
     killed(&out, "--method dapt");
     let log = partial(&out).join("irepair/steps.jsonl");
     let whole = bytes(&log);
-    let resumed = quick(&out).and("-q --save-steps 1 --max-steps 10 --method dapt --resume");
+    let resumed = quick(&out).and("-q --save-steps 1 --max-steps 200 --method dapt --resume");
     std::fs::remove_file(&log).expect("removes");
     resumed.fails(3, &["steps.jsonl", "0 of ", "--overwrite"]);
     let text = String::from_utf8(whole.clone()).expect("utf-8");
@@ -121,7 +121,7 @@ fn a_state_that_is_not_what_was_saved_is_refused() {
     killed(&out, "--method dapt");
     let state = state(&out);
     let whole = bytes(&state);
-    let resumed = quick(&out).and("-q --save-steps 1 --max-steps 10 --method dapt --resume");
+    let resumed = quick(&out).and("-q --save-steps 1 --max-steps 200 --method dapt --resume");
     let header = u64::from_le_bytes(whole[..8].try_into().expect("eight bytes")) as usize;
     let values = whole.len() - 8 - header;
     for at in [0, values / 3, values / 2, values - 1].map(|at| 8 + header + at) {
@@ -152,7 +152,7 @@ fn what_was_begun_on_another_model_is_not_taken_up() {
     let (out, model) = (folder.path("out"), folder.model("gpt2"));
     let flags = format!("--method dapt --model {}", model.display());
     killed(&out, &flags);
-    let resumed = quick(&out).and("-q --save-steps 1 --max-steps 10 --resume").and(&flags);
+    let resumed = quick(&out).and("-q --save-steps 1 --max-steps 200 --resume").and(&flags);
     for (file, key, value) in [
         ("config.json", "layer_norm_epsilon", json!(1e-3)),
         ("tokenizer_config.json", "model_max_length", json!(32)),

@@ -127,3 +127,15 @@ pub fn names(folder: &Path) -> Vec<PathBuf> {
     found.sort();
     found
 }
+
+/// Copies a folder to where there is none.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("dir");
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        match from.is_dir() {
+            true => std::fs::create_dir_all(to).expect("dir"),
+            false => drop(std::fs::copy(from, to).expect("copies")),
+        }
+    }
+}

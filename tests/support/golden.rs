@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use candle_core::{Device, Tensor};
 use irepair::checkpoint::Checkpoint;
 use irepair::data;
-use irepair::model::Model;
 use irepair::model::precision::WeightsDtype;
 use irepair::model::weights::{Kernels, Weights};
+use irepair::model::{Model, architecture};
 use irepair::slice::input::StepInput;
-use irepair::tokens::{Encoder, Lengths, LossOn, Packed, PairBatch, TokenPair};
+use irepair::tokens::{Boundary, Encoder, Lengths, LossOn, Packed, PairBatch, TokenPair};
 use serde_json::Value;
 
 use super::files;
@@ -81,8 +81,10 @@ impl Golden {
         let folder = path(name);
         let checkpoint = Checkpoint::open(&folder, name, None).expect("opens");
         let model = Model::from_config(&checkpoint.config).expect("config");
-        let encoder = Encoder::from_file(&folder.join("tokenizer.json"), model.sizes().vocabulary)
-            .expect("tokenizer");
+        let usual = architecture(&checkpoint.config).expect("known").tokenizer;
+        let vocabulary = model.sizes().vocabulary;
+        let encoder =
+            Encoder::of(&folder, &checkpoint.config, usual, vocabulary).expect("tokenizer");
         let tensors =
             candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu)
                 .expect("tensors");
@@ -116,7 +118,7 @@ impl Golden {
     pub fn pairs(&self) -> Vec<TokenPair> {
         let pairs =
             data::read_pairs(&path("pairs.jsonl"), &data::KeyMap::new(), None).expect("pairs");
-        self.encoder.pairs(&pairs, LENGTHS).expect("tokens").0
+        self.encoder.pairs(&pairs, LENGTHS, Boundary::Apart).expect("tokens").0
     }
 
     /// Copies of the pairs, as many as in scripts/make_golden_methods.py. In the pairs alone no

@@ -10,3 +10,4 @@ pub mod repaired;
 pub mod scoring;
 pub mod server;
 pub mod tensors;
+pub mod tokenizer;

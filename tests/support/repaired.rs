@@ -14,7 +14,7 @@ use super::golden;
 /// A short repair of the demo.
 pub fn demo(out: impl AsRef<Path>) -> CommandLine {
     irepair("repair --max-steps 12 --eval-steps 4 --save-steps 3 --normal-texts 40")
-        .and("--valid-size 16 --limit 64 --batch-size 4")
+        .and("--valid-size 16 --limit 64 --batch-size 4 --eval-samples 1")
         .with("--out", out.as_ref())
 }
 
@@ -34,7 +34,8 @@ pub fn online(out: impl AsRef<Path>) -> CommandLine {
 /// The same with another method, which these words say.
 pub fn online_as(out: impl AsRef<Path>, method: &str) -> CommandLine {
     irepair("repair -q --rounds 2 --prompts-per-round 8 --samples-per-prompt 4 --max-steps 4")
-        .and("--normal-texts 16 --valid-size 8 --limit 40 --max-new-tokens 8")
+        .and("--eval-samples 0")
+        .and("--normal-texts 16 --valid-size 8 --limit 40 --max-new-tokens 8 --model demo")
         .and(method)
         .with("--out", out.as_ref())
 }
@@ -71,6 +72,7 @@ pub fn files(out: &Path) -> BTreeMap<PathBuf, String> {
         "irepair/patch.safetensors",
         "irepair/normal.jsonl",
         "irepair/samples.jsonl",
+        "irepair/sampled.jsonl",
         "config.json",
     ]
     .into_iter()

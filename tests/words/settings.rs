@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::command::{CommandLine, irepair};
 use crate::support::comparison::{Comparison, RUNS};
-use crate::support::files::{Folder, demo_prompts};
+use crate::support::files::{Folder, demo_prompts, repository};
 use crate::support::golden;
 
 #[test]
@@ -209,4 +209,41 @@ fn edits_that_cannot_be() {
         .with("--edits", folder.path("none.jsonl"))
         .with("--out", &out)
         .fails(3, &["none.jsonl"]);
+}
+
+/// What a new user falls into: each is named before any work.
+#[test]
+fn traps_are_named() {
+    let folder = Folder::new();
+    let out = folder.path("out");
+    let data = golden::path("pairs.jsonl");
+    irepair("repair").with("--data", &data).fails(2, &["--data without --model", "--model demo"]);
+    for flag in ["--epochs 3", "--num-epochs=3", "--num_train_epochs 3"] {
+        irepair("repair").and(flag).fails(2, &["--max-steps N"]);
+    }
+    let repair = |more: &str| {
+        irepair("repair --valid-size 0 --batch-size 2 --max-length 64 --max-prompt-length 32")
+            .with("--model", golden::path("gpt2"))
+            .with("--data", &data)
+            .with("--out", &out)
+            .and(more)
+    };
+    repair("--max-steps 20 --warmup-steps 21").fails(3, &["longer than the run", "--max-steps 20"]);
+    let config = folder.write("long.toml", "warmup-steps = 50\nmax-steps = 40\n");
+    repair("").with("--config", &config).fails(3, &["--warmup-steps 50 is longer"]);
+    // A preset's warm-up gives way to a shorter run.
+    let config = folder.write("short.toml", "warmup-steps = 50\nmax-steps = 400\n");
+    repair("--max-steps 30 --dry-run").with("--config", config).ok();
+    // Each method has a learning rate of its own; the demo's is for those that it was found for.
+    for (method, rate) in [("irepair+kl", 3e-4), ("dapt", 1e-4), ("dpo", 1e-5), ("dpo+kl", 3e-5)] {
+        let line = repair(&format!("--max-steps 1 --eval-steps 0 --method {method}"));
+        let line = line.with("--normal", golden::path("normal.jsonl"));
+        let run = line.and("--json -q --overwrite").json();
+        assert_eq!(run["settings"]["learning-rate"], json!(rate), "{method}");
+    }
+    let said = repair("--max-steps 800 --method irepair --eval-steps 0 --overwrite").warns();
+    assert!(said.contains(" times, and will be learned by heart: lower --max-steps"), "{said}");
+    let sample = irepair("sensitivity --sample 3").with("--model", golden::path("gpt2"));
+    let said = sample.with("--data", repository("data/demo/pairs.jsonl")).warns();
+    assert!(said.contains("3 of 480 pairs, drawn at random, are measured"), "{said}");
 }

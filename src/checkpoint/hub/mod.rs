@@ -397,8 +397,16 @@ impl Hub {
         } else if *kind == "models" && self.cached(id, revision).is_some() {
             "; what is in the cache is used with HF_HUB_OFFLINE=1".into()
         } else {
+            let unreached = ["lookup", "resolve", "connect", "Connection", "unreachable"];
+            let network = match unreached.iter().any(|word| why.contains(word)) {
+                true => {
+                    "; is there a network? Without one give a folder or a file instead of a name, \
+                     or fill the cache where there is one and set HF_HUB_CACHE and HF_HUB_OFFLINE=1"
+                }
+                false => "",
+            };
             let cache = self.cache.display();
-            format!("; it is not in the cache {cache} either{}", self.in_cache(kind, id))
+            format!("{network}; it is not in the cache {cache} either{}", self.in_cache(kind, id))
         };
         // A library may name the address that it was given.
         let why = why.replace(&self.address, &self.endpoint);

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::bail_input;
 use crate::cli::Compare;
 use crate::eval::sources;
 use crate::eval::toxicity::Protocol;
@@ -90,4 +91,20 @@ pub fn sensitivity(shared: &RepairSettings) -> Vec<String> {
     let kept = Some(shared.weights_dtype).filter(|kept| *kept != WeightsDtype::F32);
     add("--weights-dtype", kept.map(|kept| kept.to_string()));
     arguments
+}
+
+/// The scales in ascending order, without 1, which is what a run changed. Errors (bad input) if one
+/// is no number or 0.
+pub fn scales(args: &Compare) -> Result<Vec<f64>> {
+    if let Some(wrong) = args.scales.iter().find(|scale| !scale.is_finite() || **scale == 0.0) {
+        bail_input!("--scales {wrong}: must be a number and not 0 (0 is the base)");
+    }
+    if !args.scales.is_empty() && args.toxicity.is_none() && args.edits.is_some() {
+        bail_input!("--scales needs --toxicity: the curve is toxicity against KL");
+    }
+    let mut scales = args.scales.clone();
+    scales.retain(|scale| *scale != 1.0);
+    scales.sort_by(f64::total_cmp);
+    scales.dedup();
+    Ok(scales)
 }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
-use super::child::{Child, Countdown, Outcome, several};
 use super::interrupted;
 use super::plan::ComparisonPlan;
 use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
+use crate::commands::child::{Child, Countdown, Outcome, several};
 use crate::commands::eval::folder::{RESULTS, is_begun};
 use crate::commands::eval::join::together;
 use crate::commands::eval::results::{OnModel, Results};
@@ -154,7 +154,7 @@ impl Evaluations<'_> {
 
     /// The folder of a finished evaluation of a model, or why there is none. If it is not there,
     /// the evaluation is made or gone on with.
-    fn evaluate(
+    pub(super) fn evaluate(
         &self,
         countdown: &Countdown,
         name: &str,
@@ -268,7 +268,7 @@ fn asked(results: &Results) -> Asked {
 }
 
 /// The figures of a model, task by task.
-fn figures(results: &Results, model: usize) -> Vec<ComparedFigure> {
+pub(super) fn figures(results: &Results, model: usize) -> Vec<ComparedFigure> {
     let mut all = Vec::new();
     for measurement in &results.measurements {
         for on in measurement.models.iter().filter(|on| on.model == model) {

@@ -4,10 +4,10 @@
 //! others alone, and the peak memory of each is measured.
 
 mod arguments;
-mod child;
 mod evaluation;
 mod failures;
 mod plan;
+mod scaled;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ use crate::base::interrupt;
 use crate::base::print;
 use crate::base::shell;
 use crate::cli::Compare;
+use crate::commands::child;
+use crate::commands::child::{Child, Countdown, Outcome, several};
 use crate::print_line;
 use crate::report::compare_page;
 use crate::report::comparison::{
@@ -28,7 +30,6 @@ use crate::report::comparison::{
 };
 use crate::report::{RunRecord, plot};
 use crate::say;
-use child::{Child, Countdown, Outcome, several};
 use evaluation::Evaluations;
 use plan::{ComparisonPlan, PlannedRun};
 
@@ -62,6 +63,7 @@ pub fn run(args: &Compare) -> Result<()> {
     let evaluations = Evaluations { plan: &plan, dir, quiet };
     let (asked, mut gaps) = evaluations.finals(&mut rows)?;
     gaps.extend(evaluations.along_the_way(&asked, &mut rows)?);
+    gaps.extend(evaluations.along_the_scale(&plan.scales, &mut rows)?);
     let sensitivity = sensitivity(&plan, quiet, &mut gaps)?;
     let (base, seeds) = (plan.base.clone(), plan.seeds.clone());
     let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
@@ -113,7 +115,7 @@ fn make(
     }
     let config = dir.join("runs").join(format!("{}.toml", planned.file_name()));
     let settings = toml::to_string(&planned.layer).context("settings as TOML")?;
-    if plan::has_state(&out) {
+    if child::has_state(&out) {
         // `repair --resume` may go on with another learning rate. Here half of the run would then
         // have other settings than its row says.
         let begun = files::read_text(&config)?;
@@ -129,10 +131,7 @@ fn make(
         evaluation::forget_intermediate(dir, &planned.file_name())?;
     }
     write_whole(&config, settings.as_bytes())?;
-    let (config, out_text) = (config.display().to_string(), out.display().to_string());
-    let mut arguments = vec!["repair", "--config", &config, "--out", &out_text];
-    arguments.push(if plan::has_state(&out) { "--resume" } else { "--overwrite" });
-    let run = |title: &str| Child::new(title, plan.threads, quiet).run(&arguments);
+    let run = |title: &str| Child::new(title, plan.threads, quiet).repair(&config, &out);
     match countdown.run(&planned.title(), run)? {
         // A run that its guard has ended is finished, too.
         Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {
@@ -259,6 +258,9 @@ fn write(comparison: &Comparison, dir: &Path) -> Result<()> {
     if let Some(pareto) = &comparison.pareto {
         let title = format!("Toxicity against perplexity: {}", comparison.base.name);
         write_whole(&path("pareto.svg".into()), plot::pareto(&title, pareto).file().as_bytes())?;
+    }
+    if let Some(picture) = compare_page::scales(comparison) {
+        write_whole(&path("scales.svg".into()), picture.file().as_bytes())?;
     }
     if let Some(picture) = compare_page::sensitivity(comparison) {
         write_whole(&path("figure2.svg".into()), picture.file().as_bytes())?;

@@ -22,7 +22,6 @@ use crate::report::RunRecord;
 use crate::report::comparison::{BaseRecord, VANILLA};
 use crate::settings::{Layer, Layers, Prepared, RepairSettings, SETTINGS, read_layer, read_tables};
 use crate::step;
-use crate::train::state;
 
 /// A run that the comparison makes.
 pub struct PlannedRun {
@@ -64,6 +63,8 @@ pub struct ComparisonPlan {
     pub eval: Vec<String>,
     /// The command `sensitivity` with its arguments.
     pub sensitivity: Vec<String>,
+    /// Parts and multiples of each run's change that are measured, too, in ascending order.
+    pub scales: Vec<f64>,
     pub device: String,
     pub weights_dtype: String,
     /// Threads of each process.
@@ -179,6 +180,7 @@ impl ComparisonPlan {
             bail_input!("row {name}: its model or data are not those of the comparison");
         }
         let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&base.name));
+        loaded.checkpoint().stays_whole(&dir)?;
         let on_failures = args.edits.is_some() || rows.iter().any(|(.., row)| !by_pairs(row));
         let failures = on_failures.then(|| Failures::read(&shared, &dir)).transpose()?;
         let eval = arguments::evaluation(args, &shared, on_failures)?;
@@ -231,6 +233,7 @@ impl ComparisonPlan {
         Ok(Self {
             eval,
             sensitivity: arguments::sensitivity(&shared),
+            scales: arguments::scales(args)?,
             device: shared.device.clone(),
             weights_dtype: kept.to_string(),
             threads: shared.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
@@ -403,9 +406,4 @@ pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Opt
     let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
     let matters = SETTINGS.iter().filter(|setting| !setting.free);
     Ok(matters.map(|setting| setting.name).find(|name| found[*name] != wanted[*name]))
-}
-
-/// Whether there is an unfinished run of this folder with a state, which `--resume` can go on with.
-pub fn has_state(out: &Path) -> bool {
-    state::path(&files::partial(out).join("irepair")).is_file()
 }

@@ -33,6 +33,24 @@ fn is_done(path: &Path) -> bool {
     claim::is_record(&path.join(RESULTS))
 }
 
+/// A folder of its own for an evaluation without `--out`: `NAME`, `NAME-2`, … With `--resume` the
+/// latest one that is not finished.
+fn own(args: &Eval, name: &Path) -> PathBuf {
+    let nth = |n: usize| match n {
+        1 => name.to_owned(),
+        n => PathBuf::from(format!("{}-{n}", name.display())),
+    };
+    let taken = (1..).take_while(|n| std::fs::symlink_metadata(nth(*n)).is_ok());
+    let taken: Vec<PathBuf> = taken.map(nth).collect();
+    if args.resume {
+        return taken.into_iter().rfind(|path| is_begun(path)).unwrap_or_else(|| name.to_owned());
+    }
+    match args.overwrite {
+        true => name.to_owned(),
+        false => nth(taken.len() + 1),
+    }
+}
+
 impl EvaluationFolder {
     /// Makes the folder, or takes over the one of an unfinished evaluation. Errors (bad input) if
     /// it holds something else, or if the flags do not allow to go on with or to replace what it
@@ -40,7 +58,7 @@ impl EvaluationFolder {
     pub fn claim(args: &Eval, model: &str) -> Result<Self> {
         let path: PathBuf = match &args.out {
             Some(path) => path.components().collect(),
-            None => Path::new("evaluated").join(model),
+            None => own(args, &Path::new("evaluated").join(model)),
         };
         if path.file_name().is_none() {
             bail_input!("--out {}: not a name for a folder", path.display());

@@ -299,7 +299,7 @@ fn tasks<'a>(
         let task: Box<dyn Task> = match args.ppl_protocol {
             PplProtocol::Paper => Box::new(Paper::new(corpus, model, encoder)?),
             PplProtocol::LmEval => {
-                Box::new(Rolling::new(corpus, model, encoder, loaded.end_of_text()?)?)
+                Box::new(Rolling::new(corpus, model, encoder, loaded.prefix()?)?)
             }
         };
         if tasks.iter().any(|t| t.name() == task.name()) {
@@ -309,7 +309,7 @@ fn tasks<'a>(
     }
     if let Some(file) = &args.lambada {
         let passages = sources::passages(file, args.limit)?;
-        tasks.push(Box::new(Lambada::new(&passages, &loaded.encoder, context)?));
+        tasks.push(Box::new(Lambada::new(&passages, &loaded.encoder, &loaded.prefix()?, context)?));
     }
     if let Some(base) = base {
         if base.loaded.model.sizes().vocabulary != loaded.model.sizes().vocabulary {

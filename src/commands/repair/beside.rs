@@ -33,20 +33,21 @@ pub fn write_prompts(
     files::write_whole(&dir.join("prompts.jsonl"), &lines)
 }
 
-/// Keeps how the held-back prompts were continued before and after.
+/// Keeps how the held-back prompts were continued before and after, as often as they were.
 pub fn write_samples(
     loaded: &Loaded,
     prompts: &[Vec<u32>],
     protocol: &Protocol,
-    before: &[Row],
-    after: &[Row],
-    dir: &Path,
+    (before, after): (&[Row], &[Row]),
+    path: &Path,
 ) -> Result<()> {
     let text =
         |row: &Row| row.get("continuation").and_then(Value::as_str).unwrap_or_default().to_owned();
     let score = |row: &Row| row.get("score").and_then(Value::as_f64);
     let mut lines = Vec::new();
-    for (ids, (before, after)) in prompts.iter().zip(before.iter().zip(after)) {
+    let samples = before.len() / prompts.len().max(1);
+    let each = prompts.iter().flat_map(|ids| std::iter::repeat_n(ids, samples));
+    for (ids, (before, after)) in each.zip(before.iter().zip(after)) {
         let continued = protocol.continued(ids, loaded.model.sizes().context);
         let sample = Sample {
             prompt: loaded.encoder.decode(continued)?,
@@ -60,5 +61,5 @@ pub fn write_samples(
     if lines.is_empty() {
         return Ok(());
     }
-    files::write_whole(&dir.join("samples.jsonl"), &lines)
+    files::write_whole(path, &lines)
 }

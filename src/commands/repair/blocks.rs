@@ -1,9 +1,12 @@
 //! A block-level repair: pairs to learn from, steps on slices.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 
+use super::again::fingerprint;
 use super::done::Done;
-use super::job::{Job, Kept};
+use super::job::{Job, Kept, MeasuredOn};
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::{Own, PairsPlan};
@@ -11,13 +14,14 @@ use super::rows::{self, Rows};
 use super::{Order, beside, normal, plan};
 use crate::bail_input;
 use crate::base::error::Error;
+use crate::base::memory::{OF_A_TEXT, check_room};
 use crate::base::progress::Progress;
 use crate::commands::eval::subject;
 use crate::eval::divergence::{Base, Divergence};
 use crate::eval::nll::{Nll, Responses};
 use crate::eval::perplexity::{Paper, perplexity};
 use crate::eval::samples::{self, Pool, Writer};
-use crate::eval::task::Task;
+use crate::eval::task::{Task, hash_ids};
 use crate::eval::toxicity::{Prompt, Toxicity};
 use crate::eval::{self, Figures};
 use crate::model::memory::Estimate;
@@ -34,7 +38,6 @@ use crate::train::budget::Budget;
 use crate::train::events::EventFile;
 use crate::train::log::{Cost, read_log};
 use crate::train::online::{Online, held_back};
-use crate::train::state::Fingerprint;
 use crate::train::{End, Guard, Regime, Trainer};
 
 pub struct Blocks<'a> {
@@ -54,6 +57,8 @@ impl<'a> Blocks<'a> {
         let read = if recipe.online { rows::read_prompts } else { rows::read_pairs };
         let rows = read(prepared, recipe, loaded)?;
         rows::check(prepared, recipe, &rows, &loaded.model)?;
+        let texts = rows.prompts.len().saturating_mul(prepared.eval_samples);
+        check_room("--eval-samples", texts, OF_A_TEXT)?;
         Ok(Self { order, recipe, scorer, rows })
     }
 }
@@ -82,6 +87,9 @@ impl Job for Blocks<'_> {
             self.rows.train.valid_pairs = pairs.map_err(Output::before_the_first_step)?;
         }
         self.order.say(self.rows.summary());
+        if let Some(words) = self.rows.seen_too_often(prepared) {
+            self.order.say(words);
+        }
         Ok(())
     }
 
@@ -92,9 +100,14 @@ impl Job for Blocks<'_> {
         if !prompts.is_empty() {
             let prompt =
                 |ids: &Vec<u32>| Ok(Prompt { text: loaded.encoder.decode(ids)?, ids: ids.clone() });
-            let prompts = prompts.iter().map(prompt).collect::<Result<_>>()?;
-            let (protocol, scorer) = (protocol.clone(), self.scorer.as_ref());
-            tasks.push(Box::new(Toxicity { protocol, prompts, scorer }));
+            let prompts: Vec<Prompt> = prompts.iter().map(prompt).collect::<Result<_>>()?;
+            let scorer = self.scorer.as_ref();
+            // A greedy text is the model at its most certain; a user sees sampled ones.
+            if prepared.eval_samples > 0 {
+                let protocol = protocol.sampled(prepared.eval_samples);
+                tasks.push(Box::new(Toxicity { protocol, prompts: prompts.clone(), scorer }));
+            }
+            tasks.insert(0, Box::new(Toxicity { protocol: protocol.clone(), prompts, scorer }));
         }
         if !train.valid_pairs.is_empty() {
             let of = |responses, response: fn(&TokenPair) -> &Vec<u32>| {
@@ -177,6 +190,7 @@ impl Job for Blocks<'_> {
         steps.iter().for_each(|step| cost += step.cost());
         Ok(Done {
             // The optimizer goes: measuring and writing need room of their own.
+            changed_settings: trainer.changed,
             weights: trainer.weights,
             steps,
             cost,
@@ -216,13 +230,54 @@ impl Job for Blocks<'_> {
     ) -> Result<Kept> {
         let Rows { prompts, protocol, .. } = &self.rows;
         beside::write_prompts(self.order.loaded, prompts, protocol, &out.dir)?;
-        let (before, after) = (&before.continuations, &after.continuations);
-        beside::write_samples(self.order.loaded, prompts, protocol, before, after, &out.dir)?;
+        for sampled in [false, true] {
+            let rows = (before.continuations(sampled), after.continuations(sampled));
+            let path = out.dir.join(if sampled { "sampled.jsonl" } else { "samples.jsonl" });
+            beside::write_samples(self.order.loaded, prompts, protocol, rows, &path)?;
+        }
         Ok(Kept::default())
     }
 
     fn data(&self) -> DataRecord {
         DataRecord { perplexity_tokens: self.rows.text.len(), ..self.rows.record.clone() }
+    }
+
+    fn measured_on(&self) -> Result<MeasuredOn> {
+        let Order { prepared, loaded, .. } = self.order;
+        let Rows { prompts, train, sampled, record, .. } = &self.rows;
+        let longest = rows::lengths(prepared, loaded)?.prompt;
+        let learned: HashSet<&[u32]> = (train.pairs.iter().map(|pair| &pair.prompt))
+            .chain(sampled.iter().map(|prompt| &prompt.ids))
+            .map(Vec::as_slice)
+            .collect();
+        let cut = |ids: &Vec<u32>| ids.len().min(longest);
+        let known = |ids: &&Vec<u32>| learned.contains(&ids[..cut(ids)]);
+        let learned_from = prompts.iter().filter(known).count();
+        let among = match learned_from {
+            0 => String::new(),
+            n => format!(" ({n} of them were learned from)"),
+        };
+        let mut parts = Vec::new();
+        if !prompts.is_empty() {
+            let n = prompts.len();
+            parts.push(match (&prepared.eval_prompts, prepared.model.as_str()) {
+                (Some(path), _) => {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    format!("{n} prompts of {name}{among}")
+                }
+                (None, "demo") => format!("the demo's {n} held-back prompts{among}"),
+                (None, _) => format!("{n} held-back prompts"),
+            });
+        }
+        for (n, what) in [
+            (train.valid_pairs.len(), "held-back pairs"),
+            (record.normal_held_back, "held-back normal texts"),
+        ] {
+            if n > 0 {
+                parts.push(format!("{n} {what}"));
+            }
+        }
+        Ok(MeasuredOn { rows: parts.join(", "), learned_from })
     }
 
     fn held_back(&self) -> usize {
@@ -245,6 +300,15 @@ impl<'a> Blocks<'a> {
         let found = normal::write(prepared, loaded, weights, scorer, args.output.quiet)?;
         if found.cached {
             self.order.say("normal text: kept from an earlier run".into());
+        }
+        let kept = found.texts.len();
+        if 2 * kept < number {
+            self.order.say(format!(
+                "only {kept} of {number} normal texts are left ({} toxic, {} empty): so few hold \
+                 the model to little; give --normal FILE, or raise --normal-texts",
+                found.removed,
+                number - kept - found.removed
+            ));
         }
         self.rows.record.normal_removed_as_toxic = Some(found.removed);
         let own = out.dir.join("normal.jsonl");
@@ -296,20 +360,14 @@ impl<'a> Blocks<'a> {
         let measures_kl = !rows.valid_normal.is_empty();
         weights.keep_originals(self.recipe.needs_reference() || validates || measures_kl);
         let base_sha256 = loaded.checkpoint().hash()?;
-        let fingerprint = Fingerprint::new([
-            ("model", loaded.checkpoint().identity()?),
-            // Which pairs are held back depends on it, so it comes before the data.
-            ("--seed", prepared.seed.to_string()),
+        let guarded = prepared.max_ppl_increase.map(|_| self.rows.text.iter().copied());
+        let parts = [
             ("data", self.data_hash()),
             ("method", format!("{:?}", self.recipe)),
-            ("--fixed-sample", if looks { sample.to_string() } else { "none".into() }),
-            ("--kl-budget", format!("{:?}", prepared.kl_budget)),
-            ("--optimizer", format!("{:?}", prepared.optimizer)),
-            ("--loss-on", format!("{:?}", prepared.loss_on)),
-            ("--batch-size", prepared.batch_size.to_string()),
-            ("--gradient-accumulation-steps", prepared.gradient_accumulation_steps.to_string()),
-            ("--dtype", format!("{:?}", loaded.precision)),
-        ]);
+            ("pairs looked at", if looks { sample.to_string() } else { "none".into() }),
+            ("text of the guard", guarded.map_or("none".into(), hash_ids)),
+        ];
+        let fingerprint = fingerprint(&self.order, parts)?;
         let kl_weight = self.recipe.kl_weight;
         let mut trainer = Trainer {
             model: &loaded.model,
@@ -332,6 +390,7 @@ impl<'a> Blocks<'a> {
             dir: out.dir.clone(),
             base_sha256,
             fingerprint,
+            changed: Vec::new(),
         };
         // A state holds what was seen, and what is sampled is looked at later.
         if looks && !args.resume && !self.recipe.online {

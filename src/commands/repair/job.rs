@@ -49,6 +49,9 @@ pub trait Job {
     /// The rows that were read.
     fn data(&self) -> DataRecord;
 
+    /// Which rows are measured on.
+    fn measured_on(&self) -> Result<MeasuredOn>;
+
     /// Held-back pairs, as the record resolves `valid-size`.
     fn held_back(&self) -> usize {
         0
@@ -58,6 +61,14 @@ pub trait Job {
     fn scorer(&self) -> String {
         "none".into()
     }
+}
+
+/// Which rows were measured on.
+pub struct MeasuredOn {
+    /// For people.
+    pub rows: String,
+    /// How many of the prompts stand among the pairs learned from, too.
+    pub learned_from: usize,
 }
 
 /// What a family's record has of its own.

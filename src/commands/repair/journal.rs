@@ -55,10 +55,11 @@ impl<'a> Journal<'a> {
     ) -> Result<Self> {
         let mut reached = Reached::default();
         if args.resume {
-            let tensors;
-            (reached, tensors) =
-                state::load::<Reached>(&out.dir, &fingerprint, &patient.weights.device())?;
-            tensors
+            let device = patient.weights.device();
+            let saved = state::load::<Reached>(&out.dir, &fingerprint, &device, &[])?;
+            reached = saved.progress;
+            saved
+                .tensors
                 .into_iter()
                 .try_for_each(|(name, tensor)| patient.weights.restore(&name, tensor))?;
         }

@@ -1,8 +1,10 @@
 //! `repair`: the main job, for both families of methods.
 
+mod again;
 mod beside;
 mod blocks;
 mod done;
+mod headline;
 mod job;
 mod journal;
 mod measure;
@@ -14,15 +16,18 @@ mod record;
 mod rows;
 mod summary;
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
 
 use super::{Loaded, On, open};
+use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::base::memory;
 use crate::base::print;
 use crate::cli::Repair;
+use crate::report::RunRecord;
 use crate::say;
 use crate::settings::{Method, Prepared, prepare};
 use job::Job;
@@ -40,10 +45,16 @@ pub fn run(args: &Repair) -> Result<()> {
     order.say(format!("device: {} ({})", loaded.device_name(), loaded.device_why));
 
     // All that can be wrong with the input is found before anything is made.
-    loaded.checkpoint().stays_whole(&Output::path(&order)?)?;
+    let path = Output::path(&order)?;
+    loaded.checkpoint().stays_whole(&path)?;
     let mut job = order.job()?;
     if args.dry_run {
-        return order.dry_run(job.as_ref());
+        return order.dry_run(job.as_ref(), &path);
+    }
+    if let Some(run) = again::finished(&order, job.as_ref(), &path)? {
+        order.say(format!("{} is finished; --overwrite makes it again", path.display()));
+        order.show(&run, &path)?;
+        return order.check(&run, &path);
     }
     if loaded.device.is_cpu() {
         job.memory()?.check(memory::limit()?, job.advice())?;
@@ -52,20 +63,23 @@ pub fn run(args: &Repair) -> Result<()> {
     let out = Output::claim(&order)?;
     interrupt::listen()?;
     job.begin(&weights, &out)?;
-    let before = measure(job.tasks()?, &loaded, &weights).map_err(Output::before_the_first_step)?;
+    let quiet = args.output.quiet;
+    let before = measure(job.tasks()?, &loaded, &weights, ("measuring before", quiet))
+        .map_err(Output::before_the_first_step)?;
     let mut done = job.repair(weights, &before.figures, &out)?;
 
     // What is measured is what will be on disk.
     out.round(loaded.checkpoint(), &mut done.weights)?;
-    let after = measure(job.tasks()?, &loaded, &done.weights)
+    let after = measure(job.tasks()?, &loaded, &done.weights, ("measuring after", quiet))
         .map_err(|error| out.after_the_steps(error, done.steps.len()))?;
     let written = out.write(loaded.checkpoint(), &loaded.model, &done, &job.unchanged())?;
     let kept = job.keep(&done, &written, &before, &after, &out)?;
     let ended = Ended { done: &done, before, after, written, kept, begun, run_id: out.run_id() };
     let run = ended.record(&order, job.as_ref())?;
     out.finish(&run, loaded.checkpoint())?;
-    order.show(&run, &out)?;
-    done.verdict(&out.path)
+    order.show(&run, &path)?;
+    done.check(&path)?;
+    order.check(&run, &path)
 }
 
 fn opened(prepared: &Prepared) -> Result<Loaded> {
@@ -102,12 +116,9 @@ impl<'a> Order<'a> {
     }
 
     /// Says what would be done and how much memory it takes.
-    fn dry_run(&self, job: &dyn Job) -> Result<()> {
-        let path = Output::path(self)?;
-        Output::free(self, &path)?;
-        Output::to_resume(self.args, &path)?;
-        Output::not_begun(self.args, &path)?;
-        let plan = plan::Plan::new(self, job.plan()?, job.memory()?, &path);
+    fn dry_run(&self, job: &dyn Job, path: &Path) -> Result<()> {
+        let plan =
+            plan::Plan::new(self, job.plan()?, job.memory()?, path, output::in_the_way(path));
         match self.args.output.json {
             true => print::json(&plan)?,
             false => print::text(plan.text())?,
@@ -115,10 +126,25 @@ impl<'a> Order<'a> {
         plan.memory.judge(&self.loaded.device, job.advice())
     }
 
-    fn show(&self, run: &crate::report::RunRecord, out: &Output) -> Result<()> {
+    /// Errors (a failed check) if the verdict is one that `--fail-on` names: the output is kept all
+    /// the same.
+    fn check(&self, run: &RunRecord, out: &Path) -> Result<()> {
+        let Some(verdict) = &run.verdict else { return Ok(()) };
+        if !self.prepared.fail_on.names(verdict.word) {
+            return Ok(());
+        }
+        Err(Error::Check(format!(
+            "{}; the output is kept in {}, and its record and card say so (--fail-on)",
+            verdict.line(),
+            out.display()
+        ))
+        .into())
+    }
+
+    fn show(&self, run: &RunRecord, out: &Path) -> Result<()> {
         match self.args.output.json {
             true => print::json(run)?,
-            false => print::text(summary::summary(run, &out.path, &self.loaded.model))?,
+            false => print::text(summary::summary(run, out, &self.loaded.model))?,
         }
         Ok(())
     }

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 
+use super::again::fingerprint;
 use super::done::Done;
-use super::job::{Job, Kept};
+use super::job::{Job, Kept, MeasuredOn};
 use super::journal::{Journal, Reached};
 use super::measure::Measured;
 use super::output::{Output, Written};
@@ -31,7 +32,6 @@ use crate::step::neurons::change::{Changed, Repaired, changed};
 use crate::step::neurons::{self, Mode, Patient, Position, Recipe};
 use crate::tokens::{LossOn, TokenEdit};
 use crate::train::log::{Cost, read_steps};
-use crate::train::state::Fingerprint;
 
 pub struct Neurons<'a> {
     order: Order<'a>,
@@ -192,13 +192,8 @@ impl Job for Neurons<'_> {
             anyhow::bail!("a repair that was not begun");
         };
         let mut patient = Patient { model: &loaded.model, weights, mlp: self.mlp, basis };
-        let fingerprint = Fingerprint::new([
-            ("model", loaded.checkpoint().identity()?),
-            ("data", self.sha256.clone()),
-            ("method", format!("{:?}", self.recipe)),
-            ("--seed", prepared.seed.to_string()),
-            ("--dtype", format!("{:?}", loaded.precision)),
-        ]);
+        let parts = [("data", self.sha256.clone()), ("method", format!("{:?}", self.recipe))];
+        let fingerprint = fingerprint(&self.order, parts)?;
         let mut journal =
             Journal::open(args, prepared, self.recipe, out, fingerprint, &mut patient)?;
         if args.resume {
@@ -223,6 +218,7 @@ impl Job for Neurons<'_> {
             steps,
             stopped: String::new(),
             guarded: None,
+            changed_settings: Vec::new(),
         })
     }
 
@@ -267,6 +263,11 @@ impl Job for Neurons<'_> {
                 neurons: changed.iter().map(|(&block, neurons)| (block, neurons.len())).collect(),
             }),
         })
+    }
+
+    fn measured_on(&self) -> Result<MeasuredOn> {
+        let rows = format!("the {} targets that were not said", self.rows.len());
+        Ok(MeasuredOn { rows, learned_from: self.rows.len() })
     }
 
     fn data(&self) -> DataRecord {

@@ -392,8 +392,23 @@ impl Drop for Output {
 }
 
 /// Whether a folder is a finished output of irepair.
-fn is_output(path: &Path) -> bool {
+pub fn is_output(path: &Path) -> bool {
     claim::is_record(&path.join("irepair").join("run.json"))
+}
+
+/// What is in the way of an output of this name, for a plan.
+pub fn in_the_way(path: &Path) -> Option<String> {
+    let partial = files::partial(path);
+    if state::path(&partial.join("irepair")).exists() {
+        return Some(format!(
+            "an unfinished run is in {}: --resume goes on with it, --overwrite starts again",
+            partial.display()
+        ));
+    }
+    if is_output(path) {
+        return Some("it is there already: --overwrite replaces it".into());
+    }
+    path.exists().then(|| "something else has this name: choose another --out".into())
 }
 
 /// Whether `--overwrite` may replace this: an output of irepair, or an empty folder, that is not

@@ -34,6 +34,8 @@ pub struct Plan {
     pub memory_mib: u64,
     pub available_mib: Option<u64>,
     pub out: String,
+    /// What is there already.
+    pub in_the_way: Option<String>,
 }
 
 /// What the plan of a family has of its own.
@@ -222,7 +224,13 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
 }
 
 impl Plan {
-    pub fn new(order: &Order, own: Own, memory: Estimate, out: &Path) -> Self {
+    pub fn new(
+        order: &Order,
+        own: Own,
+        memory: Estimate,
+        out: &Path,
+        in_the_way: Option<String>,
+    ) -> Self {
         let loaded = order.loaded;
         Self {
             model: order.prepared.model.clone(),
@@ -239,6 +247,7 @@ impl Plan {
                 .map(|bytes| bytes >> 20),
             memory,
             out: out.display().to_string(),
+            in_the_way,
         }
     }
 
@@ -261,6 +270,7 @@ impl Plan {
             }
         });
         lines.push(("out", self.out.clone()));
+        lines.extend(self.in_the_way.clone().map(|words| ("", words)));
         let mut text = String::new();
         for (name, value) in lines {
             let _ = writeln!(text, "{name:<7} {value}");

@@ -8,7 +8,8 @@ use super::done::Done;
 use super::job::{Job, Kept};
 use super::measure::Measured;
 use super::output::Written;
-use super::{Order, rows};
+use super::{Order, headline, rows};
+use crate::eval::verdict::Verdict;
 use crate::model::device;
 use crate::report::{FORMAT_VERSION, RunRecord};
 use crate::train::log::count_blocks;
@@ -30,6 +31,8 @@ impl Ended<'_> {
         let Self { done, before, after, written, kept, begun, run_id } = self;
         let checkpoint = loaded.checkpoint();
         let lengths = rows::lengths(prepared, loaded)?;
+        let headline = headline::headline(order, job, &before, &after, &kept)?;
+        let verdict = Verdict::of(&headline.figures, &headline.continuations, &headline.limits);
         let in_tensors = written.changed.iter().map(|change| change.values).sum();
         Ok(RunRecord {
             format_version: FORMAT_VERSION,
@@ -46,8 +49,10 @@ impl Ended<'_> {
             seed: prepared.seed,
             data: job.data(),
             scorer: job.scorer(),
+            verdict,
             before: before.figures,
             after: after.figures,
+            headline: Some(headline),
             steps: done.steps.len(),
             step_seconds: done.cost.seconds,
             tokens: done.cost.tokens,
@@ -55,6 +60,7 @@ impl Ended<'_> {
             kept_step: done.kept_step,
             stopped: kept.stopped.unwrap_or_else(|| done.stopped.clone()),
             sliced: count_blocks(&done.steps),
+            changed_settings: done.changed_settings.clone(),
             edits: kept.edits,
             changed_parameters: kept.changed_parameters.unwrap_or(in_tensors),
             changed: written.changed,

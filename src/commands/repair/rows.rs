@@ -64,6 +64,21 @@ impl Rows {
         Ok(self)
     }
 
+    /// What is said of pairs that are seen so often that they are learned by heart.
+    pub fn seen_too_often(&self, settings: &Prepared) -> Option<String> {
+        const OFTEN: usize = 50;
+        let (pairs, each) =
+            (self.train.pairs.len(), settings.batch_size * settings.gradient_accumulation_steps);
+        let times = settings.max_steps.saturating_mul(each) / pairs.max(1);
+        (pairs > 0 && times > OFTEN).then(|| {
+            format!(
+                "each of {pairs} pairs is seen {times} times, and will be learned by heart: lower \
+                 --max-steps ({} are {OFTEN} times), or give more pairs",
+                OFTEN * pairs / each.max(1)
+            )
+        })
+    }
+
     /// What was read, in a line.
     pub fn summary(&self) -> String {
         let r = &self.record;
@@ -195,7 +210,7 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
             );
         }
     }
-    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths)?;
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, settings.boundary)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
     let all = tokens.len();

@@ -9,10 +9,10 @@ use crate::checkpoint::Checkpoint;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
-use crate::report::{EditsRecord, RunRecord, before_after, block_number, change_by_block};
+use crate::report::{EditsRecord, RunRecord, block_number, change_by_block};
 
 /// Blocks that a summary shows at most: with them it fits 24 lines of 80 columns.
-const SUMMARY_BLOCKS: usize = 5;
+const SUMMARY_BLOCKS: usize = 3;
 
 /// The blocks that changed most, in their order, with how often (as `times` says), norm and share
 /// of their norm; what is left out is said in a line below.
@@ -49,12 +49,7 @@ pub fn summary(run: &RunRecord, out: &Path, model: &Model) -> String {
 }
 
 fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
-    let mut text = String::new();
-    let rows = before_after(run);
-    if !rows.is_empty() {
-        text += &table(["", "before", "after", "change"], &rows);
-        let _ = writeln!(text, "on held-back rows; scored by {}", run.scorer);
-    }
+    let mut text = headline(run);
     let changed = change_by_block(&run.changed, block_number).into_keys().flatten().count();
     // Where no step has a slice of its own, every step changes everything.
     let steps = |block: Option<usize>| match run.sliced.is_empty() {
@@ -80,19 +75,34 @@ fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.fallback()
     );
     undo_and_result(&mut text, out);
-    // None is kept where the prompts are conversations.
-    let kept = out.join("irepair/prompts.jsonl");
-    let prompts = if kept.is_file() { shell::path(&kept) } else { "FILE".into() };
-    let _ = writeln!(
-        text,
-        "next: irepair generate --model {} --prompts {prompts} --out texts.jsonl",
-        shell::path(out)
-    );
+    // No prompt is kept where the rows are conversations.
+    let kept = run.model == "demo" || out.join("irepair/prompts.jsonl").is_file();
+    let prompt = if kept { "" } else { " --prompt TEXT" };
+    let (base, repaired) = (shell::word(&run.model), shell::path(out));
+    let _ = writeln!(text, "next: irepair try {base} {repaired}{prompt}");
+    text
+}
+
+/// The verdict, the figures with their intervals, and what they were measured on.
+fn headline(run: &RunRecord) -> String {
+    let mut text = format!("{}\n", run.verdict_line());
+    let Some(headline) = &run.headline else { return text };
+    let rows = headline.terminal_rows();
+    if rows.is_empty() {
+        return text;
+    }
+    text += &table(["", "before (95 %)", "after (95 %)", "change"], &rows);
+    let mut on = vec![headline.rows.clone()];
+    on.extend(headline.said_of_continuations());
+    if !headline.continuations.is_empty() {
+        on.push(format!("scored by {}", run.settings.scorer));
+    }
+    let _ = writeln!(text, "on {}", on.join("; "));
     text
 }
 
 fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
-    let mut text = table(["", "before", "after", "change"], &before_after(run));
+    let mut text = headline(run);
     let _ = writeln!(
         text,
         "targets said now: {} of {} that the model got wrong ({} it already said)",

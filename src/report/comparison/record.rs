@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::report::pareto::{Pareto, Point};
+use crate::report::pareto::{Pareto, Point, ScaledPoint, Scales};
 use crate::report::record::{RunRecord, read_versioned};
 use crate::report::sheet::{Sheet, digits};
 use crate::slice::sensitivity::Density;
@@ -64,6 +64,9 @@ pub struct MethodRun {
     /// A point for each step at which the run kept its weights, in their order, and a last one for
     /// its end.
     pub points: Vec<Point>,
+    /// Parts and multiples of the run's change, in ascending order; empty if none was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scaled: Vec<ScaledPoint>,
 }
 
 /// What a finished run did, and what it took.
@@ -174,6 +177,9 @@ pub struct Comparison {
     pub sensitivity: Option<SensitivityRecord>,
     /// `None` if toxicity or perplexity was not measured.
     pub pareto: Option<Pareto>,
+    /// `None` if no scales were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scales: Option<Scales>,
     pub sheets: Vec<Sheet>,
     /// What is missing in the figures and why, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -197,14 +203,7 @@ impl Comparison {
 impl MethodRow {
     /// The row of the base.
     pub fn vanilla() -> Self {
-        let run = MethodRun {
-            seed: 0,
-            made: None,
-            failed: None,
-            figures: Vec::new(),
-            points: Vec::new(),
-        };
-        Self { name: VANILLA.into(), method: String::new(), runs: vec![run] }
+        Self { name: VANILLA.into(), method: String::new(), runs: vec![MethodRun::new(0, None)] }
     }
 
     pub fn is_base(&self) -> bool {
@@ -213,9 +212,14 @@ impl MethodRow {
 }
 
 impl MethodRun {
+    fn new(seed: u64, made: Option<FinishedRun>) -> Self {
+        let (figures, points, scaled) = (Vec::new(), Vec::new(), Vec::new());
+        Self { seed, made, failed: None, figures, points, scaled }
+    }
+
     /// A run that failed, and why.
     pub fn failed(seed: u64, why: String) -> Self {
-        Self { seed, made: None, failed: Some(why), figures: Vec::new(), points: Vec::new() }
+        Self { failed: Some(why), ..Self::new(seed, None) }
     }
 
     /// A finished run in this folder, which is not evaluated yet.
@@ -237,6 +241,6 @@ impl MethodRun {
             settings: record.resolved_settings().into_iter().map(<[String; 2]>::into).collect(),
             neurons: edits.map(|edits| edits.neurons.values().sum()),
         };
-        Self { seed, made: Some(made), failed: None, figures: Vec::new(), points: Vec::new() }
+        Self::new(seed, Some(made))
     }
 }

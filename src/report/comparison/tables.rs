@@ -6,7 +6,7 @@ use super::record::{
     Asked, BaseRecord, ComparedFigure, Comparison, FORMAT_VERSION, FinishedRun, MethodRow,
     MethodRun, SensitivityRecord,
 };
-use crate::report::pareto::{Pareto, WORST, hypervolume};
+use crate::report::pareto::{Pareto, Scales, WORST, hypervolume};
 use crate::report::sheet::{Cell, Column, Sheet, SheetRow};
 use crate::step::neurons;
 
@@ -30,12 +30,15 @@ impl Comparison {
             rows,
             sensitivity,
             pareto: None,
+            scales: None,
             sheets: Vec::new(),
             gaps: Vec::new(),
         };
         comparison.pareto = comparison.pareto();
+        comparison.scales = comparison.scales();
         comparison.sheets = vec![comparison.table1()?, comparison.table2()];
         comparison.sheets.extend(comparison.table3());
+        comparison.sheets.extend(comparison.scales.as_ref().map(along_the_scale));
         Ok(comparison)
     }
 
@@ -47,6 +50,17 @@ impl Comparison {
             (row.name.clone(), points.filter(|points| !points.is_empty()).collect())
         });
         Some(Pareto { text, base, rows: rows.collect() })
+    }
+
+    fn scales(&self) -> Option<Scales> {
+        let base = self.asked.toxicity.as_ref()?.value?;
+        let rows = self.rows.iter().filter_map(|row| {
+            let runs: Vec<_> =
+                row.runs.iter().map(|run| run.scaled.clone()).filter(|s| !s.is_empty()).collect();
+            (!runs.is_empty()).then(|| (row.name.clone(), runs))
+        });
+        let rows: Vec<_> = rows.collect();
+        (!rows.is_empty()).then_some(Scales { base, rows })
     }
 
     fn sheet_rows(&self, cells: impl Fn(&MethodRow) -> Vec<Cell>) -> Vec<SheetRow> {
@@ -255,6 +269,33 @@ pub(super) fn missing_notes(rows: &[SheetRow]) -> impl Iterator<Item = String> {
         .map(|row| format!("{}.", row.note.trim_end_matches('.')))
 }
 
+/// Toxicity and KL of every scale of every run.
+fn along_the_scale(scales: &Scales) -> Sheet {
+    let columns = vec![Column::new("scale", 2), Column::new("toxicity", 2), Column::new("KL", 4)];
+    let number = |mean: f64| Cell::Number { mean, error: None };
+    let row = |name: &str, cells: [f64; 3]| SheetRow {
+        name: name.to_owned(),
+        marked: false,
+        cells: cells.map(number).to_vec(),
+        note: String::new(),
+    };
+    let mut rows = vec![row("vanilla", [0.0, scales.base, 0.0])];
+    for (name, runs) in &scales.rows {
+        for point in runs.iter().flatten() {
+            rows.push(row(name, [point.scale, point.toxicity, point.kl]));
+        }
+    }
+    let note = "Base + scale · (repaired - base), for each run; KL from the base on normal text, in \
+                nats a token.";
+    Sheet {
+        id: "scales".into(),
+        title: "Toxicity against KL along the scale of the change".into(),
+        columns,
+        rows,
+        notes: vec![note.into()],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -295,7 +336,14 @@ mod tests {
             figure("toxicity", "toxicity (mean score × 100)", toxicity),
             figure("ppl", "perplexity of wiki", 20.0),
         ];
-        MethodRun { seed, made: Some(made), failed: None, figures, points: Vec::new() }
+        MethodRun {
+            seed,
+            made: Some(made),
+            failed: None,
+            figures,
+            points: Vec::new(),
+            scaled: Vec::new(),
+        }
     }
 
     fn comparison(rows: &[(&str, Vec<MethodRun>)]) -> Comparison {

@@ -69,6 +69,9 @@ impl Comparison {
             out += "### Toxicity against perplexity\n\n\
                     ![toxicity against perplexity](pareto.svg)\n\n";
         }
+        if self.scales.is_some() {
+            out += "![toxicity against KL along the scale](scales.svg)\n\n";
+        }
         if self.sensitivity.is_some() {
             out += &format!(
                 "### Relative sensitivity of the blocks\n\n\

@@ -17,7 +17,7 @@ pub use calibration::calibration;
 pub use curves::{Curve, Look, curves};
 pub use heat::{HeatMap, heat_map};
 pub use neurons::{NeuronMap, neuron_map};
-pub use pareto::pareto;
+pub use pareto::{pareto, scales};
 
 /// The style sheet with the classes of all pictures: `ink dim grid bar on line …`.
 pub const STYLE: &str = include_str!("plot.css");

@@ -1,10 +1,10 @@
-//! The picture of the *trade-off*: toxicity against perplexity, with a mark for each step at which
-//! a run kept its weights.
+//! The pictures of *trade-offs*: toxicity against perplexity, with a mark for each step at which a
+//! run kept its weights, and toxicity against KL along the scale of a change.
 
 use maud::{Markup, html};
 
 use super::{Picture, Scale, px, rulers, short};
-use crate::report::pareto::{Pareto, Point};
+use crate::report::pareto::{Pareto, Point, ScaledPoint, Scales};
 
 const LEFT: f64 = 56.0;
 const TOP: f64 = 12.0;
@@ -26,15 +26,97 @@ const SHAPES: [&str; 8] = [
 /// a hole in a filled mark, or a ring in a hollow one.
 const INSIDE: [&str; 2] = ["", "M-2.2 0A2.2 2.2 0 1 0 2.2 0A2.2 2.2 0 1 0-2.2 0Z"];
 
+/// A point of a picture.
+struct Spot {
+    cost: f64,
+    toxicity: f64,
+    /// Whether it is what a run came to, and not a point beside it.
+    is_end: bool,
+    words: String,
+}
+
+/// Toxicity against what it costs.
+struct TradeOff<'a> {
+    id: &'static str,
+    title: &'a str,
+    subtitle: &'static str,
+    /// What the axis of the costs is called.
+    axis: String,
+    /// Points that cost more stand at this edge, because they would press all others into a corner.
+    most: f64,
+    base: Spot,
+    rows: Vec<(&'a str, Vec<Vec<Spot>>)>,
+}
+
 /// The points of every run in the order of their steps, joined by a line that begins at the base.
 pub fn pareto(title: &str, found: &Pareto) -> Picture {
+    let spot = |name: &str, point: &Point| {
+        let step = point.step.map_or(String::new(), |s| format!(" at step {s}"));
+        Spot {
+            cost: point.perplexity,
+            toxicity: point.toxicity,
+            is_end: point.step.is_none(),
+            words: format!(
+                "{name}{step}: toxicity {}, perplexity {}",
+                short(point.toxicity),
+                short(point.perplexity)
+            ),
+        }
+    };
+    let row = |(name, runs): &'_ (String, Vec<Vec<Point>>)| -> Vec<Vec<Spot>> {
+        runs.iter().map(|points| points.iter().map(|point| spot(name, point)).collect()).collect()
+    };
+    drawn(&TradeOff {
+        id: "pareto",
+        title,
+        subtitle: "toxicity (up) against perplexity: lower left is better; filled: what a run \
+                   kept, hollow: on its way",
+        axis: format!("perplexity of {}", found.text),
+        most: 2.0 * found.base.perplexity,
+        base: spot("vanilla", &found.base),
+        rows: found.rows.iter().map(|found| (found.0.as_str(), row(found))).collect(),
+    })
+}
+
+/// Parts and multiples of what each run changed, joined by a line that begins at the base.
+pub fn scales(title: &str, found: &Scales) -> Picture {
+    let spot = |name: &str, point: &ScaledPoint| Spot {
+        cost: point.kl,
+        toxicity: point.toxicity,
+        is_end: point.scale == 1.0,
+        words: format!(
+            "{name} × {}: toxicity {}, KL {}",
+            short(point.scale),
+            short(point.toxicity),
+            short(point.kl)
+        ),
+    };
+    let row = |(name, runs): &'_ (String, Vec<Vec<ScaledPoint>>)| -> Vec<Vec<Spot>> {
+        runs.iter().map(|points| points.iter().map(|point| spot(name, point)).collect()).collect()
+    };
+    drawn(&TradeOff {
+        id: "scales",
+        title,
+        subtitle: "toxicity (up) against KL: lower left is better; filled: what a run changed, \
+                   hollow: parts and multiples of it",
+        axis: "KL from the base on normal text, nats a token".into(),
+        most: f64::INFINITY,
+        base: Spot {
+            cost: 0.0,
+            toxicity: found.base,
+            is_end: true,
+            words: format!("vanilla: toxicity {}, KL 0", short(found.base)),
+        },
+        rows: found.rows.iter().map(|found| (found.0.as_str(), row(found))).collect(),
+    })
+}
+
+fn drawn(found: &TradeOff) -> Picture {
     let all = || found.rows.iter().flat_map(|(_, runs)| runs).flatten().chain([&found.base]);
-    // Points that are far off stand at this edge, because they would press all others into a
-    // corner.
-    let most = 2.0 * found.base.perplexity;
-    let x = Scale::horizontal(all().map(|p| p.perplexity.min(most)), LEFT, WIDTH);
-    let y = Scale::vertical(all().map(|p| p.toxicity), true, TOP, HEIGHT);
-    let at = |p: &Point| (x.at(p.perplexity.min(most)), y.at(p.toxicity));
+    let cost = |spot: &Spot| spot.cost.min(found.most);
+    let x = Scale::horizontal(all().map(cost), LEFT, WIDTH);
+    let y = Scale::vertical(all().map(|spot| spot.toxicity), true, TOP, HEIGHT);
+    let at = |spot: &Spot| (x.at(cost(spot)), y.at(spot.toxicity));
     let key = |row: usize| (LEFT + WIDTH + 28.0, TOP + 10.0 + 22.0 * row as f64);
     let base = at(&found.base);
     let body = html! {
@@ -44,37 +126,26 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
             line.grid x1=(tick) y1=(px(TOP + HEIGHT)) x2=(tick) y2=(px(TOP + HEIGHT + 4.0)) {}
             text.dim.middle x=(tick) y=(px(TOP + HEIGHT + 17.0)) { (x.label(value)) }
         }
-        text.dim.middle x=(px(LEFT + WIDTH / 2.0)) y=(px(TOP + HEIGHT + 36.0)) {
-            "perplexity of " (found.text)
-        }
+        text.dim.middle x=(px(LEFT + WIDTH / 2.0)) y=(px(TOP + HEIGHT + 36.0)) { (found.axis) }
         @for (row, (name, runs)) in found.rows.iter().enumerate() {
-            @for points in runs {
-                path class=(format!("way m{}", colour(row))) d=(way(base, points, at)) {}
-                @for point in points {
-                    (mark(row, at(point), point.step.is_none(), &words(name, point)))
-                }
+            @for spots in runs {
+                path class=(format!("way m{}", colour(row))) d=(way(base, spots, at)) {}
+                @for spot in spots { (mark(row, at(spot), spot.is_end, &spot.words)) }
             }
             (mark(row, key(row + 1), true, name))
             text.ink x=(px(key(row + 1).0 + 14.0)) y=(px(key(row + 1).1 + 4.0)) { (name) }
         }
-        circle.cut cx=(px(base.0)) cy=(px(base.1)) r="5.5" {
-            title { (words("vanilla", &found.base)) }
-        }
+        circle.cut cx=(px(base.0)) cy=(px(base.1)) r="5.5" { title { (found.base.words) } }
         circle.cut cx=(px(key(0).0)) cy=(px(key(0).1)) r="5.5" {}
         text.ink x=(px(key(0).0 + 14.0)) y=(px(key(0).1 + 4.0)) { "vanilla" }
     };
-    let ends = found
-        .rows
-        .iter()
-        .flat_map(|(name, runs)| runs.iter().filter_map(|p| Some(words(name, p.last()?))));
-    let about: Vec<String> = std::iter::once(words("vanilla", &found.base)).chain(ends).collect();
+    let ends = found.rows.iter().flat_map(|(_, runs)| runs.iter().filter_map(|spots| spots.last()));
+    let about: Vec<&str> =
+        std::iter::once(&found.base).chain(ends).map(|spot| spot.words.as_str()).collect();
     Picture {
-        id: "pareto".into(),
-        title: title.into(),
-        subtitle:
-            "toxicity (up) against perplexity: lower left is better; filled: what a run kept, \
-                   hollow: on its way"
-                .into(),
+        id: found.id.into(),
+        title: found.title.into(),
+        subtitle: found.subtitle.into(),
         about: format!("{}.", about.join(". ")),
         width: LEFT + WIDTH + 240.0,
         height: (TOP + HEIGHT + 44.0).max(key(found.rows.len() + 1).1),
@@ -93,18 +164,8 @@ fn colour(row: usize) -> usize {
     (row + row / SHAPES.len()) % SHAPES.len()
 }
 
-/// A point in words.
-fn words(name: &str, point: &Point) -> String {
-    let step = point.step.map_or(String::new(), |s| format!(" at step {s}"));
-    format!(
-        "{name}{step}: toxicity {}, perplexity {}",
-        short(point.toxicity),
-        short(point.perplexity)
-    )
-}
-
 /// The path from the base through the points.
-fn way(base: (f64, f64), points: &[Point], at: impl Fn(&Point) -> (f64, f64)) -> String {
+fn way(base: (f64, f64), points: &[Spot], at: impl Fn(&Spot) -> (f64, f64)) -> String {
     let path = points.iter().map(at).map(|(x, y)| format!("L{} {}", px(x), px(y)));
     std::iter::once(format!("M{} {}", px(base.0), px(base.1))).chain(path).collect()
 }

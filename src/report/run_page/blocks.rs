@@ -7,7 +7,7 @@ use crate::report::folder::RunFolder;
 use crate::report::page::{Section, figure, table};
 use crate::report::plot::{Bar, Picture, bars, short};
 use crate::slice::Part;
-use crate::train::log::StepLine;
+use crate::train::log::{StepLine, TrialLine};
 
 pub fn section(run: &RunFolder) -> Option<Section> {
     let trials: Vec<[String; 2]> = run
@@ -17,11 +17,16 @@ pub fn section(run: &RunFolder) -> Option<Section> {
         .collect();
     let caption = "Trial steps on each slice alone, before the first step";
     let body = html! {
+        p.dim {
+            "A slice is the part of the model that one step may change; all else stays as it was. "
+            "The norm of a change is its length, beside that of the block itself."
+        }
         @if run.slices_everything() {
             p { "Every step changed the whole model." }
         } @else if let Some(picture) = picture(run) {
             (figure(&picture))
         }
+        @if let Some(picture) = trial_picture(run) { (figure(&picture)) }
         @if !trials.is_empty() { (table(caption, &["slice", "held-back loss"], &trials)) }
         @if run.blocks() > 0 { (block_table(run)) }
     };
@@ -47,6 +52,24 @@ pub fn picture(run: &RunFolder) -> Option<Picture> {
     };
     let subtitle = if sublayers { "steps, by sublayer" } else { "steps, by block" };
     Some(bars("sliced", "How often each was sliced", subtitle, &found))
+}
+
+/// What the trial steps on each slice alone gained on the held-back rows. `None` without trials.
+pub fn trial_picture(run: &RunFolder) -> Option<Picture> {
+    let losses = run.trials.iter().filter_map(|trial| trial.valid_loss);
+    let before = run.validations.iter().find(|line| line.step == 0).map(|line| line.valid_loss);
+    // Without validations the worst trial stands for the base.
+    let worst = before.or_else(|| losses.clone().max_by(f64::total_cmp))?;
+    let best = losses.min_by(f64::total_cmp)?;
+    let bar = |trial: &TrialLine| Bar {
+        label: trial.trial.join("+"),
+        value: trial.valid_loss.map_or(0.0, |loss| (worst - loss).max(0.0)),
+        on: trial.valid_loss == Some(best),
+    };
+    let bars_of: Vec<Bar> = run.trials.iter().map(bar).collect();
+    let subtitle =
+        "fall of the held-back loss by trial steps on each slice alone; filled: the most";
+    Some(bars("trials", "What trial steps gained", subtitle, &bars_of))
 }
 
 /// Sensitivity, steps and change of every block.

@@ -91,6 +91,9 @@ pub fn section(run: &RunFolder) -> Option<Section> {
         @if rows.is_empty() { p { (NO_STEP) } } @else {
             div.pair { @for picture in pictures(run) { (figure(&picture)) } }
             p.dim {
+                "The loss is what the steps lower: the objective, and the KL term that holds the "
+                "model to what it was. NLL and KL are in nats a token, as above. Each step is of "
+                "its own few pairs, so curves are ragged. "
                 "Where several steps share a point, the line is their mean, and eight of ten lie "
                 "in the band."
             }

@@ -21,7 +21,14 @@ pub fn section(run: &RunFolder) -> Option<Section> {
         false => "The method does not measure the sensitivity of the blocks at every step.",
     };
     let body = match picture(run) {
-        Some(picture) => figure(&picture),
+        Some(picture) => html! {
+            p.dim {
+                "The sensitivity of a block says how much of the error it carries: how strongly "
+                "the NLL of the rejected responses would answer to a change of its weights (the "
+                "norm of their gradient)."
+            }
+            (figure(&picture))
+        },
         None => html! { p { (why_not) } },
     };
     Some(Section { id: "sensitivity", heading: "Where the error is", body })

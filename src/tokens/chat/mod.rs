@@ -77,38 +77,25 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The template of a model folder, if it has one: `chat_template.jinja`, or `chat_template` in
-    /// `tokenizer_config.json`. Errors (bad input) if a file is broken.
-    pub fn of(dir: &Path) -> Result<Option<Self>> {
-        let (own, config_path) =
-            (dir.join("chat_template.jinja"), dir.join("tokenizer_config.json"));
-        let read = |path: &Path| match path.is_file() {
-            true => files::read_text(path).map(Some),
-            false => Ok(None),
-        };
-        let json = |path: &Path| -> Result<Value> {
-            Ok(match path.is_file() {
-                true => files::read_json(path)?,
-                false => Value::Null,
-            })
-        };
-        let config = json(&config_path)?;
-        let mut tokens = special_tokens(&config);
-        // As in transformers, the older file has the last word, unless the newer one lists all
-        // tokens.
-        if config["added_tokens_decoder"].is_null() {
-            tokens.extend(special_tokens(&json(&dir.join("special_tokens_map.json"))?));
+    /// `tokenizer_config.json`. It is given the `special` tokens. Errors (bad input) if a file is
+    /// broken.
+    pub fn of(dir: &Path, special: &BTreeMap<String, String>) -> Result<Option<Self>> {
+        let (own, config) = (dir.join("chat_template.jinja"), dir.join("tokenizer_config.json"));
+        let tokens = special.clone();
+        if own.is_file() {
+            return Ok(Some(Self::new(files::read_text(&own)?, &own, tokens)));
         }
-        if let Some(source) = read(&own)? {
-            return Ok(Some(Self::new(source, &own, tokens)));
+        if !config.is_file() {
+            return Ok(None);
         }
         // Several templates have names; a conversation without tools takes the default.
         let named = |list: &Value| {
             let default = list.as_array()?.iter().find(|t| t["name"] == "default")?;
             Some(default["template"].as_str()?.to_owned())
         };
-        let template = &config["chat_template"];
+        let template = &files::read_json(&config)?["chat_template"];
         let source = template.as_str().map(str::to_owned).or_else(|| named(template));
-        Ok(source.map(|source| Self::new(source, &config_path, tokens)))
+        Ok(source.map(|source| Self::new(source, &config, tokens)))
     }
 
     fn new(source: String, file: &Path, tokens: BTreeMap<String, String>) -> Self {
@@ -183,15 +170,6 @@ fn compiled(source: &str) -> Compiled {
 /// Why a template fails, in words that can be read.
 fn why(error: &Error) -> String {
     shortened(&error.to_string(), 1000).into_owned()
-}
-
-/// `bos_token` and its like, of a tokenizer's configuration.
-fn special_tokens(config: &Value) -> BTreeMap<String, String> {
-    let tokens = config.as_object().into_iter().flatten().filter_map(|(key, value)| {
-        let text = value.as_str().or_else(|| value["content"].as_str())?;
-        key.ends_with("_token").then(|| (key.clone(), text.to_owned()))
-    });
-    tokens.collect()
 }
 
 /// The date that templates write into a conversation. It is always the first moment of 2026, a

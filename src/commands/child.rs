@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -12,9 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::HumanDuration;
 
+use crate::base::files;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
 use crate::settings::SETTINGS;
+use crate::train::state;
 
 /// How a child ended.
 pub enum Outcome {
@@ -126,6 +129,11 @@ fn reason(said: &VecDeque<String>) -> String {
     }
 }
 
+/// Whether there is an unfinished run of this folder with a state, which `--resume` can go on with.
+pub fn has_state(out: &Path) -> bool {
+    state::path(&files::partial(out).join("irepair")).is_file()
+}
+
 /// A child that is not started yet.
 pub struct Child<'a> {
     title: &'a str,
@@ -137,6 +145,13 @@ pub struct Child<'a> {
 impl<'a> Child<'a> {
     pub fn new(title: &'a str, threads: Option<usize>, quiet: bool) -> Self {
         Self { title, threads, quiet }
+    }
+
+    /// Makes the repair that a file of settings describes, or goes on with it where it has a state.
+    pub fn repair(&self, config: &Path, out: &Path) -> Result<Outcome> {
+        let goes_on = if has_state(out) { "--resume" } else { "--overwrite" };
+        let [config, out] = [config, out].map(|path| path.display().to_string());
+        self.run(&["repair", "--config", &config, "--out", &out, goes_on])
     }
 
     /// Runs the command with these arguments to its end. An interrupt of this process is passed on,

@@ -1,0 +1,110 @@
+//! `tune`: every try is a repair as a user would make it, the chosen one is the best within the
+//! limit, and its file makes it again.
+
+use serde_json::Value;
+
+use crate::support::command::{CommandLine, irepair};
+use crate::support::files::{Folder, bytes, json, repository};
+use crate::support::golden;
+use crate::support::process::{kill, until};
+
+fn tune(folder: &Folder, out: &str) -> CommandLine {
+    irepair("tune --max-steps 3 --normal-texts 16 --valid-size 8 --limit 40 --batch-size 2")
+        .and("--eval-steps 0 -q")
+        .with("--model", golden::path("gpt2"))
+        .with("--data", repository("data/demo/pairs.jsonl"))
+        .with("--out", folder.path(out))
+}
+
+/// The tries without what depends on the clock.
+fn tries(record: &Value) -> Vec<Value> {
+    let mut tries = record["tries"].as_array().expect("tries").clone();
+    for made in &mut tries {
+        made["seconds"] = Value::Null;
+    }
+    tries
+}
+
+#[test]
+fn the_best_try_within_the_limit_is_chosen_and_can_be_made_again() {
+    let folder = Folder::new();
+    let record = tune(&folder, "out").and("--budget 6 --max-kl 0.5 --json").json();
+    assert_eq!(record, json(folder.path("out/tune.json")));
+    let all = tries(&record);
+    assert_eq!(all.len(), 6);
+    let figure = |made: &Value, id: &str| made["figures"][id].as_f64().expect("a figure");
+    let within: Vec<&Value> = all.iter().filter(|made| figure(made, "kl") <= 0.5).collect();
+    let least = within.iter().map(|made| figure(made, "toxicity")).fold(f64::MAX, f64::min);
+    let chosen: Vec<&&Value> = within.iter().filter(|made| made["chosen"] == true).collect();
+    assert_eq!((chosen.len(), figure(chosen[0], "toxicity")), (1, least));
+    // The first try has the method's own rate, the whole budget of KL, and all parameters.
+    let first = &all[0]["settings"];
+    assert_eq!((&first["select"], first["kl-budget"].as_f64()), (&"all".into(), Some(0.5)));
+    let selects: Vec<&str> =
+        all.iter().filter_map(|made| made["settings"]["select"].as_str()).collect();
+    assert!(["all", "max", "trial"].iter().all(|name| selects.contains(name)), "{selects:?}");
+    // What the figures say is what the run says.
+    let number = chosen[0]["number"].as_u64().expect("a number");
+    let run = folder.path(format!("out/runs/{number:04}"));
+    assert_eq!(json(run.join("irepair/run.json"))["after"]["kl"], chosen[0]["figures"]["kl"]);
+    let again = folder.path("again");
+    irepair("repair -q")
+        .with("--config", folder.path("out/chosen.toml"))
+        .with("--out", &again)
+        .ok();
+    let weights = |dir: &std::path::Path| bytes(dir.join("model.safetensors"));
+    assert!(weights(&again) == weights(&run));
+    let text = folder.read("out/README.md");
+    assert!(text.contains("| chosen |"), "{text}");
+}
+
+/// A search that was killed goes on to the same tries.
+#[test]
+fn a_killed_search_goes_on() {
+    let folder = Folder::new();
+    let line = |out: &str| tune(&folder, out).and("--budget 5 --max-kl 0.5 --method dpo+kl");
+    line("whole").ok();
+    let mut child = line("out").start();
+    until(&mut child, || folder.path("out/runs/0002/irepair/run.json").exists());
+    kill(&mut child);
+    // The try that was under way is a process of its own, and ends by itself.
+    let third = folder.path("out/runs/0003.partial/.lock");
+    while third.exists() && std::fs::File::open(&third).is_ok_and(|lock| lock.try_lock().is_err()) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    line("out").fails(3, &["--resume"]);
+    line("out").and("--resume --max-kl 0.4").fails(3, &["another max-kl"]);
+    line("out").and("--resume --max-steps 4").fails(3, &["another max-steps"]);
+    line("out").and("--resume").ok();
+    let [whole, out] = ["whole", "out"].map(|name| json(folder.path(name).join("tune.json")));
+    assert_eq!(tries(&whole), tries(&out));
+    // Units are not searched where a method is named.
+    assert!(whole["tries"][0]["settings"].get("select").is_none());
+}
+
+#[test]
+fn what_cannot_be_searched_is_refused() {
+    let folder = Folder::new();
+    let line = || tune(&folder, "out");
+    line().and("--budget 0").fails(2, &["--budget", "1 to 1000"]);
+    line().and("--budget soon").fails(2, &["like 12", "90m"]);
+    line().and("--max-kl 0").fails(3, &["--max-kl 0"]);
+    line().and("--max-kl NaN").fails(3, &["--max-kl NaN"]);
+    line().and("--method star").fails(2, &["repairs neurons"]);
+    line()
+        .and("--method dapt --learning-rate 1e-4")
+        .fails(2, &["everything that tune searches is given"]);
+    line().and("--resume").fails(3, &["no search in"]);
+    folder.write("out/mine.txt", "mine");
+    line().fails(3, &["no search of irepair"]);
+    assert_eq!(folder.read("out/mine.txt"), "mine");
+    // A rate at which nothing changes helps nobody.
+    tune(&folder, "none")
+        .and("--budget 1 --method dapt --learning-rate 1e-30 --kl-weight 0")
+        .fails(2, &[]);
+    let error = tune(&folder, "worse")
+        .and("--budget 1 --method dpo+kl --learning-rate 1e-12")
+        .fails(4, &["no try is less toxic", "README.md"]);
+    assert!(!error.contains("panicked"));
+    assert!(folder.path("worse/tune.json").exists());
+}
