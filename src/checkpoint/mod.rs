@@ -209,7 +209,11 @@ impl Checkpoint {
 
     fn entry<'a>(&'a self, spec: &'a TensorSpec) -> Result<(&'a str, &'a TensorInfo)> {
         let Some(name) = self.disk_name(&spec.name) else {
-            bail_input!("{}: tensor {} is missing", self.weights_place(), spec.name);
+            let why = match spec.place {
+                Place::Head => "; AutoModel saves a model without it, AutoModelForCausalLM with it",
+                _ => "",
+            };
+            bail_input!("{}: tensor {} is missing{why}", self.weights_place(), spec.name);
         };
         let entry = &self.entries[name];
         if entry.shape != spec.shape {

@@ -237,6 +237,21 @@ impl Loaded {
         found.unwrap_or_else(|| self.encoder.id_of("<|endoftext|>").into_iter().collect()).into()
     }
 
+    /// The most tokens of a prompt that leave room for so many new ones. Errors (bad input) if none
+    /// would be left.
+    pub fn room_for_prompts(&self, new_tokens: usize) -> Result<usize> {
+        let context = self.model.sizes().context;
+        match context.checked_sub(new_tokens).filter(|room| *room > 0) {
+            Some(room) => Ok(room),
+            None => bail_input!(
+                "--max-new-tokens {new_tokens}: {} has {context} positions, which leaves no room \
+                 for a prompt; give at most {}",
+                self.checkpoint().name,
+                context.saturating_sub(1)
+            ),
+        }
+    }
+
     /// A token id of `config.json`, if it is in the vocabulary. Some small models keep GPT-2's
     /// 50256 by accident.
     fn usable(&self, id: u64) -> Option<u32> {

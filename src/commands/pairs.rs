@@ -150,8 +150,7 @@ fn read(args: &Pairs, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Prompt>)> {
     };
     let context = loaded.model.sizes().context;
     let lengths = Lengths::within(context, None, args.writing.max_prompt_length)?;
-    let room = context.saturating_sub(args.writing.max_new_tokens).max(1);
-    let longest = lengths.prompt.min(room);
+    let longest = lengths.prompt.min(loaded.room_for_prompts(args.writing.max_new_tokens)?);
     let (mut prompts, mut cut) = (Vec::with_capacity(texts.len()), 0);
     for text in &mut texts {
         let mut ids = loaded.encoder.prompt(text)?;

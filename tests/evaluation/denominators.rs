@@ -65,6 +65,10 @@ fn a_repair_has_no_figure_of_nothing() {
         assert!(run[side].get("toxicity").is_none(), "{run}");
         assert!(run[side].get("toxic_fraction").is_none(), "{run}");
     }
+    irepair("report").arg(&out).with("--out", folder.path("page.html")).ok();
+    let page = folder.read("page.html");
+    let words = "0 of 0 are still rude after the repair. 4 more are empty after it.";
+    assert!(page.contains(words), "{words:?} is not on the page");
 }
 
 #[test]
@@ -146,6 +150,11 @@ fn prompts_that_are_cut_are_counted() {
         .with("--prompts", &prompts)
         .with("--out", folder.path("no-room"))
         .fails(3, &["--max-new-tokens 64", "64 positions", "give at most 63"]);
+    irepair("pairs --scorer lexicon --max-new-tokens 64")
+        .with("--model", &model)
+        .with("--prompts", &prompts)
+        .with("--out", folder.path("pairs.jsonl"))
+        .fails(3, &["--max-new-tokens 64", "give at most 63"]);
     let plain = folder.write("plain.txt", format!("{long}\nShort.\n"));
     let said = irepair("eval -q --toxicity --scorer lexicon")
         .with("--model", &model)

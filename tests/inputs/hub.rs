@@ -234,6 +234,7 @@ fn an_id_with_a_typo_and_what_the_cache_has() {
     let folder = Folder::new();
     let home = ("HF_HOME", folder.root().to_str().expect("utf-8"));
     sensitivity("gpt2-larg", &[home]).fails(3, &["no hub id", "did you mean \"gpt2-large\"?"]);
+    sensitivity("dmo", &[home]).fails(3, &["did you mean \"demo\"?"]);
     let hub = Hub::start(&golden::path("gpt2"), Behaviour::Open);
     let online = [home, ("HF_ENDPOINT", hub.endpoint())];
     sensitivity("openai-community/gpt2-lrge", &online)

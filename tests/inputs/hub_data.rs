@@ -82,6 +82,7 @@ fn a_split_is_downloaded_once_and_then_served_from_the_cache() {
     let cache = home.path("hub").display().to_string();
     let words = ["the split \"test\" of the data set org/rows is not in the cache", cache.as_str()];
     on("org/rows:test").env("HF_HUB_OFFLINE", "1").fails(5, &words);
+    on("org/rows:test").env("HF_DATASETS_OFFLINE", "1").fails(5, &["HF_DATASETS_OFFLINE is set"]);
     assert_eq!(hub.requests().len(), seen, "a socket was opened offline");
     assert_eq!(on("org/rows:test").ok(), numbers(&["gzip.parquet"]));
     let layout = home.path("hub/datasets--org--rows");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::cache::Kept;
-use super::{Files, Hub, Repository, files_under, is_hub_id};
+use super::{Files, Hub, Repository, files_under, is_hub_id, is_true};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::data::{self, TRAIN};
@@ -15,6 +15,8 @@ use crate::say;
 
 /// The branch of a data set that holds its rows as `CONFIG/SPLIT/0000.parquet`.
 const BRANCH: &str = "refs/convert/parquet";
+/// The variable of the library datasets that counts for data sets as `HF_HUB_OFFLINE` does.
+const OFFLINE: &str = "HF_DATASETS_OFFLINE";
 /// The configuration that is taken where several have the split.
 const DEFAULT: &str = "default";
 /// How a split's folder begins that holds only the first rows of a large one.
@@ -82,13 +84,14 @@ impl Hub {
     fn split(&self, id: &str, wanted: Option<&str>) -> Result<PathBuf> {
         let repo = Repository { kind: "datasets", id, revision: BRANCH };
         let kept = Kept::new(&self.cache, repo.kind, id);
-        if self.offline {
+        if self.offline || is_true(OFFLINE) {
+            let set = if self.offline { "HF_HUB_OFFLINE" } else { OFFLINE };
             let snapshot = kept.commit(BRANCH).map(|commit| kept.snapshot(&commit));
             let names = snapshot.as_deref().map_or(Vec::new(), |dir| files_under(dir, ""));
             let missing = |what: &str| {
                 Error::Hub(format!(
                     "{what} of the data set {id} is not in the cache (looked in {}), and \
-                     HF_HUB_OFFLINE is set; unset it, or give a file or a folder{}",
+                     {set} is set; unset it, or give a file or a folder{}",
                     snapshot.as_deref().unwrap_or(&self.cache).display(),
                     self.in_cache(repo.kind, id)
                 ))

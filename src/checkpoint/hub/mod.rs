@@ -97,7 +97,8 @@ fn find(model: &str, revision: Option<&str>) -> Result<(PathBuf, String, Option<
     };
     let id = SHORT_NAMES.iter().find(|(short, _)| *short == id).map_or(id, |(_, full)| full);
     if !is_hub_id(id) {
-        let known: Vec<&str> = SHORT_NAMES.iter().map(|(short, _)| *short).collect();
+        let short = SHORT_NAMES.iter().map(|(short, _)| *short);
+        let known: Vec<&str> = short.chain(["demo"]).collect();
         let near = nearest(id, &known).map_or(String::new(), |n| format!("; did you mean {n:?}?"));
         bail_input!(
             "{}: no such folder, and no hub id (ORG/NAME, ORG/NAME@REVISION, or {}){near}",

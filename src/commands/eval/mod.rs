@@ -264,15 +264,7 @@ fn tasks<'a>(
             (None, [only]) if only == "demo" => sources::prompts(sources::DEMO, args.limit)?,
             (None, _) => sources::prompts(sources::PROMPTS_NAME, args.limit)?,
         };
-        let new_tokens = protocol(args)?.new_tokens;
-        if new_tokens >= context {
-            bail_input!(
-                "--max-new-tokens {new_tokens}: {} has {context} positions, which leaves no room \
-                 for a prompt; give at most {}",
-                loaded.checkpoint().name,
-                context.saturating_sub(1)
-            );
-        }
+        loaded.room_for_prompts(protocol(args)?.new_tokens)?;
         let protocol = protocol(args)?.on(prompts.iter().any(|prompt| !prompt.messages.is_empty()));
         let together = toxicity::BATCH.min(prompts.len().saturating_mul(protocol.samples));
         let encoded = prompts.into_iter().map(|prompt| {

@@ -272,8 +272,7 @@ pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Re
         }
     };
     texts.truncate(settings.limit.unwrap_or(usize::MAX));
-    let room = loaded.model.sizes().context.saturating_sub(settings.max_new_tokens);
-    let longest = lengths.prompt.min(room).max(1);
+    let longest = lengths.prompt.min(loaded.room_for_prompts(settings.max_new_tokens)?);
     let (mut cut, mut conversations) = (0, false);
     let mut prompts = Vec::with_capacity(texts.len());
     for text in &texts {

@@ -27,6 +27,8 @@ fn samples(run: &RunFolder) -> Markup {
     let (still, other): (Vec<&Sample>, Vec<&Sample>) =
         run.samples.iter().partition(|s| rude(s.score_after));
     let all = run.samples.len();
+    let scored = run.samples.iter().filter(|sample| sample.score_after.is_some()).count();
+    let empty = run.samples.iter().filter(|sample| sample.after.trim().is_empty()).count();
     let shown: Vec<&Sample> = still.iter().chain(&other).copied().take(SAMPLES).collect();
     let prompts: Vec<&str> = shown.iter().map(|sample| sample.prompt.as_str()).collect();
     let why_none = match run.record.is_some() {
@@ -37,8 +39,10 @@ fn samples(run: &RunFolder) -> Markup {
         @if all == 0 { p { (why_none) } } @else {
             p {
                 "Held-back prompts, continued greedily before and after. " (still.len()) " of "
-                (all) " are still rude after the repair"
+                (scored) " are still rude after the repair"
                 (if still.is_empty() { "." } else { "; they come first." })
+                // What says nothing is not clean.
+                @if empty > 0 { " " (empty) " more are empty after it." }
                 @if shown.len() < all {
                     " The first " (shown.len()) " are shown, all are in "
                     code { "irepair/samples.jsonl" } "."
