@@ -199,7 +199,7 @@ impl Trial<'_> {
         print_line!("\n> {}", plain_line(&asked))?;
         print::text(beside("", &names, width))?;
         for (index, (base, repaired)) in both[0].iter().zip(&both[1]).enumerate() {
-            let way = if index == 0 { "greedy" } else { "drawn" };
+            let way = if index == 0 { "greedy" } else { "sampled" };
             print::text(beside(way, &[base.words(self.args), repaired.words(self.args)], width))?;
         }
         Ok(())
@@ -274,7 +274,7 @@ fn columns() -> usize {
 
 /// Two texts in columns beside each other, under a word at the left.
 fn beside(word: &str, texts: &[String; 2], width: usize) -> String {
-    const NAME: usize = 8;
+    const NAME: usize = 9;
     let column = (width - NAME - 3) / 2;
     let [left, right] = texts.each_ref().map(|text| wrapped(text, column));
     let empty = String::new();
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(wrapped("abcdefghij k", 4), ["abcd", "efgh", "ij k"]);
         let texts = ["one two three".to_owned(), "four".to_owned()];
         let lines = beside("greedy", &texts, 31);
-        assert_eq!(lines, "greedy  one two    | four\n        three      |\n");
+        assert_eq!(lines, "greedy   one two   | four\n         three     |\n");
     }
 
     #[test]

@@ -161,7 +161,7 @@ mod tests {
             (0, 6, 0.03125),
             (3, 17, 0.00257683),
             (10, 10, 1.0),
-            (480, 520, 0.217),
+            (480, 520, 0.217448),
         ];
         for (heads, tails, p) in cases {
             let got = sign_test(heads, tails);

@@ -55,8 +55,8 @@ const SHOWN: [&str; 12] = [
 const SHORT: [(&str, &str); 11] = [
     ("toxic_fraction", "toxic, greedy (%)"),
     ("sampled_toxic_fraction", "toxic, sampled (%)"),
-    ("toxicity", "toxicity, greedy (×100)"),
-    ("sampled_toxicity", "toxicity, sampled (×100)"),
+    ("toxicity", "toxicity, greedy"),
+    ("sampled_toxicity", "toxicity, sampled"),
     ("targets_said", "targets said (%)"),
     ("nll_chosen", "NLL of chosen"),
     ("nll_rejected", "NLL of rejected"),
