@@ -44,9 +44,18 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
         let wrong = |error| Error::Input(format!("{}: tensor {name}: {error}", base.dir.display()));
         let before = base_file.values::<f32>(entry).map_err(wrong)?;
         let after = other_file.values::<f32>(theirs).map_err(wrong)?;
-        let norm =
-            before.iter().zip(&after).map(|(b, a)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+        // In f64: the difference of two large values may be beyond f32.
+        let change = |(b, a): (&f32, &f32)| f64::from(*a) - f64::from(*b);
+        let norm = before.iter().zip(&after).map(change).map(|d| d * d).sum::<f64>().sqrt();
         let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
+        if !norm.is_finite() || !base_norm.is_finite() {
+            let side = if base_norm.is_finite() { other } else { base };
+            return Err(Error::Input(format!(
+                "{}: tensor {name} holds values that are not finite",
+                side.dir.display()
+            ))
+            .into());
+        }
         changes.push(Change { name: name.clone(), norm, base_norm, values: before.len() });
     }
     Ok(changes)

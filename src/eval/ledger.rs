@@ -113,8 +113,8 @@ pub struct Making<'a> {
 impl Ledger {
     /// Opens the ledger of the work that `settings` describe, or begins it. Units that an
     /// interrupted command has finished are done. A half-written last line is not, and neither is a
-    /// unit with a row that failed, or with other bytes than were written. Errors (bad input) if the
-    /// file belongs to other settings.
+    /// unit with a row that failed, or with other bytes than were written. Errors (bad input) if
+    /// the file belongs to other settings.
     pub fn open(path: &Path, settings: &Value) -> Result<Self> {
         let text = files::read_if_there(path)?.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);

@@ -6,7 +6,7 @@ use super::record::{
     Asked, BaseRecord, ComparedFigure, Comparison, FORMAT_VERSION, FinishedRun, MethodRow,
     MethodRun, SensitivityRecord,
 };
-use crate::report::pareto::{Pareto, Scales, WORST, hypervolume};
+use crate::report::pareto::{Pareto, ScaledPoint, Scales, WORST, hypervolume};
 use crate::report::sheet::{Cell, Column, Sheet, SheetRow};
 use crate::step::neurons;
 
@@ -269,20 +269,26 @@ pub(super) fn missing_notes(rows: &[SheetRow]) -> impl Iterator<Item = String> {
         .map(|row| format!("{}.", row.note.trim_end_matches('.')))
 }
 
-/// Toxicity and KL of every scale of every run.
+/// Toxicity and KL of every scale, over the runs of a row.
 fn along_the_scale(scales: &Scales) -> Sheet {
-    let columns = vec![Column::new("scale", 2), Column::new("toxicity", 2), Column::new("KL", 4)];
-    let number = |mean: f64| Cell::Number { mean, error: None };
-    let row = |name: &str, cells: [f64; 3]| SheetRow {
-        name: name.to_owned(),
-        marked: false,
-        cells: cells.map(number).to_vec(),
-        note: String::new(),
+    let columns = vec![Column::new("toxicity", 2), Column::new("KL", 4)];
+    let row = |name: String, points: &[&ScaledPoint]| {
+        let over = |value: fn(&ScaledPoint) -> f64| {
+            Cell::of(&points.iter().map(|point| value(point)).collect::<Vec<_>>())
+        };
+        let cells = vec![over(|point| point.toxicity), over(|point| point.kl)];
+        SheetRow { name, marked: false, cells, note: String::new() }
     };
-    let mut rows = vec![row("vanilla", [0.0, scales.base, 0.0])];
+    let base = ScaledPoint { scale: 0.0, toxicity: scales.base, kl: 0.0 };
+    let mut rows = vec![row("vanilla".into(), &[&base])];
     for (name, runs) in &scales.rows {
-        for point in runs.iter().flatten() {
-            rows.push(row(name, [point.scale, point.toxicity, point.kl]));
+        let mut own: Vec<f64> = runs.iter().flatten().map(|point| point.scale).collect();
+        own.sort_by(f64::total_cmp);
+        own.dedup();
+        for scale in own {
+            let points: Vec<&ScaledPoint> =
+                runs.iter().flatten().filter(|point| point.scale == scale).collect();
+            rows.push(row(format!("{name} × {scale}"), &points));
         }
     }
     let note = "Base + scale · (repaired - base), for each run; KL from the base on normal text, \
