@@ -10,6 +10,7 @@ use super::{Loaded, On, check_sampling, in_counts, instructs, open, typed};
 use crate::base::error::Error;
 use crate::base::plain::plain_line;
 use crate::base::print;
+use crate::checkpoint::hub::rows_path;
 use crate::cli::Try;
 use crate::data::{self, Text};
 use crate::eval::scoring::{TextScore, score_texts};
@@ -79,7 +80,7 @@ fn prompts(args: &Try) -> Result<Vec<Text>> {
         return Ok(typed(&args.prompt));
     }
     if let Some(path) = &args.prompts {
-        return data::read_prompts(path, &data::KeyMap::new(), args.limit);
+        return data::read_prompts(&rows_path(path)?, &data::KeyMap::new(), args.limit);
     }
     let limit = Some(args.limit.unwrap_or(SHOWN));
     let own = Path::new(&args.repaired).join("irepair").join("prompts.jsonl");
