@@ -68,18 +68,15 @@ impl Space {
         let index = tries.len();
         let [u, v, w] = point::<3>(index);
         let near = |at: f64, u: f64| at * NEAR.powf(2.0 * u - 1.0);
-        if index >= FIRST && index % 2 == 1 {
-            if let Some(best) = best(tries, most_kl) {
-                let best = &tries[best].0;
-                return Choice {
-                    learning_rate: best.learning_rate.map(|rate| rounded(near(rate, u))),
-                    kl_budget: best
-                        .kl_budget
-                        .zip(self.kl_budget)
-                        .map(|(at, most)| rounded(near(at, v).min(most))),
-                    select: best.select,
-                };
-            }
+        let stays_near = index >= FIRST && index % 2 == 1;
+        if let Some(best) = best(tries, most_kl).filter(|_| stays_near) {
+            let best = &tries[best].0;
+            let within = |(at, most): (f64, f64)| rounded(near(at, v).min(most));
+            return Choice {
+                learning_rate: best.learning_rate.map(|rate| rounded(near(rate, u))),
+                kl_budget: best.kl_budget.zip(self.kl_budget).map(within),
+                select: best.select,
+            };
         }
         // The first point is the middle: the method's own rate.
         let rate = |default: f64| rounded(default * RATES.powf(2.0 * u - 1.0));

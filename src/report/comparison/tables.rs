@@ -288,7 +288,7 @@ fn along_the_scale(scales: &Scales) -> Sheet {
         for scale in own {
             let points: Vec<&ScaledPoint> =
                 runs.iter().flatten().filter(|point| point.scale == scale).collect();
-            rows.push(row(format!("{name} × {scale}"), &points));
+            rows.push(row(format!("{name} at {scale}"), &points));
         }
     }
     let note = "Base + scale · (repaired - base), for each run; KL from the base on normal text, \
