@@ -7,8 +7,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::bail_input;
-use crate::base::files::{read_json, read_text};
-use crate::tokens::Encoder;
+use crate::base::files::read_json;
+use crate::tokens::{Encoder, folder};
 
 /// The files that a tokenizer is made from where there is no `tokenizer.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,11 +71,9 @@ fn settings(dir: &Path) -> Result<Value> {
 /// The tokenizer that `transformers.convert_slow_tokenizer` makes from the files of BERT.
 fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
     let path = dir.join("vocab.txt");
-    let text = read_text(&path)?;
-    let vocab: Value =
-        text.lines().enumerate().map(|(id, word)| (word.to_owned(), Value::from(id))).collect();
+    let model = folder::word_pieces(dir)?;
     let special = special(
-        &vocab,
+        &model["vocab"],
         &path,
         ["[CLS]", "[SEP]"],
         &["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
@@ -91,23 +89,21 @@ fn word_piece(dir: &Path, settings: &Value) -> Result<Value> {
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {"type": "BertProcessing", "cls": special.begin, "sep": special.end},
-        "model": {
-            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100, "vocab": vocab,
-        },
+        "model": model,
     }))
 }
 
 /// The tokenizer that `transformers.convert_slow_tokenizer` makes from the files of RoBERTa.
 fn byte_level(dir: &Path, settings: &Value) -> Result<Value> {
     let path = dir.join("vocab.json");
-    let vocab = read_json(&path)?;
-    let special =
-        special(&vocab, &path, ["<s>", "</s>"], &["<s>", "<pad>", "</s>", "<unk>", "<mask>"])?;
+    let model = folder::byte_pairs(dir)?;
+    let special = special(
+        &model["vocab"],
+        &path,
+        ["<s>", "</s>"],
+        &["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+    )?;
     let space = settings.get("add_prefix_space").and_then(Value::as_bool).unwrap_or(false);
-    let merges = read_text(&dir.join("merges.txt"))?;
-    let merges: Vec<&str> =
-        merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
     Ok(json!({
         "added_tokens": special.added,
         "pre_tokenizer": {
@@ -117,7 +113,7 @@ fn byte_level(dir: &Path, settings: &Value) -> Result<Value> {
             "type": "RobertaProcessing", "cls": special.begin, "sep": special.end,
             "trim_offsets": true, "add_prefix_space": space,
         },
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+        "model": model,
     }))
 }
 
