@@ -76,8 +76,11 @@ pub fn files(out: &Path) -> BTreeMap<PathBuf, String> {
         "config.json",
     ]
     .into_iter()
-    // A method without a KL term has no normal text.
-    .filter(|name| *name != "irepair/normal.jsonl" || out.join(name).exists())
+    // A method without a KL term has no normal text, and not every run samples.
+    .filter(|name| {
+        let may_lack = ["irepair/normal.jsonl", "irepair/sampled.jsonl"].contains(name);
+        !may_lack || out.join(name).exists()
+    })
     .map(|name| (name.into(), hash_file(&out.join(name)).expect(name)))
     .collect()
 }
