@@ -40,6 +40,19 @@ pub struct Encoder {
     vocabulary: usize,
 }
 
+/// Errors (bad input) if the model has no row for a token that the tokenizer makes of a text.
+fn within(name: &str, token: &str, id: u32, vocabulary: usize) -> Result<()> {
+    if (id as usize) < vocabulary {
+        return Ok(());
+    }
+    bail_input!(
+        "{name}: it makes token {:?} with id {id} of a text, but the model's vocabulary ends at {}; \
+         tokenizer and model don't belong together",
+        shortened(token, 100),
+        vocabulary.saturating_sub(1)
+    )
+}
+
 impl Encoder {
     /// The tokenizer and the chat template of a model's folder, as transformers reads them. Errors
     /// (bad input) if there is no tokenizer in it that we can make, and if a file is broken.
@@ -90,7 +103,11 @@ impl Encoder {
         })?;
         let going_on = going_on.map_err(|e| broken(name, &*e))?;
         let around = around.map_err(|e| broken(name, &*e))?;
-        let before = around.get_ids().iter().copied().take_while(|id| *id != u32::MAX).collect();
+        let before: Vec<u32> =
+            around.get_ids().iter().copied().take_while(|id| *id != u32::MAX).collect();
+        for (id, token) in before.iter().zip(around.get_tokens()) {
+            within(name, token, *id, vocabulary)?;
+        }
         Ok(Self {
             tokenizer,
             going_on,
@@ -132,12 +149,7 @@ impl Encoder {
             .map_err(|e| Error::Input(format!("{name}: can't tokenize a text: {}", why(&*e))))?;
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocabulary) {
             let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
-            bail_input!(
-                "{name}: it makes token {:?} with id {id} of a text, but the model's vocabulary \
-                 ends at {}; tokenizer and model don't belong together",
-                shortened(&token, 100),
-                self.vocabulary.saturating_sub(1)
-            );
+            within(name, &token, *id, self.vocabulary)?;
         }
         Ok(ids)
     }
