@@ -252,6 +252,7 @@ fn a_budget_of_kl_is_kept() {
     let offline = |out: &Path, method: &str| {
         irepair("repair --max-steps 12 --batch-size 4 --normal-texts 48 --limit 64 -q")
             .and("--valid-size 16 --eval-steps 6 --learning-rate 3e-3")
+            .with("--eval-prompts", folder.few_prompts())
             .with("--method", method)
             .with("--out", out)
     };

@@ -4,16 +4,14 @@
 use serde_json::Value;
 
 use crate::support::command::{CommandLine, irepair};
-use crate::support::files::{Folder, bytes, json, read, repository};
+use crate::support::files::{Folder, bytes, json};
 use crate::support::process::{kill, until};
 
 /// A search on the demo whose tries take a moment.
 fn tune(folder: &Folder, out: &str) -> CommandLine {
-    let prompts = read(repository("data/demo/prompts.jsonl"));
-    let few: String = prompts.lines().take(12).map(|line| format!("{line}\n")).collect();
     irepair("tune --max-steps 8 --warmup-steps 0 --normal-texts 24 --valid-size 8 --limit 60")
-        .and("--batch-size 2 --eval-steps 0 --eval-samples 1 -q")
-        .with("--eval-prompts", folder.write("dev.jsonl", few))
+        .and("--batch-size 2 --eval-steps 0 -q")
+        .with("--eval-prompts", folder.few_prompts())
         .with("--out", folder.path(out))
 }
 

@@ -160,7 +160,8 @@ fn what_a_selector_knows_survives_a_kill() {
         ("running", "--select max --normalize running --save-steps 3"),
     ] {
         let (whole, out) = (folder.path(format!("whole-{name}")), folder.path(name));
-        let repair = |out| demo(out).and("-q").and(method);
+        let few = folder.few_prompts();
+        let repair = |out| demo(out).and("-q").and(method).with("--eval-prompts", &few);
         repair(&whole).ok();
         let mut child = repair(&out).start();
         // Waits for the first state (after a trial, a look, or steps), or for the one after all
@@ -243,7 +244,8 @@ fn a_repair_that_was_cut_short_goes_on_to_the_same_bytes() {
             if by_signal {
                 let row = json!({"prompt": "Tea at noon", "target": " and bread"});
                 let data = folder.write_rows("other.jsonl", &[row]);
-                resumed.clone().with("--data", &data).fails(3, &["of another"]);
+                let on_other = resumed.clone().and("--model demo").with("--data", &data);
+                on_other.fails(3, &["of another"]);
                 for other in ["--rounds 3", "--seed 1"] {
                     resumed.clone().and(other).fails(3, &["of another"]);
                 }

@@ -48,7 +48,7 @@ fn a_killed_online_repair_resumes_to_the_same_bytes() {
                     .with("--out", out),
                 false => online(out),
             };
-            line.and("--samples-per-prompt 16 --prompts-per-round 24 --max-steps 12").and(case)
+            line.and("--samples-per-prompt 16 --prompts-per-round 12 --max-steps 12").and(case)
         };
         let whole = folder.path(format!("whole{index}"));
         let begun = Instant::now();

@@ -45,6 +45,13 @@ impl Folder {
         self.write(name, rows.iter().map(|row| format!("{row}\n")).collect::<String>())
     }
 
+    /// Twelve of the demo's prompts: measuring on all of them takes seconds.
+    pub fn few_prompts(&self) -> PathBuf {
+        let prompts = read(demo_prompts());
+        let few: Vec<&str> = prompts.lines().take(12).collect();
+        self.write("few.jsonl", few.join("\n"))
+    }
+
     pub fn read(&self, name: &str) -> String {
         read(self.path(name))
     }

@@ -192,6 +192,13 @@ impl ComparisonPlan {
                 *settings = resolve(layer)?;
             }
         }
+        for (_, layer, settings) in rows.iter_mut().filter(|(.., settings)| by_pairs(settings)) {
+            // The evaluation samples, the same for all, so a run need not.
+            if layer.get("eval-samples").is_none() {
+                layer.insert("eval-samples".into(), 0.into());
+                *settings = resolve(layer)?;
+            }
+        }
         if args.toxicity.is_some() || !on_failures {
             let on_the_way =
                 |settings: &Prepared| by_pairs(settings) && settings.checkpoint_steps == 0;

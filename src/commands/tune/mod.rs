@@ -203,6 +203,8 @@ impl Search {
         layer.extend(choice.layer());
         // The process gets its number of threads as an argument.
         layer.remove("threads");
+        // The choice goes by greedy texts.
+        layer.entry("eval-samples").or_insert(0.into());
         // That a try is no repair is a result, too.
         layer.insert("fail-on".into(), "nothing".into());
         let failed = match out.join("irepair/run.json").is_file() {
