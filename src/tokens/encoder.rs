@@ -46,8 +46,8 @@ fn within(name: &str, token: &str, id: u32, vocabulary: usize) -> Result<()> {
         return Ok(());
     }
     bail_input!(
-        "{name}: it makes token {:?} with id {id} of a text, but the model's vocabulary ends at {}; \
-         tokenizer and model don't belong together",
+        "{name}: it makes token {:?} with id {id} of a text, but the model's vocabulary ends at \
+         {}; tokenizer and model don't belong together",
         shortened(token, 100),
         vocabulary.saturating_sub(1)
     )
