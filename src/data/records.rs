@@ -49,7 +49,7 @@ const UNPACKED: u64 = 100;
 const UNPACKED_ALWAYS: u64 = 64 << 20;
 
 /// The first `limit` rows of a file, or of the data files in a folder in the order of their names
-/// (see [`files_of`]). What stands after them is not read.
+/// (see `files_of`). What stands after them is not read.
 pub fn read_rows(path: &Path, limit: Option<usize>) -> Result<Vec<Record>> {
     let mut most = limit.unwrap_or(usize::MAX);
     let files = files_of(path)?;

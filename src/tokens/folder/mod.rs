@@ -1,10 +1,10 @@
 //! The *tokenizer folder*: the files of a model's folder that say how texts become tokens, put
 //! together as transformers 5 does. It reads, in this order:
 //!
-//! 1. `tokenizer_config.json`, and there the class ([`classes`]);
+//! 1. `tokenizer_config.json`, and there the class (`classes`);
 //! 2. `tokenizer.json`, or else the vocabulary that the class is made from;
 //! 3. `special_tokens_map.json` and `added_tokens.json`, unless `tokenizer_config.json` has
-//!    `added_tokens_decoder` ([`added`]).
+//!    `added_tokens_decoder` (`added`).
 
 mod added;
 mod classes;
