@@ -138,7 +138,7 @@ fn interrupted_texts_go_on() {
 #[test]
 fn an_interrupted_comparison_goes_on() {
     let comparison = Comparison::new();
-    let rows = "--methods irepair,dapt --save-steps 1 --max-steps 40";
+    let rows = "--methods irepair,dapt --save-steps 1 --max-steps 16";
     // Two at a time, here; one after the other below, where nobody interrupts.
     let at_once = comparison.line().and(rows).and("--jobs 2");
     let mut child = at_once.start();
