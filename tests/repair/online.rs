@@ -256,7 +256,7 @@ fn a_budget_of_kl_is_kept() {
             .with("--method", method)
             .with("--out", out)
     };
-    for method in ["irepair+kl", "dpo+kl", "online-dpo+kl"] {
+    for method in ["irepair+kl", "online-dpo+kl"] {
         let [with, without, again] =
             ["with", "without", "again"].map(|name| folder.path(format!("{name}-{method}")));
         let line = |out: &Path| match method {
