@@ -1,5 +1,6 @@
-//! What comes into the program is what `deny.toml` allows: licences, sources, and which packages
-//! may be there twice. `cargo deny check` says the same, and looks for advisories.
+//! What comes into the program is what `.ci/deny.toml` allows: licences, sources, and which packages
+//! may be there twice. `cargo deny check --config .ci/deny.toml`
+//! says the same, and looks for advisories.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -25,7 +26,7 @@ fn text<'t>(table: &'t toml::Value, key: &str) -> Option<&'t str> {
 
 #[test]
 fn packages_come_from_one_place_and_once() {
-    let (deny, lock) = (table("deny.toml"), table("Cargo.lock"));
+    let (deny, lock) = (table(".ci/deny.toml"), table("Cargo.lock"));
     let registries = texts(&deny["sources"]["allow-registry"]);
     let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for package in lock["package"].as_array().expect("packages") {
@@ -62,7 +63,7 @@ fn packages_come_from_one_place_and_once() {
 /// The packages that this machine builds.
 #[test]
 fn licences_are_allowed() {
-    let allowed = texts(&table("deny.toml")["licenses"]["allow"]);
+    let allowed = texts(&table(".ci/deny.toml")["licenses"]["allow"]);
     let host = Command::new(env!("CARGO")).args(["-vV"]).output().expect("cargo");
     let host = String::from_utf8(host.stdout).expect("utf-8");
     let host = host.lines().find_map(|line| line.strip_prefix("host: ")).expect("a host");

@@ -1,5 +1,4 @@
-//! What fuzzing found, and one case of everything that it reached. `tests/fuzz/README.md` says how
-//! the cases are made.
+//! The cases in the corpus of the fuzz targets: `tests/fuzz/README.md` says what they are.
 
 use crate::support::files::{bytes, repository};
 
@@ -7,7 +6,7 @@ use crate::support::files::{bytes, repository};
 mod targets;
 
 #[test]
-fn every_case_that_fuzzing_kept() {
+fn every_case_of_the_corpus() {
     for (name, target) in targets::TARGETS {
         let folder = repository("tests/fuzz/corpus").join(name);
         let cases = folder.read_dir().unwrap_or_else(|e| panic!("{}: {e}", folder.display()));

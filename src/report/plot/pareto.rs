@@ -63,9 +63,6 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
             ),
         }
     };
-    let row = |(name, runs): &'_ (String, Vec<Vec<Point>>)| -> Vec<Vec<Spot>> {
-        runs.iter().map(|points| points.iter().map(|point| spot(name, point)).collect()).collect()
-    };
     drawn(&TradeOff {
         id: "pareto",
         title,
@@ -74,7 +71,7 @@ pub fn pareto(title: &str, found: &Pareto) -> Picture {
         axis: format!("perplexity of {}", found.text),
         most: 2.0 * found.base.perplexity,
         base: spot("vanilla", &found.base),
-        rows: found.rows.iter().map(|found| (found.0.as_str(), row(found))).collect(),
+        rows: spots(&found.rows, spot),
     })
 }
 
@@ -91,9 +88,6 @@ pub fn scales(title: &str, found: &Scales) -> Picture {
             short(point.kl)
         ),
     };
-    let row = |(name, runs): &'_ (String, Vec<Vec<ScaledPoint>>)| -> Vec<Vec<Spot>> {
-        runs.iter().map(|points| points.iter().map(|point| spot(name, point)).collect()).collect()
-    };
     drawn(&TradeOff {
         id: "scales",
         title,
@@ -107,8 +101,18 @@ pub fn scales(title: &str, found: &Scales) -> Picture {
             is_end: true,
             words: format!("vanilla: toxicity {}, KL 0", short(found.base)),
         },
-        rows: found.rows.iter().map(|found| (found.0.as_str(), row(found))).collect(),
+        rows: spots(&found.rows, spot),
     })
+}
+
+/// The points of every run as spots.
+fn spots<P>(
+    rows: &[(String, Vec<Vec<P>>)],
+    spot: impl Fn(&str, &P) -> Spot,
+) -> Vec<(&str, Vec<Vec<Spot>>)> {
+    let run = |name: &str, points: &Vec<P>| points.iter().map(|p| spot(name, p)).collect();
+    let row = |(name, runs): &'_ (String, Vec<Vec<P>>)| runs.iter().map(|r| run(name, r)).collect();
+    rows.iter().map(|found| (found.0.as_str(), row(found))).collect()
 }
 
 fn drawn(found: &TradeOff) -> Picture {
