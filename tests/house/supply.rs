@@ -1,6 +1,6 @@
-//! What comes into the program is what `.ci/deny.toml` allows: licences, sources, and which packages
-//! may be there twice. `cargo deny check --config .ci/deny.toml`
-//! says the same, and looks for advisories.
+//! What comes into the program is what `.ci/deny.toml` allows: licences, sources, and which
+//! packages may be there twice. `cargo deny check --config .ci/deny.toml` says the same, and looks
+//! for advisories.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
