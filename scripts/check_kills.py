@@ -10,6 +10,7 @@ with, and without it if there is not. Everything that does not hold times must t
 work that nobody killed. Prints a line a kind, and ends with 1 if anything differs.
 """
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -96,7 +97,8 @@ def check(kind, args, folder, draw):
             except subprocess.TimeoutExpired:
                 # `compare` works in processes of its own, which a full machine kills, too.
                 for process in descendants(child.pid):
-                    os.kill(process, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
                 killed += 1
             child.wait()
             if is_done(kind, out):

@@ -153,7 +153,10 @@ fn an_interrupted_comparison_goes_on() {
     // Half a run with one learning rate and half with another would be neither.
     let resumed = at_once.and("--resume");
     resumed.clone().and("--learning-rate 1e-5").fails(3, &["begun with other settings"]);
+    // A kill while weights on the way are evaluated leaves a whole model behind.
+    comparison.folder().write("out/scratch/.tmp1/model.safetensors", "left");
     resumed.ok();
+    assert!(!comparison.out().join("scratch").exists());
     // The bytes of a run that nobody interrupted.
     let whole = Comparison::new();
     whole.line().and(rows).ok();

@@ -199,7 +199,7 @@ impl Evaluations<'_> {
             weights.restore(&name, tensor)?;
         }
         loaded.checkpoint().round(&mut weights)?;
-        let dir = tempfile::tempdir_in(self.dir)?;
+        let dir = tempfile::tempdir_in(self.plan.scratch())?;
         checkpoint::write(loaded.checkpoint(), &weights, dir.path())?;
         Ok(dir)
     }

@@ -69,6 +69,7 @@ pub fn run(args: &Compare) -> Result<()> {
     let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
     let comparison = Comparison { gaps, ..comparison };
     write(&comparison, dir)?;
+    plan.remove_scratch();
     if args.output.json {
         let mut printed = serde_json::to_value(&comparison)?;
         printed["out"] = dir.display().to_string().into();

@@ -370,7 +370,20 @@ impl ComparisonPlan {
         std::fs::create_dir_all(dir.join("runs")).map_err(|e| {
             Error::Input(format!("--out {}: can't write there: {e}", dir.display()))
         })?;
+        // What a killed comparison left there is as large as models.
+        self.remove_scratch();
+        let scratch = self.scratch();
+        std::fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
         files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
+    }
+
+    /// The folder for models that are made to be evaluated once.
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.join("scratch")
+    }
+
+    pub fn remove_scratch(&self) {
+        std::fs::remove_dir_all(self.scratch()).ok();
     }
 }
 

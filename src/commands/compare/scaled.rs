@@ -76,7 +76,7 @@ impl Evaluations<'_> {
         scaled: &Scaled,
     ) -> Result<Result<Vec<ComparedFigure>, String>> {
         let file = scaled.run.join("irepair/patch.safetensors");
-        let folder = tempfile::tempdir_in(self.dir)?;
+        let folder = tempfile::tempdir_in(self.plan.scratch())?;
         let model = folder.path().join("model");
         let made = || -> Result<()> {
             std::fs::create_dir(&model)?;
