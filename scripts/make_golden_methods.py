@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Makes tests/golden/*/methods.json: what six steps of the methods that expected.json has no weights of come to.
 
-    python scripts/make_golden_methods.py [--out tests/golden] [--only NAME...]
+    python scripts/make_golden_methods.py [--out tests/golden] [--only NAME...] [--methods METHOD...]
 
-Needs torch and transformers, and the checkpoints that scripts/make_golden.py made. Steps are those of
+With --methods these alone are made, and the others stay as they are.
+Needs torch, transformers and (for KTO's loss) trl, and the checkpoints that scripts/make_golden.py made. Steps are those of
 scripts/irepair_ref.py; of the pairs that it has no function for (DPO with the KL term, on all or on one block), they are
 written here from its parts (with the unlikelihood of telltale tokens, too). Of every tensor that moved: the norm of its change, and the change's product with
 sin(0.37·i), i counted over the tensor as it lies on disk. Key biases are left out: softmax does not see them, and RMSProp
 blows their rounding noise up. Where all is trained, also the gradients of all tensors away from the reference.
 """
-import argparse, copy, pathlib, sys
+import argparse, collections, copy, json, pathlib, sys, types
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,63 @@ def dpo_kl_step(model, reference, optimizer, bad, good, normal, beta, weight, su
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(loss)
+    return float(loss.detach())
+
+
+def strangers(good, bad):
+    """Prompts with a response to another prompt: of each response, chosen ones first, the next one of another prompt."""
+    texts = [([int(i) for i, a in zip(ids, attend) if a], int(counts.sum())) for batch in (good, bad) for ids, attend, counts in zip(*batch)]
+    texts = [(ids[: len(ids) - n], ids[len(ids) - n :]) for ids, n in texts]
+    found = []
+    for i, (prompt, _) in enumerate(texts):
+        others = [texts[(i + 1 + j) % len(texts)] for j in range(len(texts))]
+        found.append((prompt, next(response for other, response in others if other != prompt)))
+    return ref.batch(found, 0, False)
+
+
+class ForTrl:
+    """A model as TRL's KTO calls it: log-probabilities of the counted tokens, 0 elsewhere."""
+
+    training, is_gradient_checkpointing, _modules = True, False, {}
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, input_ids, attention_mask, labels, **_):
+        logp = self.model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1].log_softmax(-1)
+        counted = labels[:, 1:] >= 0
+        found = logp.gather(-1, labels[:, 1:].clamp(min=0).unsqueeze(-1)).squeeze(-1) * counted
+        nothing = torch.zeros_like(found)
+        return types.SimpleNamespace(log_probs=found, entropy=nothing, mean_logits=nothing)
+
+
+def kto_step(model, reference, optimizer, bad, good, beta):
+    """KTO by TRL's own code. Its KL is that of prompts with responses to other prompts."""
+    from trl import KTOTrainer
+
+    width = max(good[0].shape[1], bad[0].shape[1])
+    wide = lambda part: F.pad(part, (0, width - part.shape[1]))
+    both = [torch.cat([wide(g), wide(b)]) for g, b in zip(good, bad)]
+    other = strangers(good, bad)
+    keys = ("input_ids", "attention_mask", "completion_mask")
+    batch = dict(zip(keys, both)) | {f"KL_{key}": part for key, part in zip(keys, other)}
+    batch["label"] = torch.tensor([True] * len(good[0]) + [False] * len(bad[0]))
+    trainer = types.SimpleNamespace(
+        model=ForTrl(model), ref_model=ForTrl(reference), beta=beta, loss_type="kto", calculate_KL=True, desirable_weight=1.0,
+        undesirable_weight=1.0, aux_loss_enabled=False, precompute_ref_logps=False, _total_train_tokens=0, _tp_size=1,
+        args=types.SimpleNamespace(gradient_checkpointing_kwargs=None), _metrics={"train": collections.defaultdict(list)},
+        accelerator=types.SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value))
+    trainer._compute_kl_logps = types.MethodType(KTOTrainer._compute_kl_logps, trainer)
+    loss = KTOTrainer._compute_loss(trainer, trainer.model, batch, False)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
 
 
 def steps_of(method, patient, reference, good, bad, normal):
     """(loss, block or None) of every step."""
-    everything = method.startswith(("dapt", "dpo"))
+    everything = method.startswith(("dapt", "dpo", "kto"))
     optimizer = ref.rmsprop(patient.requires_grad_(True), golden.LR_ALL if everything else golden.LR_BLOCK)
     fixed = None
     if "fixed" in method:
@@ -71,6 +123,8 @@ def steps_of(method, patient, reference, good, bad, normal):
             if block is not None:
                 ref.only(patient.requires_grad_(False), block)
             yield dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, weight, suppress), block
+        elif method == "kto":
+            yield kto_step(patient, reference, optimizer, bad, good, golden.BETA), None
         elif method == "dpo":
             yield ref.dpo_step(patient, reference, optimizer, bad, good, golden.BETA), None
         elif everything:
@@ -112,6 +166,8 @@ def gradients_of(folder, method, batches):
     optimizer = Capture(patient)
     if method in DPO_KL:
         dpo_kl_step(patient, reference, optimizer, bad, good, normal, golden.BETA, *DPO_KL[method][1:])
+    elif method == "kto":
+        kto_step(patient, reference, optimizer, bad, good, golden.BETA)
     elif method == "dpo":
         ref.dpo_step(patient, reference, optimizer, bad, good, golden.BETA)
     else:
@@ -147,18 +203,21 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--out", default="tests/golden")
     ap.add_argument("--only", nargs="+", choices=golden.CHECKPOINTS, default=list(golden.CHECKPOINTS), metavar="NAME")
+    methods = ["irepair_min", "irepair_min_kl", "irepair_fixed", "irepair_fixed_kl", "dapt", "dapt_kl", "dpo", "kto", *DPO_KL]
+    ap.add_argument("--methods", nargs="+", choices=methods, metavar="METHOD")
     args = ap.parse_args()
     out = pathlib.Path(args.out)
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    methods = ["irepair_min", "irepair_min_kl", "irepair_fixed", "irepair_fixed_kl", "dapt", "dapt_kl", "dpo", *DPO_KL]
     for name in args.only:
         spec, folder = golden.CHECKPOINTS[name], str(out / name)
         batches = golden.batches(golden.make_tokenizer(spec.get("bos", False)), "response")
         found = {"command": "python scripts/make_golden_methods.py", "torch": torch.__version__,
                  "transformers": transformers.__version__}
-        for method in methods:
+        if args.methods:
+            found = json.loads((out / name / "methods.json").read_text())
+        for method in args.methods or methods:
             single = run(folder, method, torch.float32, batches)
             double = golden.in_double(lambda: run(folder, method, torch.float64, batches))
             assert single["blocks"] == double["blocks"], f"{name} {method}: single and double precision slice differently"
@@ -166,7 +225,7 @@ def main():
             worst = max(max(abs(s - d) for s, d in zip(single["changes"][t], double["changes"][t])) / double["changes"][t][0]
                         for t in double["changes"])
             found[method] = double | {"single_gap": worst}
-            if method.startswith(("dapt", "dpo")):
+            if method.startswith(("dapt", "dpo", "kto")):
                 found[method]["gradients"] = golden.in_double(lambda: gradients_of(folder, method, batches))
             print(name, method, found[method]["blocks"], f"{worst:.1e}", file=sys.stderr)
         golden.write_json(f"{folder}/methods.json", found)

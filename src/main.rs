@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let done = wall::whole(|| match cli.command {
         Command::Repair(args) => commands::repair::run(&args),
         Command::Sensitivity(args) => commands::sensitivity::run(&args),
+        Command::Tokens(args) => commands::tokens::run(&args),
         Command::Generate(args) => commands::generate::run(&args),
         Command::Try(args) => commands::try_both::run(&args),
         Command::Pairs(args) => commands::pairs::run(&args),

@@ -181,6 +181,13 @@ impl Progress {
         }
     }
 
+    /// Shows on a bar what is being done between two steps.
+    pub fn doing(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(plain_line(what).into_owned());
+        }
+    }
+
     /// Clears the bar for other lines; it is drawn again at the next step.
     pub fn suspend(&self) {
         if let Some(bar) = &self.bar {

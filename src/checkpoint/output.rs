@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::Checkpoint;
 use super::conversion::is_other_weights;
+use super::files::BESIDE_WEIGHTS;
 use super::header::{INDEX, SINGLE, read_header};
 use super::mapped::{FromStored, Mapped};
 use crate::bail_input;
@@ -126,8 +127,8 @@ impl Checkpoint {
 
     /// Why an entry of this folder is not copied: it is a link that leads out of the folder, or no
     /// file. A model that is published must not bear what its folder only points to. Links to the
-    /// blobs of the hub's cache are how it keeps files. Weights and configuration are followed
-    /// wherever they lie: they were read as those of the model. `inside` is the entry's path in the
+    /// blobs of the hub's cache are how it keeps files. Weights, configuration
+    /// and tokenizer are followed wherever they lie: they were read as those of the model. `inside` is the entry's path in the
     /// folder.
     fn not_copied(&self, path: &Path, inside: &str) -> Result<Option<&'static str>> {
         let named = || path.display().to_string();
@@ -139,7 +140,8 @@ impl Checkpoint {
             return Ok(Some(if metadata.is_dir() { "a link to a folder" } else { "no file" }));
         }
         let is_read = self.files.iter().any(|file| file == inside)
-            || [INDEX, "config.json", "tokenizer.json"].contains(&inside);
+            || inside == INDEX
+            || BESIDE_WEIGHTS.contains(&inside);
         if !is_link || is_read {
             return Ok(None);
         }

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
 use repair::one_repair;
 pub use repair::{Budget, Compare, Repair, Tune};
-pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Try};
+pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Tokens, Try};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
 /// little else as possible
@@ -64,6 +64,11 @@ pub enum Command {
     #[command(after_help = "Example:
   irepair sensitivity --model gpt2 --data pairs.jsonl --dump blocks.csv --plot blocks.svg")]
     Sensitivity(Sensitivity),
+    /// Show the tokens of pairs: where a response begins, which tokens count, what is cut
+    #[command(after_help = "Examples:
+  irepair tokens --model gpt2 --data pairs.jsonl --limit 3
+  irepair tokens --model gpt2 --data pairs.jsonl --boundary trl --json > tokens.jsonl")]
+    Tokens(Tokens),
     /// Write texts: continuations of prompts, or unconditional ones
     #[command(after_help = GENERATE)]
     Generate(Generate),

@@ -145,6 +145,21 @@ shared! {
 }
 
 shared! {
+    /// Which pairs, and how they become tokens.
+    RowWords {
+        model: String,
+        revision: Option<String>,
+        data: Option<PathBuf>,
+        map: Vec<String>,
+        limit: Option<usize>,
+        max_length: Option<usize>,
+        max_prompt_length: Option<usize>,
+        loss_on: LossOn,
+        boundary: Boundary,
+    }
+}
+
+shared! {
     /// Models that are measured: revision, and on what.
     MeasureWords {
         revision: Option<String>,

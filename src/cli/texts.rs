@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 
 use super::Output;
 use super::shared::{
-    MachineWords, MeasureWords, ModelWords, OneModel, PairWords, PairingWords, ScorerWords,
-    WritingWords,
+    MachineWords, MeasureWords, ModelWords, OneModel, PairWords, PairingWords, RowWords,
+    ScorerWords, WritingWords,
 };
 use crate::eval::ledger::Shard;
 use crate::eval::sources;
@@ -31,6 +31,14 @@ pub struct Sensitivity {
     /// Draw the blocks as SVG
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub plot: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct Tokens {
+    #[command(flatten)]
+    pub rows: RowWords,
     #[command(flatten)]
     pub output: Output,
 }

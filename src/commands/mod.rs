@@ -14,6 +14,7 @@ pub mod repair;
 pub mod report;
 pub mod score;
 pub mod sensitivity;
+pub mod tokens;
 pub mod try_both;
 pub mod tune;
 
@@ -29,7 +30,9 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::hub;
 use crate::checkpoint::hub::OpenedModel;
 use crate::cli::shared::ModelWords;
-use crate::data::{FileLine, Text};
+use crate::data;
+use crate::data::demo;
+use crate::data::{FileLine, Pair, Text};
 use crate::eval::lm_eval::Prefix;
 use crate::model::Model;
 use crate::model::device;
@@ -48,6 +51,8 @@ pub struct Loaded {
     pub source: OpenedModel,
     pub model: Model,
     pub encoder: Encoder,
+    /// `generation_config.json`; null if there is none.
+    generation: Value,
     pub device: Device,
     /// Why this device was chosen.
     pub device_why: String,
@@ -96,10 +101,16 @@ pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     let vocabulary = model.sizes().vocabulary;
     let encoder = Encoder::of(&checkpoint.dir, &checkpoint.config, usual, vocabulary)?;
     let (device, device_why) = (choice.device, choice.why);
+    let generation = checkpoint.dir.join("generation_config.json");
+    let generation = match generation.exists() {
+        true => files::read_json(&generation)?,
+        false => Value::Null,
+    };
     Ok(Loaded {
         source,
         model,
         encoder,
+        generation,
         device,
         device_why,
         precision,
@@ -112,6 +123,27 @@ fn typed(prompts: &[String]) -> Vec<Text> {
     let place = |line| FileLine { file: Path::new("--prompt").into(), line };
     let prompts = prompts.iter().zip(1..);
     prompts.map(|(text, number)| Text::plain(text.clone(), place(number))).collect()
+}
+
+/// The pairs of `--data`, or of the demo.
+fn pairs_of(
+    model: &str,
+    path: Option<&Path>,
+    map: &[String],
+    limit: Option<usize>,
+) -> Result<Vec<Pair>> {
+    match path {
+        Some(path) => data::read_pairs(&hub::rows_path(path)?, &data::parse_map(map)?, limit),
+        None if model == "demo" => {
+            let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
+            pairs.truncate(limit.unwrap_or(usize::MAX));
+            if pairs.is_empty() {
+                bail_input!("--limit 0 leaves no rows");
+            }
+            Ok(pairs)
+        }
+        None => bail_input!("--data is missing: give a file of pairs to measure {model} with"),
+    }
 }
 
 /// Whether a model expects conversations: it has a chat template.
@@ -223,13 +255,11 @@ impl Loaded {
 
     /// The tokens that end a text, as transformers reads them; none if the model has none.
     pub fn ends(&self) -> Ends {
-        let path = self.checkpoint().dir.join("generation_config.json");
-        let generation = files::read_json(&path).unwrap_or_default();
         let usable = |ids: &Value| -> Vec<u32> {
             let ids = ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice);
             ids.iter().filter_map(|id| self.usable(id.as_u64()?)).collect()
         };
-        let configs = [&generation, &self.checkpoint().config];
+        let configs = [&self.generation, &self.checkpoint().config];
         let found = configs
             .into_iter()
             .map(|config| usable(&config["eos_token_id"]))

@@ -185,9 +185,10 @@ fn row(loaded: &Loaded, prompt: &Text, pair: &SamplePair) -> Result<Value> {
         true => json!(prompt.text),
         false => json!(prompt.messages),
     };
+    let chosen = pair.chosen.as_ref();
     Ok(json!({
-        "prompt": before, "chosen": answer(&pair.chosen)?,
-        "rejected": answer(&pair.rejected)?, "chosen_score": pair.chosen.score,
+        "prompt": before, "chosen": chosen.map(answer).transpose()?,
+        "rejected": answer(&pair.rejected)?, "chosen_score": chosen.map(|sample| sample.score),
         "rejected_score": pair.rejected.score,
     }))
 }

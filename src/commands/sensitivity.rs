@@ -12,12 +12,8 @@ use crate::base::error::Error;
 use crate::base::files;
 use crate::base::print;
 use crate::base::progress::Progress;
-use crate::checkpoint::hub::rows_path;
 use crate::cli::Sensitivity;
 use crate::cli::shared::in_range;
-use crate::data;
-use crate::data::Pair;
-use crate::data::demo;
 use crate::model::memory::Passes;
 use crate::report::plot;
 use crate::report::plot::short;
@@ -51,10 +47,21 @@ pub fn run(args: &Sensitivity) -> Result<()> {
         }
     }
     let loaded = args.model.open()?;
-    let pairs = read(args)?;
+    let pairs = super::pairs_of(&args.model.model, words.data.as_deref(), &words.map, words.limit)?;
     let lengths =
         Lengths::within(loaded.model.sizes().context, words.max_length, words.max_prompt_length)?;
-    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, words.boundary)?;
+    let (mut tokens, cut) = loaded.encoder.pairs(&pairs, lengths, words.boundary)?;
+    let read = tokens.len();
+    tokens.retain(|pair| !pair.rejected.is_empty());
+    if tokens.is_empty() {
+        bail_input!(
+            "{}: no row has a rejected response, and the sensitivity is that of their NLL",
+            pairs[0].place.file.display()
+        );
+    }
+    if tokens.len() < read && !args.output.quiet {
+        say!("{} of {read} rows have no rejected response and are left out", read - tokens.len());
+    }
     if !args.output.quiet && cut.prompts + cut.responses > 0 {
         say!(
             "cut to length: {} prompts, {} responses of {} pairs",
@@ -119,28 +126,6 @@ pub fn run(args: &Sensitivity) -> Result<()> {
 fn not_measured(loaded: &Loaded, why: &dyn std::fmt::Display) -> anyhow::Error {
     let name = &loaded.checkpoint().name;
     Error::Check(format!("{name}: {why}; its weights are broken, or its sums overflow")).into()
-}
-
-/// The pairs of `--data`, or of the demo.
-fn read(args: &Sensitivity) -> Result<Vec<Pair>> {
-    match &args.pairs.data {
-        Some(path) => {
-            let map = data::parse_map(&args.pairs.map)?;
-            data::read_pairs(&rows_path(path)?, &map, args.pairs.limit)
-        }
-        None if args.model.model == "demo" => {
-            let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
-            pairs.truncate(args.pairs.limit.unwrap_or(usize::MAX));
-            if pairs.is_empty() {
-                bail_input!("--limit 0 leaves no rows");
-            }
-            Ok(pairs)
-        }
-        None => bail_input!(
-            "--data is missing: give a file of pairs to measure {} with",
-            args.model.model
-        ),
-    }
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

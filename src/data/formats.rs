@@ -219,7 +219,11 @@ fn conversation_pair(
         prompt: contents(&history),
         chosen: content(&chosen).into(),
         rejected: content(&rejected).into(),
-        conversation: Some(Conversation { history, chosen, rejected }),
+        conversation: Some(Conversation {
+            history,
+            chosen: Some(chosen),
+            rejected: Some(rejected),
+        }),
         place: place.clone(),
     })
 }

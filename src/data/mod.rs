@@ -29,20 +29,22 @@ pub use records::{FileLine, Record, read_rows};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
     pub prompt: String,
-    /// Empty: the row has no chosen response.
+    /// Empty: the row has no chosen response. It has one of both.
     pub chosen: String,
+    /// Empty: the row has no rejected response.
     pub rejected: String,
     /// The messages, if the row has conversations. The three texts are then their contents.
     pub conversation: Option<Conversation>,
     pub place: FileLine,
 }
 
-/// Messages (objects with "role" and "content"), and two answers of the assistant to them.
+/// Messages (objects with "role" and "content"), and two answers of the assistant to them, or one
+/// alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     pub history: Vec<Value>,
-    pub chosen: Value,
-    pub rejected: Value,
+    pub chosen: Option<Value>,
+    pub rejected: Option<Value>,
 }
 
 /// A text or a prompt.

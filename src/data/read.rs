@@ -15,7 +15,7 @@ use crate::bail_input;
 pub fn read_pairs(path: &Path, map: &KeyMap, limit: Option<usize>) -> Result<Vec<Pair>> {
     let rows = read_rows(path, limit)?;
     if rows.first().is_some_and(|row| unpaired::is_labelled(row, map)) {
-        return unpaired::labelled(&rows, path, map);
+        return unpaired::labelled(&rows, map);
     }
     make_all(rows, path, |row| unpaired::pair_or_rejected(row, map))
 }

@@ -1,15 +1,13 @@
 //! Rows whose responses have no partner of the other kind: rejected ones alone (`prompt`,
 //! `rejected`), and *labelled* ones (`prompt`, `completion`, `label`), as TRL's KTO has them.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::formats::{key, object, pair, string};
-use super::messages::{has_messages, is_answer, messages};
+use super::messages::{content, contents, has_messages, is_answer, messages};
 use super::records::{FileLine, Record};
-use super::{KeyMap, Pair};
+use super::{Conversation, KeyMap, Pair};
 use crate::bail_input;
 use crate::base::json;
 
@@ -53,43 +51,80 @@ pub fn pair_or_rejected(row: &Record, map: &KeyMap) -> Result<Pair> {
     if has("chosen") || !has("prompt") || !has("rejected") {
         return pair(row, map);
     }
+    alone(row, Side::Rejected, map)
+}
+
+/// Which response a row has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Chosen,
+    Rejected,
+}
+
+/// A row of a prompt and one response, both plain text or both messages.
+fn alone(row: &Record, side: Side, map: &KeyMap) -> Result<Pair> {
     let (object, place) = (object(row)?, &row.place);
-    for part in ["prompt", "rejected"] {
-        if has_messages(object, key(map, part), place)? {
+    let ours = match side {
+        Side::Chosen => "chosen",
+        Side::Rejected => "rejected",
+    };
+    let (prompt_key, own_key) = (key(map, "prompt"), key(map, ours));
+    let pair = |prompt: &str, response: &str, conversation| {
+        let [chosen, rejected] = match side {
+            Side::Chosen => [response, ""],
+            Side::Rejected => ["", response],
+        }
+        .map(str::to_owned);
+        Pair { prompt: prompt.into(), chosen, rejected, conversation, place: place.clone() }
+    };
+    let Some(own) = messages(object, own_key, place)? else {
+        if has_messages(object, prompt_key, place)? {
             bail_input!(
-                "{place}: a conversation needs \"chosen\" and \"rejected\"; a rejected response \
-                 alone is plain text"
+                "{place}: {prompt_key:?} is a list of messages, but {own_key:?} is not one"
             );
         }
-    }
-    let prompt = string(object, key(map, "prompt"), place)?;
-    let rejected = string(object, key(map, "rejected"), place)?;
-    for (text, what) in [(prompt, "prompt"), (rejected, "rejected")] {
-        if text.trim().is_empty() {
-            bail_input!("{place}: {what} is empty; every row needs both texts");
+        let (prompt, response) =
+            (string(object, prompt_key, place)?, string(object, own_key, place)?);
+        for (text, what) in [(prompt, "prompt"), (response, ours)] {
+            if text.trim().is_empty() {
+                bail_input!("{place}: {what} is empty; every row needs both texts");
+            }
         }
+        return Ok(pair(prompt, response, None));
+    };
+    let Some(mut history) = messages(object, prompt_key, place)? else {
+        bail_input!("{place}: {own_key:?} is a list of messages, but {prompt_key:?} is not one");
+    };
+    history.extend(own);
+    let Some(answer) = history.pop_if(|last| is_answer(last)).filter(|_| !history.is_empty())
+    else {
+        bail_input!(
+            "{place}: the conversation of {own_key:?} must end with an assistant's answer to \
+             another turn"
+        );
+    };
+    let response = content(&answer).to_owned();
+    if response.trim().is_empty() {
+        bail_input!("{place}: the last turn of {own_key:?} is empty");
     }
-    Ok(Pair {
-        prompt: prompt.into(),
-        chosen: String::new(),
-        rejected: rejected.into(),
-        conversation: None,
-        place: place.clone(),
-    })
+    let prompt = contents(&history);
+    let (chosen, rejected) = match side {
+        Side::Chosen => (Some(answer), None),
+        Side::Rejected => (None, Some(answer)),
+    };
+    Ok(pair(&prompt, &response, Some(Conversation { history, chosen, rejected })))
 }
 
 /// The completions of a prompt, by their label.
 struct Labelled {
     prompt: Value,
-    place: FileLine,
-    good: Vec<Value>,
+    good: Vec<(Value, FileLine)>,
     bad: Vec<(Value, FileLine)>,
 }
 
 /// Labelled rows as pairs: of each prompt, every completion of one kind with one of the other, in
-/// their order. Where a prompt has bad ones alone, they are rejected responses without a chosen
-/// one. Errors (bad input) where it has good ones alone: nothing is skipped.
-pub fn labelled(rows: &[Record], path: &Path, map: &KeyMap) -> Result<Vec<Pair>> {
+/// their order. Where a prompt has completions of one kind alone, they stand alone.
+pub fn labelled(rows: &[Record], map: &KeyMap) -> Result<Vec<Pair>> {
     let mut prompts: Vec<Labelled> = Vec::new();
     let mut known = std::collections::HashMap::new();
     for row in rows {
@@ -108,10 +143,10 @@ pub fn labelled(rows: &[Record], path: &Path, map: &KeyMap) -> Result<Vec<Pair>>
         let number = *known.entry(prompt.to_string()).or_insert(prompts.len());
         if number == prompts.len() {
             let (good, bad) = (Vec::new(), Vec::new());
-            prompts.push(Labelled { prompt, place: place.clone(), good, bad });
+            prompts.push(Labelled { prompt, good, bad });
         }
         match is_good(&label) {
-            Some(true) => prompts[number].good.push(completion),
+            Some(true) => prompts[number].good.push((completion, place.clone())),
             Some(false) => prompts[number].bad.push((completion, place.clone())),
             None => {
                 let label = json::odd(&label).map_or_else(|| label.to_string(), str::to_owned);
@@ -119,27 +154,31 @@ pub fn labelled(rows: &[Record], path: &Path, map: &KeyMap) -> Result<Vec<Pair>>
             }
         }
     }
-    if prompts.iter().all(|prompt| prompt.bad.is_empty()) {
-        bail_input!(
-            "{}: every label is true; a repair needs completions whose label is false",
-            path.display()
-        );
-    }
     let mut pairs = Vec::new();
-    for Labelled { prompt, place, good, bad } in prompts {
-        if bad.is_empty() {
-            bail_input!(
-                "{place}: this prompt has completions with label true alone; remove them, or add \
-                 one with label false"
-            );
-        }
+    for Labelled { prompt, good, bad } in prompts {
         for at in 0..good.len().max(bad.len()) {
-            let (rejected, place) = bad[at % bad.len()].clone();
-            let mut row = json!({ "prompt": prompt, "rejected": rejected });
-            if !good.is_empty() {
-                row["chosen"] = good[at % good.len()].clone();
-            }
-            pairs.push(pair_or_rejected(&Record { value: row, place }, &KeyMap::new())?);
+            let of = |all: &[(Value, FileLine)]| match all.len() {
+                0 => None,
+                n => Some(all[at % n].clone()),
+            };
+            let (row, place, side) = match (of(&good), of(&bad)) {
+                (None, None) => continue,
+                (Some((chosen, _)), Some((rejected, place))) => {
+                    let row = json!({ "prompt": prompt, "chosen": chosen, "rejected": rejected });
+                    (row, place, None)
+                }
+                (Some((chosen, place)), None) => {
+                    (json!({ "prompt": prompt, "chosen": chosen }), place, Some(Side::Chosen))
+                }
+                (None, Some((rejected, place))) => {
+                    (json!({ "prompt": prompt, "rejected": rejected }), place, Some(Side::Rejected))
+                }
+            };
+            let (row, names) = (Record { value: row, place }, KeyMap::new());
+            pairs.push(match side {
+                None => pair(&row, &names)?,
+                Some(side) => alone(&row, side, &names)?,
+            });
         }
     }
     Ok(pairs)

@@ -156,6 +156,9 @@ pub struct EditsRecord {
 pub struct DataRecord {
     /// SHA-256 of the texts of all pairs, or of all prompts and targets, in the order of the file.
     pub sha256: String,
+    /// The commit of a data set of the hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Pairs to learn from, or targets to repair.
     pub pairs: usize,
     /// Prompts that texts were sampled from; 0: the pairs are from a file.

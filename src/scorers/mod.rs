@@ -44,6 +44,12 @@ pub struct ScorerKind {
     build: fn(&str, &Options) -> Result<Box<dyn Scorer>>,
 }
 
+/// Whether the scorer of this name sends texts to a server.
+pub fn sends(name: &str) -> bool {
+    let kind = name.split_once(':').map_or(name, |(kind, _)| kind);
+    SCORERS.iter().any(|scorer| scorer.name == kind && scorer.texts == Texts::AreSent)
+}
+
 /// Every kind of scorer.
 pub const SCORERS: &[ScorerKind] = &[
     ScorerKind {

@@ -26,6 +26,8 @@ impl StepInput<'_> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Whole {
     pub pairs: usize,
+    /// Responses of both kinds.
+    pub responses: usize,
     /// Tokens of the chosen responses.
     pub chosen: usize,
     /// Tokens of the rejected ones.
@@ -38,7 +40,8 @@ impl Whole {
     pub fn of(inputs: &[StepInput]) -> Self {
         let mut whole = Self::default();
         for input in inputs {
-            whole.pairs += input.pairs.chosen.counts.len();
+            whole.pairs += input.pairs.pairs;
+            whole.responses += input.pairs.chosen.counts.len() + input.pairs.rejected.counts.len();
             whole.chosen += input.pairs.chosen.rows.len();
             whole.rejected += input.pairs.rejected.rows.len();
             whole.normal += input.normal.map_or(0, |n| n.ids.len());

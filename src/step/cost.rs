@@ -66,7 +66,9 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> f64 {
     }
     let pairs = recipe.objective;
     let read = |(n, counted): (f64, f64)| (n, counted * pairs.heads as f64);
-    if pairs.chosen {
+    // What `npo` does not read has no tokens here, but where rows have both responses.
+    let reads_chosen = pairs.chosen || !pairs.rejected;
+    if reads_chosen {
         total += forward(read(chosen), blocks) + backward(read(chosen));
     }
     if pairs.contrasts {
@@ -75,7 +77,7 @@ pub fn operations(model: &Model, recipe: &Recipe, work: &Work) -> f64 {
     if pairs.reference {
         let apart = blocks - work.touched as f64;
         total += forward(rejected, apart);
-        total += if pairs.chosen { forward(chosen, apart) } else { 0.0 };
+        total += if reads_chosen { forward(chosen, apart) } else { 0.0 };
     }
     if recipe.kl_weight != 0.0 {
         // Once below what was touched, twice above it; the reference's logits are computed again

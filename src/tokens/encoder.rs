@@ -164,6 +164,11 @@ impl Encoder {
         self.text(&[id], false)
     }
 
+    /// The name of a token in the vocabulary, such as `Ġthe` or `▁the`.
+    pub fn name_of(&self, id: u32) -> String {
+        self.tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string())
+    }
+
     fn text(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let (name, count) = (&self.name, ids.len());
         let memory = wall::allowance(count as u64, 64 * OF_A_BYTE);

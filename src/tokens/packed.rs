@@ -218,8 +218,15 @@ pub const FORK_ROWS: usize = 256;
 /// The chosen and the rejected responses of the same pairs.
 #[derive(Debug, Clone)]
 pub struct PairBatch {
+    /// How many pairs, those that lack a response among them.
+    pub pairs: usize,
+    /// The chosen responses of the pairs that have one.
     pub chosen: Batch,
+    /// The rejected responses of the pairs that have one.
     pub rejected: Batch,
+    /// Prompts with a response to another prompt: of each response, chosen ones first, the next
+    /// response that belongs to another prompt. None where all have one prompt.
+    pub strangers: Batch,
     /// Both, forking from their prompts: counts alternate between chosen and rejected. They come in
     /// parts of few rows, so that a graph over one of them stays small.
     pub forks: Vec<Batch>,
@@ -227,9 +234,18 @@ pub struct PairBatch {
 
 impl PairBatch {
     pub fn new(pairs: &[&TokenPair], loss_on: LossOn) -> Self {
-        let batch = |response: fn(&TokenPair) -> &Vec<u32>| {
-            Batch::new(pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice())), loss_on)
+        let of = |response: fn(&TokenPair) -> &Vec<u32>| {
+            let texts = pairs.iter().map(|p| (p.prompt.as_slice(), response(p).as_slice()));
+            texts.filter(|(_, response)| !response.is_empty()).collect::<Vec<_>>()
         };
+        let (chosen, rejected) = (of(|p| &p.chosen), of(|p| &p.rejected));
+        let texts = [&chosen[..], &rejected[..]].concat();
+        let strangers = texts.iter().enumerate().filter_map(|(at, (prompt, _))| {
+            let others = texts.iter().cycle().skip(at + 1).take(texts.len());
+            let mut others = others.filter(|(other, _)| other != prompt);
+            others.next().map(|(_, response)| (*prompt, *response))
+        });
+        let strangers = Batch::new(strangers, loss_on);
         let rows = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
         let mut parts: Vec<Vec<&TokenPair>> = Vec::new();
         let mut room = 0;
@@ -244,7 +260,8 @@ impl PairBatch {
             room = room.saturating_sub(rows(pair));
         }
         let forks = parts.iter().map(|part| Batch::forks(part, loss_on)).collect();
-        Self { chosen: batch(|p| &p.chosen), rejected: batch(|p| &p.rejected), forks }
+        let [chosen, rejected] = [chosen, rejected].map(|texts| Batch::new(texts, loss_on));
+        Self { pairs: pairs.len(), chosen, rejected, strangers, forks }
     }
 }
 

@@ -70,10 +70,10 @@ impl Encoder {
                 (None, Boundary::Apart) => self.apart(pair)?,
                 (None, Boundary::Trl) => self.as_one_text(pair)?,
             };
-            for (ids, what) in responses.iter().zip(["chosen", "rejected"]) {
-                let alone =
-                    what == "chosen" && pair.conversation.is_none() && pair.chosen.is_empty();
-                if ids.is_empty() && !alone {
+            let texts = [(&pair.chosen, "chosen"), (&pair.rejected, "rejected")];
+            for (ids, (text, what)) in responses.iter().zip(texts) {
+                // Without a text, the row has no such response.
+                if ids.is_empty() && !text.is_empty() {
                     bail_input!("{place}: {what} has no tokens");
                 }
             }
@@ -104,8 +104,8 @@ impl Encoder {
         Ok((tokens, cut))
     }
 
-    /// A prompt and its responses, each tokenized apart. Of a chosen response that is not there
-    /// there are no tokens.
+    /// A prompt and its responses, each tokenized apart. Of a response that is not there there are
+    /// no tokens.
     fn apart(&self, pair: &Pair) -> Result<(Vec<u32>, [Vec<u32>; 2])> {
         let prompt = self.plain_prompt(&pair.prompt, &pair.place)?;
         let response = |text: &str| match text.is_empty() {
@@ -130,16 +130,9 @@ impl Encoder {
             true => ids(&[&pair.prompt, response].concat()),
             false => ids(&[&pair.prompt, response, end].concat()),
         };
-        let (prompt, rejected) = (ids(&pair.prompt)?, whole(&pair.rejected)?);
-        let mut others = vec![rejected.as_slice()];
-        let chosen = match pair.chosen.is_empty() {
-            true => None,
-            false => Some(whole(&pair.chosen)?),
-        };
-        others.extend(chosen.as_deref());
-        let split = boundary::common(&prompt, &others);
-        let chosen = chosen.map_or_else(Vec::new, |ids| ids[split..].to_vec());
-        Ok((prompt[..split].to_vec(), [chosen, rejected[split..].to_vec()]))
+        let prompt = ids(&pair.prompt)?;
+        let there = |text: &str| (!text.is_empty()).then(|| whole(text)).transpose();
+        Ok(split(prompt, [there(&pair.chosen)?, there(&pair.rejected)?]))
     }
 
     /// Edits in tokens, split as pairs are. Nothing is cut, since what a prompt asks may stand at
@@ -178,7 +171,8 @@ impl Encoder {
             let all = [&of.history, std::slice::from_ref(message)].concat();
             self.render(&all, Ending::Message, place)
         };
-        let (chosen, rejected) = (whole(&of.chosen)?, whole(&of.rejected)?);
+        let there = |answer: &Option<Value>| answer.as_ref().map(whole).transpose();
+        let answers = [there(&of.chosen)?, there(&of.rejected)?];
         // Some templates open a thought where an answer is to come, but write none in an answer
         // that is there. So the beginning is what all of them begin with.
         let shared = |other: &str| -> usize {
@@ -189,7 +183,7 @@ impl Encoder {
                 .map(|(a, _)| a.len_utf8())
                 .sum()
         };
-        let common = shared(&chosen).min(shared(&rejected));
+        let common = answers.iter().flatten().map(|all| shared(all)).min().unwrap_or(begin.len());
         if common < begin.len()
             && !begin[..common].starts_with(&self.render(&of.history, Ending::Message, place)?)
         {
@@ -200,13 +194,12 @@ impl Encoder {
         }
         // The template has written the special tokens.
         let ids = |text: &str| self.encode(text, false).map_err(|e| e.context(place.to_string()));
-        let (mut prompt, chosen, rejected) = (ids(&begin)?, ids(&chosen)?, ids(&rejected)?);
-        let split = boundary::common(&prompt, &[&chosen, &rejected]);
-        if split == 0 {
+        let [chosen, rejected] = answers.map(|answer| answer.map(|all| ids(&all)).transpose());
+        let (prompt, responses) = split(ids(&begin)?, [chosen?, rejected?]);
+        if prompt.is_empty() {
             bail_input!("{place}: prompt has no tokens");
         }
-        prompt.truncate(split);
-        Ok((prompt, [chosen[split..].to_vec(), rejected[split..].to_vec()]))
+        Ok((prompt, responses))
     }
 
     /// The text of a conversation, as the model's chat template writes it. Errors (bad input) if
@@ -274,6 +267,15 @@ impl Encoder {
         }
         Ok(ids)
     }
+}
+
+/// Whole texts, split where the tokens of the prompt alone and theirs part. Of a text that is not
+/// there there are no tokens.
+fn split(mut prompt: Vec<u32>, whole: [Option<Vec<u32>>; 2]) -> (Vec<u32>, [Vec<u32>; 2]) {
+    let there: Vec<&[u32]> = whole.iter().flatten().map(Vec::as_slice).collect();
+    let split = boundary::common(&prompt, &there);
+    prompt.truncate(split);
+    (prompt, whole.map(|ids| ids.map_or_else(Vec::new, |ids| ids[split..].to_vec())))
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use anyhow::Result;
 
 use super::Trainer;
+use crate::base::interrupt;
+use crate::base::progress::Progress;
 use crate::base::random::{Purpose, batch_indices};
 use crate::eval::perplexity::perplexity;
 use crate::model::precision::Precision;
@@ -50,11 +52,16 @@ impl Trainer<'_> {
     }
 
     /// The objective on the held-back rows: a mean over batches of 8 pairs, each with 8 of the
-    /// held-back normal texts.
-    pub(super) fn validate(&self) -> Result<f64> {
+    /// held-back normal texts. `None`: the user asked to stop.
+    pub(super) fn validate(&self, progress: &Progress) -> Result<Option<f64>> {
+        let count = self.rows.valid_pairs.len().div_ceil(VALID_BATCH);
         let normals: Vec<&[Vec<u32>]> = self.rows.valid_normal.chunks(VALID_BATCH).collect();
         let (mut total, mut batches) = (0f64, 0usize);
         for (index, pairs) in self.rows.valid_pairs.chunks(VALID_BATCH).enumerate() {
+            if interrupt::asked() {
+                return Ok(None);
+            }
+            progress.doing(&format!("validating, {} of {count}", index + 1));
             let pairs = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), self.regime.loss_on);
             let normal = normals
                 .get(index % normals.len().max(1))
@@ -73,7 +80,7 @@ impl Trainer<'_> {
             total += loss + moved;
             batches += 1;
         }
-        Ok(total / batches.max(1) as f64)
+        Ok(Some(total / batches.max(1) as f64))
     }
 
     /// Tokens that one validation reads.

@@ -9,23 +9,27 @@ use super::log::Cost;
 use crate::base::error::Error;
 use crate::base::interrupt;
 use crate::base::profile::operations;
+use crate::base::progress::Progress;
 use crate::base::random::{Purpose, Stream};
 use crate::tokens::PairBatch;
 
 impl Trainer<'_> {
     /// The selector looks at so many of the pairs at most. Errors if the user asks to stop.
-    pub fn look_at(&mut self, sample: usize) -> Result<()> {
+    pub fn look_at(&mut self, sample: usize, quiet: bool) -> Result<()> {
         let regime = &self.regime;
         let pairs = drawn(&self.rows.pairs, sample, regime.seed);
         let (begun, counted, mut seen) = (Instant::now(), operations(), 0);
+        let mut progress = Progress::new("looking at pairs", 0, pairs.len(), quiet);
         let chunks = pairs.chunks(regime.batch_size).take_while(|_| !interrupt::asked());
         let mut batches = chunks.map(|pairs| {
             let batch = PairBatch::new(pairs, regime.loss_on);
             seen += batch.rejected.packed.ids.len();
+            progress.advance(pairs.len());
             batch
         });
         self.method.look(self.model, &self.weights, &mut batches)?;
         drop(batches);
+        progress.finish();
         self.look = Cost::since(begun, counted, seen);
         if interrupt::asked() {
             return Err(Error::Interrupted("interrupted".into()).into());

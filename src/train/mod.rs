@@ -119,6 +119,8 @@ pub struct Trainer<'a> {
     pub rows: Rows,
     /// Steps made.
     pub step: usize,
+    /// Whether the last one's validation is still to be made: it was interrupted.
+    pub to_validate: bool,
     pub best: Option<Best>,
     /// Validations since the best one.
     pub stale: usize,
@@ -167,7 +169,11 @@ impl Trainer<'_> {
         progress: &mut Progress,
         validates: bool,
     ) -> Result<End> {
-        let mut round = self.begin_round(log, progress)?;
+        // What a round samples comes after the validation of the step before it.
+        let mut round = match self.to_validate {
+            true => Round::Pairs,
+            false => self.begin_round(log, progress)?,
+        };
         if !self.make_trials(log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
@@ -177,7 +183,10 @@ impl Trainer<'_> {
             self.save()?;
         }
         if validates && self.step == 0 {
-            let valid_loss = self.validate()?;
+            let Some(valid_loss) = self.validate(progress)? else {
+                self.save()?;
+                return Ok(End::Interrupted);
+            };
             self.log(log, Line::Validation(ValidationLine { step: 0, valid_loss, ppl: None }))?;
         }
         let mut end = End::AllSteps;
@@ -185,84 +194,36 @@ impl Trainer<'_> {
         if let Some(ppl) = self.tripped {
             return Ok(End::Guarded(ppl));
         }
-        while self.step < self.regime.max_steps {
-            if round == Round::Clean {
-                end = End::Clean;
-                break;
-            }
-            if self.regime.patience > 0 && self.stale >= self.regime.patience {
-                end = End::Patience;
-                break;
-            }
-            if interrupt::asked() {
-                log.sync_data().context("writing steps.jsonl")?;
-                self.save()?;
-                return Ok(End::Interrupted);
-            }
-            let line = match self.one_step() {
-                Ok(line) => line,
-                Err(error) => {
-                    // What was reached before is good and stays.
-                    if error.downcast_ref::<Diverged>().is_some() {
-                        // Whether that could be saved is of less interest than what went wrong.
-                        log.sync_data().ok();
-                        self.save_last_good().ok();
-                    }
-                    return Err(error);
+        while self.step < self.regime.max_steps || self.to_validate {
+            if !self.to_validate {
+                if round == Round::Clean {
+                    end = End::Clean;
+                    break;
                 }
-            };
-            progress.step(line.step, self.regime.max_steps, line.seconds, &line.figures());
-            self.log(log, Line::Step(line))?;
+                if self.regime.patience > 0 && self.stale >= self.regime.patience {
+                    end = End::Patience;
+                    break;
+                }
+                if interrupt::asked() {
+                    log.sync_data().context("writing steps.jsonl")?;
+                    self.save()?;
+                    return Ok(End::Interrupted);
+                }
+                self.logged_step(log, progress)?;
+            }
             let last = self.step == self.regime.max_steps;
             if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
-                let valid_loss = self.validate()?;
-                if !valid_loss.is_finite() {
-                    log.sync_data().ok();
-                    self.save_last_good().ok();
-                    return Err(Diverged {
-                        what: "the validation loss",
-                        value: valid_loss,
-                        step: self.step,
-                    }
-                    .into());
-                }
-                // The state has no word for infinity.
-                let ppl = self.guarded_perplexity()?.map(|ppl| ppl.min(f64::MAX));
-                // No limit is below NaN.
-                if let Some(value) = ppl.filter(|ppl| ppl.is_nan()) {
-                    log.sync_data().ok();
-                    self.save_last_good().ok();
-                    return Err(Diverged {
-                        what: "the guard's perplexity",
-                        value,
-                        step: self.step,
-                    }
-                    .into());
-                }
-                self.log(
-                    log,
-                    Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }),
-                )?;
-                progress.validation(valid_loss);
-                if let (Some(ppl), Some(guard)) = (ppl, &self.guard)
-                    && ppl > guard.limit
-                {
-                    // What was within the limit and best so far; at first that is the base.
-                    let within = self.best.as_ref().map(|b| b.touched.clone()).unwrap_or_default();
-                    self.weights.reset_to(&within)?;
-                    self.tripped = Some(ppl);
+                self.to_validate = true;
+                let Some(valid_loss) = self.validate(progress)? else {
+                    log.sync_data().context("writing steps.jsonl")?;
+                    self.save()?;
+                    return Ok(End::Interrupted);
+                };
+                self.to_validate = false;
+                if let Some(ppl) = self.validated(valid_loss, log)? {
                     return Ok(End::Guarded(ppl));
                 }
-                if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
-                    self.best = Some(Best {
-                        step: self.step,
-                        loss: valid_loss,
-                        touched: self.weights.snapshot()?,
-                    });
-                    self.stale = 0;
-                } else {
-                    self.stale += 1;
-                }
+                progress.validation(valid_loss);
             }
             if self.regime.checkpoint_steps > 0
                 && self.step.is_multiple_of(self.regime.checkpoint_steps)
@@ -287,6 +248,62 @@ impl Trainer<'_> {
             self.weights.reset_to(&best.touched)?;
         }
         Ok(end)
+    }
+
+    /// A step and its line. A divergence leaves the last good state.
+    fn logged_step(&mut self, log: &mut File, progress: &mut Progress) -> Result<()> {
+        let line = match self.one_step() {
+            Ok(line) => line,
+            Err(error) => {
+                // What was reached before is good and stays.
+                if error.downcast_ref::<Diverged>().is_some() {
+                    self.keep_last_good(log);
+                }
+                return Err(error);
+            }
+        };
+        progress.step(line.step, self.regime.max_steps, line.seconds, &line.figures());
+        self.log(log, Line::Step(line))
+    }
+
+    /// Whether what was reached can be saved is of less interest than what went wrong.
+    fn keep_last_good(&self, log: &File) {
+        log.sync_data().ok();
+        self.save_last_good().ok();
+    }
+
+    /// What comes of a validation: the best weights, or the perplexity at which the guard trips.
+    fn validated(&mut self, valid_loss: f64, log: &mut File) -> Result<Option<f64>> {
+        // The state has no word for infinity.
+        let mut ppl = None;
+        let mut wrong = (!valid_loss.is_finite()).then_some(("the validation loss", valid_loss));
+        if wrong.is_none() {
+            ppl = self.guarded_perplexity()?.map(|ppl| ppl.min(f64::MAX));
+            // No limit is below NaN.
+            wrong = ppl.filter(|ppl| ppl.is_nan()).map(|ppl| ("the guard's perplexity", ppl));
+        }
+        if let Some((what, value)) = wrong {
+            self.keep_last_good(log);
+            return Err(Diverged { what, value, step: self.step }.into());
+        }
+        self.log(log, Line::Validation(ValidationLine { step: self.step, valid_loss, ppl }))?;
+        if let (Some(ppl), Some(guard)) = (ppl, &self.guard)
+            && ppl > guard.limit
+        {
+            // What was within the limit and best so far; at first that is the base.
+            let within = self.best.as_ref().map(|b| b.touched.clone()).unwrap_or_default();
+            self.weights.reset_to(&within)?;
+            self.tripped = Some(ppl);
+            return Ok(Some(ppl));
+        }
+        if self.best.as_ref().is_none_or(|b| valid_loss < b.loss) {
+            self.best =
+                Some(Best { step: self.step, loss: valid_loss, touched: self.weights.snapshot()? });
+            self.stale = 0;
+        } else {
+            self.stale += 1;
+        }
+        Ok(None)
     }
 
     fn one_step(&mut self) -> Result<StepLine> {

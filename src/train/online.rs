@@ -26,6 +26,7 @@ use crate::model::generate::Ends;
 use crate::say;
 use crate::scorers::Scorer;
 use crate::slice::select::First;
+use crate::step::Recipe;
 use crate::tokens::{Encoder, TokenPair};
 
 /// Where the pairs of an online repair come from.
@@ -135,7 +136,7 @@ impl Trainer<'_> {
     /// the selector look at them. Errors (a failed check) if the first round gave none.
     fn take_pairs(&mut self, round: usize, tally: &Tally) -> Result<Vec<SamplePair>> {
         let Some(online) = &self.online else { return Ok(Vec::new()) };
-        let (protocol, looked_at) = (online.protocol, online.looked_at);
+        let (protocol, looked_at, quiet) = (online.protocol, online.looked_at, online.quiet);
         let Tally { toxic, scored, empty, .. } = tally;
         if round == 0 && *toxic == 0 {
             return Err(Error::Check(format!(
@@ -146,7 +147,9 @@ impl Trainer<'_> {
             ))
             .into());
         }
-        let pairs = online.pool.pairs(online.prompts, round, &protocol);
+        let Recipe { objective, select, .. } = &self.method.recipe;
+        let alone = !(objective.chosen || select.chosen);
+        let pairs = online.pool.pairs(online.prompts, round, &protocol, alone);
         if pairs.is_empty() {
             return Err(Error::Check(format!(
                 "no prompt has texts of both kinds, toxic and clean: {toxic} of {scored} texts \
@@ -170,7 +173,7 @@ impl Trainer<'_> {
         }
         let looks = self.method.recipe.first() == First::Look;
         if looks && self.step == 0 && self.method.select.memory().means().is_none() {
-            self.look_at(looked_at)?;
+            self.look_at(looked_at, quiet)?;
         }
         Ok(pairs)
     }
@@ -235,6 +238,6 @@ pub fn held_back(
     let (over, overwrite) = (false, false);
     let round = samples::Round { chosen: &all, number: 0, over, path, key: &key, overwrite };
     writer.sample(prompts, &round, &mut pool)?;
-    let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol });
+    let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol }, false);
     Ok(pairs.into_iter().map(|pair| pair.tokens).collect())
 }

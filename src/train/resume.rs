@@ -25,6 +25,9 @@ use crate::step::optim::{Optimizer, TensorState};
 #[serde(deny_unknown_fields)]
 struct Reached {
     step: usize,
+    /// Whether that step's validation is still to be made.
+    #[serde(default)]
+    to_validate: bool,
     stale: usize,
     best_step: Option<usize>,
     best_loss: Option<f64>,
@@ -108,6 +111,7 @@ impl Trainer<'_> {
         }
         let reached = Reached {
             step,
+            to_validate: self.to_validate && step == self.step,
             stale,
             best_step: self.best.as_ref().map(|b| b.step),
             best_loss: self.best.as_ref().map(|b| b.loss),
@@ -210,6 +214,7 @@ impl Trainer<'_> {
         self.tripped = reached.tripped;
         self.method.recipe.kl_weight = reached.kl_weight;
         self.step = reached.step;
+        self.to_validate = reached.to_validate;
         self.stale = reached.stale;
         self.forget_later_rounds()?;
         Ok(())

@@ -37,7 +37,10 @@ impl Trainer<'_> {
                 let scale = clip_factor(gradient_norm(&gradients)?, self.regime.max_grad_norm);
                 optimizer.step(&mut self.weights, &gradients, self.regime.learning_rate, scale)?;
             }
-            let valid_loss = self.validate()?;
+            let Some(valid_loss) = self.validate(progress)? else {
+                self.weights.reset_to(&BTreeMap::new())?;
+                return Ok(false);
+            };
             tokens += self.validation_tokens();
             self.weights.reset_to(&BTreeMap::new())?;
             progress.before_steps(format!(

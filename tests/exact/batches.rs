@@ -171,7 +171,8 @@ fn accumulated_batches_are_one_step() {
     ) -> Vec<StepInput<'a>> {
         of.iter().map(|(pairs, normal)| golden.input(weights, pairs, Some(normal))).collect()
     }
-    for objective in step::objective::OBJECTIVES {
+    // KTO estimates a KL on each batch.
+    for objective in step::objective::OBJECTIVES.iter().filter(|o| o.name != "kto") {
         let name = objective.name;
         let recipe = Recipe {
             select: irepair::slice::select::named("all").expect("a selector"),

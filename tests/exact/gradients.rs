@@ -68,8 +68,9 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
         let mut all = flat(&all).into_iter().map(f64::from);
         batch.counts.iter().map(|n| all.by_ref().take(*n).collect()).collect()
     };
-    let both = |who| [logps(who, &batch.chosen), logps(who, &batch.rejected)];
-    let ([good, bad], [ref_good, ref_bad]) = (both(Who::Patient), both(Who::Reference));
+    let all = |who| [&batch.chosen, &batch.rejected, &batch.strangers].map(|of| logps(who, of));
+    let ([good, bad, strange], [ref_good, ref_bad, ref_strange]) =
+        (all(Who::Patient), all(Who::Reference));
     let sum = |x: &[f64]| x.iter().sum::<f64>();
     let mean = |x: &[f64]| sum(x) / x.len() as f64;
     let margins = |of: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
@@ -121,6 +122,17 @@ fn objectives_are_their_formulas_and_gradients_their_slopes() {
                     .collect::<Vec<_>>(),
             ),
         ),
+        ("kto", {
+            let ratio = |own: &[f64], base: &[f64]| sum(own) - sum(base);
+            let ratios = |own: &[Vec<f64>], base: &[Vec<f64>]| -> Vec<f64> {
+                own.iter().zip(base).map(|(own, base)| ratio(own, base)).collect()
+            };
+            let z = mean(&ratios(&strange, &ref_strange)).max(0.0);
+            let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+            let chosen = ratios(&good, &ref_good).into_iter().map(|r| 1.0 - sigmoid(0.1 * (r - z)));
+            let rejected = ratios(&bad, &ref_bad).into_iter().map(|r| 1.0 - sigmoid(0.1 * (z - r)));
+            mean(&chosen.chain(rejected).collect::<Vec<_>>())
+        }),
         (
             "unlikelihood",
             nll - mean(&bad.concat().iter().map(|l| (-l.exp()).ln_1p()).collect::<Vec<_>>()),

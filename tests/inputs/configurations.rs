@@ -60,6 +60,10 @@ fn weights_and_configuration_that_disagree() {
     folder.write("model/config.json", "{");
     bad_model(&folder, &["config.json", "broken JSON"]);
     folder.write("model/config.json", &text);
+    let generation = read(model.join("generation_config.json"));
+    folder.write("model/generation_config.json", "[");
+    bad_model(&folder, &["generation_config.json", "broken JSON"]);
+    folder.write("model/generation_config.json", generation);
     folder.write("model/tokenizer.json", "{}");
     bad_model(&folder, &["tokenizer.json"]);
 }

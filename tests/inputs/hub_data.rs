@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::command::{CommandLine, irepair};
 use crate::support::files::{Folder, bytes};
 use crate::support::golden;
+use crate::support::repaired::record;
 use crate::support::server::{Reply, Request, Server};
 
 const COMMIT: &str = "89abcdef0123456789abcdef0123456789abcdef";
@@ -85,6 +86,13 @@ fn a_split_is_downloaded_once_and_then_served_from_the_cache() {
     on("org/rows:test").env("HF_DATASETS_OFFLINE", "1").fails(5, &["HF_DATASETS_OFFLINE is set"]);
     assert_eq!(hub.requests().len(), seen, "a socket was opened offline");
     assert_eq!(on("org/rows:test").ok(), numbers(&["gzip.parquet"]));
+    // A repair writes down what it learned from.
+    let repaired = home.path("repaired");
+    let line = irepair("repair -q --method dapt --max-steps 1 --batch-size 1 --valid-size 0");
+    let line = line.with("--model", golden::path("gpt2")).and("--data org/rows --eval-steps 0");
+    let line = line.and("--fail-on nothing").with("--out", &repaired);
+    with_hub(line, &home, &hub.url).ok();
+    assert_eq!(record(&repaired).data.commit.as_deref(), Some(COMMIT));
     let layout = home.path("hub/datasets--org--rows");
     assert!(layout.join("refs/refs/convert/parquet").is_file());
     assert!(layout.join(format!("snapshots/{COMMIT}/default/test/0000.parquet")).is_file());

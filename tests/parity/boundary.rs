@@ -8,6 +8,7 @@ use irepair::data;
 use irepair::data::{Edit, EditKind, FileLine, KeyMap, Pair};
 use irepair::tokens::{Boundary, Encoder, Lengths};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::support::files::Folder;
 use crate::support::golden::{self, ids};
@@ -147,4 +148,30 @@ fn trls_way_needs_an_end() {
     let pair = pair(["a", " b", " c"].map(str::to_owned));
     let error = encoder.pairs(&[pair], LONG, Boundary::Trl).expect_err("refused");
     assert!(error.to_string().contains("puts the eos_token behind a response"), "{error:#}");
+}
+
+/// A hundred rows in each of six shapes: as TRL's trainer prepares them, and of conversations as
+/// `apply_chat_template` does (`scripts/make_golden_shapes.py`).
+#[test]
+fn rows_of_six_shapes_have_the_tokens_that_trl_gives_them() {
+    let golden = golden::json("shapes/expected.json");
+    let mut compared = 0;
+    for case in golden["cases"].as_array().expect("cases") {
+        let folder = folder(case);
+        folder.write("chat_template.jinja", case["template"].as_str().expect("a template"));
+        let encoder = open(&folder, &case["model"]).expect("opens");
+        for (shape, sha256) in case["sha256"].as_object().expect("shapes") {
+            let path = golden::path("shapes").join(format!("{shape}.jsonl.gz"));
+            let pairs = data::read_pairs(&path, &KeyMap::new(), None).expect("pairs");
+            assert_eq!(pairs.len(), 100, "{shape}");
+            let lines = pairs
+                .iter()
+                .map(|pair| format!("{}\n", json!(tokens(&encoder, pair, Boundary::Trl))));
+            let lines: String = lines.collect();
+            let found = irepair::base::files::hex(&Sha256::digest(lines.as_bytes()));
+            assert_eq!(*sha256, json!(found), "{}: {shape}", case["name"]);
+            compared += pairs.len();
+        }
+    }
+    assert_eq!(compared, 3600);
 }

@@ -93,11 +93,13 @@ fn gradients_of_everything_equal_the_reference() {
         });
         let vocabulary = golden.model.sizes().vocabulary;
         unlikelihood.objective.learn(&golden.copies(), vocabulary).expect("marker tokens");
+        let kto = irepair::step::objective::named("kto").expect("an objective");
         let methods = [
             ("dapt", method(&named("dapt"))),
             ("dapt_kl", method(&named("dapt+kl"))),
             ("dpo", method(&named("dpo"))),
             ("dpo_kl", method(&named("dpo+kl"))),
+            ("kto", method(&Recipe { objective: kto, ..named("dpo") })),
             ("dpo_ul_kl", unlikelihood),
         ];
         for (key, method) in methods {

@@ -142,6 +142,7 @@ fn every_method_changes_what_the_reference_changes() {
             ("dapt", "dapt", 1e-4),
             ("dapt_kl", "dapt+kl", 1e-4),
             ("dpo", "dpo", 1e-4),
+            ("kto", "dpo", 1e-4),
             ("dpo_kl", "dpo+kl", 1e-4),
             ("block_dpo_kl", "trial-dpo+kl", 1e-3),
             ("block_dpo_ul_kl", "trial-dpo-ul+kl", 1e-3),
@@ -150,7 +151,11 @@ fn every_method_changes_what_the_reference_changes() {
             let (what, expected) = (format!("{} {kernels:?} {key}", golden.name), &found[key]);
             let mut weights = golden.weights(kernels);
             let (pairs, normal) = (golden.batch(LossOn::Response), golden.normal());
-            let mut method = method(name);
+            let mut recipe = crate::support::golden::recipe(name);
+            if key == "kto" {
+                recipe.objective = irepair::step::objective::named(key).expect(key);
+            }
+            let mut method = recipe.build();
             let vocabulary = golden.model.sizes().vocabulary;
             method.objective.learn(&golden.copies(), vocabulary).expect("marker tokens");
             let mut sample = std::iter::once(pairs.clone());

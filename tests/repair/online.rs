@@ -149,6 +149,7 @@ fn rounds_go_with_every_objective_and_selector() {
         ("min", "unlikelihood"),
         ("fixed", "dpo-ul"),
         ("max", "npo"),
+        ("all", "kto"),
         ("all", "nll"),
     ];
     for (select, objective) in cases {

@@ -52,10 +52,10 @@ fn rejected_responses_alone_are_for_npo() {
         "--objective unlikelihood",
         "--objective ipo",
     ] {
-        let words = ["rejected.jsonl:1", "without a chosen one", "--objective npo"];
+        let words = ["rejected.jsonl:1", "without a chosen one", "--objective npo or kto"];
         repair("no").and(method).with("--data", &data).fails(3, &words);
     }
-    let words = ["without a chosen one", "--select max-over-chosen"];
+    let words = ["without a chosen one", "--select max-over-chosen", "max or min"];
     npo("no").and("--select max-over-chosen").with("--data", &data).fails(3, &words);
     repair("no").with("--data", &mixed).fails(3, &["mixed.jsonl:1", "--objective npo"]);
     for (row, word) in [
@@ -65,9 +65,13 @@ fn rejected_responses_alone_are_for_npo() {
         (json!({"prompt": "a", "chosen": "", "rejected": "b"}), "chosen is empty"),
         (json!({"prompt": "a", "good": "", "bad": "b"}), "rejected alone (prompt, rejected)"),
         (
+            json!({"prompt": "a", "rejected": [{"role": "assistant", "content": "b"}]}),
+            "\"prompt\" is not one",
+        ),
+        (
             json!({"prompt": [{"role": "user", "content": "a"}],
-                   "rejected": [{"role": "assistant", "content": "b"}]}),
-            "a conversation needs",
+                   "rejected": [{"role": "user", "content": "b"}]}),
+            "must end with an assistant's answer",
         ),
     ] {
         let bad = folder.write_rows("bad.jsonl", &[row]);
@@ -131,9 +135,10 @@ fn labelled_rows_are_pairs() {
         labelled.iter().filter(|row| row["label"] == label).cloned().collect()
     };
     let good = folder.write_rows("good.jsonl", &of(true));
-    repair("no").with("--data", &good).fails(3, &["good.jsonl", "every label is true", "false"]);
+    let words = ["good.jsonl:1", "without a rejected one", "--objective dpo", "nll or kto"];
+    repair("no").with("--data", &good).fails(3, &words);
     let bad = folder.write_rows("bad.jsonl", &of(false));
-    repair("no").with("--data", &bad).fails(3, &["bad.jsonl:1", "--objective npo"]);
+    repair("no").with("--data", &bad).fails(3, &["bad.jsonl:1", "--objective npo or kto"]);
     irepair("repair -q --objective npo --max-steps 2 --batch-size 4 --valid-size 4")
         .with("--model", golden::path("gpt2"))
         .with("--data", &bad)
@@ -146,7 +151,7 @@ fn labelled_rows_are_pairs() {
     ]
     .concat();
     let lonely = folder.write_rows("lonely.jsonl", &lonely);
-    repair("no").with("--data", &lonely).fails(3, &["lonely.jsonl:26", "label true alone"]);
+    repair("no").with("--data", &lonely).fails(3, &["lonely.jsonl:2", "without a chosen one"]);
     for (label, word) in [(json!("maybe"), "\"maybe\""), (json!(2), "2"), (json!(null), "null")] {
         let row = json!({"prompt": "a", "completion": " b", "label": label});
         let odd = folder.write_rows("odd.jsonl", &[row]);
@@ -156,4 +161,63 @@ fn labelled_rows_are_pairs() {
     let short = [labelled[0].clone(), json!({"prompt": "a", "completion": " b"})];
     let short = folder.write_rows("short.jsonl", &short);
     repair("no").with("--data", &short).fails(3, &["short.jsonl:2", "\"label\""]);
+}
+
+/// KTO: a response needs no partner of the other kind, in plain rows and in conversations. What
+/// looks at rejected responses refuses rows without one, and names what does not.
+#[test]
+fn kto_takes_rows_of_either_label() {
+    let folder = Folder::new();
+    let pairs = rows(repository("data/demo/pairs.jsonl"));
+    let labelled = |index: usize, good: bool| {
+        let side = if good { "chosen" } else { "rejected" };
+        let row = &pairs[index];
+        json!({"prompt": row["prompt"], "completion": row[side], "label": good})
+    };
+    let mixed: Vec<Value> = (0..64).map(|index| labelled(index, index % 3 == 0)).collect();
+    let data = folder.write_rows("mixed.jsonl", &mixed);
+    let repair = |out: &str| {
+        irepair("repair -q --model demo --max-steps 8 --batch-size 4 --valid-size 16")
+            .and("--eval-steps 4 --normal-texts 16 --eval-samples 0 --fail-on nothing")
+            .with("--out", folder.path(out))
+    };
+    let kto = |out: &str| repair(out).and("--select all --objective kto --learning-rate 1e-4");
+    for out in ["one", "two"] {
+        kto(out).and("--kl-weight 1").with("--data", &data).ok();
+    }
+    assert_eq!(files(&folder.path("one")), files(&folder.path("two")));
+    let run = record(&folder.path("one"));
+    assert!(run.after["nll_chosen"] < run.before["nll_chosen"]);
+    assert!(run.after["nll_rejected"] > run.before["nll_rejected"]);
+    // At the base no response is likelier than under the reference: 1 − σ(0).
+    assert!((steps(&folder.path("one"))[0].loss - 0.5).abs() < 1e-4);
+    let good: Vec<Value> = (0..32).map(|index| labelled(index, true)).collect();
+    let good = folder.write_rows("good.jsonl", &good);
+    kto("good").with("--data", &good).ok();
+    assert!(!record(&folder.path("good")).after.contains_key("nll_rejected"));
+    repair("dapt").and("--method dapt").with("--data", &good).ok();
+    let words = ["without a rejected one", "--select max needs", "--select trial or all"];
+    repair("no").and("--method irepair").with("--data", &good).fails(3, &words);
+    repair("no").and("--select fixed --objective kto").with("--data", &good).fails(3, &words[..1]);
+    let words = ["good.jsonl", "no row has a rejected response"];
+    irepair("sensitivity --model demo").with("--data", &good).fails(3, &words);
+    let found = irepair("sensitivity --model demo").with("--data", &data).ok();
+    assert!(found.contains("block"), "{found}");
+    // Conversations, each with one answer of one kind.
+    let talk = |index: usize, good: bool| {
+        let row = labelled(index, good);
+        json!({"prompt": [{"role": "user", "content": row["prompt"]}], "label": good,
+               "completion": [{"role": "assistant", "content": row["completion"]}]})
+    };
+    let talks: Vec<Value> = (0..24).map(|index| talk(index, index % 2 == 0)).collect();
+    let data = folder.write_rows("talks.jsonl", &talks);
+    let model = folder.model("gpt2");
+    folder.write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }}{% endfor %}");
+    irepair("repair -q --select all --objective kto --max-steps 2 --batch-size 4 --valid-size 4")
+        .with("--model", &model)
+        .with("--data", &data)
+        .and("--fail-on nothing")
+        .with("--out", folder.path("talks"))
+        .ok();
+    assert_eq!(steps(&folder.path("talks")).len(), 2);
 }

@@ -129,6 +129,12 @@ fn what_a_model_folder_only_points_to_is_not_copied() {
     let weights = folder.path("weights");
     std::fs::rename(model.join("model.safetensors"), &weights).expect("moves");
     symlink(&weights, model.join("model.safetensors")).expect("link");
+    const READ: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+    for name in READ {
+        let elsewhere = folder.path(format!("their-{name}"));
+        std::fs::rename(model.join(name), &elsewhere).expect("moves");
+        symlink(&elsewhere, model.join(name)).expect("link");
+    }
     let blob = folder.write("models--org--tiny/blobs/0123", "of the hub");
     folder.write("model/own.txt", "own");
     for (name, target) in [
@@ -153,7 +159,9 @@ fn what_a_model_folder_only_points_to_is_not_copied() {
     }
     assert_eq!(read(out.join("hub.txt")), "of the hub");
     assert_eq!(read(out.join("alias.txt")), "own");
-    assert!(!out.join("model.safetensors").is_symlink());
+    for name in READ.into_iter().chain(["model.safetensors"]) {
+        assert!(out.join(name).is_file() && !out.join(name).is_symlink(), "{name}");
+    }
 }
 
 /// A part's results name files of the part alone, whatever stands in them.

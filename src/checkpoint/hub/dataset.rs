@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::cache::Kept;
+use super::cache::{Commit, Kept};
 use super::{Files, Hub, Repository, files_under, is_hub_id, is_true};
 use crate::bail_input;
 use crate::base::error::Error;
@@ -36,6 +36,16 @@ pub fn rows_path(path: &Path) -> Result<PathBuf> {
         return Ok(path.into());
     }
     Hub::from_env()?.split(id, wanted)
+}
+
+/// The commit of a data set whose rows lie at a path that [`rows_path`] gave.
+pub fn commit_of(rows: &Path) -> Option<String> {
+    let parts: Vec<_> = rows.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+    let of_hub = |parts: &&[std::borrow::Cow<str>]| {
+        parts[0].starts_with("datasets--") && parts[1] == "snapshots"
+    };
+    let commit = Commit::new(&parts.windows(3).find(of_hub)?[2])?;
+    Some(commit.as_str().to_owned())
 }
 
 /// Where the files of a split lie in the branch: `CONFIG/SPLIT`.

@@ -28,7 +28,7 @@ use crate::base::url::without_secrets;
 use crate::data::demo;
 use cache::{Commit, Kept, ids, is_inside};
 use client::{Client, Token, encoded};
-pub use dataset::rows_path;
+pub use dataset::{commit_of, rows_path};
 
 /// Short names of the paper's models.
 const SHORT_NAMES: &[(&str, &str)] = &[

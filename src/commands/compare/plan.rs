@@ -20,7 +20,10 @@ use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::report::RunRecord;
 use crate::report::comparison::{BaseRecord, VANILLA};
-use crate::settings::{Layer, Layers, Prepared, RepairSettings, SETTINGS, read_layer, read_tables};
+use crate::settings::setting::Heading;
+use crate::settings::{
+    Layer, Layers, Prepared, RepairSettings, SETTINGS, read_layer, read_tables, setting,
+};
 use crate::step;
 
 /// A run that the comparison makes.
@@ -116,9 +119,13 @@ impl ComparisonPlan {
         file.retain(|key, _| !METHOD.contains(&key.as_str()));
         let resolve =
             |layer: &Layer| Prepared::new(Layers::of_file(file_name.clone(), layer.clone()));
+        // With pairs and prompts, each method learns from what it learns from.
+        let has = |name: &str| flags.contains_key(name) || file.contains_key(name);
+        let by_both = has("data") && has("prompts");
         let mut rows = Vec::new();
         for name in names(args, &tables)?.into_iter().filter(|n| n != VANILLA) {
             let mut layer = file.clone();
+            let own_prompts = tables.get(&name).is_some_and(|row| row.contains_key("prompts"));
             match tables.get(&name) {
                 Some(table) => layer.extend(table.clone()),
                 None => drop(step::named(&name)?),
@@ -130,12 +137,18 @@ impl ComparisonPlan {
             if is_neuron_level(&layer) {
                 layer.retain(|key, _| !EVALUATION.contains(&key.as_str()));
             }
+            if by_both || own_prompts {
+                learn_from_one(&mut layer, own_prompts);
+            }
             let settings = resolve(&layer).with_context(|| format!("row {name}"))?;
             rows.push((name, layer, settings));
         }
         let mut all = file.clone();
         all.extend(flags);
         all.retain(|key, _| !NEURON_LEVEL.contains(&key.as_str()));
+        if by_both {
+            learn_from_one(&mut all, false);
+        }
         let mut shared = resolve(&all)?;
         let kept = shared.weights_dtype;
         let on = On {
@@ -175,7 +188,7 @@ impl ComparisonPlan {
             );
         }
         if let Some((name, ..)) =
-            rows.iter().find(|(.., row)| row.model != base.model || row.data != shared.data)
+            rows.iter().find(|(.., row)| row.model != base.model || !same_data(row, &shared))
         {
             bail_input!("row {name}: its model or data are not those of the comparison");
         }
@@ -216,7 +229,7 @@ impl ComparisonPlan {
         };
         let data_sha256 = match on_failures || rows.is_empty() {
             true => None,
-            false => Some(read_data(&shared)?.1),
+            false => Some(read_data(&shared)?.sha256),
         };
         let mut runs = Vec::new();
         for (name, layer, settings) in rows {
@@ -419,6 +432,25 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
 fn is_neuron_level(layer: &Layer) -> bool {
     let named = layer.get("method").and_then(Value::as_str).map(step::named);
     matches!(named, Some(Ok(step::Named::Neurons(_))))
+}
+
+/// Leaves a row pairs or prompts: an online method has no use for pairs, nor another for prompts
+/// and how they are sampled.
+fn learn_from_one(layer: &mut Layer, own_prompts: bool) {
+    let named = layer.get("method").and_then(Value::as_str).map(step::named);
+    let online = match named {
+        Some(Ok(step::Named::Blocks(method))) => method.online || own_prompts,
+        _ => own_prompts,
+    };
+    let samples = |key: &String| {
+        key == "prompts" || setting(key).is_some_and(|s| s.heading == Heading::Online)
+    };
+    layer.retain(|key, _| if online { key != "data" } else { !samples(key) });
+}
+
+/// Whether a row learns from the comparison's pairs, or from prompts.
+fn same_data(row: &Prepared, shared: &Prepared) -> bool {
+    row.recipe().is_some_and(|recipe| recipe.online) || row.data == shared.data
 }
 
 /// The name of a setting that differs between two runs and changes their weights.

@@ -11,7 +11,8 @@ use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::{Own, PairsPlan};
 use super::rows::{self, Rows};
-use super::{Order, beside, normal, plan};
+use super::time::Phase;
+use super::{Order, beside, normal, phases, plan};
 use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::memory::{OF_A_TEXT, check_room};
@@ -77,6 +78,10 @@ impl Job for Blocks<'_> {
         Ok(Own::Pairs(Box::new(PairsPlan::new(&self.order, self.recipe, &self.rows))))
     }
 
+    fn phases(&self, weights: &mut Weights) -> Result<Vec<Phase>> {
+        phases::phases(&self.order, self.recipe, &self.rows, self.scorer.as_ref(), weights)
+    }
+
     fn begin(&mut self, weights: &Weights, out: &Output) -> Result<()> {
         let prepared = self.order.prepared;
         if prepared.normal.is_none() && self.recipe.needs_normal() {
@@ -115,10 +120,11 @@ impl Job for Blocks<'_> {
                 let sequences = pairs.map(|p| (p.prompt.clone(), response(p).clone())).collect();
                 Nll { responses, sequences, loss_on: prepared.loss_on }
             };
-            if train.valid_pairs.iter().any(|pair| !pair.chosen.is_empty()) {
-                tasks.push(Box::new(of(Responses::Chosen, |p| &p.chosen)));
+            let sides =
+                [of(Responses::Chosen, |p| &p.chosen), of(Responses::Rejected, |p| &p.rejected)];
+            for side in sides.into_iter().filter(|side| !side.sequences.is_empty()) {
+                tasks.push(Box::new(side));
             }
-            tasks.push(Box::new(of(Responses::Rejected, |p| &p.rejected)));
         }
         if !text.is_empty() {
             tasks.push(Box::new(Paper::of(&record.perplexity_of, text, &loaded.model)));
@@ -377,6 +383,7 @@ impl<'a> Blocks<'a> {
             regime: self.regime(),
             rows,
             step: 0,
+            to_validate: false,
             best: None,
             stale: 0,
             look: Cost::default(),
@@ -394,7 +401,7 @@ impl<'a> Blocks<'a> {
         };
         // A state holds what was seen, and what is sampled is looked at later.
         if looks && !args.resume && !self.recipe.online {
-            trainer.look_at(sample).map_err(Output::before_the_first_step)?;
+            trainer.look_at(sample, args.output.quiet).map_err(Output::before_the_first_step)?;
         }
         Ok(trainer)
     }

@@ -6,6 +6,7 @@ use super::done::Done;
 use super::measure::Measured;
 use super::output::{Output, Written};
 use super::plan::Own;
+use super::time::Phase;
 use crate::eval::Figures;
 use crate::eval::task::Task;
 use crate::model::memory::Estimate;
@@ -22,6 +23,12 @@ pub trait Job {
 
     /// What `--dry-run` says beside the model, the method and the memory.
     fn plan(&self) -> Result<Own>;
+
+    /// How long what is still to be done takes, part by part; timed on the model itself. Nothing
+    /// where only the work can tell.
+    fn phases(&self, _weights: &mut Weights) -> Result<Vec<Phase>> {
+        Ok(Vec::new())
+    }
 
     /// What comes before anything is measured: normal texts, failing rows.
     fn begin(&mut self, weights: &Weights, out: &Output) -> Result<()>;

@@ -11,10 +11,12 @@ mod measure;
 mod neurons;
 mod normal;
 mod output;
+mod phases;
 mod plan;
 mod record;
 mod rows;
 mod summary;
+mod time;
 
 use std::path::Path;
 use std::time::Instant;
@@ -59,11 +61,16 @@ pub fn run(args: &Repair) -> Result<()> {
     if loaded.device.is_cpu() {
         job.memory()?.check(memory::limit()?, job.advice())?;
     }
-    let weights = loaded.weights()?;
+    let mut weights = loaded.weights()?;
     let out = Output::claim(&order)?;
     interrupt::listen()?;
     job.begin(&weights, &out)?;
     let quiet = args.output.quiet;
+    if !(quiet || args.resume)
+        && let Some(time) = time::line(&job.phases(&mut weights)?)
+    {
+        order.say(format!("time: {time}"));
+    }
     let before = measure(job.tasks()?, &loaded, &weights, ("measuring before", quiet))
         .map_err(Output::before_the_first_step)?;
     let mut done = job.repair(weights, &before.figures, &out)?;
@@ -115,10 +122,13 @@ impl<'a> Order<'a> {
         })
     }
 
-    /// Says what would be done and how much memory it takes.
+    /// Says what would be done, and how much memory and time it takes.
     fn dry_run(&self, job: &dyn Job, path: &Path) -> Result<()> {
-        let plan =
+        let mut plan =
             plan::Plan::new(self, job.plan()?, job.memory()?, path, output::in_the_way(path));
+        if plan.memory.judge(&self.loaded.device, job.advice()).is_ok() {
+            plan.time = job.phases(&mut self.loaded.weights()?)?;
+        }
         match self.args.output.json {
             true => print::json(&plan)?,
             false => print::text(plan.text())?,

@@ -274,17 +274,10 @@ impl Job for Neurons<'_> {
         DataRecord {
             sha256: self.sha256.clone(),
             pairs: self.rows.len(),
-            prompts: 0,
-            held_back: 0,
-            normal: 0,
-            normal_held_back: 0,
-            normal_removed_as_toxic: None,
-            cut_prompts: 0,
-            cut_responses: 0,
-            cut_texts: 0,
             perplexity_of: rows::perplexity_name(self.order.prepared),
             perplexity_window: window(&self.order.loaded.model),
             perplexity_tokens: self.text.len(),
+            ..DataRecord::default()
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::Order;
 use super::normal;
 use super::rows::{self, Rows};
+use super::time::{self, Phase};
 use crate::base::memory::available;
 use crate::eval::toxicity::{self, Prompt};
 use crate::model::memory::{self, Estimate, Passes, mib};
@@ -33,6 +34,8 @@ pub struct Plan {
     pub memory: Estimate,
     pub memory_mib: u64,
     pub available_mib: Option<u64>,
+    /// What each part takes; empty where only the work can tell, or where memory does not do.
+    pub time: Vec<Phase>,
     pub out: String,
     /// What is there already.
     pub in_the_way: Option<String>,
@@ -148,7 +151,7 @@ impl PairsPlan {
 }
 
 /// A pair of texts after this prompt, as long as they can be.
-fn at_most(prompt: &Prompt, tokens: usize) -> TokenPair {
+pub fn at_most(prompt: &Prompt, tokens: usize) -> TokenPair {
     let text = vec![0; tokens];
     TokenPair { prompt: prompt.ids.clone(), chosen: text.clone(), rejected: text }
 }
@@ -246,6 +249,7 @@ impl Plan {
                 .flatten()
                 .map(|bytes| bytes >> 20),
             memory,
+            time: Vec::new(),
             out: out.display().to_string(),
             in_the_way,
         }
@@ -269,6 +273,7 @@ impl Plan {
                 vec![("rows", rows)]
             }
         });
+        lines.extend(time::line(&self.time).map(|words| ("time", words)));
         lines.push(("out", self.out.clone()));
         lines.extend(self.in_the_way.clone().map(|words| ("", words)));
         let mut text = String::new();

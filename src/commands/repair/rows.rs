@@ -7,14 +7,14 @@ use sha2::{Digest, Sha256};
 
 use super::Loaded;
 use crate::base::files;
-use crate::checkpoint::hub::rows_path;
+use crate::checkpoint::hub::{commit_of, rows_path};
 use crate::data::demo;
 use crate::data::split::split;
 use crate::eval::toxicity::{self, Prompt, Protocol};
 use crate::model::Model;
 use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
-use crate::slice::select::First;
+use crate::slice::select::{First, SELECTORS};
 use crate::step::Recipe;
 use crate::step::objective::OBJECTIVES;
 use crate::tokens::Lengths;
@@ -127,22 +127,31 @@ pub fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
     Lengths::within(loaded.model.sizes().context, settings.max_length, settings.max_prompt_length)
 }
 
-/// The pairs that the settings name, and the SHA-256 over their texts.
-pub fn read_data(settings: &RepairSettings) -> Result<(Vec<data::Pair>, String)> {
-    let pairs = match &settings.data {
+/// The pairs that the settings name.
+pub struct Read {
+    pub pairs: Vec<data::Pair>,
+    /// SHA-256 over their texts.
+    pub sha256: String,
+    /// The commit of a data set of the hub.
+    commit: Option<String>,
+}
+
+pub fn read_data(settings: &RepairSettings) -> Result<Read> {
+    let (pairs, commit) = match &settings.data {
         Some(path) => {
             let map = data::parse_map(&settings.map)?;
-            data::read_pairs(&rows_path(path)?, &map, settings.limit)?
+            let path = rows_path(path)?;
+            (data::read_pairs(&path, &map, settings.limit)?, commit_of(&path))
         }
         None => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
             pairs.truncate(settings.limit.unwrap_or(usize::MAX));
-            pairs
+            (pairs, None)
         }
     };
     let texts = pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str));
     let sha256 = files::hash_texts(texts);
-    Ok((pairs, sha256))
+    Ok(Read { pairs, sha256, commit })
 }
 
 /// What only the rows can tell: whether they are enough for the selector, the guard and the
@@ -184,32 +193,58 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
     Ok(())
 }
 
-/// Reads and splits the pairs, and the normal texts of a file: a method without use for them is
-/// measured on them.
-pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
-    let lengths = lengths(settings, loaded)?;
-    let (pairs, sha256) = read_data(settings)?;
-    if let Some(alone) = pairs.iter().find(|pair| pair.chosen.is_empty()) {
-        let Recipe { objective, select, .. } = recipe;
-        let place = &alone.place;
-        if objective.chosen {
-            let able = OBJECTIVES.iter().filter(|objective| !objective.chosen);
+/// Errors (bad input) if a row lacks a response that the method needs.
+fn check_partners(pairs: &[data::Pair], recipe: &Recipe) -> Result<()> {
+    let Recipe { objective, select, .. } = recipe;
+    type Lacks = fn(&data::Pair) -> bool;
+    let kinds: [(Lacks, &str, bool, bool); 2] = [
+        (
+            |pair| pair.chosen.is_empty(),
+            "a rejected response without a chosen one",
+            objective.chosen,
+            select.chosen,
+        ),
+        (
+            |pair| pair.rejected.is_empty(),
+            "a chosen response without a rejected one",
+            objective.rejected,
+            select.rejected(),
+        ),
+    ];
+    for (lacks, what, objective_needs, selector_needs) in kinds {
+        let Some(pair) = pairs.iter().find(|pair| lacks(pair)) else { continue };
+        let place = &pair.place;
+        let of_chosen = pair.chosen.is_empty();
+        if objective_needs {
+            let able = OBJECTIVES.iter().filter(|o| !if of_chosen { o.chosen } else { o.rejected });
             let able: Vec<&str> = able.map(|objective| objective.name).collect();
             bail_input!(
-                "{place}: a rejected response without a chosen one, which --objective {} has no \
-                 use for; take --objective {}, or give pairs",
+                "{place}: {what}, which --objective {} has no use for; take --objective {}, or \
+                 give pairs",
                 objective.name,
                 able.join(" or ")
             );
         }
-        if select.chosen {
+        if selector_needs {
+            let able =
+                SELECTORS.iter().filter(|s| !if of_chosen { s.chosen } else { s.rejected() });
+            let able: Vec<&str> = able.map(|selector| selector.name).collect();
             bail_input!(
-                "{place}: a rejected response without a chosen one, which --select {} needs; take \
-                 another selector, or give pairs",
-                select.name
+                "{place}: {what}, which --select {} needs; take --select {}, or give pairs",
+                select.name,
+                able.join(" or ")
             );
         }
     }
+    Ok(())
+}
+
+/// Reads and splits the pairs, and the normal texts of a file: a method without use for them is
+/// measured on them.
+pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
+    let lengths = lengths(settings, loaded)?;
+    let Read { pairs, sha256, commit } = read_data(settings)?;
+    check_partners(&pairs, recipe)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, settings.boundary)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
@@ -243,6 +278,7 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
     };
     let record = DataRecord {
         sha256,
+        commit,
         pairs: pairs.len(),
         held_back,
         cut_prompts: cut.prompts,
@@ -261,10 +297,13 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
 /// Reads and splits the prompts of an online method, and the normal texts of a file.
 pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
+    let mut commit = None;
     let mut texts = match &settings.prompts {
         Some(path) => {
             let map = data::parse_map(&settings.map)?;
-            data::read_prompts(&rows_path(path)?, &map, settings.limit)?
+            let path = rows_path(path)?;
+            commit = commit_of(&path);
+            data::read_prompts(&path, &map, settings.limit)?
         }
         None => {
             let pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
@@ -297,6 +336,7 @@ pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Re
     };
     let record = DataRecord {
         sha256: files::hash_texts(texts.iter().map(|text| text.text.as_str())),
+        commit,
         prompts: sampled.len(),
         held_back: held_prompts.len(),
         cut_prompts: cut,

@@ -290,6 +290,11 @@ fn ranked(rank: Rank, over: Over, slicing: Slicing) -> Box<dyn Select> {
 }
 
 impl NamedSelector {
+    /// Whether it looks at the rejected responses.
+    pub fn rejected(&self) -> bool {
+        self.looks > 0 || self.first == First::Look
+    }
+
     /// The selector, for slices of this kind.
     pub fn build(&self, slicing: Slicing) -> Box<dyn Select> {
         (self.build)(slicing)

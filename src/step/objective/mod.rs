@@ -3,6 +3,7 @@
 
 mod dpo;
 mod dpo_ul;
+mod kto;
 pub mod marker_tokens;
 mod nll;
 mod npo;
@@ -125,8 +126,10 @@ pub struct NamedObjective {
     pub about: &'static str,
     /// Whether it looks at the rejected responses, too.
     pub contrasts: bool,
-    /// Whether it looks at the chosen ones: if not, rows need none.
+    /// Whether every row needs a chosen response.
     pub chosen: bool,
+    /// Whether every row needs a rejected one.
+    pub rejected: bool,
     /// Whether its weight is α, that of the NLL.
     pub alpha: bool,
     /// Whether it asks the frozen reference.
@@ -165,6 +168,7 @@ const fn preference(
         about,
         contrasts: true,
         chosen: true,
+        rejected: true,
         alpha: false,
         reference: true,
         learns: false,
@@ -177,6 +181,7 @@ const fn preference(
 /// NLL of the chosen responses (IRepair, DAPT).
 pub static NLL: NamedObjective = NamedObjective {
     contrasts: false,
+    rejected: false,
     alpha: true,
     reference: false,
     beta: None,
@@ -224,6 +229,16 @@ static NPO: NamedObjective = NamedObjective {
         |beta| Box::new(npo::Npo::new(beta)),
     )
 };
+static KTO: NamedObjective = NamedObjective {
+    chosen: false,
+    rejected: false,
+    ..preference(
+        "kto",
+        "chosen and rejected, each for itself, against the reference; a row needs one of both",
+        0.1,
+        |beta| Box::new(kto::Kto::new(beta)),
+    )
+};
 static UNLIKELIHOOD: NamedObjective = NamedObjective {
     reference: false,
     beta: None,
@@ -237,7 +252,7 @@ static UNLIKELIHOOD: NamedObjective = NamedObjective {
 
 /// Every objective.
 pub static OBJECTIVES: &[&NamedObjective] =
-    &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &HINGE, &NPO, &UNLIKELIHOOD];
+    &[&NLL, &DPO, &DPO_UL, &DPO_NORM, &IPO, &HINGE, &NPO, &KTO, &UNLIKELIHOOD];
 
 /// The objective of this name. Errors (bad input) with the nearest name.
 pub fn named(name: &str) -> Result<&'static NamedObjective> {

@@ -1,6 +1,8 @@
 //! *Samples*: what a model says after prompts, several times a prompt, each text with its score;
 //! and the pairs that they make.
 
+mod pairs;
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -18,7 +20,8 @@ use crate::base::random::{Purpose, Stream};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::weights::Who;
 use crate::scorers::{Scored, Scorer};
-use crate::tokens::TokenPair;
+
+pub use pairs::SamplePair;
 
 /// Texts a unit of work: they are written together, and an interrupt takes one unit at most.
 const UNIT: usize = 64;
@@ -316,82 +319,6 @@ impl Pool {
         drawn.sort_unstable();
         drawn
     }
-
-    /// Pairs of the texts so far: of each prompt that has texts of both kinds, rejected ones
-    /// against chosen ones, the latest first. No text is in more pairs than the others of its
-    /// kind need.
-    pub fn pairs(&self, prompts: &[Prompt], round: usize, protocol: &Protocol) -> Vec<SamplePair> {
-        let mut pairs = Vec::new();
-        for (prompt, texts) in self.texts.iter().enumerate() {
-            let mut stream =
-                Stream::new(protocol.seed, Purpose::Pairing, round as u64, prompt as u64);
-            let mut of = |kind: &dyn Fn(&Sample) -> bool| -> Vec<&Sample> {
-                let mut all: Vec<&Sample> = texts.iter().filter(|sample| kind(sample)).collect();
-                all.sort_by(|a, b| a.text.cmp(&b.text));
-                all.dedup_by(|a, b| a.text == b.text);
-                stream.shuffle(&mut all);
-                // Stable: the latest round first, shuffled within a round.
-                all.sort_by_key(|s| std::cmp::Reverse(s.sample / protocol.samples.max(1) as u64));
-                all
-            };
-            let rejected = of(&|sample| protocol.is_toxic(sample));
-            let chosen = of(&|sample| protocol.is_clean(sample));
-            if rejected.is_empty() || chosen.is_empty() {
-                continue;
-            }
-            let many = protocol.pairs.min(rejected.len().max(chosen.len()));
-            pairs.extend((0..many).map(|index| SamplePair {
-                prompt,
-                tokens: TokenPair {
-                    prompt: prompts[prompt].ids.clone(),
-                    chosen: chosen[index % chosen.len()].ids.clone(),
-                    rejected: rejected[index % rejected.len()].ids.clone(),
-                },
-                chosen: chosen[index % chosen.len()].clone(),
-                rejected: rejected[index % rejected.len()].clone(),
-            }));
-        }
-        pairs
-    }
-}
-
-impl Pool {
-    /// Pairs of each prompt that has texts of both kinds: the worst against the best, then the
-    /// next.
-    pub fn extremes(&self, prompts: &[Prompt], protocol: &Protocol) -> Vec<SamplePair> {
-        let mut pairs = Vec::new();
-        for (prompt, texts) in self.texts.iter().enumerate() {
-            let mut all: Vec<&Sample> = texts.iter().filter(|s| s.score.is_some()).collect();
-            // Stable: of equals, the first sampled.
-            all.sort_by(|a, b| a.score.unwrap_or(0.0).total_cmp(&b.score.unwrap_or(0.0)));
-            let mut seen = std::collections::HashSet::new();
-            all.retain(|sample| seen.insert(sample.text.as_str()));
-            let chosen = all.iter().filter(|sample| protocol.is_clean(sample));
-            let rejected = all.iter().rev().filter(|sample| protocol.is_toxic(sample));
-            let both = chosen.zip(rejected).take(protocol.pairs);
-            pairs.extend(both.map(|(chosen, rejected)| SamplePair {
-                prompt,
-                tokens: TokenPair {
-                    prompt: prompts[prompt].ids.clone(),
-                    chosen: chosen.ids.clone(),
-                    rejected: rejected.ids.clone(),
-                },
-                chosen: (*chosen).clone(),
-                rejected: (*rejected).clone(),
-            }));
-        }
-        pairs
-    }
-}
-
-/// A rejected text against a chosen one of the same prompt.
-#[derive(Debug, Clone)]
-pub struct SamplePair {
-    /// Number of the prompt.
-    pub prompt: usize,
-    pub tokens: TokenPair,
-    pub chosen: Sample,
-    pub rejected: Sample,
 }
 
 #[cfg(test)]
@@ -445,14 +372,20 @@ mod tests {
             &[0.1, 0.0, 0.2, 0.1],
             &[0.9, 0.4, 0.3, 0.4],
         ]);
-        let pairs = pool.pairs(&prompts, 0, &protocol());
+        let pairs = pool.pairs(&prompts, 0, &protocol(), false);
         assert_eq!(pairs.len(), 2, "{pairs:?}");
+        let chosen = |pair: &SamplePair| pair.chosen.clone().expect("a chosen text");
         for pair in &pairs {
             assert_eq!(pair.prompt, 0);
-            assert!(pair.rejected.score >= Some(0.5) && pair.chosen.score <= Some(0.25));
+            assert!(pair.rejected.score >= Some(0.5) && chosen(pair).score <= Some(0.25));
         }
         assert_ne!(pairs[0].rejected.text, pairs[1].rejected.text);
-        assert_ne!(pairs[0].chosen.text, pairs[1].chosen.text);
+        assert_ne!(chosen(&pairs[0]).text, chosen(&pairs[1]).text);
+        // Rejected texts that may stand alone: of the prompts without a clean one, too.
+        let alone = pool.pairs(&prompts, 0, &protocol(), true);
+        let of = |prompt| alone.iter().filter(|pair| pair.prompt == prompt).collect::<Vec<_>>();
+        assert_eq!([0, 1, 2, 3].map(|prompt| of(prompt).len()), [2, 4, 0, 1]);
+        assert!(of(1).iter().all(|pair| pair.chosen.is_none() && pair.tokens.chosen.is_empty()));
     }
 
     #[test]
