@@ -127,9 +127,9 @@ impl Checkpoint {
 
     /// Why an entry of this folder is not copied: it is a link that leads out of the folder, or no
     /// file. A model that is published must not bear what its folder only points to. Links to the
-    /// blobs of the hub's cache are how it keeps files. Weights, configuration
-    /// and tokenizer are followed wherever they lie: they were read as those of the model. `inside` is the entry's path in the
-    /// folder.
+    /// blobs of the hub's cache are how it keeps files. Weights, configuration and tokenizer are
+    /// followed wherever they lie: they were read as those of the model. `inside` is the entry's
+    /// path in the folder.
     fn not_copied(&self, path: &Path, inside: &str) -> Result<Option<&'static str>> {
         let named = || path.display().to_string();
         let is_link = std::fs::symlink_metadata(path).with_context(named)?.is_symlink();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maud::{Markup, html};
 
-use super::comparison::Comparison;
+use super::comparison::{Comparison, TERMS};
 use super::page;
 use super::page::{Section, facts, figure, table, warning, words};
 use super::plot;
@@ -71,10 +71,14 @@ fn lead(found: &Comparison) -> Markup {
         None => "pairs, prompts, scorer and texts",
     };
     let runs = found.rows.iter().flat_map(|row| row.runs.iter().map(move |run| (row, run)));
+    let short = found.in_short();
     html! {
+        @if !short.is_empty() {
+            ul { @for said in &short { li { strong { (said) } } } }
+        }
         p.dim {
             (methods) " methods, " (seeds) " seed" @if seeds > 1 { "s" } ", the same " (shared)
-            " for all. irepair " (found.irepair) ", base " code { (found.base.sha256) } "."
+            " for all. " (TERMS) " irepair " (found.irepair) ", base " code { (found.base.sha256) } "."
         }
         @for gap in &found.gaps { (warning(&html! { (gap) })) }
         @for (row, run) in runs {

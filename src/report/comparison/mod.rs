@@ -2,6 +2,7 @@
 //! `compare.json`, and the tables and texts that are made of it.
 
 mod record;
+mod short;
 mod tables;
 mod text;
 
@@ -9,3 +10,4 @@ pub use record::{
     Asked, BaseRecord, BlockRecord, ComparedFigure, Comparison, FinishedRun, MethodRow, MethodRun,
     RECORD, SensitivityRecord, VANILLA,
 };
+pub use short::TERMS;

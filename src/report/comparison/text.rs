@@ -60,6 +60,10 @@ impl Comparison {
     /// All tables and pictures as Markdown.
     pub fn markdown(&self) -> String {
         let mut out = format!("# Repairs of {} compared\n\n", self.base.name);
+        let short: Vec<String> = self.in_short().iter().map(|said| format!("- {said}\n")).collect();
+        if !short.is_empty() {
+            out += &format!("{}\n", short.concat());
+        }
         self.gaps.iter().for_each(|gap| out += &format!("**Note:** {gap}\n\n"));
         for sheet in &self.sheets {
             out += &sheet.markdown();
@@ -105,7 +109,12 @@ impl Comparison {
         notes.extend(missing_notes(&gain.rows));
         let columns = found.iter().map(ShortColumn::column).collect();
         let rows = gain.rows.iter().map(row).collect();
-        Sheet { id: "short".into(), title: gain.title.clone(), columns, rows, notes }.text()
+        let title = gain.title.clone();
+        let table = Sheet { id: "short".into(), title, columns, rows, notes }.text();
+        match self.in_short() {
+            said if said.is_empty() => table,
+            said => format!("{table}\n{}\n", said.join("\n")),
+        }
     }
 }
 
