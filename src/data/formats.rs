@@ -56,24 +56,34 @@ impl Format {
 /// The keys that a file uses instead of ours: `--map prompt=question,chosen=good`.
 pub type KeyMap = BTreeMap<String, String>;
 
-/// Parses the pieces `OURS=THEIRS` of `--map`. Errors (bad input) on a piece without `=`, and on a
-/// key that we don't have.
+/// Our keys, each once.
+fn known_keys() -> Vec<&'static str> {
+    let mut known: Vec<&str> = Vec::new();
+    let all = FORMATS.iter().flat_map(Format::keys).chain(EDIT_KEYS);
+    for key in all.chain(["completion", "label", "text", "messages", "conversations"]) {
+        if !known.contains(&key) {
+            known.push(key);
+        }
+    }
+    known
+}
+
+/// Parses the pieces `OURS=THEIRS` of `--map`. Errors (bad input) on a piece without `=`, on a key
+/// that we don't have, and on one that is given twice.
 pub fn parse_map(pieces: &[String]) -> Result<KeyMap> {
     let mut map = KeyMap::new();
     for piece in pieces {
         let Some((ours, theirs)) = piece.split_once('=') else {
             bail_input!("--map {piece:?}: expected OUR_KEY=KEY_IN_FILE, like prompt=question");
         };
-        let known: Vec<&str> = FORMATS
-            .iter()
-            .flat_map(Format::keys)
-            .chain(EDIT_KEYS)
-            .chain(["completion", "label"])
-            .collect();
-        if !known.contains(&ours.trim()) {
-            bail_input!("--map: {}", unknown("key", ours.trim(), &known));
+        let (ours, theirs) = (ours.trim(), theirs.trim());
+        let known = known_keys();
+        if !known.contains(&ours) {
+            bail_input!("--map: {}", unknown("key", ours, &known));
         }
-        map.insert(ours.trim().to_owned(), theirs.trim().to_owned());
+        if let Some(other) = map.insert(ours.to_owned(), theirs.to_owned()) {
+            bail_input!("--map gives {ours} twice, as {other} and as {theirs}");
+        }
     }
     Ok(map)
 }

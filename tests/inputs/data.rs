@@ -80,6 +80,10 @@ fn good_rows_in_every_shape_give_the_same_numbers() {
     let renamed = folder.write("renamed.jsonl", format!("{renamed}\n{renamed}"));
     let mapped = sensitivity.and("--map prompt=question").with("--data", renamed);
     assert_eq!(mapped.ok(), want, "--map");
+    let error = irepair("sensitivity --map pormpt=question --data x.jsonl").fails(3, &["pormpt"]);
+    assert_eq!(error.matches("chosen,").count(), 1, "each key once: {error}");
+    let twice = irepair("sensitivity --map prompt=a,prompt=b --data x.jsonl");
+    twice.fails(3, &["--map gives prompt twice, as a and as b"]);
 }
 
 #[test]
