@@ -10,6 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
+use super::interrupt;
 use super::json;
 use super::memory;
 use crate::bail_input;
@@ -283,6 +284,12 @@ pub fn hash_texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
+    hash_told(path, |_| ())
+}
+
+/// SHA-256 of a file; `told` is told how many bytes were read more. Errors (interrupted) if the
+/// user asks to stop.
+pub fn hash_told(path: &Path, mut told: impl FnMut(usize)) -> Result<String> {
     let mut reader = BufReader::with_capacity(1 << 20, open(path)?);
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -292,5 +299,10 @@ pub fn hash_file(path: &Path) -> Result<String> {
             return Ok(hex(&hash.finalize()));
         }
         hash.update(&buffer[..n]);
+        told(n);
+        if interrupt::asked() {
+            let why = format!("interrupted while {} was read", path.display());
+            return Err(Error::Interrupted(why).into());
+        }
     }
 }

@@ -15,6 +15,11 @@ use super::plain::{message, plain_line};
 /// The bars of [`Progress::note`]: several may be there at the same time.
 static BARS: OnceLock<MultiProgress> = OnceLock::new();
 
+/// Whether somebody looks at stderr.
+pub fn is_watched() -> bool {
+    std::io::stderr().is_terminal()
+}
+
 /// Writes the rate and the time left, or nothing before the first step.
 fn pace(state: &ProgressState, out: &mut dyn std::fmt::Write) {
     let rate = state.per_sec();

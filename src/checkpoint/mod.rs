@@ -33,8 +33,9 @@ use sha2::{Digest, Sha256};
 
 use crate::bail_input;
 use crate::base::error::Error;
-use crate::base::files::{hash_file, hex, read_json};
+use crate::base::files::{hash_file, hash_told, hex, read_json};
 use crate::base::plain::plain_line;
+use crate::base::progress::{Progress, is_watched};
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::{Place, TensorSpec, Weights};
 use crate::model::{self, Model, Names};
@@ -359,11 +360,23 @@ impl Checkpoint {
         if let Some(hashes) = self.hashes.get() {
             return Ok(hashes);
         }
-        let found = self
-            .files
-            .iter()
-            .map(|f| Ok((f.clone(), hash_file(&self.dir.join(f))?)))
+        /// What is read in a second or two shows no progress.
+        const SOON: u64 = 2 << 30;
+        let paths = || self.files.iter().map(|file| (file, self.dir.join(file)));
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let bytes: u64 = paths().map(|(_, path)| size(&path)).sum();
+        let mut progress =
+            Progress::new("hashing, MiB", 0, (bytes >> 20) as usize, bytes < SOON || !is_watched());
+        let (mut read, mut shown) = (0, 0);
+        let mut told = |n: usize| {
+            read += n;
+            progress.advance((read >> 20) - shown);
+            shown = read >> 20;
+        };
+        let found = paths()
+            .map(|(file, path)| Ok((file.clone(), hash_told(&path, &mut told)?)))
             .collect::<Result<_>>()?;
+        progress.finish();
         Ok(self.hashes.get_or_init(|| found))
     }
 

@@ -8,9 +8,10 @@ use sha2::{Digest, Sha256};
 
 use crate::support::command::{CommandLine, irepair};
 use crate::support::comparison::Comparison;
-use crate::support::files::{Folder, bytes, copy, demo_prompts, read, rows};
+use crate::support::files::{Folder, bytes, copy, demo_prompts, read, repository, rows};
+use crate::support::golden;
 use crate::support::process::{end_by, interrupt, kill, until};
-use crate::support::repaired::{demo, files, partial, steps_made};
+use crate::support::repaired::{demo, files, partial, state, steps_made};
 
 #[cfg(unix)]
 #[test]
@@ -42,6 +43,36 @@ fn ctrl_c_saves_the_state_and_resume_finishes() {
     resumed.ok();
     assert_eq!(files(&out), files(&whole));
     assert!(!out.join("irepair/report.html").exists());
+}
+
+/// Ctrl-C in the middle of a validation is heeded there; the whole of it is made after `--resume`.
+#[cfg(unix)]
+#[test]
+fn a_validation_that_is_interrupted_is_made_again() {
+    let folder = Folder::new();
+    let run = |out: &Path| {
+        irepair("repair -q --max-steps 4 --eval-steps 1 --batch-size 2 --valid-size 400")
+            .and("--method dpo+kl --normal-texts 16 --eval-samples 0 --fail-on nothing")
+            .with("--model", golden::path("gpt2"))
+            .with("--data", repository("data/demo/pairs.jsonl"))
+            .with("--out", out)
+    };
+    let (whole, out) = (folder.path("whole"), folder.path("stopped"));
+    run(&whole).ok();
+    let mut child = run(&out).start();
+    let log = partial(&out).join("irepair/steps.jsonl");
+    // Fifty batches are read between the line of a step and that of its validation.
+    let in_validation = || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        text.lines().last().is_some_and(|l| l.contains("\"step\":2,") && l.contains("grad_norm"))
+    };
+    until(&mut child, in_validation);
+    interrupt(child);
+    let state = bytes(state(&out));
+    let begin = String::from_utf8_lossy(&state[..2000]).into_owned();
+    assert!(begin.contains("to_validate\\\":true"), "{begin}");
+    run(&out).and("--resume").ok();
+    assert_eq!(files(&out), files(&whole));
 }
 
 /// Units of an interrupted evaluation are not made again, and the end is the same.

@@ -11,7 +11,7 @@ use ureq::{Agent, Body};
 
 use crate::bail_input;
 use crate::base::environment::variable;
-use crate::base::progress::Progress;
+use crate::base::progress::{Progress, is_watched};
 
 /// How often a request is sent on to another address.
 const REDIRECTS: usize = 10;
@@ -235,7 +235,7 @@ impl Client {
             from = 0;
         }
         let mut progress =
-            Progress::new(name, (from >> 20) as usize, (bytes >> 20) as usize, !shown());
+            Progress::new(name, (from >> 20) as usize, (bytes >> 20) as usize, !is_watched());
         let mut body = answer.body_mut().with_config().limit(u64::MAX).reader();
         let (mut buffer, mut done) = (vec![0; 1 << 16], from);
         let (mut since, mut before) = (Instant::now(), from);
@@ -270,11 +270,6 @@ impl Client {
         }
         Ok(())
     }
-}
-
-/// Whether somebody looks at stderr.
-fn shown() -> bool {
-    std::io::IsTerminal::is_terminal(&std::io::stderr())
 }
 
 fn header(answer: &Response<Body>, name: &str) -> Option<String> {
