@@ -132,8 +132,9 @@ fn pairs_of(
     map: &[String],
     limit: Option<usize>,
 ) -> Result<Vec<Pair>> {
+    let map = data::parse_map(map)?;
     match path {
-        Some(path) => data::read_pairs(&hub::rows_path(path)?, &data::parse_map(map)?, limit),
+        Some(path) => data::read_pairs(&hub::rows_path(path)?, &map, limit),
         None if model == "demo" => {
             let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
             pairs.truncate(limit.unwrap_or(usize::MAX));

@@ -33,7 +33,7 @@ pub fn run(args: &Tokens) -> Result<()> {
     }
     if !args.output.quiet {
         say!(
-            "{} pairs; cut to length: {} prompts to {} tokens, {} responses to what {} leave",
+            "rows: {}; cut to length: {} prompts to {} tokens, {} responses to what {} leave",
             tokens.len(),
             cut.prompts,
             lengths.prompt,

@@ -4,3 +4,4 @@ mod help;
 mod plans;
 mod settings;
 mod side_by_side;
+mod tokens;

@@ -9,8 +9,26 @@ use crate::support::golden;
 use crate::support::repaired::{demo, quick};
 use crate::support::tensors::close;
 
+/// Each part of the run has its time, and the line for people names the same parts.
+fn times_are_said(found: &serde_json::Value, text: &str) {
+    let parts: Vec<&str> = found["time"]
+        .as_array()
+        .expect("parts")
+        .iter()
+        .map(|part| {
+            assert!(part["seconds"].as_f64().expect("seconds") > 0.0, "{part}");
+            part["what"].as_str().expect("a part")
+        })
+        .collect();
+    let line = text.lines().find(|line| line.starts_with("time    about ")).expect("a time");
+    for part in &parts {
+        assert!(line.contains(part), "{part:?} is not in {line}");
+    }
+    assert!(parts.contains(&"12 steps") && parts.contains(&"measuring before and after"));
+}
+
 #[test]
-fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
+fn a_dry_run_writes_nothing_and_the_memory_limit_refuses() {
     let folder = Folder::new();
     let out = folder.path("out");
     let plan = |more: &str| demo(&out).and("--dry-run").and(more);
@@ -33,7 +51,9 @@ fn a_dry_run_reads_and_writes_nothing_and_the_memory_limit_refuses() {
     // The parts of the phase that takes most: writing the continuations, or a step.
     says("--batch-size 1", &["keys and values"]);
     says("--batch-size 24", &["activations"]);
-    assert!(plan("--json").json()["memory_mib"].as_u64().expect("memory") > 10);
+    let found = plan("--json").json();
+    assert!(found["memory_mib"].as_u64().expect("memory") > 10);
+    times_are_said(&found, &plan("").ok());
     says("--gradient-accumulation-steps 3", &["12 of 12 pairs"]);
     what_the_run_would_refuse(&plan(""));
     // A guard without a text is refused; a method with a KL term will write some.

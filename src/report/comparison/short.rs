@@ -173,6 +173,8 @@ mod tests {
         );
         let text = found.text();
         assert!(text.contains("Least toxicity: dpo"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("\n  irepair+kl.\n") || text.contains(" irepair+kl.\n"), "{text}");
         assert!(found.markdown().contains("Least toxicity: dpo"));
     }
 }

@@ -15,6 +15,8 @@ const LEADING: [(&str, &str, usize); 6] = [
 ];
 /// How many of these columns fit into 80 columns of text, beside the name and the seconds.
 const MOST: usize = 4;
+/// Columns of a terminal.
+const COLUMNS: usize = 80;
 /// The longest name of a row, in characters.
 const NAME: usize = 16;
 
@@ -113,9 +115,31 @@ impl Comparison {
         let table = Sheet { id: "short".into(), title, columns, rows, notes }.text();
         match self.in_short() {
             said if said.is_empty() => table,
-            said => format!("{table}\n{}\n", said.join("\n")),
+            said => {
+                let said: Vec<String> = said.iter().map(|line| within(line, COLUMNS)).collect();
+                format!("{table}\n{}\n", said.join("\n"))
+            }
         }
     }
+}
+
+/// A sentence in lines of at most so many characters.
+fn within(text: &str, columns: usize) -> String {
+    let (mut out, mut room) = (String::new(), columns);
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if out.is_empty() {
+            room = columns.saturating_sub(length);
+        } else if length < room {
+            out.push(' ');
+            room -= length + 1;
+        } else {
+            out += "\n  ";
+            room = columns.saturating_sub(length + 2);
+        }
+        out += word;
+    }
+    out
 }
 
 /// A name with at most [`NAME`] characters. What is too much is taken from the middle, because the
