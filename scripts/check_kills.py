@@ -95,8 +95,11 @@ def check(kind, args, folder, draw):
             try:
                 child.wait(draw.random() * takes)
             except subprocess.TimeoutExpired:
-                # `compare` works in processes of its own, which a full machine kills, too.
-                for process in descendants(child.pid):
+                # `compare` works in processes of its own, which a full machine kills, too. It is stopped first:
+                # a process that it begins after the others were listed would live on.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGSTOP)
+                for process in reversed(descendants(child.pid)):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(process, signal.SIGKILL)
                 killed += 1
