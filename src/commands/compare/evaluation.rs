@@ -28,6 +28,11 @@ pub struct Evaluations<'a> {
     pub quiet: bool,
 }
 
+/// Whether an evaluation is finished: one that was killed at its very end still has its work there.
+fn is_done(dir: &Path) -> bool {
+    dir.join(RESULTS).is_file() && !is_begun(dir)
+}
+
 impl Evaluations<'_> {
     /// Evaluates the base and every finished run, and puts the figures into their rows. Gives what
     /// was asked, and a sentence for each model some of whose continuations have no score. Errors
@@ -131,7 +136,7 @@ impl Evaluations<'_> {
         // name.
         let (sha256, hash) = (dir.join("state.sha256"), files::hash_file(&weights.path)?);
         let is_same = files::read_text(&sha256).is_ok_and(|old| old == hash);
-        if dir.join(RESULTS).is_file() && is_same {
+        if is_done(&dir) && is_same {
             countdown.pass();
             return Ok(Ok(dir));
         }
@@ -162,7 +167,7 @@ impl Evaluations<'_> {
         asked: &[String],
     ) -> Result<Result<PathBuf, String>> {
         let out = self.dir.join("eval").join(name);
-        if out.join(RESULTS).is_file() {
+        if is_done(&out) {
             // The hash tells whether someone has put other weights in the run's place.
             let hash = if model == self.plan.base.model {
                 self.plan.base.sha256.clone()

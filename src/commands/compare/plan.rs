@@ -339,7 +339,7 @@ impl ComparisonPlan {
             "sensitivity": self.sensitivity,
             "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256,
         });
-        if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
+        if path.exists() {
             let text = files::read(&path);
             let (true, Ok(text)) = (claim::is_ours(dir, KIND), text) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
@@ -375,10 +375,10 @@ impl ComparisonPlan {
                     );
                 }
             }
-        } else if args.resume {
+        } else if args.resume && !claim::is_ours(dir, KIND) {
             bail_input!("--resume: there is no comparison in {}", dir.display());
         }
-        // It is held until the process ends.
+        // A mark without a plan: killed between the two. It is held until the process ends.
         std::mem::forget(Claim::take(dir, KIND)?);
         std::fs::create_dir_all(dir.join("runs")).map_err(|e| {
             Error::Input(format!("--out {}: can't write there: {e}", dir.display()))

@@ -149,7 +149,7 @@ impl Search {
     /// search or something else.
     fn claim(&self, resume: bool) -> Result<()> {
         let (dir, path) = (&self.dir, self.dir.join(PLAN));
-        if dir.exists() && dir.read_dir().is_ok_and(|mut d| d.next().is_some()) {
+        if path.exists() {
             let (true, Ok(text)) = (claim::is_ours(dir, KIND), files::read(&path)) else {
                 bail_input!("{} is no search of irepair; choose another --out", dir.display());
             };
@@ -168,10 +168,10 @@ impl Search {
                     dir.display()
                 );
             }
-        } else if resume {
+        } else if resume && !claim::is_ours(dir, KIND) {
             bail_input!("--resume: there is no search in {}", dir.display());
         }
-        // It is held until the process ends.
+        // A mark without a plan: killed between the two. It is held until the process ends.
         std::mem::forget(Claim::take(dir, KIND)?);
         std::fs::create_dir_all(dir.join("runs"))
             .with_context(|| format!("--out {}", dir.display()))?;
