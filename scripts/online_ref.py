@@ -7,8 +7,10 @@
 `check` takes a run whose every step saw all pairs of its round (`--max-steps` equal to `--rounds`,
 `--batch-size` equal to the number of pairs; constant rate, no warm-up, no clipping) and makes the same
 steps from the base with transformers: DPO against the base plus KL on the run's normal texts, RMSProp. It
-prints the largest difference of the weights, relative to the largest change. The pairs are those that the
-run wrote (`rounds/*.pairs.jsonl`), and the greedy texts among them are compared with transformers' own.
+prints how far the weights are apart: the norm of the difference of all, relative to the norm of the change,
+and the largest single one. Steps are made in double precision, or in single with --single, which shows what
+rounding alone comes to: RMSProp makes whole steps of the smallest gradients. The pairs are those that the run
+wrote (`rounds/*.pairs.jsonl`), and the greedy texts among them are compared with transformers' own.
 
 `bench` times one round as a user of PyTorch writes it: sampling with `generate`, scoring with a
 classifier, pairing, and DPO+KL steps; in seconds, part by part. irepair's own are in `steps.jsonl`.
@@ -21,7 +23,7 @@ import random
 import time
 
 import torch
-from irepair_ref import batch, kl_to_reference, rmsprop, sequence_logp
+from irepair_ref import batch, kl_to_reference, only, rmsprop, sequence_logp
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 
@@ -48,11 +50,14 @@ def step(model, reference, optimizer, pairs, normal, beta, kl_weight):
 
 
 def check(args):
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    dtype = torch.float32 if args.single else torch.float64
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
     base = copy.deepcopy(model).requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     normal = [tokenizer(row["text"]).input_ids[: args.max_length] for row in read(args.normal)]
     optimizer = rmsprop(model, args.lr)
+    if args.block is not None:
+        only(model.requires_grad_(False), args.block)
     for path in sorted(glob.glob(f"{args.run}/rounds/[0-9]*.pairs.jsonl")):
         rows = read(path)
         for row in rows:
@@ -75,14 +80,17 @@ def check(args):
         weight = args.kl_weight if optimizer.state else 0.0
         loss = step(model, base, optimizer, pairs, normal, args.beta, weight)
         print(f"{path}: {len(pairs)} pairs, loss {loss:.6f}")
-    repaired = AutoModelForCausalLM.from_pretrained(args.repaired, dtype=torch.float32)
-    largest, worst = 0.0, 0.0
+    repaired = AutoModelForCausalLM.from_pretrained(args.repaired, dtype=dtype)
+    largest, worst, change, apart = 0.0, 0.0, 0.0, 0.0
     theirs = dict(repaired.named_parameters())
     before = dict(base.named_parameters())
     for name, value in model.named_parameters():
         largest = max(largest, float((value - before[name]).abs().max()))
         worst = max(worst, float((value - theirs[name]).abs().max()))
-    print(json.dumps({"largest_change": largest, "largest_difference": worst, "ratio": worst / largest}))
+        change += float((value - before[name]).double().square().sum())
+        apart += float((value - theirs[name]).double().square().sum())
+    print(json.dumps({"relative_difference": (apart / change) ** 0.5, "norm_of_change": change**0.5,
+                      "largest_change": largest, "largest_difference": worst}))
 
 
 def bench(args):
@@ -155,6 +163,8 @@ def main():
     c.add_argument("--run", required=True, help="irepair/ of the output")
     c.add_argument("--repaired", required=True, help="the output")
     c.add_argument("--normal", required=True)
+    c.add_argument("--block", type=int, help="the block that a run with --blocks changed alone")
+    c.add_argument("--single", action="store_true", help="steps in single precision")
     c.add_argument("--lr", type=float, required=True)
     c.add_argument("--kl-weight", type=float, default=4.0)
     c.add_argument("--beta", type=float, default=0.1)
