@@ -78,7 +78,8 @@ fn lead(found: &Comparison) -> Markup {
         }
         p.dim {
             (methods) " methods, " (seeds) " seed" @if seeds > 1 { "s" } ", the same " (shared)
-            " for all. " (TERMS) " irepair " (found.irepair) ", base " code { (found.base.sha256) } "."
+            " for all. " (TERMS) " irepair " (found.irepair)
+            ", base " code { (found.base.sha256) } "."
         }
         @for gap in &found.gaps { (warning(&html! { (gap) })) }
         @for (row, run) in runs {

@@ -58,7 +58,10 @@ fn rows_are_shown_as_the_model_sees_them() {
 #[test]
 fn a_response_without_a_partner_stands_alone() {
     let folder = Folder::new();
-    let row = |label: bool| json!({"prompt": format!("So {label}"), "completion": " it is.", "label": label});
+    let row = |label: bool| {
+        let prompt = format!("So {label}");
+        json!({"prompt": prompt, "completion": " it is.", "label": label})
+    };
     let data = folder.write_rows("labelled.jsonl", &[row(true), row(false)]);
     let shown = irepair("tokens -q").with("--data", data).ok();
     assert_eq!(shown.matches("  chosen ").count(), 1, "{shown}");
