@@ -114,8 +114,8 @@ pub enum Command {
     #[command(after_help = "Example:
   irepair bench --config gpt2 --method irepair+kl --batch 4 --tokens 64 --iterations 5")]
     Bench(Bench),
-    /// Print build features, devices, caches and versions
-    #[command(after_help = "Example:\n  irepair doctor")]
+    /// Print build features, devices, caches and versions; or what of a model is understood
+    #[command(after_help = "Examples:\n  irepair doctor\n  irepair doctor --model gpt2-large")]
     Doctor(Doctor),
     /// Draw a run as one HTML page: where the error was, what changed, and what it cost
     #[command(after_help = "Example:\n  irepair report repaired/gpt2-large")]

@@ -144,6 +144,13 @@ pub struct Bench {
 
 #[derive(Debug, Args)]
 pub struct Doctor {
+    /// Say what of this model is understood, without reading its weights: a hub id, a folder, or
+    /// demo
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Branch, tag or commit of a hub model
+    #[arg(long, requires = "model")]
+    pub revision: Option<String>,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,

@@ -1,19 +1,133 @@
-//! `doctor` says what this build can do, and where it looks for files.
+//! `doctor` says what this build can do and where it looks for files; or what of a model it
+//! understands.
 
-use anyhow::Result;
-use serde_json::json;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use crate::base::print;
-use crate::checkpoint::hub::Hub;
+use crate::checkpoint::hub::{Hub, open_model};
 use crate::cli::Doctor;
-use crate::model::ARCHES;
+use crate::model;
 use crate::model::device;
 use crate::model::precision::Precision;
 use crate::model::shapes::SHAPES;
+use crate::model::{ARCHES, Model};
 use crate::print_line;
+use crate::tokens::Encoder;
 use crate::{scorers, step};
 
 pub fn run(args: &Doctor) -> Result<()> {
+    let facts = match &args.model {
+        Some(model) => of_model(model, args.revision.as_deref())?,
+        None => of_build()?,
+    };
+    if args.json {
+        return print::json(&facts);
+    }
+    for (key, value) in facts.as_object().into_iter().flatten() {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Array(items) if items.is_empty() => "none".into(),
+            Value::Array(items) => {
+                items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(", ")
+            }
+            Value::Object(items) => items.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+            other => other.to_string(),
+        };
+        print_line!("{:<20} {text}", key.replace('_', " "))?;
+    }
+    Ok(())
+}
+
+/// Keys of `config.json` that are read beside the architecture.
+const READ_BESIDE: [&str; 5] =
+    ["architectures", "bos_token_id", "eos_token_id", "model_type", "tokenizer_class"];
+
+/// Keys, or ends of keys, that change nothing here: how weights were made or are stored, how
+/// training drops values at random, what transformers puts out beside the logits.
+const OF_NO_EFFECT: [&str; 16] = [
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "initializer_range",
+    "pad_token_id",
+    "unk_token_id",
+    "task_specific_params",
+    "gradient_checkpointing",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "pretraining_tp",
+    "id2label",
+    "label2id",
+];
+const ENDS_OF_NO_EFFECT: [&str; 3] = ["pdrop", "dropout", "_cross_attention_freq"];
+
+fn has_no_effect(key: &str) -> bool {
+    OF_NO_EFFECT.contains(&key)
+        || key.starts_with("summary_")
+        || ENDS_OF_NO_EFFECT.iter().any(|end| key.ends_with(end))
+}
+
+/// What of a model is understood. Errors (bad input) as any command on it: what is refused, and
+/// why.
+fn of_model(name: &str, revision: Option<&str>) -> Result<Value> {
+    let source = open_model(name, revision)?;
+    let checkpoint = &source.checkpoint;
+    let config = &checkpoint.config;
+    let (model, asked) =
+        Model::and_keys(config).with_context(|| checkpoint.dir.display().to_string())?;
+    let usual = model::architecture(config)?.tokenizer;
+    let sizes = model.sizes();
+    let encoder = Encoder::of(&checkpoint.dir, config, usual, sizes.vocabulary)?;
+    let keys = || config.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+    let is_read = |key: &&str| asked.contains(*key) || READ_BESIDE.contains(key);
+    let (read, others): (Vec<&str>, Vec<&str>) = keys().partition(is_read);
+    let (no_effect, unknown): (Vec<&str>, Vec<&str>) =
+        others.into_iter().partition(|key| has_no_effect(key));
+    let specs = model.specs();
+    let bytes: u64 = checkpoint.files.iter().map(|file| size(&checkpoint.dir.join(file))).sum();
+    let mut dtypes: Vec<String> =
+        checkpoint.entries.values().map(|entry| format!("{:?}", entry.dtype)).collect();
+    dtypes.sort();
+    dtypes.dedup();
+    let special = ["bos_token", "eos_token", "pad_token"];
+    let special: Vec<String> = special
+        .iter()
+        .filter_map(|name| Some(format!("{name} {}", encoder.special(name)?)))
+        .collect();
+    Ok(json!({
+        "model": checkpoint.name,
+        "folder": checkpoint.dir.display().to_string(),
+        "commit": checkpoint.revision.as_deref().unwrap_or("none (a local model)"),
+        "architecture": config["model_type"],
+        "blocks": sizes.blocks,
+        "channels": sizes.channels,
+        "vocabulary": sizes.vocabulary,
+        "positions": sizes.context,
+        "parameters": specs.iter().map(|s| s.shape.iter().product::<usize>()).sum::<usize>(),
+        "weights": format!(
+            "{} tensors of {} in {} file{}, {} MiB", checkpoint.entries.len(), dtypes.join(", "),
+            checkpoint.files.len(), if checkpoint.files.len() == 1 { "" } else { "s" }, bytes >> 20
+        ),
+        "special_tokens": special,
+        "chat_template": if encoder.has_chat() { "yes" } else { "no" },
+        "settings_read": read,
+        "settings_of_no_effect": no_effect,
+        "settings_not_read": unknown,
+    }))
+}
+
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// What this build can do.
+fn of_build() -> Result<Value> {
     let choice = device::choose("auto")?;
     let hub = Hub::from_env();
     let features: Vec<&str> =
@@ -21,7 +135,7 @@ pub fn run(args: &Doctor) -> Result<()> {
             .into_iter()
             .filter_map(|(name, on)| on.then_some(name))
             .collect();
-    let facts = json!({
+    Ok(json!({
         "irepair": env!("CARGO_PKG_VERSION"),
         "features": features,
         "device": format!("{:?}", choice.device.location()),
@@ -43,26 +157,7 @@ pub fn run(args: &Doctor) -> Result<()> {
         "hub_endpoint": hub.as_ref().map(|h| h.endpoint.clone()).unwrap_or_default(),
         "hub_offline": hub.as_ref().is_ok_and(|h| h.offline),
         "hub_token": if hub.as_ref().is_ok_and(Hub::has_token) { "set" } else { "not set" },
-    });
-    if args.json {
-        print::json(&facts)?;
-        return Ok(());
-    }
-    for (key, value) in facts.as_object().into_iter().flatten() {
-        let text = match value {
-            serde_json::Value::String(text) => text.clone(),
-            serde_json::Value::Array(items) if items.is_empty() => "none".into(),
-            serde_json::Value::Array(items) => {
-                items.iter().filter_map(|i| i.as_str()).collect::<Vec<_>>().join(", ")
-            }
-            serde_json::Value::Object(items) => {
-                items.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
-            }
-            other => other.to_string(),
-        };
-        print_line!("{:<20} {text}", key.replace('_', " "))?;
-    }
-    Ok(())
+    }))
 }
 
 /// The widest vector instructions of this processor that our kernels use.

@@ -1,6 +1,9 @@
 //! A *config* is what a model's `config.json` says, read by typed look-ups whose errors name the
 //! key.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use serde_json::Value;
 
@@ -13,16 +16,24 @@ pub const MOST_BLOCKS: usize = 10_000;
 /// A `config.json`, or an object in it.
 pub struct Config<'a> {
     json: &'a Value,
+    /// The keys that were looked up.
+    asked: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Config<'a> {
     pub fn new(json: &'a Value) -> Self {
-        Self { json }
+        Self { json, asked: RefCell::default() }
     }
 
     /// The value of a key, if it is there and not null.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.json.get(key).filter(|v| !v.is_null())
+    }
+
+    /// The keys that were looked up so far, there or not.
+    pub fn asked(self) -> BTreeSet<String> {
+        self.asked.into_inner()
     }
 
     /// A required text.

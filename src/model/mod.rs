@@ -26,6 +26,7 @@ mod qwen;
 pub mod shapes;
 pub mod weights;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use anyhow::Result;
@@ -76,6 +77,12 @@ impl Model {
     /// The model that a `config.json` describes. Errors (bad input) name the setting that isn't
     /// implemented.
     pub fn from_config(config: &Value) -> Result<Self> {
+        Self::and_keys(config).map(|(model, _)| model)
+    }
+
+    /// The model, and the keys of `config.json` that were looked up for it. Errors as
+    /// [`Self::from_config`].
+    pub fn and_keys(config: &Value) -> Result<(Self, BTreeSet<String>)> {
         let Architecture { model_type, parse, .. } = *architecture(config)?;
         let config = Config::new(config);
         if let Some(quantized) = config.get("quantization_config") {
@@ -100,7 +107,7 @@ impl Model {
                 bail_input!("config.json: a {model_type} with no {name}");
             }
         }
-        Ok(Self { model_type, decoder, sizes })
+        Ok((Self { model_type, decoder, sizes }, config.asked()))
     }
 
     pub fn sizes(&self) -> &Sizes {
