@@ -47,7 +47,7 @@ const READ_BESIDE: [&str; 5] =
 
 /// Keys, or ends of keys, that change nothing here: how weights were made or are stored, how
 /// training drops values at random, what transformers puts out beside the logits.
-const OF_NO_EFFECT: [&str; 16] = [
+const OF_NO_EFFECT: [&str; 17] = [
     "_name_or_path",
     "transformers_version",
     "torch_dtype",
@@ -62,6 +62,7 @@ const OF_NO_EFFECT: [&str; 16] = [
     "output_hidden_states",
     "return_dict",
     "pretraining_tp",
+    "reorder_and_upcast_attn",
     "id2label",
     "label2id",
 ];
