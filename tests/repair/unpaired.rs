@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::command::irepair;
 use crate::support::files::{Folder, repository, rows};
 use crate::support::golden;
-use crate::support::repaired::{files, partial, record, steps};
+use crate::support::repaired::{few_prompts, files, partial, record, steps};
 
 /// Rows with a rejected response alone are for `npo`: it makes them less likely. Every other
 /// objective refuses them and names it.
@@ -24,7 +24,8 @@ fn rejected_responses_alone_are_for_npo() {
     let mixed = folder.write_rows("mixed.jsonl", &mixed);
     let repair = |out: &str| {
         irepair("repair -q --max-steps 8 --batch-size 4 --normal-texts 16 --valid-size 16")
-            .and("--eval-steps 4 --model demo")
+            .and("--eval-steps 4 --model demo --eval-samples 0")
+            .with("--eval-prompts", few_prompts())
             .with("--out", folder.path(out))
     };
     let npo = |out: &str| repair(out).and("--objective npo --learning-rate 1e-4 --kl-weight 1");
@@ -178,6 +179,7 @@ fn kto_takes_rows_of_either_label() {
     let data = folder.write_rows("mixed.jsonl", &mixed);
     let repair = |out: &str| {
         irepair("repair -q --model demo --max-steps 8 --batch-size 4 --valid-size 16")
+            .with("--eval-prompts", few_prompts())
             .and("--eval-steps 4 --normal-texts 16 --eval-samples 0 --fail-on nothing")
             .with("--out", folder.path(out))
     };

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::command::{CommandLine, irepair};
 use crate::support::files::{Folder, repository, rows};
 use crate::support::golden;
-use crate::support::repaired::{demo, record};
+use crate::support::repaired::{demo_on_all, record};
 
 /// With the exit code that a user gets.
 fn for_a_user(line: CommandLine) -> CommandLine {
@@ -30,7 +30,7 @@ fn rude(lines: &[Value], when: &str) -> (f64, usize) {
 fn the_headline_is_of_the_texts_that_are_kept() {
     let folder = Folder::new();
     let out = folder.path("out");
-    let line = demo(&out).and("-q --json --max-steps 40 --warmup-steps 10 --eval-samples 2");
+    let line = demo_on_all(&out).and("-q --json --max-steps 40 --warmup-steps 10 --eval-samples 2");
     let said = for_a_user(line).json();
     let run = record(&out);
     assert_eq!(serde_json::to_value(&run).expect("JSON"), said, "--json is the record");
@@ -74,7 +74,7 @@ fn the_headline_is_of_the_texts_that_are_kept() {
 fn a_damaged_model_is_kept_marked_and_is_a_failed_check() {
     let folder = Folder::new();
     let out = folder.path("out");
-    let line = for_a_user(demo(&out).and("-q --learning-rate 0.1 --eval-steps 0"));
+    let line = for_a_user(demo_on_all(&out).and("-q --learning-rate 0.1 --eval-steps 0"));
     let words = ["damaged: perplexity 2.", "limit --damage-ppl 25", "the output is kept in"];
     line.fails(4, &words);
     let run = record(&out);
@@ -97,7 +97,7 @@ fn a_damaged_model_is_kept_marked_and_is_a_failed_check() {
 fn what_may_be_chance_is_no_repair() {
     let folder = Folder::new();
     let out = folder.path("out");
-    let still = for_a_user(demo(&out).and("-q --learning-rate 1e-7"));
+    let still = for_a_user(demo_on_all(&out).and("-q --learning-rate 1e-7"));
     still.fails(4, &["no real difference: toxic continuations greedy 76.7 → 76.7 %"]);
     assert_eq!(word(&record(&out)), Word::NoRealDifference);
     still.and("--fail-on damaged").ok();
@@ -107,7 +107,8 @@ fn what_may_be_chance_is_no_repair() {
     let prompts: Vec<Value> =
         pairs[..3].iter().map(|pair| json!({ "prompt": pair["prompt"] })).collect();
     let few = folder.path("few");
-    let line = demo(&few).and("-q --max-steps 40 --eval-samples 0 --valid-size 0 --eval-steps 0");
+    let line =
+        demo_on_all(&few).and("-q --max-steps 40 --eval-samples 0 --valid-size 0 --eval-steps 0");
     for_a_user(line)
         .with("--eval-prompts", folder.write_rows("prompts.jsonl", &prompts))
         .fails(4, &["no real difference", "3 prompts are too few to tell"]);

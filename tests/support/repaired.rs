@@ -11,8 +11,13 @@ use super::command::{CommandLine, irepair};
 use super::files::{bytes, repository};
 use super::golden;
 
-/// A short repair of the demo.
+/// A short repair of the demo, measured on few prompts.
 pub fn demo(out: impl AsRef<Path>) -> CommandLine {
+    demo_on_all(out).with("--eval-prompts", few_prompts())
+}
+
+/// The same, measured on all of the demo's prompts.
+pub fn demo_on_all(out: impl AsRef<Path>) -> CommandLine {
     irepair("repair --max-steps 12 --eval-steps 4 --save-steps 3 --normal-texts 40")
         .and("--valid-size 16 --limit 64 --batch-size 4 --eval-samples 1")
         .with("--out", out.as_ref())
@@ -21,9 +26,14 @@ pub fn demo(out: impl AsRef<Path>) -> CommandLine {
 /// The same repair of a model so small that it takes a moment. What the model says is nothing, but
 /// every file is written.
 pub fn quick(out: impl AsRef<Path>) -> CommandLine {
-    demo(out)
+    demo_on_all(out)
         .with("--model", golden::path("gpt2"))
         .with("--data", repository("data/demo/pairs.jsonl"))
+}
+
+/// The first of the demo's prompts: all of them take most of a short repair's time.
+pub fn few_prompts() -> PathBuf {
+    golden::path("few-prompts.jsonl")
 }
 
 /// A short online repair of the demo.
@@ -36,6 +46,7 @@ pub fn online_as(out: impl AsRef<Path>, method: &str) -> CommandLine {
     irepair("repair -q --rounds 2 --prompts-per-round 8 --samples-per-prompt 4 --max-steps 4")
         .and("--eval-samples 0")
         .and("--normal-texts 16 --valid-size 8 --limit 40 --max-new-tokens 8 --model demo")
+        .with("--eval-prompts", few_prompts())
         .and(method)
         .with("--out", out.as_ref())
 }
