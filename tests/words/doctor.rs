@@ -4,7 +4,6 @@ use serde_json::json;
 
 use crate::support::command::irepair;
 use crate::support::files::{Folder, edit_json};
-use crate::support::golden;
 
 #[test]
 fn what_of_a_model_is_understood() {
