@@ -186,8 +186,10 @@ fn an_interrupted_comparison_goes_on() {
     resumed.clone().and("--learning-rate 1e-5").fails(3, &["begun with other settings"]);
     // A kill while weights on the way are evaluated leaves a whole model behind.
     comparison.folder().write("out/scratch/.tmp1/model.safetensors", "left");
+    // So does one while a file is written, in any folder.
+    let half = comparison.folder().write("out/runs/.irepair-0a1b2c", "half a fi");
     resumed.ok();
-    assert!(!comparison.out().join("scratch").exists());
+    assert!(!comparison.out().join("scratch").exists() && !half.exists());
     // The bytes of a run that nobody interrupted.
     let whole = Comparison::new();
     whole.line().and(rows).ok();

@@ -385,6 +385,7 @@ impl ComparisonPlan {
         })?;
         // What a killed comparison left there is as large as models.
         self.remove_scratch();
+        files::sweep(dir).with_context(|| dir.display().to_string())?;
         let scratch = self.scratch();
         std::fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
         files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())

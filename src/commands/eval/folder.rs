@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use crate::bail_input;
 use crate::base::claim::{self, Claim};
 use crate::base::error::Error;
+use crate::base::files;
 use crate::cli::Eval;
 
 pub struct EvaluationFolder {
@@ -104,8 +105,9 @@ impl EvaluationFolder {
             }
         })?;
         let folder = Self { path: path.clone(), replaced, claim: claimed };
-        if !args.resume {
-            claim::empty(&path).map_err(cannot)?;
+        match args.resume {
+            true => files::sweep(&path).map_err(cannot)?,
+            false => claim::empty(&path).map_err(cannot)?,
         }
         std::fs::create_dir_all(path.join(WORK)).map_err(cannot)?;
         Ok(folder)

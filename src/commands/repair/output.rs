@@ -132,17 +132,7 @@ impl Output {
         }
         std::fs::create_dir_all(&dir).map_err(cannot)?;
         if args.resume {
-            // What a run that was killed had begun to write.
-            for folder in [&partial, &dir] {
-                for entry in std::fs::read_dir(folder).map_err(cannot)? {
-                    let entry = entry.map_err(cannot)?;
-                    if entry.file_name().to_string_lossy().starts_with(".tmp")
-                        && entry.path().is_file()
-                    {
-                        std::fs::remove_file(entry.path()).map_err(cannot)?;
-                    }
-                }
-            }
+            files::sweep(&partial).map_err(cannot)?;
         }
         Ok(Self {
             path,

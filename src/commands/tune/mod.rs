@@ -175,6 +175,7 @@ impl Search {
         std::mem::forget(Claim::take(dir, KIND)?);
         std::fs::create_dir_all(dir.join("runs"))
             .with_context(|| format!("--out {}", dir.display()))?;
+        files::sweep(dir).with_context(|| dir.display().to_string())?;
         write_whole(&path, serde_json::to_string_pretty(&self.plan)?.as_bytes())
     }
 
