@@ -140,22 +140,21 @@ shared! {
         max_prompt_length: Option<usize>,
         loss_on: LossOn,
         boundary: Boundary,
+    }
+}
+
+shared! {
+    /// Pairs at a time.
+    BatchWords {
         batch_size: usize,
     }
 }
 
 shared! {
-    /// Which pairs, and how they become tokens.
-    RowWords {
+    /// A model of which no weights are read.
+    NamedModel {
         model: String,
         revision: Option<String>,
-        data: Option<PathBuf>,
-        map: Vec<String>,
-        limit: Option<usize>,
-        max_length: Option<usize>,
-        max_prompt_length: Option<usize>,
-        loss_on: LossOn,
-        boundary: Boundary,
     }
 }
 

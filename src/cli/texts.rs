@@ -6,8 +6,8 @@ use clap::{Args, ValueEnum};
 
 use super::Output;
 use super::shared::{
-    MachineWords, MeasureWords, ModelWords, OneModel, PairWords, PairingWords, RowWords,
-    ScorerWords, WritingWords,
+    BatchWords, MachineWords, MeasureWords, ModelWords, NamedModel, OneModel, PairWords,
+    PairingWords, ScorerWords, WritingWords,
 };
 use crate::eval::ledger::Shard;
 use crate::eval::sources;
@@ -19,6 +19,8 @@ pub struct Sensitivity {
     pub model: ModelWords,
     #[command(flatten)]
     pub pairs: PairWords,
+    #[command(flatten)]
+    pub batch: BatchWords,
     /// Measure so many pairs, drawn at random; 0 = all
     #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Input")]
     pub sample: usize,
@@ -38,7 +40,9 @@ pub struct Sensitivity {
 #[derive(Debug, Args)]
 pub struct Tokens {
     #[command(flatten)]
-    pub rows: RowWords,
+    pub model: NamedModel,
+    #[command(flatten)]
+    pub pairs: PairWords,
     #[command(flatten)]
     pub output: Output,
 }

@@ -66,7 +66,7 @@ const OF_NO_EFFECT: [&str; 17] = [
     "id2label",
     "label2id",
 ];
-const ENDS_OF_NO_EFFECT: [&str; 3] = ["pdrop", "dropout", "_cross_attention_freq"];
+const ENDS_OF_NO_EFFECT: [&str; 2] = ["pdrop", "dropout"];
 
 fn has_no_effect(key: &str) -> bool {
     OF_NO_EFFECT.contains(&key)

@@ -40,7 +40,7 @@ struct BlockSensitivities {
 
 pub fn run(args: &Sensitivity) -> Result<()> {
     let words = &args.pairs;
-    in_range("batch-size", words.batch_size)?;
+    in_range("batch-size", args.batch.batch_size)?;
     for (flag, path) in [("--dump", &args.dump), ("--plot", &args.plot)] {
         if let Some(path) = path {
             super::writable(flag, path)?;
@@ -78,7 +78,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     }
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
     let graph_rows =
-        tokens.chunks(words.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
+        tokens.chunks(args.batch.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
     loaded.check_memory(
         &Passes { graph_rows, ..Passes::default() },
         "lower --batch-size or --max-length",
@@ -89,7 +89,7 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let mut mean = vec![0f64; blocks];
     let mut batches = Vec::new();
     let mut progress = Progress::new("pairs", 0, tokens.len(), args.output.quiet);
-    for pairs in tokens.chunks(words.batch_size) {
+    for pairs in tokens.chunks(args.batch.batch_size) {
         let batch = PairBatch::new(&pairs.iter().collect::<Vec<_>>(), words.loss_on);
         let (found, _) = sensitivity(&loaded.model, &weights, &batch.rejected)?;
         // Errors on a value that is not finite.

@@ -13,22 +13,22 @@ use crate::say;
 use crate::tokens::{Batch, Encoder, Lengths, LossOn, TokenPair};
 
 pub fn run(args: &Tokens) -> Result<()> {
-    let rows = &args.rows;
+    let (model, words) = (&args.model, &args.pairs);
     let on = On {
         device: "cpu",
         dtype: Precision::F32,
         weights_dtype: WeightsDtype::F32,
         threads: None,
     };
-    let loaded = super::open(&rows.model, rows.revision.as_deref(), &on)?;
-    let pairs = super::pairs_of(&rows.model, rows.data.as_deref(), &rows.map, rows.limit)?;
+    let loaded = super::open(&model.model, model.revision.as_deref(), &on)?;
+    let pairs = super::pairs_of(&model.model, words.data.as_deref(), &words.map, words.limit)?;
     let context = loaded.model.sizes().context;
-    let lengths = Lengths::within(context, rows.max_length, rows.max_prompt_length)?;
-    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, rows.boundary)?;
+    let lengths = Lengths::within(context, words.max_length, words.max_prompt_length)?;
+    let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, words.boundary)?;
     for (pair, tokens) in pairs.iter().zip(&tokens) {
         match args.output.json {
-            true => print::json(&as_json(pair, tokens, rows.loss_on))?,
-            false => show(&loaded.encoder, pair, tokens, rows.loss_on)?,
+            true => print::json(&as_json(pair, tokens, words.loss_on))?,
+            false => show(&loaded.encoder, pair, tokens, words.loss_on)?,
         }
     }
     if !args.output.quiet {

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use crate::support::command::{CommandLine, irepair, ok, stderr};
 use crate::support::comparison::{Comparison, cell, tables_are_of_the_record};
-use crate::support::files::{Folder, bytes, edit_json, json, read, rows, rows_of};
+use crate::support::files::{Folder, bytes, edit_json, json, read, repository, rows, rows_of};
 use crate::support::golden;
+use crate::support::repaired::record;
 use crate::support::tensors::close;
 
 /// Mean and standard error of a figure over the runs of a row, computed anew.
@@ -369,4 +370,27 @@ fn a_change_is_measured_along_its_scale() {
     assert!(read(out.join("scales.svg")).contains("irepair × 0.5"));
     assert!(page_of(&out, &out.join("page.html")).contains("along the scale"));
     comparison.line().and("--methods irepair --scales 0").fails(3, &["--scales 0"]);
+}
+
+/// Given pairs and prompts, each method learns from its own.
+#[test]
+fn pairs_and_prompts_go_to_the_methods_that_learn_from_them() {
+    let comparison = Comparison::new();
+    let line = |methods: &str| {
+        irepair("compare --model demo --max-steps 2 --checkpoint-steps 0 --eval-steps 0 -q")
+            .and("--normal-texts 16 --valid-size 8 --limit 40 --rounds 1 --prompts-per-round 8")
+            .and("--samples-per-prompt 8 --max-new-tokens 8")
+            .with("--methods", methods)
+            .with("--data", comparison.folder().path("pairs.jsonl"))
+            .with("--prompts", repository("data/demo/prompts.jsonl"))
+            .with("--eval-prompts", comparison.folder().path("prompts.jsonl"))
+            .with("--out", comparison.out())
+    };
+    let text = line("dapt,online-dpo+kl").ok();
+    assert!(text.contains("Least toxicity: "), "{text}");
+    let run = |name: &str| record(&comparison.out().join(format!("runs/{name}-seed42")));
+    let (pairs, online) = (run("dapt"), run("online-dpo+kl"));
+    assert!(pairs.settings.prompts.is_none() && pairs.data.pairs > 0 && pairs.data.prompts == 0);
+    assert!(online.settings.data.is_none() && online.data.prompts > 0);
+    assert_eq!(online.settings.samples_per_prompt, 8);
 }

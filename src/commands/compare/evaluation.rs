@@ -13,7 +13,7 @@ use crate::base::files;
 use crate::checkpoint;
 use crate::checkpoint::Checkpoint;
 use crate::commands::child::{Child, Countdown, Outcome, several};
-use crate::commands::eval::folder::{RESULTS, is_begun};
+use crate::commands::eval::folder::{is_begun, is_finished};
 use crate::commands::eval::join::together;
 use crate::commands::eval::results::{OnModel, Results};
 use crate::report::comparison::{Asked, ComparedFigure, MethodRow};
@@ -26,11 +26,6 @@ pub struct Evaluations<'a> {
     pub plan: &'a ComparisonPlan,
     pub dir: &'a Path,
     pub quiet: bool,
-}
-
-/// Whether an evaluation is finished: one that was killed at its very end still has its work there.
-fn is_done(dir: &Path) -> bool {
-    dir.join(RESULTS).is_file() && !is_begun(dir)
 }
 
 impl Evaluations<'_> {
@@ -136,7 +131,7 @@ impl Evaluations<'_> {
         // name.
         let (sha256, hash) = (dir.join("state.sha256"), files::hash_file(&weights.path)?);
         let is_same = files::read_text(&sha256).is_ok_and(|old| old == hash);
-        if is_done(&dir) && is_same {
+        if is_finished(&dir) && is_same {
             countdown.pass();
             return Ok(Ok(dir));
         }
@@ -167,7 +162,7 @@ impl Evaluations<'_> {
         asked: &[String],
     ) -> Result<Result<PathBuf, String>> {
         let out = self.dir.join("eval").join(name);
-        if is_done(&out) {
+        if is_finished(&out) {
             // The hash tells whether someone has put other weights in the run's place.
             let hash = if model == self.plan.base.model {
                 self.plan.base.sha256.clone()

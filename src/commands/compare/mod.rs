@@ -177,7 +177,8 @@ fn finished(plan: &ComparisonPlan, dir: &Path) -> Result<RunRecord> {
 /// Errors (bad input) before anything is made, if a finished block-level run learned from other
 /// pairs than the others did or will.
 fn same_data(plan: &ComparisonPlan, dirs: &[PathBuf], records: &[RunRecord]) -> Result<()> {
-    let by_pairs = || dirs.iter().zip(records).filter(|(_, record)| record.edits.is_none());
+    let learns_from_pairs = |r: &RunRecord| r.edits.is_none() && r.data.prompts == 0;
+    let by_pairs = || dirs.iter().zip(records).filter(|(_, record)| learns_from_pairs(record));
     let Some((first, record)) = by_pairs().next() else { return Ok(()) };
     if let Some((dir, _)) = by_pairs().find(|(_, r)| r.data.sha256 != record.data.sha256) {
         bail_input!(
@@ -197,13 +198,14 @@ fn same_data(plan: &ComparisonPlan, dirs: &[PathBuf], records: &[RunRecord]) -> 
     }
 }
 
-/// Errors (bad input) if block-level runs learned from different pairs, or neuron-level runs from
-/// different targets.
+/// Errors (bad input) if block-level runs learned from different pairs or sampled from different
+/// prompts, or neuron-level runs learned from different targets.
 fn same_pairs(rows: &[MethodRow]) -> Result<()> {
     let made: Vec<&FinishedRun> =
         rows.iter().flat_map(|row| &row.runs).filter_map(|run| run.made.as_ref()).collect();
     for run in &made {
-        let alike = |first: &&&FinishedRun| first.neurons.is_some() == run.neurons.is_some();
+        let kind = |run: &FinishedRun| (run.neurons.is_some(), run.prompts > 0);
+        let alike = |first: &&&FinishedRun| kind(first) == kind(run);
         if let Some(first) =
             made.iter().find(alike).filter(|first| first.data_sha256 != run.data_sha256)
         {

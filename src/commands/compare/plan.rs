@@ -227,7 +227,8 @@ impl ComparisonPlan {
             Some((.., first)) if args.seeds.is_empty() => vec![first.seed],
             _ => args.seeds.clone(),
         };
-        let data_sha256 = match on_failures || rows.is_empty() {
+        let from_prompts = shared.recipe().is_some_and(|recipe| recipe.online);
+        let data_sha256 = match on_failures || rows.is_empty() || from_prompts {
             true => None,
             false => Some(read_data(&shared)?.sha256),
         };

@@ -29,7 +29,13 @@ pub fn is_begun(path: &Path) -> bool {
     claim::is_ours(path, KIND) && path.join(WORK).is_dir()
 }
 
-/// Whether a folder holds a finished evaluation.
+/// Whether a folder holds a finished evaluation, and nothing of an unfinished one: a kill at the
+/// very end leaves both.
+pub fn is_finished(path: &Path) -> bool {
+    is_done(path) && !is_begun(path)
+}
+
+/// Whether a folder holds the results of an evaluation.
 fn is_done(path: &Path) -> bool {
     claim::is_record(&path.join(RESULTS))
 }

@@ -134,7 +134,7 @@ fn step_seconds(
     let first = step()?;
     // What is done once only should not count; a long step is measured once.
     let seconds = if first < 2.0 { step()?.min(first) } else { first };
-    let middle = (recipe.select.name != "all").then_some(model.sizes().blocks / 2);
+    let middle = recipe.select.ranks.then_some(model.sizes().blocks / 2);
     let work = Work {
         tokens: [pairs.chosen.packed.ids.len(), pairs.rejected.packed.ids.len(), normal.ids.len()],
         counted: [pairs.chosen.rows.len(), pairs.rejected.rows.len(), normal.ids.len()],

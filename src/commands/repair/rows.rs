@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::Loaded;
 use crate::base::files;
 use crate::checkpoint::hub::{commit_of, rows_path};
+use crate::commands::pairs_of;
 use crate::data::demo;
 use crate::data::split::split;
 use crate::eval::toxicity::{self, Prompt, Protocol};
@@ -127,7 +128,7 @@ pub fn lengths(settings: &RepairSettings, loaded: &Loaded) -> Result<Lengths> {
     Lengths::within(loaded.model.sizes().context, settings.max_length, settings.max_prompt_length)
 }
 
-/// The pairs that the settings name.
+/// Pairs that were read.
 pub struct Read {
     pub pairs: Vec<data::Pair>,
     /// SHA-256 over their texts.
@@ -136,19 +137,11 @@ pub struct Read {
     commit: Option<String>,
 }
 
+/// The pairs that the settings name.
 pub fn read_data(settings: &RepairSettings) -> Result<Read> {
-    let (pairs, commit) = match &settings.data {
-        Some(path) => {
-            let map = data::parse_map(&settings.map)?;
-            let path = rows_path(path)?;
-            (data::read_pairs(&path, &map, settings.limit)?, commit_of(&path))
-        }
-        None => {
-            let mut pairs = data::parse_pairs("demo pairs", demo::PAIRS)?;
-            pairs.truncate(settings.limit.unwrap_or(usize::MAX));
-            (pairs, None)
-        }
-    };
+    let path = settings.data.as_deref().map(rows_path).transpose()?;
+    let commit = path.as_deref().and_then(commit_of);
+    let pairs = pairs_of(&settings.model, path.as_deref(), &settings.map, settings.limit)?;
     let texts = pairs.iter().flat_map(|p| [&p.prompt, &p.chosen, &p.rejected].map(String::as_str));
     let sha256 = files::hash_texts(texts);
     Ok(Read { pairs, sha256, commit })

@@ -98,6 +98,7 @@ impl Pace {
         Phase::new(format!("{texts} normal texts"), self.texts(texts, WRITTEN_TOKENS))
     }
 
+    /// Seconds that so many tokens take to be read.
     pub fn read(&self, tokens: usize) -> f64 {
         tokens as f64 * self.read
     }

@@ -75,6 +75,9 @@ pub struct MethodRun {
 pub struct FinishedRun {
     pub dir: PathBuf,
     pub data_sha256: String,
+    /// Prompts that texts were sampled from; 0: the run learned from pairs of a file, or targets.
+    #[serde(default)]
+    pub prompts: usize,
     pub steps: usize,
     /// The step whose weights were kept.
     pub kept_step: usize,
@@ -229,6 +232,7 @@ impl MethodRun {
         let made = FinishedRun {
             dir: dir.to_owned(),
             data_sha256: record.data.sha256.clone(),
+            prompts: record.data.prompts,
             steps: record.steps,
             kept_step: record.kept_step,
             stopped: record.stopped.clone(),

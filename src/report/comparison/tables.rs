@@ -326,6 +326,7 @@ mod tests {
         let made = FinishedRun {
             dir: format!("seed{seed}").into(),
             data_sha256: String::new(),
+            prompts: 0,
             steps: 4,
             kept_step: 4,
             stopped: "all steps made".into(),

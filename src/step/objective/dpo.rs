@@ -117,6 +117,28 @@ pub(super) fn sequence_logps(
     Ok(Tensor::stack(&sums, 0)?)
 }
 
+/// What the patient makes of the responses of a batch, beside the reference.
+pub(super) struct Ratios {
+    /// log π(y|x) of each response, on the view's graph.
+    pub logps: Tensor,
+    /// log π(y|x) − log ref(y|x) of each.
+    pub values: Vec<f64>,
+}
+
+/// The log-ratios of the responses of a batch without forks.
+pub(super) fn ratios(input: &StepInput, view: &View, batch: &Batch) -> Result<Ratios> {
+    let frozen = Reference::beside(input.model, input.weights, view)?;
+    let begun = frozen.begin(&batch.packed)?;
+    // The reference first: it needs no graph.
+    let ref_h = frozen.go_on(&frozen.view, &batch.packed, begun.as_ref())?;
+    let reference = numbers(&sequence_logps(input.model, &frozen.view, batch, &ref_h)?)?;
+    drop(ref_h);
+    let h = frozen.go_on(view, &batch.packed, begun.as_ref())?;
+    let logps = sequence_logps(input.model, view, batch, &h)?;
+    let values = numbers(&logps)?.into_iter().zip(reference).map(|(own, base)| own - base);
+    Ok(Ratios { values: values.collect(), logps })
+}
+
 /// In one copy from the device.
 pub(super) fn numbers(values: &Tensor) -> Result<Vec<f64>> {
     Ok(values.detach().to_vec1::<f32>()?.into_iter().map(f64::from).collect())

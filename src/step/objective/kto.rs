@@ -9,41 +9,20 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::dpo::{numbers, sequence_logps};
-use super::reference::Reference;
+use super::dpo::{Ratios, numbers, ratios};
 use super::{Evaluated, Objective, Take};
 use crate::model::loss;
-use crate::model::weights::View;
+use crate::model::weights::{View, Who};
 use crate::slice::input::{StepInput, Whole};
-use crate::tokens::Batch;
 
 pub struct Kto {
     beta: f64,
-}
-
-/// log π(y|x) of each response on the view's graph, and r of each.
-struct Ratios {
-    logps: Tensor,
-    ratios: Vec<f64>,
 }
 
 impl Kto {
     pub fn new(beta: f64) -> Self {
         Self { beta }
     }
-}
-
-fn ratios(input: &StepInput, view: &View, batch: &Batch) -> Result<Ratios> {
-    let frozen = Reference::beside(input.model, input.weights, view)?;
-    let begun = frozen.begin(&batch.packed)?;
-    // The reference first: it needs no graph.
-    let ref_h = frozen.go_on(&frozen.view, &batch.packed, begun.as_ref())?;
-    let reference = numbers(&sequence_logps(input.model, &frozen.view, batch, &ref_h)?)?;
-    drop(ref_h);
-    let h = frozen.go_on(view, &batch.packed, begun.as_ref())?;
-    let logps = sequence_logps(input.model, view, batch, &h)?;
-    let ratios = numbers(&logps)?.into_iter().zip(reference).map(|(own, base)| own - base);
-    Ok(Ratios { ratios: ratios.collect(), logps })
 }
 
 impl Objective for Kto {
@@ -59,8 +38,8 @@ impl Objective for Kto {
         let z = match strangers.counts.len() {
             0 => 0.0,
             n => {
-                let still = input.weights.frozen(crate::model::weights::Who::Patient)?;
-                let found = ratios(input, &still, strangers)?.ratios;
+                let still = input.weights.frozen(Who::Patient)?;
+                let found = ratios(input, &still, strangers)?.values;
                 (found.iter().sum::<f64>() / n as f64).max(0.0)
             }
         };
@@ -70,12 +49,12 @@ impl Objective for Kto {
             if batch.counts.is_empty() {
                 continue;
             }
-            let Ratios { logps, ratios } = ratios(input, view, batch)?;
+            let Ratios { logps, values } = ratios(input, view, batch)?;
             if sign > 0.0 {
                 let sum = numbers(&logps)?.iter().sum::<f64>();
                 nll = Some(-sum / whole.chosen.max(1) as f64);
             }
-            let slopes = ratios.iter().map(|ratio| {
+            let slopes = values.iter().map(|ratio| {
                 // 1 − σ(x) = σ(−x), whose slope by x is −σ(x)·σ(−x).
                 let above = beta * sign * (ratio - z);
                 value += loss::sigmoid(-above) / all;

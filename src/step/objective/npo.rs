@@ -5,8 +5,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::dpo::{numbers, sequence_logps};
-use super::reference::Reference;
+use super::dpo::{Ratios, ratios};
 use super::{Evaluated, Objective, Take};
 use crate::model::loss;
 use crate::model::weights::View;
@@ -31,18 +30,10 @@ impl Objective for Npo {
         take: &mut Take,
     ) -> Result<Evaluated> {
         let (beta, rows) = (self.beta, whole.pairs as f64);
-        let batch = &input.pairs.rejected;
-        let frozen = Reference::beside(input.model, input.weights, view)?;
-        let begun = frozen.begin(&batch.packed)?;
-        // The reference first: it needs no graph.
-        let ref_h = frozen.go_on(&frozen.view, &batch.packed, begun.as_ref())?;
-        let reference = numbers(&sequence_logps(input.model, &frozen.view, batch, &ref_h)?)?;
-        drop(ref_h);
-        let h = frozen.go_on(view, &batch.packed, begun.as_ref())?;
-        let logps = sequence_logps(input.model, view, batch, &h)?;
-        let (mut value, mut slopes) = (0f64, Vec::with_capacity(reference.len()));
-        for (logp, reference) in numbers(&logps)?.into_iter().zip(reference) {
-            let above = beta * (logp - reference);
+        let Ratios { logps, values } = ratios(input, view, &input.pairs.rejected)?;
+        let (mut value, mut slopes) = (0f64, Vec::with_capacity(values.len()));
+        for ratio in values {
+            let above = beta * ratio;
             value += 2.0 / beta * loss::softplus(above) / rows;
             slopes.push((2.0 * loss::sigmoid(above) / rows) as f32);
         }
