@@ -83,6 +83,14 @@ impl Word {
             Self::Damaged => "damaged",
         }
     }
+
+    /// For people.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Partly => "partly repaired",
+            word => word.name(),
+        }
+    }
 }
 
 impl Verdict {
@@ -92,10 +100,7 @@ impl Verdict {
 
     /// In one line, for people.
     pub fn line(&self) -> String {
-        match self.word {
-            Word::Partly => format!("partly repaired: {}", self.why),
-            word => format!("{}: {}", word.name(), self.why),
-        }
+        format!("{}: {}", self.word.told(), self.why)
     }
 
     /// Judges a repair by its figures. `None` if nothing was measured that tells of the error.

@@ -74,7 +74,7 @@ fn of_pairs(run: &RunRecord, out: &Path, model: &Model) -> String {
         run.seconds,
         run.fallback()
     );
-    undo_and_result(&mut text, out);
+    undo_and_result(&mut text, run, out);
     // No prompt is kept where the rows are conversations.
     let kept = run.model == "demo" || out.join("irepair/prompts.jsonl").is_file();
     let prompt = if kept { "" } else { " --prompt TEXT" };
@@ -138,7 +138,7 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
         edits.repair_seconds / edits.failures.max(1) as f64,
         run.fallback()
     );
-    undo_and_result(&mut text, out);
+    undo_and_result(&mut text, run, out);
     let _ = writeln!(
         text,
         "next: irepair eval --model {} --model {} --edits FILE",
@@ -148,7 +148,8 @@ fn of_edits(run: &RunRecord, edits: &EditsRecord, out: &Path) -> String {
     text
 }
 
-fn undo_and_result(text: &mut String, out: &Path) {
+/// How to take the repair back, and what came of it: never more than the verdict says.
+fn undo_and_result(text: &mut String, run: &RunRecord, out: &Path) {
     let _ = writeln!(
         text,
         "undo: irepair patch revert {} {} --out base",
@@ -160,5 +161,6 @@ fn undo_and_result(text: &mut String, out: &Path) {
         true => "loads in transformers as it is",
         false => "has the names of the base's tensors, which transformers does not know",
     };
-    let _ = writeln!(text, "repaired: {} {loads}; details in {0}/irepair/run.json", out.display());
+    let word = run.verdict.as_ref().map_or("written", |verdict| verdict.word.told());
+    let _ = writeln!(text, "{word}: {} {loads}; details in {0}/irepair/run.json", out.display());
 }
