@@ -9,7 +9,8 @@ use irepair::model::kernels::linear::{direct_square, gram_square};
 use irepair::model::kernels::matmul::{Mat, large_product};
 use irepair::model::layers;
 use irepair::model::layers::{
-    Activation, AttentionShape, Bias, Fused, Orientation, Pass, Rotary, Which,
+    Activation, AttentionShape, Bias, Fused, Head, Logits, Orientation, Pass, RmsNorm, Rotary,
+    Which,
 };
 use irepair::model::precision::Precision;
 use irepair::model::weights::{Kernels, Sublayer, TensorSpec, View, Want, Weights, Who};
@@ -85,8 +86,15 @@ fn store(params: &[(&str, &[usize])], kernels: Kernels) -> Weights {
 fn layer_passes(c: &mut Criterion) {
     const C: usize = 768;
     let packed = Packed::new([&[1u32; 64][..]; 4]);
-    let shape =
-        AttentionShape { heads: 12, kv_heads: 12, head_dim: 64, scale: 0.125, window: None };
+    const HEAD: Head = Head { weight: "head", logits: Logits::PLAIN };
+    let shape = AttentionShape {
+        heads: 12,
+        kv_heads: 12,
+        head_dim: 64,
+        scale: 0.125,
+        window: None,
+        cap: None,
+    };
     let grouped = AttentionShape { kv_heads: 3, ..shape };
     let local = AttentionShape { window: Some(16), ..shape };
     let targets: Vec<u32> = (0..256).map(|i| i * 190).collect();
@@ -118,7 +126,7 @@ fn layer_passes(c: &mut Criterion) {
             "RMSNorm",
             vec![("n.weight", &[C])],
             C,
-            Box::new(|v, x| layers::rms_norm(v, "n", 1e-5, x)),
+            Box::new(|v, x| RmsNorm { epsilon: 1e-5, offset: 0.0 }.apply(v, "n", x)),
         ),
         ("rotary", vec![], C, Box::new(|v, x| layers::rotate(v, &rotary, Which::ALL, x, &pass()))),
         (
@@ -151,13 +159,13 @@ fn layer_passes(c: &mut Criterion) {
             "log p of tokens",
             vec![("head", &[50257, C])],
             C,
-            Box::new(|v, x| layers::token_logp(v, "head", x, &packed.all_rows(), &targets)),
+            Box::new(|v, x| layers::token_logp(v, HEAD, x, &packed.all_rows(), &targets)),
         ),
         (
             "KL",
             vec![("head", &[50257, C])],
             C,
-            Box::new(|v, x| layers::kl(v, v, "head", x, &ref_h, &packed.all_rows())),
+            Box::new(|v, x| layers::kl(v, v, HEAD, x, &ref_h, &packed.all_rows())),
         ),
     ];
     for (name, params, width, layer) in &cases {

@@ -33,8 +33,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import (AutoModelForCausalLM, GPT2Config, GPTNeoConfig, GPTNeoXConfig, LlamaConfig, MistralConfig,
-                          PreTrainedTokenizerFast, Qwen2Config, Qwen3Config)
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoConfig, GPTNeoXConfig,
+                          GraniteConfig, LlamaConfig, MistralConfig, Olmo2Config, Olmo3Config, Phi3Config,
+                          PreTrainedTokenizerFast, Qwen2Config, Qwen3Config, SmolLM3Config)
 
 import irepair_ref as ref
 
@@ -102,8 +103,40 @@ CHECKPOINTS = {
         **LLAMA, tie_word_embeddings=True, use_sliding_window=True, sliding_window=4, max_window_layers=1)),
     # Norms over the heads; half precision.
     "qwen3": dict(seed=60, dtype=torch.float16, config=Qwen3Config(**LLAMA, head_dim=6)),
+    # Both soft caps at work, heads wider than their share, windows in the first and third layer, a scale of its own.
+    "gemma2": dict(seed=20, config=Gemma2Config(
+        **LLAMA, pad_token_id=None, head_dim=6, sliding_window=4, query_pre_attn_scalar=5, attn_logit_softcapping=1.5,
+        final_logit_softcapping=3.0)),
+    # Sliding layers with rotary positions of their own, a linear scaling of the others, a cap on the logits besides.
+    "gemma3": dict(seed=2, config=Gemma3TextConfig(
+        **{**LLAMA, "num_key_value_heads": 1}, pad_token_id=None, head_dim=6, sliding_window=4, query_pre_attn_scalar=7,
+        final_logit_softcapping=6.0, layer_types=["sliding_attention", "full_attention", "sliding_attention"], rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}})),
+    # The second layer has no rotary positions, and a window; half precision.
+    "smollm3": dict(seed=1, dtype=torch.float16, config=SmolLM3Config(
+        **LLAMA, pad_token_id=None, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0})),
+    # Norms after the sublayers, over queries and keys as a whole; a head of its own, biases, two shards.
+    "olmo2": dict(seed=1, shard="48KB", config=Olmo2Config(**LLAMA, pad_token_id=None, attention_bias=True)),
+    # Three layers that slide and one that does not, whose positions are scaled by YaRN; as on the hub.
+    "olmo3": dict(seed=8, dtype=torch.bfloat16, config=Olmo3Config(
+        **{**LLAMA, "num_hidden_layers": 4}, pad_token_id=None, sliding_window=4), old={
+            "rope_theta": 500000.0, "rope_scaling": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 8.0}}),
+    # Every factor, biases, a tied head.
+    "granite": dict(seed=1, config=GraniteConfig(
+        **LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, embedding_multiplier=1.5, logits_scaling=1.25,
+        residual_multiplier=0.7, attention_multiplier=0.4)),
+    # Fused projections, half of each head turned, LongRoPE, a window in every layer.
+    "phi3": dict(seed=1, config=Phi3Config(
+        **{**LLAMA, "hidden_size": 32, "max_position_embeddings": 256}, pad_token_id=None, sliding_window=9,
+        original_max_position_embeddings=64, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.5, "short_factor": [1.25, 2.5],
+            "long_factor": [3.0, 9.0]})),
 }
-GENERATE = ("gpt2", "gpt-neo", "gpt-neox", "llama", "mistral", "qwen2", "qwen3")
+GENERATE = ("gpt2", "gpt-neo", "gpt-neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "olmo2",
+            "olmo3", "granite", "phi3")
 
 
 def write_json(path, value):
@@ -141,7 +174,8 @@ def randomize(model, seed):
             if name.endswith("bias"):
                 p.copy_(0.1 * draw)
             elif ".ln_" in name or "norm" in name:
-                p.copy_(1 + 0.2 * draw)
+                # Gemma stores what its weights have above 1.
+                p.copy_((0 if model.config.model_type.startswith("gemma") else 1) + 0.2 * draw)
             else:
                 p.copy_((attention if "attn." in name or "attention." in name else 0.2 if ".mlp." in name else embedding) * draw)
 
@@ -263,6 +297,7 @@ def weights_gap(single, double, folder):
             d[third:2 * third] = 0
         if name.endswith("query_key_value.bias"):
             d.view(single.config.num_attention_heads, 3, -1)[:, 1] = 0
+        assert d.isfinite().all(), f"{folder}: {name}"
         worst = max(worst, float(d.max()))
     return worst
 
@@ -311,12 +346,15 @@ def expect(folder, tokenizer):
 
 
 def in_double(work):
-    """Run with `Tensor.float` meaning double: the reference casts logits to single before the softmax."""
+    """Run with `Tensor.float` meaning double: the reference casts logits to single before the softmax. So does eager
+    attention of transformers, where the mask's lowest double would become an infinity."""
     single, torch.Tensor.float = torch.Tensor.float, torch.Tensor.double
+    softmax = torch.nn.functional.softmax
+    torch.nn.functional.softmax = lambda x, dim=None, dtype=None: softmax(x, dim=dim)
     try:
         return work()
     finally:
-        torch.Tensor.float = single
+        torch.Tensor.float, torch.nn.functional.softmax = single, softmax
 
 
 def sensitivity_f64(exact, bad):

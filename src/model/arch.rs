@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::config::Config;
-use super::layers::{Orientation, Pass};
+use super::layers::{Logits, Orientation, Pass};
 use super::weights::{TensorSpec, View};
 use crate::tokens::Packed;
 use crate::tokens::folder::Usual;
@@ -90,6 +90,10 @@ pub trait Decoder: Send + Sync {
     fn finish(&self, view: &View, h: &Tensor) -> Result<Tensor>;
     /// Name of the output head's weight (V,C); the embedding's where they are tied.
     fn head(&self) -> &str;
+    /// What is made of the head's products.
+    fn logits(&self) -> Logits {
+        Logits::PLAIN
+    }
     /// The MLP, where what it puts out is one matrix times its hidden units (gated or not).
     fn mlp(&self) -> Option<Mlp> {
         None

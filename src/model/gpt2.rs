@@ -102,7 +102,14 @@ impl Gpt2 {
         if self.scale_by_block {
             scale /= (index + 1) as f32;
         }
-        AttentionShape { heads: self.heads, kv_heads: self.heads, head_dim, scale, window: None }
+        AttentionShape {
+            heads: self.heads,
+            kv_heads: self.heads,
+            head_dim,
+            scale,
+            window: None,
+            cap: None,
+        }
     }
 }
 

@@ -195,6 +195,7 @@ impl Decoder for GptNeo {
             head_dim: self.sizes.channels / self.heads,
             scale: 1.0,
             window: self.windows[index],
+            cap: None,
         };
         let x = layers::attention(view, shape, &q, &k, &v, pass)?;
         let output = name("attn.attention.out_proj");

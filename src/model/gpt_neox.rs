@@ -5,10 +5,11 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::arch::{Architecture, Decoder, Mlp, Names, Sizes};
-use super::config::{Beside, Config};
+use super::config::Config;
 use super::layers;
 use super::layers::Orientation::OutIn;
 use super::layers::{Activation, AttentionShape, Bias, Fused, Pass, Rotary, Which};
+use super::rope::{Extent, Rope};
 use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::tokens::Packed;
 use crate::tokens::folder::Usual;
@@ -65,7 +66,12 @@ fn parse(config: &Config) -> Result<Box<dyn Decoder>> {
     let heads = config.size_or_none("num_attention_heads")?.unwrap_or(64);
     let head_dim = config.divide(channels, heads, "heads")?;
     let context = config.size_or_none("max_position_embeddings")?.unwrap_or(2048);
-    let beside = Beside { theta: "rotary_emb_base", part: "rotary_pct", all: 0.25 };
+    let rope = Rope {
+        theta: ("rotary_emb_base", 10000.0),
+        part: Some(("rotary_pct", 0.25)),
+        ..Rope::USUAL
+    };
+    let (rotary, context) = rope.of_all(config, Extent { head_dim, context })?;
     let bias = if config.flag_or("attention_bias", true)? { Bias::Yes } else { Bias::No };
     Ok(Box::new(GptNeox {
         sizes: Sizes {
@@ -80,11 +86,12 @@ fn parse(config: &Config) -> Result<Box<dyn Decoder>> {
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
             window: None,
+            cap: None,
         },
         inner: config.size_or_none("intermediate_size")?.unwrap_or(24_576),
         epsilon: config.epsilon_or("layer_norm_eps", 1e-5)?,
         activation: config.activation_or("hidden_act", "gelu")?,
-        rotary: config.rotary_beside(&beside, head_dim, context)?,
+        rotary,
         parallel: config.flag_or("use_parallel_residual", true)?,
         bias,
         tied: config.flag_or("tie_word_embeddings", false)?,

@@ -7,6 +7,8 @@ use candle_core::{D, DType, Device, Tensor};
 
 pub use super::kernels::activation::Activation;
 pub use super::kernels::attention::{AttentionShape, Fused};
+use super::kernels::head::HeadKind;
+pub use super::kernels::head::Logits;
 pub use super::kernels::linear::Orientation;
 pub use super::kernels::rotary::{Rotary, Which};
 use super::kernels::{activation, attention, embedding, head, linear, norm, rotary};
@@ -62,6 +64,7 @@ pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result
             weight,
             bias: Some(bias),
             epsilon: epsilon as f32,
+            offset: 0.0,
         })?);
     }
     if fused(x, &weight) {
@@ -75,19 +78,35 @@ pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result
     Ok(candle_nn::ops::layer_norm_slow(x, &weight.tensor, &bias.tensor, epsilon as f32)?)
 }
 
-/// RMSNorm with `PREFIX.weight` (D) of every D columns of x: (N, heads·D) → (N, heads·D).
-pub fn rms_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result<Tensor> {
-    let weight = view.param(&format!("{prefix}.weight"))?;
-    if view.kernels() == Kernels::Cpu {
-        return Ok(x.apply_op1(norm::Norm { weight, bias: None, epsilon: epsilon as f32 })?);
+/// The numbers of an RMSNorm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RmsNorm {
+    pub epsilon: f64,
+    /// What is added to the stored weight: 1 where it is what the factor has above 1 (Gemma).
+    pub offset: f64,
+}
+
+impl RmsNorm {
+    /// With `PREFIX.weight` (D), of every D columns of x: (N, heads·D) → (N, heads·D).
+    pub fn apply(self, view: &View, prefix: &str, x: &Tensor) -> Result<Tensor> {
+        let Self { epsilon, offset } = self;
+        let weight = view.param(&format!("{prefix}.weight"))?;
+        if view.kernels() == Kernels::Cpu {
+            let (epsilon, offset) = (epsilon as f32, offset as f32);
+            return Ok(x.apply_op1(norm::Norm { weight, bias: None, epsilon, offset })?);
+        }
+        let factor = match offset {
+            0.0 => weight.tensor.clone(),
+            _ => (&weight.tensor + offset)?,
+        };
+        let rows = x.reshape(((), factor.dims1()?))?;
+        if fused(x, &weight) {
+            let y = candle_nn::ops::rms_norm(&rows.contiguous()?, &factor, epsilon as f32)?;
+            return Ok(y.reshape(x.shape())?);
+        }
+        let scale = (rows.sqr()?.mean_keepdim(1)? + epsilon)?.sqrt()?;
+        Ok(rows.broadcast_div(&scale)?.broadcast_mul(&factor)?.reshape(x.shape())?)
     }
-    let rows = x.reshape(((), weight.tensor.dims1()?))?;
-    if fused(x, &weight) {
-        return Ok(candle_nn::ops::rms_norm(&rows.contiguous()?, &weight.tensor, epsilon as f32)?
-            .reshape(x.shape())?);
-    }
-    let scale = (rows.sqr()?.mean_keepdim(1)? + epsilon)?.sqrt()?;
-    Ok(rows.broadcast_div(&scale)?.broadcast_mul(&weight.tensor)?.reshape(x.shape())?)
 }
 
 /// Whether a linear layer has a `PREFIX.bias`.
@@ -189,6 +208,16 @@ pub fn activate_gated(view: &View, kind: Activation, gate: &Tensor, up: &Tensor)
     Ok((activate(view, kind, gate)? * up)?)
 }
 
+/// `f(gate) ∘ up` of both side by side: (N, 2·inner) → (N, inner), gates first.
+pub fn activate_gated_fused(view: &View, kind: Activation, both: &Tensor) -> Result<Tensor> {
+    if view.kernels() == Kernels::Cpu {
+        return Ok(both.apply_op1(activation::FusedGated(kind))?);
+    }
+    let inner = both.dim(1)? / 2;
+    let [gate, up] = [0, inner].map(|first| both.narrow(1, first, inner));
+    Ok((activate(view, kind, &gate?.contiguous()?)? * up?)?)
+}
+
 /// Queries or keys turned by the angles of their positions: (N, heads·D) → (N, heads·D). Where they
 /// lie in one tensor with the values, `which` says so, and those are left as they are.
 pub fn rotate(
@@ -203,7 +232,7 @@ pub fn rotate(
         let (turns, positions) = (rotary.turns(positions), positions.clone());
         return Ok(x.apply_op1(rotary::Rotate { turns, pairs, head_dim, which, positions })?);
     }
-    let [cosines, sines] = pass.turns(rotary, x.device())?;
+    let [cosines, sines] = &pass.turns(rotary, x.device())?;
     let heads = x.reshape((positions.len(), (), which.of, head_dim))?;
     let turned = heads.narrow(2, 0, which.turned)?;
     let (x1, x2) = (turned.narrow(3, 0, pairs)?, turned.narrow(3, pairs, pairs)?);
@@ -272,20 +301,56 @@ fn attention_composed(shape: AttentionShape, qkv: [&Tensor; 3], pass: &Pass) -> 
     padded::attention(shape, qkv, padded, cache.as_deref_mut())
 }
 
-/// log p(target) at the given rows of the hidden states (N,C): (n). Head weight `name` (V,C).
+/// The output head: the name of its weight (V,C), and what is made of its products.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    pub weight: &'a str,
+    pub logits: Logits,
+}
+
+impl Head<'_> {
+    fn kernel(self, weight: Param, h: &Tensor, rows: &[u32], kind: HeadKind) -> Result<Tensor> {
+        let op = head::Head::new(weight, rows.to_vec(), kind, self.logits, h.track_op());
+        Ok(h.apply_op1(op)?)
+    }
+
+    /// Logits of the products z.
+    fn logits_of(self, z: Tensor) -> Result<Tensor> {
+        let Logits { scale, cap } = self.logits;
+        let z = if scale == 1.0 { z } else { (z * f64::from(scale))? };
+        Ok(match cap.map(f64::from) {
+            Some(cap) => ((z / cap)?.tanh()? * cap)?,
+            None => z,
+        })
+    }
+
+    /// Log-probabilities of all tokens at these rows: (n,V).
+    fn composed(
+        self,
+        weight: &Tensor,
+        h: &Tensor,
+        rows: &[u32],
+        precision: Precision,
+    ) -> Result<Tensor> {
+        let index = Tensor::from_slice(rows, rows.len(), h.device())?;
+        let z = matmul(&h.index_select(&index, 0)?, &weight.t()?, precision)?;
+        Ok(candle_nn::ops::log_softmax(&self.logits_of(z)?, D::Minus1)?)
+    }
+}
+
+/// log p(target) at the given rows of the hidden states (N,C): (n).
 pub fn token_logp(
     view: &View,
-    name: &str,
+    head: Head,
     h: &Tensor,
     rows: &[u32],
     targets: &[u32],
 ) -> Result<Tensor> {
-    let weight = view.param(name)?;
+    let weight = view.param(head.weight)?;
     if view.kernels() == Kernels::Cpu {
-        let kind = head::HeadKind::TokenLogp(targets.to_vec());
-        return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
+        return head.kernel(weight, h, rows, HeadKind::TokenLogp(targets.to_vec()));
     }
-    let logp = composed_logp(&weight.tensor, h, rows, weight.precision)?;
+    let logp = head.composed(&weight.tensor, h, rows, weight.precision)?;
     let targets = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
     Ok(logp.gather(&targets, 1)?.squeeze(1)?)
 }
@@ -294,17 +359,16 @@ pub fn token_logp(
 /// the probability that no weighted token comes, where token v weighs w_v in 0..=1, weights (V).
 pub fn absent_logp(
     view: &View,
-    name: &str,
+    head: Head,
     h: &Tensor,
     rows: &[u32],
     weights: &Tensor,
 ) -> Result<Tensor> {
-    let weight = view.param(name)?;
+    let weight = view.param(head.weight)?;
     if view.kernels() == Kernels::Cpu {
-        let kind = head::HeadKind::AbsentLogp(weights.clone());
-        return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
+        return head.kernel(weight, h, rows, HeadKind::AbsentLogp(weights.clone()));
     }
-    let logp = composed_logp(&weight.tensor, h, rows, weight.precision)?;
+    let logp = head.composed(&weight.tensor, h, rows, weight.precision)?;
     let comes = logp.exp()?.broadcast_mul(&weights.to_device(h.device())?)?.sum(D::Minus1)?;
     Ok(comes.affine(-1.0, 1.0)?.maximum(head::MOST_CERTAIN)?.log()?)
 }
@@ -314,39 +378,25 @@ pub fn absent_logp(
 pub fn kl(
     view: &View,
     reference: &View,
-    name: &str,
+    head: Head,
     h: &Tensor,
     ref_h: &Tensor,
     rows: &[u32],
 ) -> Result<Tensor> {
-    let (weight, ref_weight) = (view.param(name)?, reference.param(name)?.tensor);
+    let (weight, ref_weight) = (view.param(head.weight)?, reference.param(head.weight)?.tensor);
     if view.kernels() == Kernels::Cpu {
         let index = Tensor::from_slice(rows, rows.len(), h.device())?;
-        let kind = head::HeadKind::Kl {
-            hidden: ref_h.detach().index_select(&index, 0)?,
-            weight: ref_weight,
-        };
-        return Ok(h.apply_op1(head::Head::new(weight, rows.to_vec(), kind, h.track_op()))?);
+        let hidden = ref_h.detach().index_select(&index, 0)?;
+        return head.kernel(weight, h, rows, HeadKind::Kl { hidden, weight: ref_weight });
     }
-    let logp_ref = composed_logp(&ref_weight, ref_h, rows, weight.precision)?.detach();
-    let logp = composed_logp(&weight.tensor, h, rows, weight.precision)?;
+    let logp_ref = head.composed(&ref_weight, ref_h, rows, weight.precision)?.detach();
+    let logp = head.composed(&weight.tensor, h, rows, weight.precision)?;
     Ok((logp_ref.exp()? * (logp_ref - logp)?)?.sum(D::Minus1)?)
 }
 
-fn composed_logp(
-    weight: &Tensor,
-    h: &Tensor,
-    rows: &[u32],
-    precision: Precision,
-) -> Result<Tensor> {
-    let index = Tensor::from_slice(rows, rows.len(), h.device())?;
-    let logits = matmul(&h.index_select(&index, 0)?, &weight.t()?, precision)?;
-    Ok(candle_nn::ops::log_softmax(&logits, D::Minus1)?)
-}
-
 /// Logits of all rows of h (n,C) → (n,V). For generation and inspection: no graph.
-pub fn logits(view: &View, name: &str, h: &Tensor) -> Result<Tensor> {
-    let Param { tensor: weight, precision, .. } = view.param(name)?;
+pub fn logits(view: &View, head: Head, h: &Tensor) -> Result<Tensor> {
+    let Param { tensor: weight, precision, .. } = view.param(head.weight)?;
     let (rows, columns) = h.dims2().context("hidden states")?;
     if view.kernels() == Kernels::Cpu {
         let vocabulary = weight.dim(0)?;
@@ -357,10 +407,12 @@ pub fn logits(view: &View, name: &str, h: &Tensor) -> Result<Tensor> {
                 use super::kernels::matmul::large_product;
                 use super::kernels::matrix::Mat;
                 let w = Mat::of(w, vocabulary, columns);
-                large_product(&mut out, Mat::new(h, rows, columns), w.t(), 0.0, 1.0, precision);
+                let h = Mat::new(h, rows, columns);
+                large_product(&mut out, h, w.t(), 0.0, head.logits.scale, precision);
             })
         })??;
+        head.logits.capped(&mut out, &mut []);
         return Ok(Tensor::from_vec(out, (rows, vocabulary), &Device::Cpu)?);
     }
-    matmul(h, &weight.t()?, precision)
+    head.logits_of(matmul(h, &weight.t()?, precision)?)
 }

@@ -9,21 +9,28 @@ mod config;
 pub mod device;
 pub mod finite;
 pub mod generate;
+mod gemma;
 mod gpt2;
 mod gpt_neo;
 mod gpt_neox;
+mod granite;
 pub mod kernels;
 pub mod layers;
 pub mod ledger;
 mod llama;
+mod llama_like;
 pub mod loss;
 pub mod memory;
+mod olmo;
 mod padded;
 mod pass;
 pub mod precision;
 pub mod probes;
+mod phi;
 mod qwen;
+mod rope;
 pub mod shapes;
+mod smollm3;
 pub mod weights;
 
 use std::collections::BTreeSet;
@@ -39,7 +46,7 @@ pub use arch::{Architecture, Decoder, Mlp, Names, Sizes};
 pub use cache::Caches;
 pub use config::Config;
 pub use config::MOST_BLOCKS;
-use layers::Pass;
+use layers::{Head, Pass};
 use weights::{Place, TensorSpec, View};
 
 /// Every architecture we have.
@@ -51,12 +58,93 @@ pub const ARCHES: &[Architecture] = &[
     llama::MISTRAL,
     qwen::QWEN2,
     qwen::QWEN3,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    smollm3::SMOLLM3,
+    olmo::OLMO2,
+    olmo::OLMO3,
+    granite::GRANITE,
+    phi::PHI3,
+];
+
+/// Models that people run, and what of them would be skipped.
+const NOT_OPENED: [(&[&str], &str); 5] = [
+    (
+        &[
+            "dbrx",
+            "deepseek_v2",
+            "deepseek_v3",
+            "ernie4_5_moe",
+            "glm4_moe",
+            "gpt_oss",
+            "granitemoe",
+            "granitemoeshared",
+            "jetmoe",
+            "mixtral",
+            "minimax",
+            "olmoe",
+            "phimoe",
+            "qwen2_moe",
+            "qwen3_moe",
+        ],
+        "its MLPs are a mixture of experts, and a router chooses among them; blocks with one MLP \
+         each are implemented",
+    ),
+    (
+        &[
+            "bamba",
+            "falcon_h1",
+            "granitemoehybrid",
+            "jamba",
+            "lfm2",
+            "olmo_hybrid",
+            "qwen3_next",
+            "qwen3_5_text",
+            "qwen3_5_moe_text",
+            "recurrent_gemma",
+            "zamba2",
+        ],
+        "some of its layers are recurrent (linear attention or a state space), which are not \
+         implemented",
+    ),
+    (
+        &["qwen3_5", "qwen3_5_moe"],
+        "some of its layers are recurrent (DeltaNet), and beside the text it has a vision tower; \
+         neither is implemented",
+    ),
+    (
+        &["gemma3"],
+        "beside the text it has a vision tower. Its text model alone is opened; in transformers: \
+         save Gemma3ForConditionalGeneration's language model as a Gemma3ForCausalLM \
+         (\"gemma3_text\")",
+    ),
+    (
+        &[
+            "gemma3n",
+            "gemma4",
+            "idefics3",
+            "llama4",
+            "llava",
+            "mistral3",
+            "mllama",
+            "paligemma",
+            "phi4_multimodal",
+            "qwen2_5_vl",
+            "qwen2_vl",
+            "qwen3_vl",
+            "smolvlm",
+        ],
+        "beside the text it has towers for images or sound, which would be skipped",
+    ),
 ];
 
 /// The architecture that a `config.json` names. Errors (bad input) if we have none of that name.
 pub fn architecture(config: &Value) -> Result<&'static Architecture> {
     let model_type = Config::new(config).text("model_type")?;
     let Some(found) = ARCHES.iter().find(|a| a.model_type == model_type) else {
+        if let Some((_, why)) = NOT_OPENED.iter().find(|(names, _)| names.contains(&model_type)) {
+            bail_input!("config.json: a {model_type} is not opened: {why}");
+        }
         let known: Vec<_> = ARCHES.iter().map(|a| a.model_type).collect();
         bail_input!(
             "config.json: architecture {model_type:?} is not implemented (have: {})",
@@ -147,6 +235,10 @@ impl Model {
         self.decoder.head()
     }
 
+    fn output_head(&self) -> Head<'_> {
+        Head { weight: self.decoder.head(), logits: self.decoder.logits() }
+    }
+
     /// Number of all parameters.
     pub fn parameters(&self) -> usize {
         self.specs().iter().map(|s| s.shape.iter().product::<usize>()).sum()
@@ -218,7 +310,7 @@ impl Model {
         rows: &[u32],
         targets: &[u32],
     ) -> Result<Tensor> {
-        layers::token_logp(view, self.decoder.head(), h, rows, targets)
+        layers::token_logp(view, self.output_head(), h, rows, targets)
     }
 
     /// ln(1 − Σ_v w_v p_v) in nats at the given rows of final hidden states, each token v weighing
@@ -230,7 +322,7 @@ impl Model {
         rows: &[u32],
         weights: &Tensor,
     ) -> Result<Tensor> {
-        layers::absent_logp(view, self.decoder.head(), h, rows, weights)
+        layers::absent_logp(view, self.output_head(), h, rows, weights)
     }
 
     /// KL(p_ref ‖ p) in nats at the given rows of both models' final hidden states: (n).
@@ -242,12 +334,12 @@ impl Model {
         ref_h: &Tensor,
         rows: &[u32],
     ) -> Result<Tensor> {
-        layers::kl(view, reference, self.decoder.head(), h, ref_h, rows)
+        layers::kl(view, reference, self.output_head(), h, ref_h, rows)
     }
 
     /// Logits of all rows of final hidden states: (n,C) → (n,V).
     pub fn logits(&self, view: &View, h: &Tensor) -> Result<Tensor> {
-        layers::logits(view, self.decoder.head(), h)
+        layers::logits(view, self.output_head(), h)
     }
 
     /// The likeliest token after each of the given rows of final hidden states: (n).

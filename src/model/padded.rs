@@ -194,7 +194,10 @@ pub fn attention(
         Ok(x.unsqueeze(2)?.broadcast_as((b, hk, h / hk, seen, d))?.reshape((b, h, seen, d))?)
     };
     let (k, v) = (share(k)?, share(v)?);
-    let scores = (q.matmul(&k.t()?)? * f64::from(shape.scale))?;
+    let mut scores = (q.matmul(&k.t()?)? * f64::from(shape.scale))?;
+    if let Some(cap) = shape.cap.map(f64::from) {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
     let mask = padded.mask(shape.window, &columns, seen, q.device()).context("mask")?;
     let scores = scores.broadcast_add(&mask)?;
     // The fused softmax has no backward pass.

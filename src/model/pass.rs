@@ -1,6 +1,6 @@
 //! A *pass* is one way of a packed batch through the blocks.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
@@ -17,14 +17,14 @@ pub struct Pass<'a> {
     pub cache: Option<&'a Cache>,
     /// Made by the first composed layer that wants it, for all of them.
     padded: OnceCell<Padded>,
-    /// Cosines and sines (N,1,1,D/2) of rotary positions, likewise.
-    turns: OnceCell<[Tensor; 2]>,
+    /// Cosines and sines (N,1,1,P) of each kind of rotary positions, likewise.
+    turns: RefCell<Vec<(*const Rotary, [Tensor; 2])>>,
 }
 
 impl<'a> Pass<'a> {
     /// Without caches.
     pub fn new(packed: &'a Packed) -> Self {
-        Self { packed, cache: None, padded: OnceCell::new(), turns: OnceCell::new() }
+        Self { packed, cache: None, padded: OnceCell::new(), turns: RefCell::default() }
     }
 
     pub(super) fn padded(&self, device: &Device) -> Result<&Padded> {
@@ -35,19 +35,22 @@ impl<'a> Pass<'a> {
         self.padded.get().context("the padded layout of a pass")
     }
 
-    /// A model has one kind of rotary positions.
-    pub(super) fn turns(&self, rotary: &Rotary, device: &Device) -> Result<&[Tensor; 2]> {
-        if self.turns.get().is_none() {
-            let (turns, pairs, positions) =
-                (rotary.turns(&self.packed.positions), rotary.pairs(), &self.packed.positions);
-            let table = |of: &[f32]| {
-                let rows =
-                    positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied();
-                let shape = (positions.len(), 1, 1, pairs);
-                Tensor::from_vec(rows.collect::<Vec<f32>>(), shape, device)
-            };
-            let _ = self.turns.set([table(&turns.cosines)?, table(&turns.sines)?]);
+    /// Those of a kind of rotary positions: (N,1,1,P) each.
+    pub(super) fn turns(&self, rotary: &Rotary, device: &Device) -> Result<[Tensor; 2]> {
+        let kind = std::ptr::from_ref(rotary);
+        if let Some((_, made)) = self.turns.borrow().iter().find(|(of, _)| *of == kind) {
+            return Ok(made.clone());
         }
-        self.turns.get().context("the rotary positions of a pass")
+        let (turns, pairs, positions) =
+            (rotary.turns(&self.packed.positions), rotary.pairs(), &self.packed.positions);
+        let table = |of: &[f32]| {
+            let rows =
+                positions.iter().flat_map(|at| &of[*at as usize * pairs..][..pairs]).copied();
+            let shape = (positions.len(), 1, 1, pairs);
+            Tensor::from_vec(rows.collect::<Vec<f32>>(), shape, device)
+        };
+        let made = [table(&turns.cosines)?, table(&turns.sines)?];
+        self.turns.borrow_mut().push((kind, made.clone()));
+        Ok(made)
     }
 }

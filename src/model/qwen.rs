@@ -6,7 +6,9 @@ use anyhow::Result;
 use super::arch::Architecture;
 use super::config::Config;
 use super::layers::Bias;
-use super::llama::{Absent, BLOCKS, NAMES, Variant, attention_kinds, bias, decoder};
+use super::llama_like::{
+    Absent, BLOCKS, HeadNorms, NAMES, Variant, attention_kinds, bias, decoder,
+};
 use crate::tokens::folder::Usual;
 
 /// Lines of [`ARCHES`](super::ARCHES).
@@ -32,7 +34,14 @@ pub const QWEN3: Architecture = Architecture {
         let attention = bias(config, "attention_bias")?;
         let absent = Absent { head_dim: Some(128), ..ABSENT };
         let (qkv, output, windows) = (attention, attention, windows(config)?);
-        let own = Variant { qkv, output, head_norms: true, windows, absent, ..Variant::default() };
+        let own = Variant {
+            qkv,
+            output,
+            head_norms: HeadNorms::Each,
+            windows,
+            absent,
+            ..Variant::default()
+        };
         decoder(config, own)
     },
     names: NAMES,
@@ -46,7 +55,7 @@ pub const QWEN3: Architecture = Architecture {
     }"#,
 };
 
-const ABSENT: Absent = Absent { kv_heads: Some(32), head_dim: None, context: 32_768 };
+const ABSENT: Absent = Absent { kv_heads: Some(32), context: 32_768, ..Absent::LLAMA };
 
 /// The window of each block: by `layer_types`, or in the blocks from `max_window_layers` on.
 fn windows(config: &Config) -> Result<Vec<Option<usize>>> {

@@ -32,9 +32,14 @@ mod tests {
     fn every_shape_is_a_model() {
         // m = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
         // sum(p.numel() for p in m.parameters())
-        for (name, count) in
-            [("gpt2", 124_439_808), ("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400)]
-        {
+        for (name, count) in [
+            ("gpt2", 124_439_808),
+            ("smollm2-135m", 134_515_008),
+            ("llama-1b", 1_235_814_400),
+            ("gemma3-270m", 268_098_176),
+            ("smollm3-3b", 3_075_098_624),
+            ("olmo2-1b", 1_484_916_736),
+        ] {
             let specs = model(name, None).expect(name).specs();
             let parameters: usize = specs.iter().map(|s| s.shape.iter().product::<usize>()).sum();
             assert_eq!(parameters, count, "{name}");

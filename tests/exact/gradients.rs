@@ -17,7 +17,10 @@ use crate::support::tensors::{close, flat, random_weights, scalar};
 /// differences).
 #[test]
 fn gradients_equal_finite_differences() {
-    for name in ["gpt2-odd", "gpt-neo", "gpt-neox", "llama", "qwen3"] {
+    for name in [
+        "gpt2-odd", "gpt-neo", "gpt-neox", "llama", "qwen3", "gemma2", "gemma3", "olmo2",
+        "granite", "phi3",
+    ] {
         let golden = Golden::open(name);
         let batch = golden.batch(LossOn::Response).rejected;
         for kernels in KERNELS {
@@ -30,15 +33,16 @@ fn gradients_equal_finite_differences() {
             for (tensor, gradient) in gradients {
                 let norm = squared_norms([&gradient].into_iter()).expect("norm")[0].sqrt();
                 let original = weights.touch(&tensor).expect("tensor").copy().expect("copy");
-                let step = 1e-2;
-                let mut at = |sign: f64| {
-                    let moved = (&original + (&gradient * (sign * step / norm)).expect("scaled"))
-                        .expect("moved");
+                let mut at = |step: f64| {
+                    let moved =
+                        (&original + (&gradient * (step / norm)).expect("scaled")).expect("moved");
                     weights.restore(&tensor, moved).expect("restore");
                     let view = weights.frozen(Who::Patient).expect("view");
                     scalar(&loss::nll(&golden.model, &view, &batch).expect("nll"))
                 };
-                let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+                let mut central = |step: f64| (at(step) - at(-step)) / (2.0 * step);
+                // Soft caps bend the loss: Richardson's extrapolation takes the third order away.
+                let slope = (4.0 * central(1e-2) - central(2e-2)) / 3.0;
                 weights.restore(&tensor, original).expect("restore");
                 close(slope, norm, 5e-3, &format!("{name} {kernels:?} {tensor}"));
             }

@@ -1,5 +1,6 @@
 //! Configurations that don't fit the weights, or that name what is not implemented.
 
+use irepair::model::Model;
 use serde_json::{Value, json};
 
 use crate::support::command::irepair;
@@ -100,6 +101,17 @@ fn refuse(golden: &str, key: &str, value: Value, words: &[&str]) {
     bad_model(&folder, &[&["config.json"], words].concat());
 }
 
+/// Configurations of models on the hub, copied by hand. `scripts/check_hub.py` counts their
+/// parameters with transformers, and repairs models like them.
+#[test]
+fn configurations_of_the_hub_are_understood() {
+    let entries = golden::json("hub.json");
+    for (name, entry) in entries.as_object().expect("entries") {
+        let model = Model::from_config(&entry["config"]).expect(name);
+        assert_eq!(Some(model.parameters() as u64), entry["parameters"].as_u64(), "{name}");
+    }
+}
+
 /// What models of the Llama and Qwen families may have, and irepair has not.
 #[test]
 fn configurations_that_are_not_implemented() {
@@ -122,19 +134,32 @@ fn configurations_that_are_not_implemented() {
     }
     let quantized = json!({"quant_method": "gptq", "bits": 4});
     refuse("llama", "quantization_config", quantized, &["quantized by gptq", "dequantize()"]);
-    let words = ["llama4", "llama, mistral, qwen2, qwen3"];
-    refuse("llama", "model_type", json!("llama4"), &words);
+    let words = ["mamba2", "llama, mistral, qwen2, qwen3, gemma2, gemma3_text"];
+    refuse("llama", "model_type", json!("mamba2"), &words);
+    for (model_type, words) in [
+        ("mixtral", "mixture of experts"),
+        ("qwen3_moe", "mixture of experts"),
+        ("gpt_oss", "mixture of experts"),
+        ("gemma3", "gemma3_text"),
+        ("gemma4", "towers for images or sound"),
+        ("llama4", "towers for images or sound"),
+        ("qwen3_5", "DeltaNet"),
+        ("qwen3_next", "recurrent"),
+        ("granitemoehybrid", "recurrent"),
+    ] {
+        refuse("llama", "model_type", json!(model_type), &[model_type, "not opened", words]);
+    }
     rotary_positions_that_are_not_implemented();
 }
 
 fn rotary_positions_that_are_not_implemented() {
-    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0});
-    let words = ["rotary scaling yarn", "default, linear, llama3"];
-    refuse("llama", "rope_parameters", yarn, &words);
+    let dynamic = json!({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0});
+    let words = ["rotary scaling dynamic", "default, linear, llama3, yarn, longrope"];
+    refuse("llama", "rope_parameters", dynamic, &words);
     refuse("mistral", "rope_theta", json!(0), &["\"rope_theta\" is 0"]);
     // A `rope_scaling` that is not empty goes before `rope_parameters`.
-    let yarn = json!({"rope_type": "yarn", "factor": 2.0});
-    refuse("llama", "rope_scaling", yarn, &["rotary scaling yarn"]);
+    let odd = json!({"rope_type": "proportional", "factor": 2.0});
+    refuse("llama", "rope_scaling", odd, &["rotary scaling proportional"]);
     let scaling = |value: Value, words: &[&str]| refuse("mistral", "rope_scaling", value, words);
     scaling(json!({"type": "dynamic", "factor": 2.0}), &["rotary scaling dynamic"]);
     scaling(json!({"type": "linear"}), &["\"factor\""]);

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use candle_core::{Device, Tensor, Var};
 use irepair::base::random::{Purpose, Stream};
 use irepair::model::layers;
-use irepair::model::layers::{Activation, AttentionShape, Bias, Fused, Orientation, Rotary, Which};
+use irepair::model::layers::{
+    Activation, AttentionShape, Bias, Fused, Head, Logits, Orientation, RmsNorm, Rotary, Which,
+};
 use irepair::model::weights::{Harvest, Kernels, Sublayer, TensorSpec, View, Want, Weights, Who};
 use irepair::tokens::Packed;
 
@@ -197,12 +199,13 @@ fn layer_norm() {
 fn rms_norm_of_rows_and_of_heads() {
     for (n, heads, d) in [(1, 1, 4), (7, 1, 33), (260, 1, 96), (70, 3, 16)] {
         let params: [(&str, &[usize]); 1] = [("n.weight", &[d])];
-        compare(
-            &format!("RMSNorm {n} × {heads}·{d}"),
-            &params,
-            &[wave(&[n, heads * d], 0.7)],
-            |view, x| layers::rms_norm(view, "n", 1e-5, &x[0]),
-        );
+        for offset in [0.0, 1.0] {
+            let norm = RmsNorm { epsilon: 1e-5, offset };
+            let what = format!("RMSNorm {n} × {heads}·{d} + {offset}");
+            compare(&what, &params, &[wave(&[n, heads * d], 0.7)], |view, x| {
+                norm.apply(view, "n", &x[0])
+            });
+        }
     }
 }
 
@@ -212,9 +215,9 @@ fn rotary_positions() {
     let n = packed.ids.len();
     for (heads, d, turned) in [(1, 2, 2), (3, 8, 8), (2, 80, 80), (3, 8, 2), (2, 80, 20)] {
         let frequencies = (0..turned / 2).map(|i| 0.9f32.powi(i)).collect();
-        let rotary = Rotary::of_part(frequencies, d);
+        let rotary = Rotary::of_part(frequencies, d, 1.2);
         // Values beside queries and keys are not turned.
-        for which in [Which::ALL, Which::BY_HEAD] {
+        for which in [Which::ALL, Which::BY_HEAD, Which { turned: 3, of: 4 }] {
             let pass = layers::Pass::new(&packed);
             let what = format!("rotary {heads} × {turned} of {d} {which:?}");
             compare(&what, &[], &[wave(&[n, which.of * heads * d], 0.7)], |view, x| {
@@ -237,8 +240,12 @@ fn activations() {
         compare(&format!("{kind:?}"), &[], std::slice::from_ref(&x), |view, x| {
             layers::activate(view, kind, &x[0])
         });
+        let both = Tensor::cat(&[&x, &up], 1).expect("both");
         compare(&format!("gated {kind:?}"), &[], &[x, up], |view, x| {
             layers::activate_gated(view, kind, &x[0], &x[1])
+        });
+        compare(&format!("gated {kind:?} of one tensor"), &[], &[both], |view, x| {
+            layers::activate_gated_fused(view, kind, &x[0])
         });
     }
 }
@@ -250,17 +257,26 @@ fn attention_global_windowed_and_grouped() {
     let n = packed.ids.len();
     // Wide heads take another product.
     for (heads, kv_heads, head_dim) in [(4, 4, 8), (4, 2, 8), (3, 1, 8), (2, 1, 128), (2, 2, 160)] {
-        for window in [None, Some(1), Some(7), Some(100)] {
+        for (window, cap) in [
+            (None, None),
+            (Some(1), None),
+            (Some(7), Some(0.5)),
+            (Some(100), None),
+            (None, Some(2.0)),
+        ] {
             let shape = AttentionShape {
                 heads,
                 kv_heads,
                 head_dim,
                 scale: (head_dim as f32).powf(-0.5),
                 window,
+                cap,
             };
             let (q, kv) = (heads * head_dim, kv_heads * head_dim);
             let pass = || layers::Pass::new(&packed);
-            let what = format!("attention {heads}/{kv_heads} of {head_dim}, window {window:?}");
+            let what = format!(
+                "attention {heads}/{kv_heads} of {head_dim}, window {window:?}, cap {cap:?}"
+            );
             for fused in [Fused::ByKind, Fused::ByHead] {
                 if fused == Fused::ByKind || heads == kv_heads {
                     let what = format!("{what} {fused:?}");
@@ -277,6 +293,8 @@ fn attention_global_windowed_and_grouped() {
     }
 }
 
+const PLAIN: Head = Head { weight: "head", logits: Logits::PLAIN };
+
 #[test]
 fn head_log_probabilities_and_divergence() {
     // More positions than fit in one chunk of logits.
@@ -289,16 +307,23 @@ fn head_log_probabilities_and_divergence() {
     let weights: Vec<f32> =
         (0..v).map(|i| if i % 40 == 3 { 0.8 + (i % 7) as f32 / 50.0 } else { 0.0 }).collect();
     let weights = Tensor::from_vec(weights, v, &Device::Cpu).expect("weights");
+    let (scaled, capped) =
+        (Logits { scale: 0.8, cap: None }, Logits { scale: 1.5, cap: Some(1.2) });
     // The head's norm is never asked for: it belongs to no block.
-    for (what, kl) in [("log p", false), ("KL", true), ("absent", false)] {
+    let all = [Logits::PLAIN, scaled, capped];
+    for (kind, logits) in
+        ["log p", "KL", "absent"].into_iter().flat_map(|kind| all.map(|logits| (kind, logits)))
+    {
+        let (kl, head) = (kind == "KL", Head { weight: "head", logits });
+        let what = &format!("{kind} of {logits:?}");
         let layer = |view: &View, x: &[Tensor]| -> anyhow::Result<Tensor> {
-            if what == "absent" {
-                layers::absent_logp(view, "head", &x[0], &rows, &weights)
+            if kind == "absent" {
+                layers::absent_logp(view, head, &x[0], &rows, &weights)
             } else if kl {
                 // The reference is another model: its own hidden states, the same head.
-                layers::kl(view, view, "head", &x[0], &ref_h.to_device(x[0].device())?, &rows)
+                layers::kl(view, view, head, &x[0], &ref_h.to_device(x[0].device())?, &rows)
             } else {
-                layers::token_logp(view, "head", &x[0], &rows, &targets)
+                layers::token_logp(view, head, &x[0], &rows, &targets)
             }
         };
         let want = if kl { Want::Nothing } else { Want::Gradient };
@@ -332,7 +357,7 @@ fn divergence_with_a_head_that_is_trained() {
         let view = weights.view(Who::Patient, |_| Want::Gradient).expect("view");
         let reference = weights.frozen(Who::Reference).expect("view");
         let h = Var::from_tensor(&here(h).copy().expect("copy")).expect("var");
-        let kl = layers::kl(&view, &reference, "head", h.as_tensor(), &here(&ref_h), &rows)
+        let kl = layers::kl(&view, &reference, PLAIN, h.as_tensor(), &here(&ref_h), &rows)
             .expect("forward");
         let value = weighed(&kl.to_device(&Device::Cpu).expect("moved"));
         view.backward(

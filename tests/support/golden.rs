@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::files;
 use super::tensors::flat;
 
-pub const CHECKPOINTS: [&str; 11] = [
+pub const CHECKPOINTS: [&str; 18] = [
     "gpt2",
     "gpt2-odd",
     "gpt2-relu-bare",
@@ -28,10 +28,19 @@ pub const CHECKPOINTS: [&str; 11] = [
     "mistral",
     "qwen2",
     "qwen3",
+    "gemma2",
+    "gemma3",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "phi3",
 ];
 /// The checkpoints of `generate.json`.
-pub const GENERATE: [&str; 7] =
-    ["gpt2", "gpt-neo", "gpt-neox", "llama", "mistral", "qwen2", "qwen3"];
+pub const GENERATE: [&str; 14] = [
+    "gpt2", "gpt-neo", "gpt-neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3",
+    "smollm3", "olmo2", "olmo3", "granite", "phi3",
+];
 pub const KERNELS: [Kernels; 2] = [Kernels::Cpu, Kernels::Composed];
 pub const LENGTHS: Lengths = Lengths { prompt: 64, total: 128 };
 

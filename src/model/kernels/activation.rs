@@ -209,6 +209,57 @@ impl CustomOp2 for Gated {
     }
 }
 
+/// The same of gates and ups side by side: (N, 2·inner) → (N, inner), gates first.
+pub struct FusedGated(pub Activation);
+
+impl CustomOp1 for FusedGated {
+    fn name(&self) -> &'static str {
+        "fused-gated-activation"
+    }
+
+    fn cpu_fwd(&self, both: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let _span = span(Part::Activation);
+        let (both, (rows, width)) = (values(both, layout)?, layout.shape().dims2()?);
+        let inner = width / 2;
+        let mut y = zeros(rows * inner);
+        par_rows(&mut y, inner, |first, y| {
+            let rows = y.chunks_exact_mut(inner).zip(both[first * width..].chunks_exact(width));
+            by_kind!(self.0, |KIND| for (y, both) in rows {
+                let (gate, up) = both.split_at(inner);
+                y.iter_mut()
+                    .zip(gate.iter().zip(up))
+                    .for_each(|(y, (gate, up))| *y = value(KIND, *gate) * up)
+            })
+        });
+        Ok((CpuStorage::F32(y), (rows, inner).into()))
+    }
+
+    fn bwd(&self, both: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let _span = span(Part::Activation);
+        let (grad, width) = (grad.contiguous()?, both.dim(1)?);
+        let inner = width / 2;
+        let mut to = zeros(both.elem_count());
+        read(both, |both| {
+            read(&grad, |g| {
+                par_rows(&mut to, width, |first, to| {
+                    let from = both[first * width..].chunks_exact(width);
+                    let rows = from.zip(g[first * inner..].chunks_exact(inner));
+                    let rows = to.chunks_exact_mut(width).zip(rows);
+                    by_kind!(self.0, |KIND| for (to, (both, g)) in rows {
+                        let ((gate, up), (g_gate, g_up)) =
+                            (both.split_at(inner), to.split_at_mut(inner));
+                        for i in 0..inner {
+                            g_gate[i] = g[i] * up[i] * slope(KIND, gate[i]);
+                            g_up[i] = g[i] * value(KIND, gate[i]);
+                        }
+                    })
+                })
+            })
+        })??;
+        Ok(Some(Tensor::from_vec(to, both.shape(), both.device())?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,11 @@
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
 use super::matmul::{Mat, large_product};
 use super::stored::{Values, read_stored};
-use super::{exp, fold, max, par_rows, read, values, vectorized, zeros};
+use super::{exp, fold, max, par_rows, read, tanh, values, vectorized, zeros};
 use crate::base::profile::{Part, span};
 use crate::model::ledger::{Param, Want};
 use crate::model::precision::Precision;
@@ -34,12 +35,40 @@ pub fn chunk_values(rows: usize, vocabulary: usize) -> usize {
     chunk_rows(rows, vocabulary) * vocabulary
 }
 
+/// What is made of the products z = x·Wᵀ of the head: the logits `scale·z`, and with a cap c
+/// `c·tanh(scale·z / c)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Logits {
+    pub scale: f32,
+    pub cap: Option<f32>,
+}
+
+impl Logits {
+    /// The products themselves.
+    pub const PLAIN: Self = Self { scale: 1.0, cap: None };
+
+    /// Caps scaled products in place, and keeps the slope of each in `slopes` where it is as long.
+    pub fn capped(self, logits: &mut [f32], slopes: &mut [f32]) {
+        let Some(cap) = self.cap else { return };
+        const JOB: usize = 1 << 14;
+        logits.par_chunks_mut(JOB).for_each(|logits| {
+            vectorized(|| logits.iter_mut().for_each(|x| *x = cap * tanh(*x / cap)))
+        });
+        let both = slopes.par_chunks_mut(JOB).zip(logits.par_chunks(JOB));
+        both.for_each(|(slopes, logits)| {
+            let slope = |x: f32| 1.0 - (x / cap) * (x / cap);
+            vectorized(|| slopes.iter_mut().zip(logits).for_each(|(s, x)| *s = slope(*x)))
+        });
+    }
+}
+
 /// The head's matrix (V,C) as its products see it.
 #[derive(Clone, Copy)]
 struct Vocabulary<'a> {
     w: Values<'a>,
     columns: usize,
     precision: Precision,
+    logits: Logits,
 }
 
 impl<'a> Vocabulary<'a> {
@@ -75,10 +104,11 @@ fn scan_with(
     mut slopes: Option<&mut [f32]>,
     mut visit: impl FnMut(usize, &mut [f32]),
 ) -> Vec<f32> {
-    let Vocabulary { columns, precision, .. } = head;
+    let Vocabulary { columns, precision, logits: Logits { scale, cap }, .. } = head;
     let (rows, vocabulary) = (x.len() / columns, head.len());
     let chunk = chunk_rows(rows, vocabulary);
     let mut logits = zeros(chunk * vocabulary);
+    let mut caps = zeros(cap.map_or(0, |_| logits.len()));
     let mut ref_logits =
         zeros(if matches!(target, Target::Reference(..)) { chunk * vocabulary } else { 0 });
     let mut out = zeros(rows);
@@ -86,7 +116,9 @@ fn scan_with(
         let count = chunk.min(rows - first);
         let logits = &mut logits[..count * vocabulary];
         let x = Mat::new(&x[first * columns..][..count * columns], count, columns);
-        large_product(logits, x, head.mat().t(), 0.0, 1.0, precision);
+        large_product(logits, x, head.mat().t(), 0.0, scale, precision);
+        let caps = caps.get_mut(..logits.len()).unwrap_or_default();
+        head.logits.capped(logits, caps);
         let out = &mut out[first..first + count];
         match target {
             Target::Token(tokens) => {
@@ -104,14 +136,19 @@ fn scan_with(
                 let ref_logits = &mut ref_logits[..count * vocabulary];
                 let ref_x = Mat::new(&ref_x[first * columns..][..count * columns], count, columns);
                 let ref_head = Mat::of(*ref_w, vocabulary, columns);
-                large_product(ref_logits, ref_x, ref_head.t(), 0.0, 1.0, precision);
+                large_product(ref_logits, ref_x, ref_head.t(), 0.0, scale, precision);
+                head.logits.capped(ref_logits, &mut []);
                 let ref_logits = &*ref_logits;
                 each_row(logits, vocabulary, out, |row, logits, out| {
                     *out = kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary]);
                 });
             }
         }
-        // The rows now hold ∂f/∂logits.
+        // The rows now hold ∂f/∂logits; by the products without a cap, with this.
+        let both = logits.par_chunks_mut(vocabulary).zip(caps.par_chunks(vocabulary));
+        both.for_each(|(logits, caps)| {
+            vectorized(|| logits.iter_mut().zip(caps).for_each(|(x, slope)| *x *= slope))
+        });
         if let Some(slopes) = slopes.as_deref_mut() {
             let slopes = &mut slopes[first * columns..][..count * columns];
             large_product(
@@ -119,7 +156,7 @@ fn scan_with(
                 Mat::new(logits, count, vocabulary),
                 head.mat(),
                 0.0,
-                1.0,
+                scale,
                 precision,
             );
         }
@@ -135,7 +172,6 @@ fn each_row(
     out: &mut [f32],
     work: impl Fn(usize, &mut [f32], &mut f32) + Sync,
 ) {
-    use rayon::prelude::*;
     logits
         .par_chunks_exact_mut(vocabulary)
         .zip(out.par_iter_mut())
@@ -237,13 +273,14 @@ pub struct Head {
     /// Rows of the hidden states (N,C) that count.
     pub rows: Vec<u32>,
     pub kind: HeadKind,
+    pub logits: Logits,
     slopes: Mutex<Option<Vec<f32>>>,
     keep_slopes: bool,
 }
 
 /// What is computed at each counted position.
 pub enum HeadKind {
-    /// log p(target) = z_t − ln Σ_v exp z_v with z = h·Wᵀ, one target a counted row;
+    /// log p(target) = z_t − ln Σ_v exp z_v with the logits z, one target a counted row;
     /// ∂h = Wᵀ(1_t − p).
     TokenLogp(Vec<u32>),
     /// ln(1 − m), m = Σ_v w_v p_v with weights w (V) in 0..=1: that no weighted token comes;
@@ -256,8 +293,18 @@ pub enum HeadKind {
 
 impl Head {
     /// An operation on hidden states (N,C); `on_graph` where they are differentiated.
-    pub fn new(weight: Param, rows: Vec<u32>, kind: HeadKind, on_graph: bool) -> Self {
-        Self { weight, rows, kind, slopes: Mutex::new(None), keep_slopes: on_graph }
+    pub fn new(
+        weight: Param,
+        rows: Vec<u32>,
+        kind: HeadKind,
+        logits: Logits,
+        on_graph: bool,
+    ) -> Self {
+        Self { weight, rows, kind, logits, slopes: Mutex::new(None), keep_slopes: on_graph }
+    }
+
+    fn vocabulary<'a>(&self, w: Values<'a>, columns: usize) -> Vocabulary<'a> {
+        Vocabulary { w, columns, precision: self.weight.precision, logits: self.logits }
     }
 
     fn gather(&self, h: &[f32], columns: usize) -> Vec<f32> {
@@ -292,7 +339,7 @@ impl CustomOp1 for Head {
         let x = self.gather(values(h, layout)?, columns);
         let mut slopes = self.keep_slopes.then(|| zeros(x.len()));
         let out = read_stored(&self.weight.tensor, |w| {
-            let head = Vocabulary { w, columns, precision: self.weight.precision };
+            let head = self.vocabulary(w, columns);
             self.with_target(|target| scan(&x, head, target, slopes.as_deref_mut()))
         })??;
         if let Ok(mut place) = self.slopes.lock() {
@@ -328,7 +375,7 @@ impl Head {
         }
         let x = read(h, |h| self.gather(h, columns))?;
         read_stored(&self.weight.tensor, |w| {
-            let head = Vocabulary { w, columns, precision: self.weight.precision };
+            let head = self.vocabulary(w, columns);
             let vocabulary = head.len();
             self.with_target(|target| {
                 self.weight.add_gradient(|sum, keep| {
@@ -347,7 +394,7 @@ impl Head {
                             Mat::new(slope, count, vocabulary).t(),
                             x,
                             keep,
-                            1.0,
+                            head.logits.scale,
                             head.precision,
                         );
                         keep = 1.0;

@@ -120,6 +120,27 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * scale }
 }
 
+/// tanh x, vectorizable: a quotient of odd and even polynomials (that of Eigen) on −7.9..=7.9,
+/// beyond which an f32 is ±1. Its relative error is below 5e-7, near 0, too.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    const MOST: f32 = 7.905_311;
+    let x = x.clamp(-MOST, MOST);
+    let x2 = x * x;
+    let p = -2.760_768_5e-16;
+    let p = p * x2 + 2.000_188e-13;
+    let p = p * x2 - 8.604_672e-11;
+    let p = p * x2 + 5.122_297e-8;
+    let p = p * x2 + 1.485_722_4e-5;
+    let p = p * x2 + 6.372_619_3e-4;
+    let p = p * x2 + 4.893_525e-3;
+    let q = 1.198_258_4e-6;
+    let q = q * x2 + 1.185_347_1e-4;
+    let q = q * x2 + 2.268_434_6e-3;
+    let q = q * x2 + 4.893_525e-3;
+    x * p / q
+}
+
 /// Sum in 16 lanes: the order is fixed, so the result does not depend on the processor.
 #[inline(always)]
 pub fn sum(values: &[f32]) -> f32 {
@@ -224,8 +245,20 @@ mod tests {
     }
 
     #[test]
+    fn tanh_is_close_over_its_whole_range() {
+        let worst = (-1000..=1000)
+            .flat_map(|i| [i as f32 / 100.0, i as f32 / 1e5])
+            .filter(|x| *x != 0.0)
+            .map(|x| (f64::from(tanh(x)) / f64::from(x).tanh() - 1.0).abs())
+            .fold(0.0, f64::max);
+        assert!(worst < 5e-7, "relative error {worst:e}");
+        assert_eq!(tanh(0.0), 0.0);
+        assert!((tanh(f32::INFINITY) - 1.0).abs() < 2e-7);
+    }
+
+    #[test]
     fn nan_stays_nan() {
-        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NAN).is_nan() && tanh(f32::NAN).is_nan());
     }
 
     #[test]

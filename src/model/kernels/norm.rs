@@ -1,5 +1,6 @@
-//! Layer norm `y = (x − mean) / √(var + ε) ∘ w + b` and RMSNorm `y = x / √(mean(x²) + ε) ∘ w` over
-//! rows as wide as their weight, one pass each way.
+//! Layer norm `y = (x − mean) / √(var + ε) ∘ w + b` and RMSNorm `y = x / √(mean(x²) + ε) ∘ (w + o)`
+//! over rows as wide as their weight, one pass each way. o is 0, or 1 where weights are stored as
+//! what they have above 1 (Gemma).
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -15,6 +16,8 @@ pub struct Norm {
     /// A layer norm has one. RMSNorm has none, and takes no mean away.
     pub bias: Option<Param>,
     pub epsilon: f32,
+    /// o
+    pub offset: f32,
 }
 
 impl CustomOp1 for Norm {
@@ -39,7 +42,7 @@ impl CustomOp1 for Norm {
                             let x = &x[(first + i) * columns..][..columns];
                             let (mean, scale) = self.moments(x);
                             for j in 0..columns {
-                                y[j] = (x[j] - mean) * scale * w[j] + b[j];
+                                y[j] = (x[j] - mean) * scale * (w[j] + self.offset) + b[j];
                             }
                         }
                     })
@@ -49,8 +52,8 @@ impl CustomOp1 for Norm {
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
-    /// With x̂ the normalized row and h = g ∘ w: ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var + ε),
-    /// ∂w = Σ g ∘ x̂, ∂b = Σ g. RMSNorm's ∂x has no mean(h).
+    /// With x̂ the normalized row and h = g ∘ (w + o): ∂x = (h − mean(h) − x̂·mean(h ∘ x̂)) / √(var
+    /// + ε), ∂w = Σ g ∘ x̂, ∂b = Σ g. RMSNorm's ∂x has no mean(h).
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let _span = span(Part::Norm);
         let columns = self.weight.tensor.dims1()?;
@@ -114,7 +117,7 @@ impl Norm {
                         let (mean, scale) = self.moments(x);
                         for j in 0..columns {
                             hat[j] = (x[j] - mean) * scale;
-                            gx[j] = g[j] * w[j];
+                            gx[j] = g[j] * (w[j] + self.offset);
                         }
                         let mean_h =
                             if self.bias.is_some() { sum(gx) / columns as f32 } else { 0.0 };

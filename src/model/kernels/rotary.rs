@@ -16,10 +16,12 @@ pub struct Rotary {
     frequencies: Vec<f32>,
     /// D
     head_dim: usize,
+    /// On cosines and sines: what YaRN and LongRoPE do to the attention's temperature.
+    factor: f32,
     turns: Mutex<Arc<Turns>>,
 }
 
-/// Cosines and sines of the angles at the first positions: (positions, P) each.
+/// Cosines and sines of the angles at the first positions, times the factor: (positions, P) each.
 #[derive(Debug, Default)]
 pub struct Turns {
     pub cosines: Vec<f32>,
@@ -30,14 +32,14 @@ impl Rotary {
     /// All channels of a head turn.
     pub fn new(frequencies: Vec<f32>) -> Self {
         let head_dim = 2 * frequencies.len();
-        Self::of_part(frequencies, head_dim)
+        Self::of_part(frequencies, head_dim, 1.0)
     }
 
-    /// The first channels of heads of `head_dim` turn, two for each frequency. Panics if there are
-    /// fewer.
-    pub fn of_part(frequencies: Vec<f32>, head_dim: usize) -> Self {
+    /// The first channels of heads of `head_dim` turn, two for each frequency, and grow by
+    /// `factor`. Panics if there are fewer.
+    pub fn of_part(frequencies: Vec<f32>, head_dim: usize, factor: f32) -> Self {
         assert!(2 * frequencies.len() <= head_dim, "more pairs than {head_dim} channels");
-        Self { frequencies, head_dim, turns: Mutex::default() }
+        Self { frequencies, head_dim, factor, turns: Mutex::default() }
     }
 
     /// P
@@ -59,7 +61,7 @@ impl Rotary {
                 .flat_map(|position| self.frequencies.iter().map(move |f| position as f32 * f))
                 .collect();
             let [cosines, sines] = [f32::cos as fn(f32) -> f32, f32::sin]
-                .map(|of| angles.iter().map(|angle| of(*angle)).collect());
+                .map(|of| angles.iter().map(|angle| of(*angle) * self.factor).collect());
             *turns = Arc::new(Turns { cosines, sines });
         }
         turns.clone()

@@ -5,7 +5,8 @@
 //! W`. A sequence is a run of rows of the packed batch, so nothing is padded and no mask is stored;
 //! scores exist for a tile of queries at a time. The backward pass computes the probabilities again
 //! rather than keeping them: with P of (queries, keys) and ∂P = g·Vᵀ, ∂V = Pᵀ·g, ∂S = P ∘ (∂P − Σ_j
-//! P_ij ∂P_ij), ∂Q = s·∂S·K, ∂K = s·∂Sᵀ·Q.
+//! P_ij ∂P_ij), ∂Q = s·∂S·K, ∂K = s·∂Sᵀ·Q. With a cap c, `c·tanh(s · q_i·k_j / c)` stands in place
+//! of each score, and ∂S is multiplied by its slope 1 − tanh².
 
 mod tiles;
 
@@ -325,7 +326,14 @@ mod tests {
     /// What does not fit is an error before anything is read or written.
     #[test]
     fn sequences_that_are_not_the_rows_are_refused() {
-        let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 4, scale: 1.0, window: None };
+        let shape = AttentionShape {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 4,
+            scale: 1.0,
+            window: None,
+            cap: None,
+        };
         let plain = |rows: std::ops::Range<usize>| Sequence::plain(rows);
         let run = |shape, sequences: Vec<Sequence>, cached: Option<usize>, fused| {
             let cache = cached.map(|of| Arc::new(Mutex::new(Cache::new(of))));

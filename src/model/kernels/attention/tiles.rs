@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::model::kernels::matmul::{product, product_into};
 use crate::model::kernels::matrix::{Cores, Mat, MatMut};
-use crate::model::kernels::{dot, exp, max, sum, vectorized, zeros};
+use crate::model::kernels::{dot, exp, max, sum, tanh, vectorized, zeros};
 use crate::tokens::Sequence;
 
 /// Sizes and scaling of one attention layer.
@@ -18,6 +18,8 @@ pub struct AttentionShape {
     pub scale: f32,
     /// A query sees this many positions, itself included; `None` sees all before it.
     pub window: Option<usize>,
+    /// c of `c·tanh(s/c)` in place of a score s (a soft cap).
+    pub cap: Option<f32>,
 }
 
 /// Queries, keys or values: where those of each head lie in rows of `width` values.
@@ -90,6 +92,17 @@ impl AttentionShape {
         queries.clone().map(first).min().unwrap_or(0)..queries.end
     }
 
+    /// Caps the products q·k of a tile in place, still without the factor on scores, and returns
+    /// the slope of each in `slopes` where it is as long as they. Nothing without a cap.
+    #[inline(always)]
+    fn capped(&self, products: &mut [f32], slopes: &mut [f32]) {
+        let Some(cap) = self.cap else { return };
+        let (inner, outer) = (self.scale / cap, cap / self.scale);
+        products.iter_mut().for_each(|x| *x = tanh(*x * inner));
+        slopes.iter_mut().zip(&*products).for_each(|(slope, t)| *slope = 1.0 - t * t);
+        products.iter_mut().for_each(|t| *t *= outer);
+    }
+
     /// Probabilities of a tile: `scores` (queries, keys) in place, `keys.start` the row of column
     /// 0.
     #[inline(always)]
@@ -140,6 +153,7 @@ impl AttentionShape {
                 for (score, key) in scores.iter_mut().zip(keys.clone()) {
                     *score = dot(query, k.row(key));
                 }
+                self.capped(&mut scores, &mut []);
                 self.softmax(sequence, &mut scores, &(past..past + 1), &keys);
                 let out = out.row(0);
                 out.fill(0.0);
@@ -157,7 +171,10 @@ impl AttentionShape {
             let scores = &mut scores[..rows.len() * keys.len()];
             let (q, k) = (q.part(rows.clone(), 0..d), k.part(keys.clone(), 0..d));
             product(scores, q, k.t(), 0.0, 1.0, Cores::One);
-            vectorized(|| self.softmax(sequence, scores, &positions, &keys));
+            vectorized(|| {
+                self.capped(scores, &mut []);
+                self.softmax(sequence, scores, &positions, &keys);
+            });
             let p = Mat::new(scores, rows.len(), keys.len());
             product_into(out.part(rows, 0..d), p, v.part(keys, 0..d), 0.0, 1.0, Cores::One);
         }
@@ -178,6 +195,7 @@ impl AttentionShape {
         let (k, v) = (inputs.k.head(group, rows), inputs.v.head(group, rows));
         let width = TILE.min(queries) * queries;
         let (mut p, mut dp) = (zeros(width), zeros(width));
+        let mut slopes = zeros(self.cap.map_or(0, |_| width));
         for place in 0..self.per_group() {
             let head = group * self.per_group() + place;
             let (q, go) = (inputs.q.head(head, rows), grad.head(head, rows));
@@ -190,7 +208,11 @@ impl AttentionShape {
                 let (k, v) = (k.part(keys.clone(), 0..d), v.part(keys.clone(), 0..d));
                 product(p, q, k.t(), 0.0, 1.0, Cores::One);
                 product(dp, go, v.t(), 0.0, 1.0, Cores::One);
-                vectorized(|| self.softmax(sequence, p, &tile, &keys));
+                let slopes = slopes.get_mut(..size).unwrap_or_default();
+                vectorized(|| {
+                    self.capped(p, slopes);
+                    self.softmax(sequence, p, &tile, &keys);
+                });
                 let p_m = Mat::new(p, tile.len(), keys.len());
                 let gv = to.v.part(keys.clone(), 0..d);
                 product_into(gv, p_m.t(), go, 1.0, 1.0, Cores::One);
@@ -199,6 +221,7 @@ impl AttentionShape {
                         let mean = dot(p, dp);
                         dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - mean));
                     }
+                    dp.iter_mut().zip(&*slopes).for_each(|(dp, slope)| *dp *= slope);
                 });
                 let ds = Mat::new(dp, tile.len(), keys.len());
                 let gq = to.q.part(tile, place * d..(place + 1) * d);
