@@ -67,7 +67,7 @@ def check(irepair, name, entry, folder):
 
     run = lambda *words: subprocess.run([irepair, *words], check=True, capture_output=True, text=True).stdout
     data, out = ["--data", GOLDEN / "pairs.jsonl"], folder / "out"
-    run("repair", "-q", "--model", folder / "model", *data, "--out", out, "--max-steps", "3", "--learning-rate", "1e-3", "--fail-on", "nothing")
+    run("repair", "-q", "--model", folder / "model", *data, "--normal", GOLDEN / "normal.jsonl", "--out", out, "--max-steps", "3", "--batch-size", "2", "--valid-size", "1", "--learning-rate", "1e-3", "--fail-on", "nothing")
     for place in ("model", "out"):
         ours = json.loads(run("sensitivity", "--json", "--model", folder / place, *data))
         model, info = AutoModelForCausalLM.from_pretrained(folder / place, dtype=torch.float32, output_loading_info=True)
