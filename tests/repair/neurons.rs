@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::support::command::irepair;
@@ -80,6 +81,55 @@ fn llama_is_repaired_in_its_down_projections() {
     let run = record(&out);
     assert_eq!(run.edits.as_ref().map(|edits| (edits.failures, edits.repaired)), Some((1, 1)));
     assert!(run.changed.iter().all(|c| c.name.ends_with(".mlp.down_proj.weight")));
+}
+
+/// Families with norms after the MLP, factors, or fused gates.
+#[test]
+fn other_families_are_repaired_too() {
+    let folder = Folder::new();
+    let row = json!({"prompt": "Tea at noon", "target": " and bread"});
+    let rows = folder.write_rows("rows.jsonl", &[row]);
+    for model in ["smollm3", "olmo2", "olmo3", "granite", "phi3"] {
+        for method in ["star", "sgd"] {
+            let out = folder.path("out");
+            irepair("repair --overwrite -q --learning-rate 0.1 --rounds 30")
+                .with("--method", method)
+                .with("--model", golden::path(model))
+                .with("--data", &rows)
+                .with("--out", &out)
+                .ok();
+            let run = record(&out);
+            let edits = run.edits.as_ref().expect("edits");
+            assert_eq!((edits.failures, edits.repaired), (1, 1), "{model} {method}");
+        }
+    }
+}
+
+/// A neuron that does not move keeps its bytes, a zero its sign: quantized models are full of −0.
+/// Neurons behind a relu are often silent.
+#[test]
+fn zeros_keep_their_sign() {
+    let folder = Folder::new();
+    let model = folder.model("gpt2-relu-bare");
+    let path = model.join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).expect("tensors");
+    for block in 0..3 {
+        let matrix = tensors.get_mut(&format!("h.{block}.mlp.c_proj.weight")).expect("a matrix");
+        let negative = matrix.zeros_like().and_then(|zeros| zeros.neg()).expect("zeros");
+        let every: Vec<u8> = (0..matrix.elem_count()).map(|i| u8::from(i % 3 == 0)).collect();
+        let every = Tensor::from_vec(every, matrix.shape(), &Device::Cpu).expect("a mask");
+        *matrix = every.where_cond(&negative, matrix).expect("some of them");
+    }
+    candle_core::safetensors::save(&tensors, &path).expect("saved");
+    let row = json!({"prompt": "The old boat on the river", "target": " late."});
+    for method in ["star", "sgd"] {
+        irepair("repair --overwrite -q --fail-on nothing --learning-rate 0.1 --rounds 3")
+            .with("--method", method)
+            .with("--model", &model)
+            .with("--data", folder.write_rows("rows.jsonl", std::slice::from_ref(&row)))
+            .with("--out", folder.path("out"))
+            .ok();
+    }
 }
 
 /// Two rows want different tokens at one position. Half of what they ask can't be met. This is

@@ -24,8 +24,10 @@ pub struct Repaired<'a> {
 /// Changed neurons, ascending, with ‖after − before‖₂ of their output rows, by block.
 pub type Changed = BTreeMap<usize, Vec<(usize, f32)>>;
 
-/// The neurons whose output rows differ from the base's.
+/// The neurons whose output rows differ from the base's, be it by the sign of a zero: it is written
+/// to disk, too.
 pub fn changed(repaired: &Repaired) -> Result<Changed> {
+    let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let mut changed = Changed::new();
     for block in 0..repaired.model.sizes().blocks {
         let name = repaired.mlp.weight(block);
@@ -35,7 +37,7 @@ pub fn changed(repaired: &Repaired) -> Result<Changed> {
         let rows = |who| -> Result<Vec<Vec<f32>>> { Ok(rows(repaired, who, block)?.to_vec2()?) };
         let (before, after) = (rows(Who::Reference)?, rows(Who::Patient)?);
         let neurons: Vec<(usize, f32)> = (0..before.len())
-            .filter(|&i| before[i] != after[i])
+            .filter(|&i| bits(&before[i]) != bits(&after[i]))
             .map(|i| (i, norm(after[i].iter().zip(&before[i]).map(|(a, b)| a - b))))
             .collect();
         if !neurons.is_empty() {

@@ -239,7 +239,9 @@ fn moved_composed(
         Orientation::OutIn => sizes.t()?,
     };
     let against = if solution.is_some() { gradient.sign()? } else { gradient.clone() };
-    Ok((w - (against.broadcast_mul(&sizes)? * learning_rate)?)?)
+    let step = (against.broadcast_mul(&sizes)? * learning_rate)?;
+    // A weight of −0 would become 0.
+    Ok(step.ne(0f32)?.where_cond(&(w - &step)?, w)?)
 }
 
 /// [`moved`] on the CPU, in one pass and one allocation: over a few tokens a step costs little more
@@ -262,7 +264,10 @@ fn moved_in_place(
             Some(size) => (size.abs() as f32).copysign(gradient[at]),
             None => gradient[at],
         };
-        values[at] -= against * learning_rate as f32;
+        // A weight of −0 would become 0.
+        if against != 0.0 {
+            values[at] -= against * learning_rate as f32;
+        }
     };
     // The inner loop goes along the matrix and the solution as they lie.
     match mlp.orientation {
@@ -315,9 +320,11 @@ mod tests {
                 Orientation::InOut => (neurons, channels),
                 Orientation::OutIn => (channels, neurons),
             };
-            let w = Tensor::from_vec(values(1), shape, &Device::Cpu).expect("w");
-            let mut gradient = values(2);
-            gradient[channels + 1] = 0.0;
+            let (mut weights, mut gradient) = (values(1), values(2));
+            // Of a neuron that is kept, whichever way the matrix lies.
+            (weights[channels + 1], gradient[channels + 1]) = (-0.0, 0.0);
+            (weights[2], gradient[2]) = (-0.0, -0.0);
+            let w = Tensor::from_vec(weights, shape, &Device::Cpu).expect("w");
             let gradient = Tensor::from_vec(gradient, shape, &Device::Cpu).expect("gradient");
             for solution in [None, Some(&solution)] {
                 let plain =
@@ -333,6 +340,10 @@ mod tests {
                     plain.iter().zip(&composed).all(|(a, b)| (a - b).abs() < 1e-6),
                     "{plain:?} {composed:?}"
                 );
+                for after in [&plain, &composed] {
+                    let mut both = after.iter().zip(&before);
+                    assert!(both.all(|(a, b)| a != b || a.to_bits() == b.to_bits()), "{after:?}");
+                }
                 let moved = plain.iter().zip(&before).filter(|(a, b)| a != b).count();
                 assert!(moved > 0 && moved < kept.len() * channels, "{moved}");
                 assert!(
