@@ -213,6 +213,10 @@ fn what_contradicts_is_refused_by_name() {
     line("--dry-run").with("--config", &config).fails(2, &["--kl-budget", "--kl-weight"]);
     let config = folder.write("weight.toml", "kl-weight = 1.0\n");
     line("--dry-run --kl-budget 0.1").with("--config", &config).ok();
+    let plan = line("--dry-run --method online-dpo+kl --rounds 3 --samples-per-prompt 4").ok();
+    for words in ["to sample from", "3 of ", "4 texts each: ", "scored and paired"] {
+        assert!(plan.contains(words) && !plan.contains("to learn from"), "{words}: {plan}");
+    }
     for (value, code) in [("0", 3), ("0.0", 3), ("NaN", 2), ("inf", 2), ("-1", 2), ("x", 2)] {
         let budget = format!("--kl-budget={value}");
         line("--method irepair+kl").and(&budget).fails(code, &["--kl-budget"]);

@@ -69,6 +69,17 @@ pub struct PairsPlan {
     looked_at: usize,
     /// Steps that it tries before the first one, on all slices together.
     trial_steps: usize,
+    /// An online repair makes its pairs itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounds: Option<Rounds>,
+}
+
+/// What an online repair samples.
+#[derive(Debug, Serialize)]
+struct Rounds {
+    rounds: usize,
+    prompts_per_round: usize,
+    samples_per_prompt: usize,
 }
 
 /// Wrong answers to repair.
@@ -104,6 +115,11 @@ impl PairsPlan {
             normal_written: if writes { settings.normal_texts } else { 0 },
             looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
             trial_steps: recipe.trials(&loaded.model).len() * settings.trial_steps,
+            rounds: recipe.online.then(|| Rounds {
+                rounds: settings.rounds.unwrap_or(1),
+                prompts_per_round: settings.prompts_per_round.min(rows.sampled.len()),
+                samples_per_prompt: settings.samples_per_prompt,
+            }),
         }
     }
 
@@ -136,13 +152,35 @@ impl PairsPlan {
             cut.cut_responses
         );
         let steps = format!(
-            "{} of {} pairs: each is seen {:.1} times",
+            "{} of {} pairs",
             self.steps,
-            self.batch_size * self.gradient_accumulation_steps,
-            self.epochs
+            self.batch_size * self.gradient_accumulation_steps
         );
-        let pairs = format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back);
-        let mut lines = vec![("pairs", pairs), ("tokens", tokens), ("steps", steps)];
+        let mut lines = match &self.rounds {
+            Some(Rounds { rounds, prompts_per_round, samples_per_prompt }) => {
+                let (from, held_back) = (cut.prompts, cut.held_back);
+                let texts = rounds * prompts_per_round * samples_per_prompt;
+                vec![
+                    ("prompts", format!("{from} to sample from, {held_back} held back{normal}")),
+                    (
+                        "rounds",
+                        format!(
+                            "{rounds} of {prompts_per_round} prompts, {samples_per_prompt} texts \
+                             each: {texts} texts, scored and paired"
+                        ),
+                    ),
+                    ("steps", steps),
+                ]
+            }
+            None => vec![
+                (
+                    "pairs",
+                    format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back),
+                ),
+                ("tokens", tokens),
+                ("steps", format!("{steps}: each is seen {:.1} times", self.epochs)),
+            ],
+        };
         if !first.is_empty() {
             lines.push(("before", first.join(", ")));
         }

@@ -321,7 +321,7 @@ mod tests {
                 Orientation::OutIn => (channels, neurons),
             };
             let (mut weights, mut gradient) = (values(1), values(2));
-            // Of a neuron that is kept, whichever way the matrix lies.
+            // A neuron that is kept, whichever way the matrix lies.
             (weights[channels + 1], gradient[channels + 1]) = (-0.0, 0.0);
             (weights[2], gradient[2]) = (-0.0, -0.0);
             let w = Tensor::from_vec(weights, shape, &Device::Cpu).expect("w");
