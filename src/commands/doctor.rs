@@ -1,12 +1,13 @@
 //! `doctor` says what this build can do and where it looks for files; or what of a model it
 //! understands.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value, json};
 
-use crate::base::print;
+use crate::base::{files, print};
 use crate::checkpoint::hub::{Hub, open_model};
 use crate::cli::Doctor;
 use crate::model;
@@ -45,10 +46,16 @@ pub fn run(args: &Doctor) -> Result<()> {
 const READ_BESIDE: [&str; 5] =
     ["architectures", "bos_token_id", "eos_token_id", "model_type", "tokenizer_class"];
 
-/// Keys, or ends of keys, that change nothing here: how weights were made or are stored, how
-/// training drops values at random, what transformers puts out beside the logits.
-const OF_NO_EFFECT: [&str; 17] = [
+/// Keys, or ends of keys, that change nothing where no architecture asks for them: how weights were
+/// made or are stored, how training drops values at random, what transformers puts out beside the
+/// logits, what it does not read itself.
+const OF_NO_EFFECT: [&str; 22] = [
     "_name_or_path",
+    "_model_name_or_path",
+    "_sliding_window_pattern",
+    "attn_logit_softcapping",
+    "auto_map",
+    "cache_implementation",
     "transformers_version",
     "torch_dtype",
     "dtype",
@@ -77,20 +84,18 @@ fn has_no_effect(key: &str) -> bool {
 /// What of a model is understood. Errors (bad input) as any command on it: what is refused, and
 /// why.
 fn of_model(name: &str, revision: Option<&str>) -> Result<Value> {
+    if let Some(path) = config_alone(Path::new(name)) {
+        let mut facts = Map::from_iter([("model".to_owned(), json!(name))]);
+        facts.extend(understood(&files::read_json(&path)?, &path)?.1);
+        facts.insert("weights".into(), json!("none here"));
+        return Ok(facts.into());
+    }
     let source = open_model(name, revision)?;
     let checkpoint = &source.checkpoint;
     let config = &checkpoint.config;
-    let (model, asked) =
-        Model::and_keys(config).with_context(|| checkpoint.dir.display().to_string())?;
+    let (model, understood) = understood(config, &checkpoint.dir)?;
     let usual = model::architecture(config)?.tokenizer;
-    let sizes = model.sizes();
-    let encoder = Encoder::of(&checkpoint.dir, config, usual, sizes.vocabulary)?;
-    let keys = || config.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
-    let is_read = |key: &&str| asked.contains(*key) || READ_BESIDE.contains(key);
-    let (read, others): (Vec<&str>, Vec<&str>) = keys().partition(is_read);
-    let (no_effect, unknown): (Vec<&str>, Vec<&str>) =
-        others.into_iter().partition(|key| has_no_effect(key));
-    let specs = model.specs();
+    let encoder = Encoder::of(&checkpoint.dir, config, usual, model.sizes().vocabulary)?;
     let bytes: u64 = checkpoint.files.iter().map(|file| size(&checkpoint.dir.join(file))).sum();
     let mut dtypes: Vec<String> =
         checkpoint.entries.values().map(|entry| format!("{:?}", entry.dtype)).collect();
@@ -101,26 +106,61 @@ fn of_model(name: &str, revision: Option<&str>) -> Result<Value> {
         .iter()
         .filter_map(|name| Some(format!("{name} {}", encoder.special(name)?)))
         .collect();
-    Ok(json!({
+    let facts = json!({
         "model": checkpoint.name,
         "folder": checkpoint.dir.display().to_string(),
         "commit": checkpoint.revision.as_deref().unwrap_or("none (a local model)"),
-        "architecture": config["model_type"],
-        "blocks": sizes.blocks,
-        "channels": sizes.channels,
-        "vocabulary": sizes.vocabulary,
-        "positions": sizes.context,
-        "parameters": specs.iter().map(|s| s.shape.iter().product::<usize>()).sum::<usize>(),
         "weights": format!(
             "{} tensors of {} in {} file{}, {} MiB", checkpoint.entries.len(), dtypes.join(", "),
             checkpoint.files.len(), if checkpoint.files.len() == 1 { "" } else { "s" }, bytes >> 20
         ),
         "special_tokens": special,
         "chat_template": if encoder.has_chat() { "yes" } else { "no" },
+    });
+    let Value::Object(mut facts) = facts else { bail!("an object of facts") };
+    facts.extend(understood);
+    Ok(facts.into())
+}
+
+/// The `config.json` of a folder that holds nothing but configurations and texts, or one that is
+/// named itself: it can be asked about before weights are downloaded.
+fn config_alone(path: &Path) -> Option<PathBuf> {
+    if path.is_file() {
+        return Some(path.to_owned());
+    }
+    let config = path.join("config.json");
+    let is_text = |name: &Path| {
+        let kind = name.extension().and_then(OsStr::to_str);
+        ["json", "txt", "jinja", "md"].iter().any(|text| kind == Some(text))
+            && !name.to_string_lossy().ends_with(".index.json")
+    };
+    let entries = std::fs::read_dir(path).ok()?;
+    let only_texts = entries.flatten().all(|entry| is_text(&entry.path()));
+    (only_texts && config.is_file()).then_some(config)
+}
+
+/// The model that a `config.json` describes, and what of that is understood.
+fn understood(config: &Value, place: &Path) -> Result<(Model, Map<String, Value>)> {
+    let (model, asked) = Model::and_keys(config).with_context(|| place.display().to_string())?;
+    let keys = || config.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+    let is_read = |key: &&str| asked.contains(*key) || READ_BESIDE.contains(key);
+    let (read, others): (Vec<&str>, Vec<&str>) = keys().partition(is_read);
+    let (no_effect, unknown): (Vec<&str>, Vec<&str>) =
+        others.into_iter().partition(|key| has_no_effect(key));
+    let sizes = model.sizes();
+    let facts = json!({
+        "architecture": config["model_type"],
+        "blocks": sizes.blocks,
+        "channels": sizes.channels,
+        "vocabulary": sizes.vocabulary,
+        "positions": sizes.context,
+        "parameters": model.parameters(),
         "settings_read": read,
         "settings_of_no_effect": no_effect,
         "settings_not_read": unknown,
-    }))
+    });
+    let Value::Object(facts) = facts else { bail!("an object of facts") };
+    Ok((model, facts))
 }
 
 fn size(path: &Path) -> u64 {

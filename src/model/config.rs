@@ -65,6 +65,7 @@ impl<'a> Config<'a> {
 
     /// A size with the default that transformers has where it is absent; null means none.
     pub fn size_or_null(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        self.asked.borrow_mut().insert(key.to_owned());
         if self.json.get(key).is_none() { Ok(Some(default)) } else { self.size_or_none(key) }
     }
 
@@ -103,6 +104,7 @@ impl<'a> Config<'a> {
 
     /// The same where null means none.
     pub fn positive_or_null(&self, key: &str, default: Option<f64>) -> Result<Option<f64>> {
+        self.asked.borrow_mut().insert(key.to_owned());
         match self.json.get(key) {
             None => Ok(default),
             Some(Value::Null) => Ok(None),

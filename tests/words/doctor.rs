@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::support::command::irepair;
 use crate::support::files::{Folder, edit_json};
+use crate::support::golden;
 
 #[test]
 fn what_of_a_model_is_understood() {
@@ -32,6 +33,20 @@ fn what_of_a_model_is_understood() {
     doctor().fails(3, &["add_cross_attention"]);
     irepair("doctor --model gpt2-lage").fails(3, &["did you mean \"gpt2-large\""]);
     irepair("doctor --revision main").fails(2, &["--model"]);
+    // A configuration alone is understood before weights are there, as a folder or a file.
+    let config = folder.path("alone/config.json");
+    std::fs::create_dir_all(folder.path("alone")).expect("a folder");
+    let entry = &golden::json("hub.json")["Phi-4-mini-instruct"]["config"];
+    std::fs::write(&config, entry.to_string()).expect("written");
+    for place in [folder.path("alone"), config.clone()] {
+        let found = irepair("doctor --json").with("--model", &place).json();
+        assert_eq!(found["parameters"], 3_836_021_760_u64);
+        assert_eq!(found["positions"], 4096, "LongRoPE's short factors");
+        assert_eq!(found["weights"], "none here");
+    }
+    let experts = json!({"model_type": "qwen3_moe"});
+    std::fs::write(&config, experts.to_string()).expect("written");
+    irepair("doctor").with("--model", &config).fails(3, &["qwen3_moe", "mixture of experts"]);
     // Without a model: the build.
     assert!(irepair("doctor").ok().contains("architectures"));
 }
