@@ -8,7 +8,7 @@ use super::arch::Architecture;
 use super::config::Config;
 use super::layers::Logits;
 use super::llama_like::{
-    Absent, BLOCKS, HeadNorms, NAMES, Norms, Positions, Variant, bias, decoder, slides, windows,
+    Absent, HeadNorms, MEMBER, Norms, Positions, Variant, decoder, slides, windows,
 };
 use super::rope::Rope;
 use crate::bail_input;
@@ -27,16 +27,14 @@ pub const GEMMA2: Architecture = Architecture {
         };
         decoder(config, own)
     },
-    names: NAMES,
     tokenizer: Usual::Or("GemmaTokenizer"),
-    blocks: BLOCKS,
-    shapes: "{}",
     tiny: r#"{
         "model_type": "gemma2", "num_hidden_layers": 3, "hidden_size": 16,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "intermediate_size": 24,
         "max_position_embeddings": 64, "vocab_size": 300, "sliding_window": 5,
         "query_pre_attn_scalar": 6, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0
     }"#,
+    ..MEMBER
 };
 pub const GEMMA3: Architecture = Architecture {
     model_type: "gemma3_text",
@@ -53,9 +51,7 @@ pub const GEMMA3: Architecture = Architecture {
         };
         decoder(config, own)
     },
-    names: NAMES,
     tokenizer: Usual::Or("GemmaTokenizer"),
-    blocks: BLOCKS,
     shapes: r#"{
         "gemma3-270m": {
             "model_type": "gemma3_text", "num_hidden_layers": 18, "hidden_size": 640,
@@ -70,6 +66,7 @@ pub const GEMMA3: Architecture = Architecture {
         "max_position_embeddings": 64, "vocab_size": 300, "sliding_window": 5,
         "sliding_window_pattern": 2, "query_pre_attn_scalar": 6
     }"#,
+    ..MEMBER
 };
 
 const ABSENT: Absent = Absent {
@@ -89,11 +86,8 @@ fn both(config: &Config, cap: Option<f64>) -> Result<Variant> {
         );
     }
     let channels = config.size("hidden_size")?;
-    let attention = bias(config, "attention_bias")?;
     let cap = config.positive_or_null("final_logit_softcapping", cap)?;
     Ok(Variant {
-        qkv: attention,
-        output: attention,
         norms: Norms::BOTH,
         norm_offset: 1.0,
         scale: Some(config.positive_or("query_pre_attn_scalar", 256.0)?.powf(-0.5)),
@@ -101,6 +95,6 @@ fn both(config: &Config, cap: Option<f64>) -> Result<Variant> {
         logits: Logits { scale: 1.0, cap: cap.map(|cap| cap as f32) },
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
         absent: ABSENT,
-        ..Variant::default()
+        ..Variant::biased(config)?
     })
 }

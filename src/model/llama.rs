@@ -1,7 +1,7 @@
 //! Llama, SmolLM2 and Mistral: the plain form of a [Llama-like](super::llama_like) decoder.
 
 use super::arch::Architecture;
-use super::llama_like::{Absent, BLOCKS, NAMES, Variant, attention_kinds, bias, decoder};
+use super::llama_like::{Absent, BLOCKS, MEMBER, Variant, attention_kinds, bias, decoder};
 use crate::tokens::folder::Usual;
 
 /// Lines of [`ARCHES`](super::ARCHES).
@@ -9,18 +9,8 @@ pub const LLAMA: Architecture = Architecture {
     model_type: "llama",
     parse: |config| {
         attention_kinds(config)?;
-        let attention = bias(config, "attention_bias")?;
-        let variant = Variant {
-            qkv: attention,
-            output: attention,
-            mlp: bias(config, "mlp_bias")?,
-            ..Variant::default()
-        };
-        decoder(config, variant)
+        decoder(config, Variant { mlp: bias(config, "mlp_bias")?, ..Variant::biased(config)? })
     },
-    names: NAMES,
-    tokenizer: Usual::Named,
-    blocks: BLOCKS,
     shapes: r#"{
         "smollm2-135m": {
             "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576,
@@ -48,6 +38,7 @@ pub const LLAMA: Architecture = Architecture {
             "original_max_position_embeddings": 32
         }
     }"#,
+    ..MEMBER
 };
 pub const MISTRAL: Architecture = Architecture {
     model_type: "mistral",
@@ -58,16 +49,13 @@ pub const MISTRAL: Architecture = Architecture {
         let windows = vec![window; config.blocks(BLOCKS)?];
         decoder(config, Variant { windows, absent, ..Variant::default() })
     },
-    names: NAMES,
-    // Its tokenizers are taken as they stand, whatever class they name.
-    tokenizer: Usual::Only("TokenizersBackend"),
-    blocks: BLOCKS,
-    shapes: "{}",
+    tokenizer: Usual::AS_IT_STANDS,
     tiny: r#"{
         "model_type": "mistral", "num_hidden_layers": 3, "hidden_size": 16,
         "num_attention_heads": 4, "head_dim": 6, "num_key_value_heads": 1, "intermediate_size": 24,
         "max_position_embeddings": 64, "vocab_size": 300, "sliding_window": 5
     }"#,
+    ..MEMBER
 };
 
 #[cfg(test)]

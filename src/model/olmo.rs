@@ -4,7 +4,7 @@
 use super::arch::Architecture;
 use super::config::Config;
 use super::llama_like::{
-    Absent, BLOCKS, HeadNorms, NAMES, Norms, Positions, Variant, bias, decoder, slides, windows,
+    Absent, HeadNorms, MEMBER, Norms, Positions, Variant, decoder, slides, windows,
 };
 use super::rope::Rope;
 use crate::tokens::folder::Usual;
@@ -13,10 +13,7 @@ use crate::tokens::folder::Usual;
 pub const OLMO2: Architecture = Architecture {
     model_type: "olmo2",
     parse: |config| decoder(config, both(config)?),
-    names: NAMES,
-    // Their tokenizers are taken as they stand, whatever class they name.
-    tokenizer: Usual::Only("TokenizersBackend"),
-    blocks: BLOCKS,
+    tokenizer: Usual::AS_IT_STANDS,
     shapes: r#"{
         "olmo2-1b": {
             "model_type": "olmo2", "num_hidden_layers": 16, "hidden_size": 2048,
@@ -30,6 +27,7 @@ pub const OLMO2: Architecture = Architecture {
         "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
         "vocab_size": 300, "rope_theta": 10000.0
     }"#,
+    ..MEMBER
 };
 pub const OLMO3: Architecture = Architecture {
     model_type: "olmo3",
@@ -44,10 +42,7 @@ pub const OLMO3: Architecture = Architecture {
         };
         decoder(config, own)
     },
-    names: NAMES,
-    tokenizer: Usual::Only("TokenizersBackend"),
-    blocks: BLOCKS,
-    shapes: "{}",
+    tokenizer: Usual::AS_IT_STANDS,
     tiny: r#"{
         "model_type": "olmo3", "num_hidden_layers": 4, "hidden_size": 16, "num_attention_heads": 4,
         "num_key_value_heads": 4, "intermediate_size": 24, "max_position_embeddings": 64,
@@ -55,18 +50,16 @@ pub const OLMO3: Architecture = Architecture {
             "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16
         }
     }"#,
+    ..MEMBER
 };
 
 const THETA: f64 = 5e5;
 
 fn both(config: &Config) -> anyhow::Result<Variant> {
-    let attention = bias(config, "attention_bias")?;
     Ok(Variant {
-        qkv: attention,
-        output: attention,
         norms: Norms::AFTER,
         head_norms: HeadNorms::Whole,
         absent: Absent { epsilon: 1e-5, ..Absent::LLAMA },
-        ..Variant::default()
+        ..Variant::biased(config)?
     })
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::arch::Architecture;
 use super::config::Config;
-use super::llama_like::{Absent, BLOCKS, NAMES, Positions, Variant, decoder};
+use super::llama_like::{Absent, BLOCKS, MEMBER, Positions, Variant, decoder};
 use super::rope::Rope;
 use crate::bail_input;
 use crate::tokens::folder::Usual;
@@ -23,11 +23,7 @@ pub const PHI3: Architecture = Architecture {
             Variant { fused: true, windows, positions, absent: ABSENT, ..Variant::default() },
         )
     },
-    names: NAMES,
-    // Its tokenizers are taken as they stand, whatever class they name.
-    tokenizer: Usual::Only("TokenizersBackend"),
-    blocks: BLOCKS,
-    shapes: "{}",
+    tokenizer: Usual::AS_IT_STANDS,
     tiny: r#"{
         "model_type": "phi3", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 128,
@@ -36,6 +32,7 @@ pub const PHI3: Architecture = Architecture {
             "type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]
         }
     }"#,
+    ..MEMBER
 };
 
 const ROPE: Rope = Rope {

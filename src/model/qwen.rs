@@ -6,9 +6,7 @@ use anyhow::Result;
 use super::arch::Architecture;
 use super::config::Config;
 use super::layers::Bias;
-use super::llama_like::{
-    Absent, BLOCKS, HeadNorms, NAMES, Variant, attention_kinds, bias, decoder,
-};
+use super::llama_like::{Absent, BLOCKS, HeadNorms, MEMBER, Variant, attention_kinds, decoder};
 use crate::tokens::folder::Usual;
 
 /// Lines of [`ARCHES`](super::ARCHES).
@@ -18,41 +16,32 @@ pub const QWEN2: Architecture = Architecture {
         let windows = windows(config)?;
         decoder(config, Variant { qkv: Bias::Yes, windows, absent: ABSENT, ..Variant::default() })
     },
-    names: NAMES,
     tokenizer: Usual::Only("Qwen2Tokenizer"),
-    blocks: BLOCKS,
-    shapes: "{}",
     tiny: r#"{
         "model_type": "qwen2", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
         "vocab_size": 300, "use_sliding_window": true, "sliding_window": 5, "max_window_layers": 2
     }"#,
+    ..MEMBER
 };
 pub const QWEN3: Architecture = Architecture {
     model_type: "qwen3",
     parse: |config| {
-        let attention = bias(config, "attention_bias")?;
-        let absent = Absent { head_dim: Some(128), ..ABSENT };
-        let (qkv, output, windows) = (attention, attention, windows(config)?);
         let own = Variant {
-            qkv,
-            output,
             head_norms: HeadNorms::Each,
-            windows,
-            absent,
-            ..Variant::default()
+            windows: windows(config)?,
+            absent: Absent { head_dim: Some(128), ..ABSENT },
+            ..Variant::biased(config)?
         };
         decoder(config, own)
     },
-    names: NAMES,
     tokenizer: Usual::Or("Qwen2Tokenizer"),
-    blocks: BLOCKS,
-    shapes: "{}",
     tiny: r#"{
         "model_type": "qwen3", "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4,
         "head_dim": 6, "num_key_value_heads": 2, "intermediate_size": 24,
         "max_position_embeddings": 64, "vocab_size": 300, "tie_word_embeddings": true
     }"#,
+    ..MEMBER
 };
 
 const ABSENT: Absent = Absent { kv_heads: Some(32), context: 32_768, ..Absent::LLAMA };

@@ -6,11 +6,10 @@ use serde_json::Value;
 use super::arch::Architecture;
 use super::config::Config;
 use super::llama_like::{
-    Absent, BLOCKS, NAMES, Positions, Variant, attention_kinds, bias, decoder, windows,
+    Absent, BLOCKS, MEMBER, Positions, Variant, attention_kinds, bias, decoder, windows,
 };
 use super::rope::Rope;
 use crate::bail_input;
-use crate::tokens::folder::Usual;
 
 /// The line of [`ARCHES`](super::ARCHES).
 pub const SMOLLM3: Architecture = Architecture {
@@ -25,21 +24,15 @@ pub const SMOLLM3: Architecture = Architecture {
                 turned.iter().map(|turned| some && !turned).collect()
             }
         };
-        let attention = bias(config, "attention_bias")?;
         let own = Variant {
-            qkv: attention,
-            output: attention,
             mlp: bias(config, "mlp_bias")?,
             windows: windows(config, None, &slides)?,
             positions: Positions::Some(ROPE, turned),
             absent: ABSENT,
-            ..Variant::default()
+            ..Variant::biased(config)?
         };
         decoder(config, own)
     },
-    names: NAMES,
-    tokenizer: Usual::Named,
-    blocks: BLOCKS,
     shapes: r#"{
         "smollm3-3b": {
             "model_type": "smollm3", "num_hidden_layers": 36, "hidden_size": 2048,
@@ -54,6 +47,7 @@ pub const SMOLLM3: Architecture = Architecture {
         "max_position_embeddings": 64, "vocab_size": 300, "no_rope_layers": [1, 0, 1],
         "rope_theta": 10000.0
     }"#,
+    ..MEMBER
 };
 
 const ROPE: Rope = Rope { theta: ("rope_theta", 2e6), ..Rope::USUAL };

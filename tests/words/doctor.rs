@@ -44,6 +44,11 @@ fn what_of_a_model_is_understood() {
         assert_eq!(found["positions"], 4096, "LongRoPE's short factors");
         assert_eq!(found["weights"], "none here");
     }
+    // transformers reads nothing of it that is not read here.
+    let gemma = &golden::json("hub.json")["gemma-3-270m"]["config"];
+    std::fs::write(&config, gemma.to_string()).expect("written");
+    let found = irepair("doctor --json").with("--model", &config).json();
+    assert_eq!(found["settings_not_read"], json!([]), "{found}");
     let experts = json!({"model_type": "qwen3_moe"});
     std::fs::write(&config, experts.to_string()).expect("written");
     irepair("doctor").with("--model", &config).fails(3, &["qwen3_moe", "mixture of experts"]);

@@ -61,8 +61,9 @@ pub struct PairsPlan {
     steps: usize,
     batch_size: usize,
     gradient_accumulation_steps: usize,
-    /// How often each pair is seen.
-    epochs: f64,
+    /// How often each pair is seen, where they are there already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epochs: Option<f64>,
     /// Normal texts that the model writes first.
     normal_written: usize,
     /// Pairs that the selector looks at before the first step.
@@ -111,7 +112,8 @@ impl PairsPlan {
             steps: settings.max_steps,
             batch_size: settings.batch_size,
             gradient_accumulation_steps: settings.gradient_accumulation_steps,
-            epochs: (settings.max_steps * step) as f64 / pairs.len().max(1) as f64,
+            epochs: (!recipe.online)
+                .then(|| (settings.max_steps * step) as f64 / pairs.len().max(1) as f64),
             normal_written: if writes { settings.normal_texts } else { 0 },
             looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
             trial_steps: recipe.trials(&loaded.model).len() * settings.trial_steps,
@@ -178,7 +180,7 @@ impl PairsPlan {
                     format!("{} to learn from, {} held back{normal}", cut.pairs, cut.held_back),
                 ),
                 ("tokens", tokens),
-                ("steps", format!("{steps}: each is seen {:.1} times", self.epochs)),
+                ("steps", format!("{steps}: each is seen {:.1} times", self.epochs.unwrap_or(0.0))),
             ],
         };
         if !first.is_empty() {

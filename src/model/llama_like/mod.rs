@@ -6,7 +6,7 @@ mod variant;
 use anyhow::Result;
 use candle_core::Tensor;
 
-use super::arch::{Decoder, Mlp, Names, Sizes};
+use super::arch::{Architecture, Decoder, Mlp, Names, Sizes};
 use super::config::Config;
 use super::layers;
 use super::layers::Orientation::OutIn;
@@ -17,6 +17,7 @@ use super::rope::Extent;
 use super::weights::{Place, Sublayer, TensorSpec, View};
 use crate::bail_input;
 use crate::tokens::Packed;
+use crate::tokens::folder::Usual;
 use variant::Around;
 pub use variant::{
     Absent, HeadNorms, Norms, Positions, Variant, attention_kinds, bias, slides, windows,
@@ -25,8 +26,20 @@ pub use variant::{
 /// The key of the number of blocks.
 pub const BLOCKS: &str = "num_hidden_layers";
 /// What all variants call their tensors.
-pub const NAMES: Names =
+const NAMES: Names =
     Names { prefix: "model.", head: &[HEAD], buffers: &[".self_attn.rotary_emb.inv_freq"] };
+
+/// What the members of the family have in common; each has its own name, its own way to read a
+/// `config.json`, and a small one.
+pub const MEMBER: Architecture = Architecture {
+    model_type: "",
+    parse: |config| decoder(config, Variant::default()),
+    names: NAMES,
+    tokenizer: Usual::Named,
+    blocks: BLOCKS,
+    shapes: "{}",
+    tiny: "{}",
+};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm";

@@ -110,6 +110,12 @@ impl Default for Variant {
 }
 
 impl Variant {
+    /// The plain one, with biases on all four layers of the attention if `attention_bias` says so.
+    pub fn biased(config: &Config) -> Result<Self> {
+        let attention = bias(config, "attention_bias")?;
+        Ok(Self { qkv: attention, output: attention, ..Self::default() })
+    }
+
     /// The attention window of a block.
     pub(super) fn window(&self, block: usize) -> Option<usize> {
         self.windows.get(block).copied().flatten()

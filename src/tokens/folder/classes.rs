@@ -22,6 +22,11 @@ pub enum Usual {
     Only(&'static str),
 }
 
+impl Usual {
+    /// `tokenizer.json` as it stands, whatever class the folder names.
+    pub const AS_IT_STANDS: Self = Self::Only("TokenizersBackend");
+}
+
 type Make = fn(&mut Tokenizer, &Map<String, Value>, &dyn Fn(&str) -> Option<String>) -> Theirs<()>;
 
 /// A line of [`CLASSES`].
