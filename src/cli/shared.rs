@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::base::error::Error;
+use crate::model::memory::Recompute;
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::settings::setting;
 use crate::settings::setting::Setting;
@@ -147,6 +148,7 @@ shared! {
     /// Pairs at a time.
     BatchWords {
         batch_size: usize,
+        recompute: Recompute,
     }
 }
 

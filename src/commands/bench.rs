@@ -21,7 +21,7 @@ use crate::model::device;
 use crate::model::generate::{Ends, Generation, Job, Sampling, generate};
 use crate::model::kernels::matmul::{Mat, large_product};
 use crate::model::memory;
-use crate::model::memory::Passes;
+use crate::model::memory::{Passes, Recompute};
 use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::shapes;
@@ -76,6 +76,7 @@ pub fn run(args: &Bench) -> Result<()> {
                     keeps_originals: recipe.needs_reference(),
                     graph_rows: rows,
                     compares,
+                    recompute: args.recompute == Recompute::Always,
                     compared_rows: if compares {
                         rows.saturating_mul(1 + args.iterations)
                     } else {
@@ -99,6 +100,7 @@ pub fn run(args: &Bench) -> Result<()> {
     }
     let mut weights = random_weights(&model, &device, args.weights_dtype)?.with_kernels(kernels);
     weights.set_precision(precision);
+    weights.set_recompute(args.recompute == Recompute::Always);
     let (mut times, profile, kaplan) = match recipe {
         Some(recipe) => repair_times(args, recipe, &model, &mut weights)?,
         None => generation_times(args, &model, &weights)?,
@@ -123,10 +125,12 @@ pub fn run(args: &Bench) -> Result<()> {
         WeightsDtype::F32 => String::new(),
         dtype => format!(" weights-{dtype}"),
     };
+    let again = if args.recompute == Recompute::Always { " recompute" } else { "" };
+    let version = env!("CARGO_PKG_VERSION");
     let composed = if args.composed { " composed" } else { "" };
     let gflop = profile.operations / args.iterations as f64 / 1e9;
     print::json(&json!({
-        "impl": format!("irepair {}{bf16}{weights_dtype}{composed}", env!("CARGO_PKG_VERSION")),
+        "impl": format!("irepair {version}{bf16}{weights_dtype}{again}{composed}"),
         "config": args.config, "method": args.method, "batch": args.batch,
         "tokens": args.tokens, "threads": threads,
         "median_s": round(median), "min_s": round(times[0]),

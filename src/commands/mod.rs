@@ -38,7 +38,7 @@ use crate::model::Model;
 use crate::model::device;
 use crate::model::generate::Ends;
 use crate::model::memory;
-use crate::model::memory::Passes;
+use crate::model::memory::{Passes, Recompute};
 use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::model::weights::Weights;
@@ -213,6 +213,16 @@ impl Loaded {
         }
         memory::estimate(&self.model, self.weights_dtype, passes)
             .check(crate::base::memory::limit()?, advice)
+    }
+
+    /// The same of passes that are differentiated, and whether they compute blocks again.
+    pub fn check_graphs(&self, recompute: Recompute, passes: Passes, advice: &str) -> Result<bool> {
+        let of = |recompute| Passes { recompute, ..passes };
+        let estimate =
+            |recompute| memory::estimate(&self.model, self.weights_dtype, &of(recompute));
+        let decided = recompute.decide(&self.device, estimate)?.recompute;
+        self.check_memory(&of(decided), advice)?;
+        Ok(decided)
     }
 
     /// Reads the weights. Products are made in f32 until a precision is set.

@@ -79,11 +79,13 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
     let graph_rows =
         tokens.chunks(args.batch.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
-    loaded.check_memory(
-        &Passes { graph_rows, ..Passes::default() },
+    let recompute = loaded.check_graphs(
+        args.batch.recompute,
+        Passes { graph_rows, ..Passes::default() },
         "lower --batch-size or --max-length",
     )?;
     let mut weights = loaded.weights()?;
+    weights.set_recompute(recompute);
     weights.set_precision(loaded.precision);
     let blocks = loaded.model.sizes().blocks;
     let mut mean = vec![0f64; blocks];

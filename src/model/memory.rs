@@ -22,6 +22,43 @@ pub const KEPT_STATES: usize = 256 << 20;
 /// The program, its threads' stacks, the tokenizer.
 const PROGRAM: u64 = 40 << 20;
 
+/// Whether passes keep the inputs of blocks alone, and make the blocks' graphs again on the way
+/// back (gradient checkpointing).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Where keeping the graphs of all blocks would take more memory than there is.
+    #[default]
+    Auto,
+    /// Everywhere.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+impl Recompute {
+    /// The estimate with the graphs kept, or else without. Errors (bad input) if a memory limit is
+    /// no number.
+    pub fn decide(self, device: &Device, estimate: impl Fn(bool) -> Estimate) -> Result<Estimate> {
+        let kept = estimate(self == Self::Always);
+        if self != Self::Auto || !device.is_cpu() || kept.check(limit()?, "").is_ok() {
+            return Ok(kept);
+        }
+        let recomputed = estimate(true);
+        Ok(if recomputed.total() < kept.total() { recomputed } else { kept })
+    }
+}
+
+impl std::fmt::Display for Recompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        })
+    }
+}
+
 /// A part of an estimate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +74,9 @@ pub struct Estimate {
     pub parts: Vec<Part>,
     /// What every sliced block takes beyond the first.
     pub each_further_block: u64,
+    /// Whether the blocks' graphs are made again on the way back.
+    #[serde(default)]
+    pub recompute: bool,
 }
 
 impl Estimate {
@@ -104,6 +144,8 @@ pub struct Passes {
     pub compares: bool,
     /// Positions of all texts that it is compared on; what the reference makes of them is kept.
     pub compared_rows: usize,
+    /// Whether a pass keeps the inputs of blocks alone and makes one block's graph at a time.
+    pub recompute: bool,
     /// Sequences and positions of a batch that is written with a cache; 0 without generation.
     pub written: (usize, usize),
 }
@@ -129,7 +171,11 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
     } else {
         // Every layer's output stays until the backward pass has gone by; of gradients there are a
         // few at a time.
-        let kept = values(passes.graph_rows * (l * model.activations() + 4 * c));
+        let layers = match passes.recompute {
+            true => l * c + model.activations(),
+            false => l * model.activations(),
+        };
+        let kept = values(passes.graph_rows * (layers + 4 * c));
         (kept + values(passes.graph_rows * 2 * model.activations())).max(passing(passes.plain_rows))
     };
     let scored = passes.graph_rows.max(passes.plain_rows);
@@ -165,5 +211,6 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
     Estimate {
         parts: parts.map(|(name, bytes)| Part { name: name.into(), bytes }).collect(),
         each_further_block: each_further,
+        recompute: passes.recompute,
     }
 }

@@ -35,6 +35,7 @@ pub mod weights;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -157,7 +158,7 @@ pub fn architecture(config: &Value) -> Result<&'static Architecture> {
 /// A decoder, with the passes that are the same for all of them.
 pub struct Model {
     model_type: &'static str,
-    decoder: Box<dyn Decoder>,
+    decoder: Arc<dyn Decoder>,
     sizes: Sizes,
 }
 
@@ -184,7 +185,7 @@ impl Model {
                  in what is saved"
             );
         }
-        let decoder = parse(&config)?;
+        let decoder: Arc<dyn Decoder> = parse(&config)?.into();
         let sizes = decoder.sizes();
         for (name, size) in [
             ("blocks", sizes.blocks),
@@ -282,6 +283,14 @@ impl Model {
     ) -> Result<Tensor> {
         let mut pass = Pass::new(packed);
         for index in range {
+            if caches.is_none() && view.recomputes(index, &h) {
+                let (decoder, packed) = (self.decoder.clone(), packed.clone());
+                h = view.keep_input(
+                    &h,
+                    Box::new(move |view, h| decoder.block(index, view, h, &Pass::new(&packed))),
+                )?;
+                continue;
+            }
             pass.cache = caches.map(|c| c.of(index));
             h = self.decoder.block(index, view, &h, &pass)?;
         }
@@ -395,7 +404,7 @@ mod tests {
 
     #[test]
     fn an_mlp_of_another_shape_is_refused_by_name() {
-        let (decoder, sizes) = (Box::new(Experts), Experts.sizes());
+        let (decoder, sizes) = (Arc::new(Experts), Experts.sizes());
         let model = Model { model_type: "experts", decoder, sizes };
         let error = model.mlp().expect_err("refused");
         assert_eq!(crate::base::error::exit_code(&error), 3);

@@ -33,6 +33,11 @@ impl Probes {
         Self { layers: layers.into_iter().collect(), placed: RefCell::default() }
     }
 
+    /// Whether no layer has one.
+    pub fn none(&self) -> bool {
+        self.layers.is_empty()
+    }
+
     /// The input that a layer with a probe must take in. Errors if the layer runs twice: a probe
     /// reads one pass.
     pub fn place(&self, layer: &str, x: &Tensor) -> Result<Option<Tensor>> {

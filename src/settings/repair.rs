@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::setting::{Heading, Setting, settings};
 use super::uses;
 use super::{FailOn, ReportTo};
+use crate::model::memory::Recompute;
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::scorers;
 use crate::slice::Granularity;
@@ -226,6 +227,10 @@ settings! {
         /// What matrices of weights are kept in while they are not trained: bf16 or f16 halves the
         /// memory of those that the checkpoint stores so, and changes no result
         weights_dtype: WeightsDtype, default(WeightsDtype::F32), free();
+        /// Keep the inputs of blocks alone, and compute the blocks again for the backward pass
+        /// (gradient checkpointing): less memory for about a third more time, and the same bytes;
+        /// auto: where it would not fit otherwise
+        recompute: Recompute, default(Recompute::Auto), unused(uses::blocks), free();
         /// Threads of the CPU kernels
         threads: Option<usize>, otherwise("RAYON_NUM_THREADS, or all cores"), free();
     }

@@ -428,6 +428,7 @@ chosen!(
     crate::step::optim::OptimizerKind,
     crate::step::optim::Schedule,
     crate::model::precision::Precision,
+    crate::model::memory::Recompute,
     crate::model::precision::WeightsDtype,
     super::FailOn,
     super::ReportTo

@@ -6,4 +6,5 @@ mod batches;
 mod boundary;
 mod dtypes;
 mod gradients;
+mod recompute;
 mod slices;

@@ -79,13 +79,19 @@ fn a_dry_run_writes_nothing_and_the_memory_limit_refuses() {
         assert!(plan.contains(&words), "{variable}={value} {flags}: {plan}");
     }
     // A batch so large that its activations don't fit: 1 MiB less than the plan says is too little.
-    let large = plan("--batch-size 24 --json");
+    let large = plan("--batch-size 24 --recompute never --json");
     let needed = large.json()["memory_mib"].as_u64().expect("memory");
     let about = format!("about {needed} MiB");
     let allowed = format!("{} are allowed", needed - 1);
     let advice = ["activations ", "lower --batch-size", "--max-length"];
     too_little(&large, needed - 1, &[&[&*about, &allowed], &advice[..]].concat());
     large.env("IREPAIR_MEMORY_LIMIT", needed.to_string()).ok();
+    // Unless told not to, it then computes the blocks again, and says so.
+    let again = plan("--batch-size 24").env("IREPAIR_MEMORY_LIMIT", (needed - 1).to_string()).ok();
+    assert!(again.contains("computed again for the backward pass"), "{again}");
+    let always = plan("--batch-size 24 --recompute always --json").json();
+    assert!(always["memory_mib"].as_u64().expect("memory") < needed, "{always}");
+    assert_eq!(always["memory"]["recompute"], true);
     assert_eq!(folder.count(), 0, "something was written");
     memory_is_counted_before_the_weights_are_read(&folder);
 }

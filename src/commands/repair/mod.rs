@@ -29,6 +29,7 @@ use crate::base::interrupt;
 use crate::base::memory;
 use crate::base::print;
 use crate::cli::Repair;
+use crate::model::memory::Recompute;
 use crate::report::RunRecord;
 use crate::say;
 use crate::settings::{Method, Prepared, prepare};
@@ -58,10 +59,19 @@ pub fn run(args: &Repair) -> Result<()> {
         order.show(&run, &path)?;
         return order.check(&run, &path);
     }
+    let memory = job.memory()?;
     if loaded.device.is_cpu() {
-        job.memory()?.check(memory::limit()?, job.advice())?;
+        memory.check(memory::limit()?, job.advice())?;
+    }
+    if memory.recompute && prepared.recompute == Recompute::Auto {
+        order.say(
+            "blocks are computed again for the backward pass: their graphs would not fit into \
+             memory (--recompute)"
+                .into(),
+        );
     }
     let mut weights = loaded.weights()?;
+    weights.set_recompute(memory.recompute);
     let out = Output::claim(&order)?;
     interrupt::listen()?;
     job.begin(&weights, &out)?;
@@ -127,7 +137,9 @@ impl<'a> Order<'a> {
         let mut plan =
             plan::Plan::new(self, job.plan()?, job.memory()?, path, output::in_the_way(path));
         if plan.memory.judge(&self.loaded.device, job.advice()).is_ok() {
-            plan.time = job.phases(&mut self.loaded.weights()?)?;
+            let mut weights = self.loaded.weights()?;
+            weights.set_recompute(plan.memory.recompute);
+            plan.time = job.phases(&mut weights)?;
         }
         match self.args.output.json {
             true => print::json(&plan)?,

@@ -248,7 +248,7 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
     let prompt = rows.protocol.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
     let scored = if prompt == 0 { 0 } else { prompt + rows.protocol.new_tokens };
     let written = if writes { normal::WRITTEN_TOKENS + 1 } else { 0 };
-    let passes = Passes {
+    let passes = |recompute| Passes {
         slice: extent.parameters,
         slice_stays: extent.stays,
         optimizer_values: match settings.optimizer {
@@ -261,9 +261,11 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
         plain_rows,
         compares,
         compared_rows,
+        recompute,
         written: (toxicity::BATCH, scored.max(written)),
     };
-    Ok(memory::estimate(model, loaded.weights_dtype, &passes))
+    let estimate = |recompute| memory::estimate(model, loaded.weights_dtype, &passes(recompute));
+    settings.recompute.decide(&loaded.device, estimate)
 }
 
 impl Plan {
@@ -328,6 +330,9 @@ impl Plan {
         if self.memory.each_further_block > 0 {
             let each = mib(self.memory.each_further_block);
             let _ = write!(text, ", and {each} for every further block that is sliced");
+        }
+        if self.memory.recompute {
+            text += ", with the blocks computed again for the backward pass";
         }
         let _ = match self.available_mib {
             Some(available) => writeln!(text, "; {available} are available"),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::base::shell;
 use crate::checkpoint::Checkpoint;
+use crate::eval::verdict::Word;
 use crate::model::Model;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -156,6 +157,11 @@ fn undo_and_result(text: &mut String, run: &RunRecord, out: &Path) {
         shell::path(out),
         shell::path(&out.join("irepair/patch.safetensors"))
     );
+    let spoiled = [Some(Word::Damaged), Some(Word::NoRealDifference), Some(Word::NotRepaired)];
+    if !spoiled.contains(&run.verdict.as_ref().map(|verdict| verdict.word)) {
+        // The card is in it, with the verdict and its figures.
+        let _ = writeln!(text, "share: hf upload USER/NAME {}", shell::path(out));
+    }
     let usual = Checkpoint::open(out, "output", None).is_ok_and(|output| output.has_usual_names());
     let loads = match usual {
         true => "loads in transformers as it is",

@@ -27,6 +27,7 @@ pub struct Weights {
     touched: BTreeMap<String, Tensor>,
     pub(super) kernels: Kernels,
     pub(super) precision: Precision,
+    pub(super) recompute: bool,
     keep_originals: bool,
 }
 
@@ -68,6 +69,7 @@ impl Weights {
             touched: BTreeMap::new(),
             kernels: if on_cpu { Kernels::Cpu } else { Kernels::Composed },
             precision: Precision::F32,
+            recompute: false,
             keep_originals: true,
         })
     }
@@ -85,6 +87,12 @@ impl Weights {
     /// f32. Returns what they were rounded to before.
     pub fn set_precision(&mut self, precision: Precision) -> Precision {
         std::mem::replace(&mut self.precision, precision)
+    }
+
+    /// Whether passes keep the inputs of blocks in place of their graphs, and make the graphs again
+    /// on the way back: less memory for one more forward pass, the same gradients.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// Whether a touched tensor's original is kept for the reference. Without an objective that

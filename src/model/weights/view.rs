@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::spec::{Place, Sublayer, TensorSpec};
 use super::store::{Kernels, Weights, Who};
+use super::tape::{Tape, Way};
 use crate::base::profile::{Phase, phase};
 use crate::model::kernels;
 use crate::model::ledger::{Ledger, Param, Want};
@@ -28,6 +30,7 @@ pub struct View<'w> {
     /// Sums of the gradients of `vars`.
     collected: RefCell<BTreeMap<&'w str, Tensor>>,
     probes: Probes,
+    tape: Tape,
     /// Linear layers that add nothing to their residual stream.
     skipped: BTreeSet<String>,
 }
@@ -63,6 +66,7 @@ impl Weights {
             ledger: Arc::new(Ledger::default()),
             collected: RefCell::default(),
             probes: Probes::default(),
+            tape: Tape::default(),
             skipped: BTreeSet::new(),
         })
     }
@@ -73,7 +77,7 @@ impl Weights {
     }
 }
 
-impl View<'_> {
+impl<'w> View<'w> {
     /// The same view that also reads the inputs of these linear layers, and their gradients.
     pub fn probing(mut self, layers: impl IntoIterator<Item = String>) -> Self {
         self.probes = Probes::on(layers);
@@ -159,6 +163,19 @@ impl View<'_> {
         Ok(h.clone())
     }
 
+    /// Whether a block over `h` keeps its input alone, and its graph is made on the way back: if
+    /// the weights are told so and the graph goes through the block. With probes it does not: they
+    /// read one pass.
+    pub fn recomputes(&self, block: usize, h: &Tensor) -> bool {
+        let asked = self.weights.recompute && self.probes.none() && self.skipped.is_empty();
+        asked && (h.track_op() || self.wants(Place::Block(block)))
+    }
+
+    /// What a block makes of `h`, without its graph.
+    pub fn keep_input(&self, h: &Tensor, way: Way) -> Result<Tensor> {
+        self.tape.record(&self.weights.frozen(self.who)?, h, way)
+    }
+
     /// Run the backward pass of `loss` (a scalar) and free its graph. Several losses may follow
     /// each other: gradients add up. Errors if a wanted gradient did not arrive: that is a broken
     /// graph, never a zero.
@@ -168,26 +185,25 @@ impl View<'_> {
         let _phase = phase(Phase::Backward);
         let mut store = loss.backward()?;
         self.probes.collect(&mut store)?;
-        match self.weights.kernels {
-            Kernels::Cpu => {
-                let findings = self.ledger.lock();
-                for name in self.wants.keys() {
-                    findings.reached.get(*name).with_context(|| missing(name))?;
-                }
-            }
-            Kernels::Composed => {
-                for (name, var) in &self.vars {
-                    let gradient = store.remove(var).with_context(|| missing(name))?;
-                    let mut collected = self.collected.borrow_mut();
-                    let sum = match collected.remove(*name) {
-                        Some(before) => (before + gradient)?,
-                        None => gradient,
-                    };
-                    collected.insert(name, sum);
-                }
+        // Added up among themselves first, as in one graph.
+        let mut own = BTreeMap::new();
+        self.collect(&mut store, &mut own)?;
+        self.tape.go_back(self, &mut store, |found| self.collect(found, &mut own))?;
+        let reached = &self.ledger.lock().reached;
+        for &name in self.wants.keys() {
+            if !own.contains_key(name) {
+                reached.get(name).with_context(|| missing(name))?;
             }
         }
-        Ok(())
+        let mut collected = self.collected.borrow_mut();
+        own.into_iter().try_for_each(|(name, gradient)| add(&mut collected, name, gradient))
+    }
+
+    /// Adds the gradients of the variables of composed layers that one graph found.
+    fn collect(&self, store: &mut GradStore, sums: &mut BTreeMap<&'w str, Tensor>) -> Result<()> {
+        let mut found =
+            self.vars.iter().filter_map(|(&name, var)| Some((name, store.remove(var)?)));
+        found.try_for_each(|(name, gradient)| add(sums, name, gradient))
     }
 
     /// What the backward passes brought in.
@@ -227,6 +243,15 @@ impl View<'_> {
         harvest.squares.extend(normed.into_keys().zip(squares));
         Ok(harvest)
     }
+}
+
+fn add<'n>(sums: &mut BTreeMap<&'n str, Tensor>, name: &'n str, gradient: Tensor) -> Result<()> {
+    let sum = match sums.remove(name) {
+        Some(before) => (before + gradient)?,
+        None => gradient,
+    };
+    sums.insert(name, sum);
+    Ok(())
 }
 
 /// Σ x² of each tensor, accumulated in f64 (a low-precision or f32 sum over millions of values is
