@@ -24,21 +24,12 @@ pub fn combine(
     scratch: &Path,
     out: &Path,
 ) -> Result<()> {
-    let found = base.hash()?;
-    if let Some(other) = patches.iter().find(|patch| patch.base_sha256 != found) {
-        bail_input!(
-            "{}: is made for a base with sha256 {}…, and the weights of {} have {}…",
-            other.path().display(),
-            other.base_sha256.get(..12).unwrap_or(&other.base_sha256),
-            base.dir.display(),
-            &found[..12]
-        );
-    }
+    patches.iter().try_for_each(|patch| patch.is_for(base))?;
     copy_model(base, scratch)?;
     let names: BTreeSet<&String> = patches.iter().flat_map(|patch| patch.tensors.keys()).collect();
     for name in names {
         let (dtype, _) = base.dtype_and_shape(name)?;
-        let Some(stored) = Stored::of(dtype) else {
+        let Some(stored) = Floats::of(dtype) else {
             bail_input!("tensor {name} is stored in {dtype:?}; have: F32, F16, BF16");
         };
         let bytes = base.bytes(name)?;
@@ -68,14 +59,15 @@ pub fn combine(
 
 /// How values of floats are stored.
 #[derive(Clone, Copy)]
-enum Stored {
+pub enum Floats {
     F32,
     F16,
     Bf16,
 }
 
-impl Stored {
-    fn of(dtype: Dtype) -> Option<Self> {
+impl Floats {
+    /// `None`: not as floats.
+    pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::F32 => Some(Self::F32),
             Dtype::F16 => Some(Self::F16),
@@ -84,7 +76,8 @@ impl Stored {
         }
     }
 
-    fn values(self, bytes: &[u8]) -> Vec<f64> {
+    /// The values of these bytes.
+    pub fn values(self, bytes: &[u8]) -> Vec<f64> {
         let (wide, narrow) = (bytes.as_chunks::<4>().0, bytes.as_chunks::<2>().0);
         match self {
             Self::F32 => wide.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),

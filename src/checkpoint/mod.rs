@@ -14,6 +14,7 @@ mod files;
 mod header;
 pub mod hub;
 mod lines;
+pub mod lora;
 mod mapped;
 mod names;
 mod output;

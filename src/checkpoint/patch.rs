@@ -304,6 +304,21 @@ impl PatchFile {
         &self.path
     }
 
+    /// Errors (bad input) if the patch was made for another base.
+    pub fn is_for(&self, base: &Checkpoint) -> Result<()> {
+        let found = base.hash()?;
+        if self.base_sha256 != found {
+            bail_input!(
+                "{}: is made for a base with sha256 {}…, and the weights of {} have {}…",
+                self.path.display(),
+                self.base_sha256.get(..12).unwrap_or(&self.base_sha256),
+                base.dir.display(),
+                &found[..12]
+            );
+        }
+        Ok(())
+    }
+
     /// The stored bytes of a tensor in the repaired model. Errors (bad input) if the base's tensor
     /// is another one.
     pub fn repaired(&self, base: &Checkpoint, name: &str) -> Result<Vec<u8>> {

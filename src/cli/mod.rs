@@ -7,7 +7,9 @@ mod texts;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use others::{Bench, Completions, Doctor, Guide, Man, NewPatch, Patch, PatchCommand, Report};
+pub use others::{
+    Bench, Completions, Doctor, Export, Guide, Man, NewPatch, Patch, PatchCommand, Report,
+};
 use repair::one_repair;
 pub use repair::{Budget, Compare, Repair, Tune};
 pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Tokens, Try};

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 
 use super::Output;
+use crate::model::memory::Recompute;
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::model::shapes::SHAPES;
 
@@ -59,6 +60,11 @@ pub enum PatchCommand {
         /// A patch, or the repaired model that it lies in
         patch: PathBuf,
     },
+    /// Make a LoRA adapter of what a patch changes, for servers that switch adapters on and off
+    #[command(after_help = "Examples:
+  irepair patch export repaired --peft --rank 64 --out adapter
+  irepair patch export p.safetensors --base gpt2-large --peft --rank 16 --out adapter")]
+    Export(Export),
     /// Make a part, or a multiple, of what a patch changes: base + λ·(repaired − base)
     #[command(after_help = "Examples:
   irepair patch scale repaired/irepair/patch.safetensors --by 0.8 --out milder.safetensors
@@ -81,6 +87,37 @@ pub enum PatchCommand {
         #[command(flatten)]
         to: NewPatch,
     },
+}
+
+/// The words of `patch export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// A patch, or the repaired model that it lies in
+    pub patch: PathBuf,
+    /// As a LoRA adapter of peft; nothing else is there yet
+    #[arg(long, required = true)]
+    pub peft: bool,
+    /// Rank of the adapter; a matrix that has a smaller one keeps its own
+    #[arg(long, value_name = "R", default_value_t = 64, value_parser = rank())]
+    pub rank: usize,
+    /// The folder of the adapter
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The model that the patch is for; not needed where it lies in its repaired model
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
+    /// Texts that the patched model writes to measure KL between patched and adapted model; 0: it
+    /// is not measured
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub normal_texts: usize,
+    /// Replace --out if irepair made it
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// From 1 on.
+fn rank() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(1..).map(|rank| rank as usize)
 }
 
 /// Where a patch goes that is made of patches.
@@ -134,6 +171,9 @@ pub struct Bench {
     /// to it
     #[arg(long, value_enum, default_value_t = WeightsDtype::F32)]
     pub weights_dtype: WeightsDtype,
+    /// Keep the inputs of blocks alone, and compute the blocks again for the backward pass
+    #[arg(long, value_enum, default_value_t = Recompute::Never)]
+    pub recompute: Recompute,
     /// Print on stderr where the time goes, and how near the products come to this machine's best
     #[arg(long)]
     pub profile: bool,

@@ -66,6 +66,18 @@ pub struct Compare {
     /// Go on with the comparison in --out: what is missing is made
     #[arg(long, help_heading = STOPPING, hide_short_help = true)]
     pub resume: bool,
+    /// Write down the tasks of the comparison, for a job array, and do none of them
+    #[arg(long, conflicts_with_all = ["task", "merge", "resume"], help_heading = MACHINE,
+        hide_short_help = true)]
+    pub plan: bool,
+    /// Do task I of a plan: 0 measures the base, the others make a run each and measure it. Killed
+    /// and given again, it goes on
+    #[arg(long, value_name = "I", conflicts_with_all = ["merge", "resume"],
+        help_heading = MACHINE, hide_short_help = true)]
+    pub task: Option<usize>,
+    /// Put together what the tasks of a plan have done
+    #[arg(long, conflicts_with = "resume", help_heading = MACHINE, hide_short_help = true)]
+    pub merge: bool,
     /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt)
     /// [default: lee, without --edits]
     #[arg(long, value_name = "PRESET", help_heading = SCORING, hide_short_help = true)]

@@ -1,5 +1,6 @@
 //! A repair as a user runs it does what it says, and gives the same bytes whatever the way.
 
+mod adapters;
 mod blocks;
 mod neurons;
 mod online;
