@@ -158,4 +158,35 @@ for kind in texts free scored; do
   cat "$scratch/$kind"-part[0-2] | cmp - "$scratch/$kind-whole" || fail "$kind: the parts are not the whole"
   pass "$kind: three parts one after another are the whole, $(wc -l < "$scratch/$kind-whole") rows"
 done
+
+# 6. A comparison: as a job array one of whose tasks is requeued, by GNU parallel, and alone.
+rows=(--methods irepair-min,dapt,irepair+kl --seeds 1,2 --max-steps 60 --eval-steps 30 --normal-texts 32 --valid-size 8 --limit 60
+  --scales 0.5 -q)
+"$IREPAIR" compare "${rows[@]}" --out "$scratch/compared" > /dev/null
+# What does not depend on the machine: figures, gaps and names, without times, memory and places.
+figures() {
+  python3 - "$1/compare.json" <<'PYTHON'
+import json, sys
+def strip(v):
+    if isinstance(v, dict):
+        return {k: strip(x) for k, x in v.items() if k not in ("seconds", "step_seconds", "peak_rss_mib", "dir", "run_id", "sheets")}
+    return [strip(x) for x in v] if isinstance(v, list) else v
+print(json.dumps(strip(json.load(open(sys.argv[1]))), indent=1))
+PYTHON
+}
+figures "$scratch/compared" > "$scratch/compared.figures"
+agree() { # FOLDER WHAT
+  figures "$1" | cmp - "$scratch/compared.figures" || fail "$2: not the figures of one command"
+  cmp "$1/figure2.csv" "$scratch/compared/figure2.csv" || fail "$2: other sensitivities"
+  cmp "$1/scales.svg" "$scratch/compared/scales.svg" || fail "$2: another picture"
+  pass "$2: 7 tasks come to what one command makes, byte for byte without times, memory and places"
+}
+mapfile -t jobs < <("$here/compare.sh" "${rows[@]}" --out "$scratch/slurm-compared" | jobs_of)
+[ "${#jobs[@]}" = 2 ] || fail "compare.sh said no two jobs"
+wait_for 120 "a run under way" bash -c "ls $scratch/slurm-compared/runs/*.partial/irepair/state.safetensors $scratch/slurm-compared/runs/*.partial/irepair/steps.jsonl"
+scontrol requeue "${jobs[0]}_2" || true
+wait_for 600 "the end of the merge" finished "${jobs[1]}"
+agree "$scratch/slurm-compared" "job array"
+"$here/compare.sh" --parallel 2 "${rows[@]}" --out "$scratch/parallel-compared" > /dev/null 2> "$scratch/parallel.log"
+agree "$scratch/parallel-compared" "GNU parallel"
 echo "$passed passed, 0 failed"

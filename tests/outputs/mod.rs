@@ -10,5 +10,6 @@ mod page;
 #[cfg(unix)]
 mod streams;
 mod tables;
+mod tasks;
 #[cfg(unix)]
 mod terminal;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::safetensors::load;
 
 use super::interrupted;
+use super::part::{self, Part};
 use super::plan::ComparisonPlan;
 use crate::base::files;
 use crate::checkpoint;
@@ -174,6 +175,9 @@ impl Evaluations<'_> {
                 return Ok(Ok(out));
             }
         }
+        if self.plan.part == Part::Merge {
+            return Ok(Err(part::missing(self.dir, &format!("evaluation of {name}"))?));
+        }
         let out_text = out.display().to_string();
         let mut arguments =
             vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
@@ -181,12 +185,40 @@ impl Evaluations<'_> {
         arguments.push(if is_begun(&out) { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
         let what = format!("evaluation of {name}");
+        if matches!(self.plan.part, Part::Task(_)) {
+            part::forget(self.dir, &what)?;
+        }
         let run = |title: &str| Child::new(title, self.plan.threads, self.quiet).run(&arguments);
         match countdown.run(&what, run)? {
             Outcome::Done(_) => Ok(Ok(out)),
-            Outcome::Failed(why) => Ok(Err(why)),
+            Outcome::Failed(why) => {
+                if matches!(self.plan.part, Part::Task(_)) {
+                    part::remember(self.dir, &what, &why)?;
+                }
+                Ok(Err(why))
+            }
             Outcome::Interrupted => Err(interrupted(self.dir)),
         }
+    }
+
+    /// Evaluates one run at its end, on its way and along its scale, apart from the others. Gives
+    /// a sentence for each evaluation that failed.
+    pub fn of_one(&self, row: MethodRow) -> Result<Vec<String>> {
+        let Some(made) = row.runs.first().and_then(|run| run.made.as_ref()) else {
+            return Ok(Vec::new());
+        };
+        let name = format!("{}-seed{}", row.name, row.runs[0].seed);
+        let (model, countdown) = (made.dir.display().to_string(), Countdown::of(1, 1));
+        let done = self.evaluate(&countdown, &name, &model, &self.plan.eval)?;
+        let dir = match done {
+            Ok(dir) => dir,
+            Err(why) => return Ok(vec![format!("the evaluation of {name}: {why}")]),
+        };
+        let asked = asked(&together(&[&dir])?);
+        let mut rows = [row];
+        let mut gaps = self.along_the_way(&asked, &mut rows)?;
+        gaps.extend(self.along_the_scale(&self.plan.scales, &mut rows)?);
+        Ok(gaps)
     }
 
     /// A temporary model folder: the base with the tensors of this file in place.

@@ -6,8 +6,10 @@
 mod arguments;
 mod evaluation;
 mod failures;
+mod part;
 mod plan;
 mod scaled;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 
@@ -31,6 +33,7 @@ use crate::report::comparison::{
 use crate::report::{RunRecord, plot};
 use crate::say;
 use evaluation::Evaluations;
+use part::Part;
 use plan::{ComparisonPlan, PlannedRun};
 
 pub fn run(args: &Compare) -> Result<()> {
@@ -41,12 +44,24 @@ pub fn run(args: &Compare) -> Result<()> {
     let names = plan.names_of(&args.finished, &finished)?;
     plan.claim(args)?;
     interrupt::listen()?;
-    let dir = &plan.dir;
+    let quiet = args.output.quiet;
     let failures =
         plan.failures.as_ref().map(|failures| failures.write(&plan.open()?)).transpose()?;
+    match plan.part {
+        Part::Plan => {
+            plan.remove_scratch();
+            return tasks::tell(&plan, args.output.json);
+        }
+        Part::Task(index) => {
+            let done = tasks::run(&plan, index, quiet);
+            plan.remove_scratch();
+            return done;
+        }
+        Part::Whole | Part::Merge => {}
+    }
+    let dir = &plan.dir;
     let mut rows: Vec<MethodRow> = vec![MethodRow::vanilla()];
     let countdown = Countdown::of(plan.runs.len(), plan.at_once);
-    let quiet = args.output.quiet;
     let made = several(plan.at_once, &plan.runs, |run| make(&plan, run, &countdown, quiet))?;
     for (planned, made) in plan.runs.iter().zip(made) {
         let run = match made {
@@ -113,6 +128,9 @@ fn make(
         }
         countdown.pass();
         return Ok(Ok(record));
+    }
+    if plan.part == Part::Merge {
+        return Ok(Err(part::missing(dir, &planned.file_name())?));
     }
     let config = dir.join("runs").join(format!("{}.toml", planned.file_name()));
     let settings = toml::to_string(&planned.layer).context("settings as TOML")?;
@@ -227,17 +245,31 @@ fn sensitivity(
     gaps: &mut Vec<String>,
 ) -> Result<Option<SensitivityRecord>> {
     let dir = &plan.dir;
+    let kept = dir.join("sensitivity.json");
+    if plan.part == Part::Merge {
+        if let Ok(text) = files::read_text(&kept) {
+            return Ok(Some(serde_json::from_str(&text).context("irepair sensitivity --json")?));
+        }
+        gaps.push(part::missing(dir, "sensitivity")?);
+        return Ok(None);
+    }
     let dump = dir.join("figure2.csv").display().to_string();
     let mut arguments = plan.sensitivity.clone();
     arguments.extend(["--dump", &dump, "--json"].map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match Child::new("sensitivity", plan.threads, quiet).run(&arguments)? {
         Outcome::Done(text) => {
+            if matches!(plan.part, Part::Task(_)) {
+                write_whole(&kept, text.as_bytes())?;
+            }
             Ok(Some(serde_json::from_str(&text).context("irepair sensitivity --json")?))
         }
         Outcome::Failed(why) => {
             // The tables do not need the sensitivities, so the comparison goes on.
             let gap = format!("no figure 2: the sensitivity of {}: {why}", plan.base.model);
+            if matches!(plan.part, Part::Task(_)) {
+                part::remember(dir, "sensitivity", &gap)?;
+            }
             say!("warning: {gap}");
             gaps.push(gap);
             for stale in ["figure2.csv", "figure2.svg"] {

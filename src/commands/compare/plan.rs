@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::arguments;
 use super::failures::Failures;
+use super::part::Part;
 use crate::bail_input;
 use crate::base::claim::{self, Claim};
 use crate::base::error::{Error, unknown};
@@ -76,6 +77,8 @@ pub struct ComparisonPlan {
     pub at_once: usize,
     /// The wrong answers from which all methods learn. `None` if they learn from pairs.
     pub failures: Option<Failures>,
+    /// What this command does of it.
+    pub part: Part,
     /// The folder of the comparison.
     pub dir: PathBuf,
 }
@@ -265,6 +268,7 @@ impl ComparisonPlan {
             runs,
             seeds,
             failures,
+            part: Part::of(args),
             dir,
         })
     }
@@ -345,7 +349,7 @@ impl ComparisonPlan {
             let (true, Ok(text)) = (claim::is_ours(dir, KIND), text) else {
                 bail_input!("{} is no comparison of irepair; choose another --out", dir.display());
             };
-            if !args.resume {
+            if !args.resume && matches!(self.part, Part::Whole) {
                 bail_input!(
                     "{} exists; go on with --resume, or choose another --out",
                     dir.display()
@@ -376,8 +380,20 @@ impl ComparisonPlan {
                     );
                 }
             }
+        } else if matches!(self.part, Part::Task(_) | Part::Merge) {
+            bail_input!(
+                "{}: no plan is there; make it by the same command with --plan",
+                dir.display()
+            );
         } else if args.resume && !claim::is_ours(dir, KIND) {
             bail_input!("--resume: there is no comparison in {}", dir.display());
+        }
+        let scratch = self.scratch();
+        if matches!(self.part, Part::Task(_)) {
+            // Other tasks work here, too: each run and each evaluation is locked by itself.
+            self.remove_scratch();
+            std::fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+            return Ok(());
         }
         // A mark without a plan: killed between the two. It is held until the process ends.
         std::mem::forget(Claim::take(dir, KIND)?);
@@ -387,14 +403,16 @@ impl ComparisonPlan {
         // What a killed comparison left there is as large as models.
         self.remove_scratch();
         files::sweep(dir).with_context(|| dir.display().to_string())?;
-        let scratch = self.scratch();
         std::fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
         files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
     }
 
     /// The folder for models that are made to be evaluated once.
     pub fn scratch(&self) -> PathBuf {
-        self.dir.join("scratch")
+        match self.part {
+            Part::Task(index) => self.dir.join(format!("scratch-{index}")),
+            _ => self.dir.join("scratch"),
+        }
     }
 
     pub fn remove_scratch(&self) {

@@ -1,0 +1,105 @@
+//! A comparison done as tasks, apart and in any order, comes to what one command makes.
+
+use serde_json::Value;
+
+use crate::support::command::CommandLine;
+use crate::support::comparison::Comparison;
+use crate::support::files::{Folder, json, read};
+
+const ROWS: &str = "--methods irepair-min,one-block --seeds 1,2 --scales 0.5";
+
+/// The record without what differs from machine to machine: times, memory, and where it lies.
+fn told(comparison: &Comparison) -> String {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                for key in ["seconds", "step_seconds", "peak_rss_mib", "dir", "run_id"] {
+                    map.remove(key);
+                }
+                map.values_mut().for_each(strip);
+            }
+            Value::Array(list) => list.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let mut record = comparison.record();
+    // Its tables hold seconds and memory, too; they are made of the entries.
+    for key in ["sheets"] {
+        record.as_object_mut().expect("record").remove(key);
+    }
+    strip(&mut record);
+    let root = comparison.folder().root().display().to_string();
+    record.to_string().replace(&root, "ROOT")
+}
+
+fn task(line: &CommandLine, index: usize) -> CommandLine {
+    line.clone().and(&format!("--task {index}"))
+}
+
+#[test]
+fn tasks_apart_come_to_the_whole() {
+    let (whole, parts) = (Comparison::new(), Comparison::new());
+    whole.line().and(ROWS).ok();
+
+    let line = parts.line().and(ROWS);
+    task(&line, 0).fails(3, &["no plan is there", "--plan"]);
+    line.clone().and("--merge").fails(3, &["no plan is there"]);
+    let plan = line.clone().and("--plan --json").json();
+    assert_eq!(plan["tasks"], 5, "{plan}");
+    assert_eq!(plan["titles"][1], "irepair-min, seed 1", "{plan}");
+    assert!(!parts.out().join("compare.json").exists());
+    // Written down again, and told to people: nothing is lost.
+    let text = line.clone().and("--plan").ok();
+    assert!(text.contains("task 4: one-block, seed 2") && text.contains("next: "), "{text}");
+
+    task(&line, 5).fails(3, &["--task 5", "tasks 0 to 4"]);
+    // A task of another plan.
+    parts.line().and(ROWS).and("--samples 3 --task 1").fails(3, &["is another", "choose another"]);
+    for index in [3, 1] {
+        task(&line, index).ok();
+    }
+    // Not all are done: nothing is made by the merge, and nothing is lost.
+    line.clone().and("--merge").fails(3, &["was not done"]);
+    std::thread::scope(|scope| {
+        // Side by side.
+        for index in [0, 2, 4] {
+            let line = task(&line, index);
+            scope.spawn(move || line.ok());
+        }
+    });
+    let made = |name: &str| json(parts.out().join(name))["run_id"].clone();
+    let run = "runs/irepair-min-seed1/irepair/run.json";
+    let first = made(run);
+    task(&line, 1).ok();
+    assert_eq!(made(run), first, "a task that was done is left as it is");
+    line.clone().and("--merge").ok();
+    assert_eq!(told(&parts), told(&whole));
+    for name in ["table1.md", "scales.svg", "pareto.svg", "figure2.csv", "figure2.svg"] {
+        let of = |comparison: &Comparison| {
+            let text = read(comparison.out().join(name));
+            text.replace(&comparison.folder().root().display().to_string(), "ROOT")
+        };
+        assert_eq!(of(&parts), of(&whole), "{name}");
+    }
+    assert!(!parts.out().join("scratch").exists() && !parts.out().join("scratch-1").exists());
+}
+
+/// What a failed task says is what the merge says.
+#[test]
+fn a_failed_task_is_a_failed_row() {
+    let comparison = Comparison::new();
+    let folder: &Folder = comparison.folder();
+    folder.write("runs.toml", "[far]\nmethod = \"dapt\"\nlearning-rate = 1e30\n");
+    let line = comparison.line().and("--methods irepair-min,far");
+    line.clone().and("--plan").ok();
+    for index in 0..2 {
+        task(&line, index).ok();
+    }
+    let error = task(&line, 2).fails(1, &["the merge will say so"]);
+    line.clone().and("--merge").ok();
+    let record = comparison.record();
+    let entries = record["entries"].as_array().expect("entries");
+    let failed = entries.iter().find(|entry| entry["name"] == "far").expect("the row");
+    let why = failed["runs"][0]["failed"].as_str().expect("a reason");
+    assert!(error.contains(why), "{why:?} is not in: {error}");
+}
