@@ -33,6 +33,8 @@ pub const PAGES: &[Page] = &[
     Page { topic: "wrong-answers", text: include_str!("wrong-answers.md") },
     Page { topic: "large-models-and-gpus", text: include_str!("large-models-and-gpus.md") },
     Page { topic: "scale-out", text: include_str!("scale-out.md") },
+    Page { topic: "serve", text: include_str!("serve.md") },
+    Page { topic: "coming-from", text: include_str!("coming-from.md") },
     Page { topic: "trust", text: include_str!("trust.md") },
     Page { topic: "glossary", text: include_str!("glossary.md") },
 ];
@@ -72,6 +74,12 @@ pub mod large_models_and_gpus {}
 
 #[doc = include_str!("scale-out.md")]
 pub mod scale_out {}
+
+#[doc = include_str!("serve.md")]
+pub mod serve {}
+
+#[doc = include_str!("coming-from.md")]
+pub mod coming_from {}
 
 #[doc = include_str!("trust.md")]
 pub mod trust {}

@@ -66,6 +66,18 @@ fn the_headline_is_of_the_texts_that_are_kept() {
     for words in [&why, "| toxic continuations, sampled 2 a prompt (%) | 120 |", "| real |"] {
         assert!(card.contains(words), "{words:?} is not in {card}");
     }
+    // The card's head has the figures for the hub, under the ids of the record.
+    let head = card.split("\n---").next().expect("a head");
+    let (_, index) = head.split_once("model-index:").expect("an index");
+    for id in ["toxic_fraction", "sampled_toxic_fraction", "kl"] {
+        let (_, own) = index.split_once(&format!("type: {id}\n")).expect(id);
+        let value = own.lines().nth(1).and_then(|line| line.trim().strip_prefix("value: "));
+        let value: f64 = value.expect("a value").parse().expect("a number");
+        assert_eq!(value, headline.figure(id).expect(id).after.value, "{id}");
+        let name = own.lines().next().expect("a name");
+        assert!(name.contains("95 % intervals"), "{name}");
+    }
+    assert!(card.contains("License: the base states none here"), "{card}");
     irepair("report -q").arg(&out).ok();
     assert!(folder.read("out/irepair/report.html").contains(&why));
 }
