@@ -14,5 +14,4 @@ mod view;
 pub use super::ledger::{Param, Want};
 pub use spec::{Place, Sublayer, TensorSpec};
 pub use store::{Kernels, Weights, Who};
-pub use tape::Way;
 pub use view::{Harvest, View, squared_norms};

@@ -11,32 +11,35 @@ use anyhow::Result;
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
-use super::view::View;
-
-/// The way through one block: (N,C) → (N,C).
-pub type Way = Box<dyn Fn(&View, &Tensor) -> Result<Tensor>>;
+/// The way through one block: (N,C) → (N,C), with the weights of a view.
+pub type Way<V> = Box<dyn Fn(&V, &Tensor) -> Result<Tensor>>;
 
 /// A place where a graph was cut.
-struct Cut {
+struct Cut<V> {
     /// What went in: the start of the graph above the cut before, the end of a graph below, or the
     /// lowest block's input, which needs no gradient.
     input: Tensor,
     /// What was done with it; `None`: nothing, it is where the graph below ends.
-    way: Option<Way>,
+    way: Option<Way<V>>,
     /// What came out, and where the graph above begins.
     output: Var,
 }
 
 /// The cuts of the passes of one view, in their order.
-#[derive(Default)]
-pub struct Tape {
-    cuts: RefCell<Vec<Cut>>,
+pub struct Tape<V> {
+    cuts: RefCell<Vec<Cut<V>>>,
 }
 
-impl Tape {
+impl<V> Default for Tape<V> {
+    fn default() -> Self {
+        Self { cuts: RefCell::default() }
+    }
+}
+
+impl<V> Tape<V> {
     /// The block's output, from where the next graph begins. `plain` wants nothing, so that it
     /// builds no graph.
-    pub fn record(&self, plain: &View, h: &Tensor, way: Way) -> Result<Tensor> {
+    pub fn record(&self, plain: &V, h: &Tensor, way: Way<V>) -> Result<Tensor> {
         let input = match h.track_op() && !h.is_variable() {
             true => self.cut(h.clone(), None, &h.detach())?,
             false => h.clone(),
@@ -45,7 +48,7 @@ impl Tape {
         self.cut(input, Some(way), &output)
     }
 
-    fn cut(&self, input: Tensor, way: Option<Way>, values: &Tensor) -> Result<Tensor> {
+    fn cut(&self, input: Tensor, way: Option<Way<V>>, values: &Tensor) -> Result<Tensor> {
         let output = Var::from_tensor(values)?;
         let start = output.as_tensor().clone();
         self.cuts.borrow_mut().push(Cut { input, way, output });
@@ -57,7 +60,7 @@ impl Tape {
     /// stay.
     pub fn go_back(
         &self,
-        view: &View,
+        view: &V,
         store: &mut GradStore,
         mut collect: impl FnMut(&mut GradStore) -> Result<()>,
     ) -> Result<()> {
@@ -69,6 +72,8 @@ impl Tape {
                 continue;
             };
             drop(output);
+            // candle tracks where a variable's gradient is from; this graph is not to be gone into.
+            let gradient = gradient.detach();
             let end = match way {
                 Some(way) => way(view, &input)?,
                 None => input,

@@ -30,7 +30,7 @@ pub struct View<'w> {
     /// Sums of the gradients of `vars`.
     collected: RefCell<BTreeMap<&'w str, Tensor>>,
     probes: Probes,
-    tape: Tape,
+    tape: Tape<View<'w>>,
     /// Linear layers that add nothing to their residual stream.
     skipped: BTreeSet<String>,
 }
@@ -172,7 +172,7 @@ impl<'w> View<'w> {
     }
 
     /// What a block makes of `h`, without its graph.
-    pub fn keep_input(&self, h: &Tensor, way: Way) -> Result<Tensor> {
+    pub fn keep_input(&self, h: &Tensor, way: Way<View<'w>>) -> Result<Tensor> {
         self.tape.record(&self.weights.frozen(self.who)?, h, way)
     }
 
