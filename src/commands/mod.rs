@@ -212,7 +212,23 @@ impl Loaded {
             return Ok(());
         }
         memory::estimate(&self.model, self.weights_dtype, passes)
-            .check(crate::base::memory::limit()?, advice)
+            .check(crate::base::memory::limit()?, &self.advice(advice))
+    }
+
+    /// What takes less memory: `advice`, and before it a narrower dtype for the weights, where the
+    /// checkpoint stores them so.
+    pub fn advice(&self, advice: &str) -> String {
+        let widened = self.weights_dtype == WeightsDtype::F32;
+        let stored = [WeightsDtype::Bf16, WeightsDtype::F16]
+            .into_iter()
+            .find(|dtype| widened && self.checkpoint().stores(&self.model, *dtype).is_ok());
+        match stored {
+            Some(dtype) => format!(
+                "give --weights-dtype {dtype} (the checkpoint stores its matrices so, and results \
+                 stay the same), {advice}"
+            ),
+            None => advice.to_owned(),
+        }
     }
 
     /// The same of passes that are differentiated, and whether they compute blocks again.

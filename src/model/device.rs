@@ -159,9 +159,44 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     Ok(rayon::current_num_threads())
 }
 
-/// Peak resident memory of this process in MiB (Linux; `None` elsewhere).
+/// Peak resident memory of this process in MiB; `None` on systems that don't tell it (Windows).
 pub fn peak_rss_mib() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+    #[cfg(target_os = "linux")]
+    {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib / 1024)
+    }
+    #[cfg(not(target_os = "linux"))]
+    peak_by_usage()
+}
+
+/// The same as the system's accounting has it. On Linux it is that of an ancestor that was larger,
+/// so it is asked elsewhere alone.
+#[cfg(all(unix, any(test, not(target_os = "linux"))))]
+fn peak_by_usage() -> Option<u64> {
+    // SAFETY: the call fills the struct that it is given, and any bits are one.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        (libc::getrusage(libc::RUSAGE_SELF, &mut usage) == 0).then_some(usage)
+    }?;
+    // Apple counts bytes, all others KiB.
+    let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
+    u64::try_from(usage.ru_maxrss).ok().map(|most| (most * unit) >> 20)
+}
+
+#[cfg(not(unix))]
+fn peak_by_usage() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_by_usage_is_the_peak_of_the_kernel_or_more() {
+        let peak = super::peak_rss_mib().expect("Linux tells it");
+        let by_usage = super::peak_by_usage().expect("and so does every Unix");
+        assert!(peak > 0 && by_usage + 1 >= peak, "{by_usage} of {peak} MiB");
+    }
 }

@@ -7,7 +7,8 @@ use irepair::step::StepReport;
 use irepair::tokens::LossOn;
 
 use crate::support::command::irepair;
-use crate::support::golden::{Golden, each, recipe};
+use crate::support::files::{Folder, bytes};
+use crate::support::golden::{self, Golden, each, recipe};
 use crate::support::tensors::flat;
 
 /// A few of each kind: one block or all of them, pairs in one graph or in two, with and without KL.
@@ -97,4 +98,39 @@ fn the_peak_falls() {
     };
     let (kept, again) = (peak("never"), peak("always"));
     assert!(again < kept - 100.0, "{again} of {kept} MiB");
+}
+
+/// And so the same file is written, whether the user asks for it or memory does.
+#[test]
+fn a_repair_writes_the_same_bytes() {
+    let folder = Folder::new();
+    let model = golden::path("gemma3");
+    let written = |name: &str, flags: &str| {
+        let out = folder.path(name);
+        irepair("repair -q --max-steps 4 --batch-size 2 --valid-size 2 --eval-steps 2")
+            .and("--learning-rate 1e-3")
+            .and(flags)
+            .with("--model", &model)
+            .with("--data", golden::path("pairs.jsonl"))
+            .with("--normal", golden::path("normal.jsonl"))
+            .with("--out", &out)
+            .ok();
+        bytes(out.join("model.safetensors"))
+    };
+    for method in ["--method dpo+kl", "--method trial-dpo+kl --trial-steps 2"] {
+        let [kept, again] = ["never", "always"].map(|recompute| {
+            written(recompute, &format!("{method} --overwrite --recompute {recompute}"))
+        });
+        assert!(kept == again, "{method}");
+    }
+    let sensitivity = |flags: &str| {
+        irepair("sensitivity --json")
+            .and(flags)
+            .with("--model", &model)
+            .with("--data", golden::path("pairs.jsonl"))
+            .ok()
+    };
+    assert_eq!(sensitivity("--recompute never"), sensitivity("--recompute always"));
+    // A method of neurons reads what its layers take in: it has no use for it.
+    irepair("repair --method star --recompute always").fails(2, &["--recompute"]);
 }

@@ -13,3 +13,4 @@ mod tables;
 mod tasks;
 #[cfg(unix)]
 mod terminal;
+mod watching;

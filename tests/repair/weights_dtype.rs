@@ -137,6 +137,10 @@ fn a_repair_writes_the_same_bytes() {
             let weights = parts.iter().find(|part| part["name"] == "weights").expect("weights");
             weights["bytes"].as_u64().expect("bytes")
         });
+        // Where memory is too little, it is what the refusal names first.
+        let advice = format!("--weights-dtype {kept} (the checkpoint stores its matrices so");
+        let too_little = repair("f32").and("--overwrite").env("IREPAIR_MEMORY_LIMIT", "1");
+        too_little.fails(3, &[&advice]);
         let half = narrow > plain / 2 && narrow < plain * 11 / 20;
         assert!(half, "{model}: {narrow} of {plain} bytes");
     }

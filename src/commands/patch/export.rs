@@ -1,7 +1,5 @@
 //! `patch export` makes a LoRA adapter of what a patch changes.
 
-use std::path::Path;
-
 use anyhow::Result;
 use serde_json::json;
 
@@ -20,7 +18,6 @@ use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::precision::{Precision, WeightsDtype};
 use crate::model::weights::{Weights, Who};
 use crate::print_line;
-use crate::report::RunRecord;
 use crate::report::plot::short;
 use crate::report::table::table;
 
@@ -31,7 +28,7 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
     let path = super::patch_in(&args.patch);
     let patch = PatchFile::open(&path)?;
     let (beside, [reverted, folder]) = folders_beside(&args.out, ["base", "adapter"])?;
-    let record = record_beside(&path);
+    let record = super::record_beside(&path, &patch.summary());
     let base = match &args.base {
         Some(base) => base.clone(),
         None => {
@@ -80,11 +77,6 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
         }));
     }
     show(&lora, kl, args)
-}
-
-/// The record of the repair that the patch lies in.
-fn record_beside(patch: &Path) -> Option<RunRecord> {
-    RunRecord::read(&patch.parent()?.join("run.json")).ok()
 }
 
 /// KL(patched ‖ adapted) in nats a token over texts that the patched model writes by itself.

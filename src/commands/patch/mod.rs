@@ -15,15 +15,15 @@ use crate::base::error::Error;
 use crate::base::files;
 use crate::base::plain::{plain_line, shortened};
 use crate::base::print;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::combine::combine;
 use crate::checkpoint::hub::{self, OpenedModel};
-use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, diff};
+use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, Summary, diff};
+use crate::checkpoint::{Change, Checkpoint};
 use crate::cli::{NewPatch, Patch, PatchCommand};
 use crate::print_line;
 use crate::report::plot::short;
 use crate::report::table::table;
-use crate::report::{block_number, change_by_block};
+use crate::report::{RunRecord, block_number, change_by_block};
 
 /// The bytes of a hash that are shown; a patch may say anything.
 const LONGEST_HASH: usize = 64;
@@ -234,9 +234,17 @@ fn walk(from: &str, patch: &Path, to: &Walk, json: bool) -> Result<()> {
 /// Prints what a patch changes.
 fn show(json: bool, path: &Path) -> Result<()> {
     let summary = PatchFile::open(path)?.summary();
+    let run = record_beside(path, &summary);
     if json {
-        print::json(&summary)?;
-        return Ok(());
+        let mut printed = serde_json::to_value(&summary)?;
+        printed["made_by"] = run.as_ref().map_or(serde_json::Value::Null, |run| {
+            serde_json::json!({
+                "model": run.model, "revision": run.base_revision, "method": run.settings.method,
+                "seed": run.seed, "steps": run.steps, "irepair": run.irepair,
+                "verdict": run.verdict_line(),
+            })
+        });
+        return print::json(&printed);
     }
     let rows: Vec<[String; 4]> = change_by_block(&summary.changes, block_number)
         .into_values()
@@ -269,5 +277,28 @@ fn show(json: bool, path: &Path) -> Result<()> {
         plain_line(&shortened(&summary.base_sha256, LONGEST_HASH)),
         plain_line(&shortened(&summary.repaired_sha256, LONGEST_HASH))
     )?;
-    Ok(())
+    match run {
+        Some(run) => {
+            let revision = run.base_revision.as_ref().map(|at| format!(" (revision {at})"));
+            print_line!(
+                "made by {} with seed {}, {} steps, of {}{}\n{}",
+                plain_line(&run.settings.method),
+                run.seed,
+                run.steps,
+                plain_line(&run.model),
+                plain_line(&revision.unwrap_or_default()),
+                plain_line(&run.verdict_line())
+            )
+        }
+        None => print_line!("which repair made it is not known: its run.json is not beside it"),
+    }
+}
+
+/// The record of the repair that made a patch, if it lies beside it and tells of the same changes.
+fn record_beside(patch: &Path, summary: &Summary) -> Option<RunRecord> {
+    let run = RunRecord::read(&patch.parent()?.join("run.json")).ok()?;
+    let changes = |changes: &[Change]| -> Vec<(String, u64)> {
+        changes.iter().map(|change| (change.name.clone(), change.norm.to_bits())).collect()
+    };
+    (changes(&run.changed) == changes(&summary.changes)).then_some(run)
 }

@@ -59,11 +59,11 @@ pub fn run(args: &Repair) -> Result<()> {
         order.show(&run, &path)?;
         return order.check(&run, &path);
     }
-    let memory = job.memory()?;
+    let needed = job.memory()?;
     if loaded.device.is_cpu() {
-        memory.check(memory::limit()?, job.advice())?;
+        needed.check(memory::limit()?, &loaded.advice(job.advice()))?;
     }
-    if memory.recompute && prepared.recompute == Recompute::Auto {
+    if needed.recompute && prepared.recompute == Recompute::Auto {
         order.say(
             "blocks are computed again for the backward pass: their graphs would not fit into \
              memory (--recompute)"
@@ -71,7 +71,7 @@ pub fn run(args: &Repair) -> Result<()> {
         );
     }
     let mut weights = loaded.weights()?;
-    weights.set_recompute(memory.recompute);
+    weights.set_recompute(needed.recompute);
     let out = Output::claim(&order)?;
     interrupt::listen()?;
     job.begin(&weights, &out)?;
@@ -136,7 +136,7 @@ impl<'a> Order<'a> {
     fn dry_run(&self, job: &dyn Job, path: &Path) -> Result<()> {
         let mut plan =
             plan::Plan::new(self, job.plan()?, job.memory()?, path, output::in_the_way(path));
-        if plan.memory.judge(&self.loaded.device, job.advice()).is_ok() {
+        if plan.memory.judge(&self.loaded.device, &self.loaded.advice(job.advice())).is_ok() {
             let mut weights = self.loaded.weights()?;
             weights.set_recompute(plan.memory.recompute);
             plan.time = job.phases(&mut weights)?;
@@ -145,7 +145,7 @@ impl<'a> Order<'a> {
             true => print::json(&plan)?,
             false => print::text(plan.text())?,
         }
-        plan.memory.judge(&self.loaded.device, job.advice())
+        plan.memory.judge(&self.loaded.device, &self.loaded.advice(job.advice()))
     }
 
     /// Errors (a failed check) if the verdict is one that `--fail-on` names: the output is kept all
