@@ -21,9 +21,9 @@ if [ "${1-}" = --parallel ]; then
 fi
 [ $# -gt 0 ] || { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//' >&2; exit 2; }
 plan=$("$irepair" compare "$@" --plan --json)
-# Two fields of a JSON object of ours.
-tasks=$(sed -n 's/^ *"tasks": *\([0-9]*\),\{0,1\}$/\1/p' <<< "$plan")
-out=$(sed -n 's/^ *"out": *"\(.*\)",\{0,1\}$/\1/p' <<< "$plan")
+# {"out":"…","tasks":N,"titles":[…]}
+tasks=$(sed -n 's/^{.*","tasks":\([0-9]*\),.*$/\1/p' <<< "$plan")
+out=$(sed -n 's/^{"out":"\(.*\)","tasks":.*$/\1/p' <<< "$plan")
 [ -n "$tasks" ] && [ -n "$out" ] || { echo "compare.sh: no plan: $plan" >&2; exit 1; }
 last=$((tasks - 1))
 

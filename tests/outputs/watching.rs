@@ -16,8 +16,8 @@ fn every_key_of_the_log_is_in_the_guide() {
         ("halves", "--method irepair --slice sublayer --max-steps 2"),
         (
             "online",
-            "--method online-dpo+kl --kl-budget 0.02 --max-steps 4 --rounds 2 --prompts-per-round 8 \
-             --samples-per-prompt 4",
+            "--method online-dpo+kl --kl-budget 0.02 --max-steps 4 --rounds 2 \
+             --prompts-per-round 8 --samples-per-prompt 4",
         ),
     ] {
         let out = folder.path(name);
