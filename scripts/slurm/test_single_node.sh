@@ -183,8 +183,9 @@ agree() { # FOLDER WHAT
 }
 mapfile -t jobs < <("$here/compare.sh" "${rows[@]}" --out "$scratch/slurm-compared" | jobs_of)
 [ "${#jobs[@]}" = 2 ] || fail "compare.sh said no two jobs"
-wait_for 120 "a run under way" bash -c "ls $scratch/slurm-compared/runs/*.partial/irepair/state.safetensors $scratch/slurm-compared/runs/*.partial/irepair/steps.jsonl"
-scontrol requeue "${jobs[0]}_2" || true
+wait_for 240 "a run under way" bash -c "compgen -G '$scratch/slurm-compared/runs/*.partial'"
+index=$(squeue -h -t RUNNING -j "${jobs[0]}" -o %K | sort -n | tail -n 1)
+scontrol requeue "${jobs[0]}_$index"
 wait_for 600 "the end of the merge" finished "${jobs[1]}"
 agree "$scratch/slurm-compared" "job array"
 "$here/compare.sh" --parallel 2 "${rows[@]}" --out "$scratch/parallel-compared" > /dev/null 2> "$scratch/parallel.log"

@@ -24,9 +24,7 @@ fn told(comparison: &Comparison) -> String {
     }
     let mut record = comparison.record();
     // Its tables hold seconds and memory, too; they are made of the entries.
-    for key in ["sheets"] {
-        record.as_object_mut().expect("record").remove(key);
-    }
+    record.as_object_mut().expect("record").remove("sheets");
     strip(&mut record);
     let root = comparison.folder().root().display().to_string();
     record.to_string().replace(&root, "ROOT")
