@@ -91,13 +91,13 @@ fn gradients_are_the_same_to_the_bit() {
 #[cfg(target_os = "linux")]
 fn the_peak_falls() {
     let peak = |recompute: &str| {
-        let line = irepair("bench --config gpt2 --blocks 8 --batch 4 --tokens 128 --iterations 1")
+        let line = irepair("bench --config gpt2 --blocks 12 --batch 4 --tokens 64 --iterations 1")
             .and("--method irepair --recompute")
             .arg(recompute);
         line.json()["peak_rss_mib"].as_f64().expect("a peak")
     };
     let (kept, again) = (peak("never"), peak("always"));
-    assert!(again < kept - 100.0, "{again} of {kept} MiB");
+    assert!(again < kept - 80.0, "{again} of {kept} MiB");
 }
 
 /// And so the same file is written, whether the user asks for it or memory does.

@@ -6,7 +6,7 @@ use crate::support::command::CommandLine;
 use crate::support::comparison::Comparison;
 use crate::support::files::{Folder, json, read};
 
-const ROWS: &str = "--methods irepair-min,one-block --seeds 1,2 --scales 0.5";
+const ROWS: &str = "--methods irepair-min,one-block --seeds 1 --scales 0.5";
 
 /// The record without what differs from machine to machine: times, memory, and where it lies.
 fn told(comparison: &Comparison) -> String {
@@ -43,24 +43,22 @@ fn tasks_apart_come_to_the_whole() {
     task(&line, 0).fails(3, &["no plan is there", "--plan"]);
     line.clone().and("--merge").fails(3, &["no plan is there"]);
     let plan = line.clone().and("--plan --json").json();
-    assert_eq!(plan["tasks"], 5, "{plan}");
+    assert_eq!(plan["tasks"], 3, "{plan}");
     assert_eq!(plan["titles"][1], "irepair-min, seed 1", "{plan}");
     assert!(!parts.out().join("compare.json").exists());
     // Written down again, and told to people: nothing is lost.
     let text = line.clone().and("--plan").ok();
-    assert!(text.contains("task 4: one-block, seed 2") && text.contains("next: "), "{text}");
+    assert!(text.contains("task 2: one-block, seed 1") && text.contains("next: "), "{text}");
 
-    task(&line, 5).fails(3, &["--task 5", "tasks 0 to 4"]);
+    task(&line, 3).fails(3, &["--task 3", "tasks 0 to 2"]);
     // A task of another plan.
     parts.line().and(ROWS).and("--samples 3 --task 1").fails(3, &["is another", "choose another"]);
-    for index in [3, 1] {
-        task(&line, index).ok();
-    }
+    task(&line, 1).ok();
     // Not all are done: nothing is made by the merge, and nothing is lost.
     line.clone().and("--merge").fails(3, &["was not done"]);
     std::thread::scope(|scope| {
         // Side by side.
-        for index in [0, 2, 4] {
+        for index in [0, 2] {
             let line = task(&line, index);
             scope.spawn(move || line.ok());
         }
