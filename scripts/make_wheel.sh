@@ -15,7 +15,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python3 -m venv "$scratch/build"
 "$scratch/build/bin/pip" install -q 'maturin>=1.9,<2'
-"$scratch/build/bin/maturin" build --release --out "$out"
+(cd scripts/wheel && "$scratch/build/bin/maturin" build --release --out "$out")
 wheel=$(ls -t "$out"/irepair-*.whl | head -n 1)
 
 size=$(stat -c %s "$wheel")
