@@ -218,16 +218,22 @@ pub fn count_product(m: usize, k: usize, n: usize, large: bool) {
     }
 }
 
+/// What the system's accounting says of this process.
+#[cfg(unix)]
+pub fn usage() -> libc::rusage {
+    // SAFETY: a zeroed `rusage` is a valid value, and the call only fills it in.
+    unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    }
+}
+
 /// Processor time of all threads of this process, or 0 on systems that don't tell it.
 fn processor_time() -> Duration {
     #[cfg(unix)]
     {
-        // SAFETY: a zeroed `rusage` is a valid value, and the call only fills it in.
-        let usage = unsafe {
-            let mut usage = std::mem::zeroed::<libc::rusage>();
-            libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-            usage
-        };
+        let usage = usage();
         let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
         time(usage.ru_utime) + time(usage.ru_stime)
     }

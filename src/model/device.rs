@@ -175,11 +175,7 @@ pub fn peak_rss_mib() -> Option<u64> {
 /// so it is asked elsewhere alone.
 #[cfg(all(unix, any(test, not(target_os = "linux"))))]
 fn peak_by_usage() -> Option<u64> {
-    // SAFETY: the call fills the struct that it is given, and any bits are one.
-    let usage = unsafe {
-        let mut usage = std::mem::zeroed::<libc::rusage>();
-        (libc::getrusage(libc::RUSAGE_SELF, &mut usage) == 0).then_some(usage)
-    }?;
+    let usage = crate::base::profile::usage();
     // Apple counts bytes, all others KiB.
     let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
     u64::try_from(usage.ru_maxrss).ok().map(|most| (most * unit) >> 20)

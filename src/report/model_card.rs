@@ -116,7 +116,8 @@ fn model_index(run: &RunRecord) -> String {
     if metrics.is_empty() {
         return metrics;
     }
-    let name = run.base_revision.as_ref().map_or("a local model", |_| run.model.as_str());
+    let public = run.base_revision.is_some() || run.model == "demo";
+    let name = if public { run.model.as_str() } else { "a local model" };
     format!(
         "model-index:\n- name: {}\n  results:\n  - task:\n      type: text-generation\n    \
          dataset:\n      name: {}\n      type: held-back\n    metrics:\n{metrics}",

@@ -3,8 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use super::{MADE, Walk, base_beside, folders_beside};
-use crate::base::claim;
+use super::{Walk, base_beside, folders_beside, mark};
 use crate::base::files::write_whole;
 use crate::base::plain::plain_line;
 use crate::base::print;
@@ -48,7 +47,7 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
     let lora = Lora::of(loaded.checkpoint(), &loaded.model, &patch, args.rank)?;
     let kl = match args.normal_texts {
         0 => None,
-        texts => Some(divergence(&loaded, &patch, &lora, texts)?),
+        texts => divergence(&loaded, &patch, &lora, texts)?,
     };
 
     // What peft is told to load: the hub's name, never a path of this machine.
@@ -62,10 +61,7 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
     });
     let name = named.as_ref().map(|(name, revision)| (name.as_str(), Some(revision.as_str())));
     lora.write(&folder, name)?;
-    let made = claim::record();
-    std::fs::create_dir_all(folder.join("irepair"))?;
-    let text = serde_json::to_string_pretty(&made)?;
-    write_whole(&folder.join("irepair").join(MADE), text.as_bytes())?;
+    mark(&folder)?;
     let card = card(&lora, kl, name);
     write_whole(&folder.join("README.md"), card.as_bytes())?;
     to.name(&folder, beside.path())?;
@@ -79,8 +75,14 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
     show(&lora, kl, args)
 }
 
-/// KL(patched ‖ adapted) in nats a token over texts that the patched model writes by itself.
-fn divergence(loaded: &Loaded, patch: &PatchFile, lora: &Lora, texts: usize) -> Result<f64> {
+/// KL(patched ‖ adapted) in nats a token over texts that the patched model writes by itself; `None`
+/// if it writes none.
+fn divergence(
+    loaded: &Loaded,
+    patch: &PatchFile,
+    lora: &Lora,
+    texts: usize,
+) -> Result<Option<f64>> {
     let (checkpoint, model) = (loaded.checkpoint(), &loaded.model);
     let mut patched = loaded.weights()?;
     for spec in model.specs() {
@@ -100,8 +102,8 @@ fn divergence(loaded: &Loaded, patch: &PatchFile, lora: &Lora, texts: usize) -> 
         (0..texts).map(|i| Job { ids: vec![begin], prompt: i as u64, sample: 0 }).collect();
     let written = generate(model, &patched.frozen(Who::Patient)?, &jobs, &generation)?;
     let mut adapted: Weights = loaded.weights()?;
-    let base = loaded.weights()?;
-    for tensor in lora.adapted(|name| base.tensor(Who::Reference, name)) {
+    // The patched model keeps what it was: the base.
+    for tensor in lora.adapted(|name| patched.tensor(Who::Reference, name)) {
         let (name, values) = tensor?;
         adapted.restore(name, values)?;
     }
@@ -119,7 +121,7 @@ fn divergence(loaded: &Loaded, patch: &PatchFile, lora: &Lora, texts: usize) -> 
             tokens += row["tokens"].as_f64().unwrap_or(f64::NAN);
         }
     }
-    Ok(nats / tokens)
+    Ok((tokens > 0.0).then(|| nats / tokens))
 }
 
 fn kl_words(kl: Option<f64>) -> String {

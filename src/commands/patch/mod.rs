@@ -209,9 +209,7 @@ fn walk(from: &str, patch: &Path, to: &Walk, json: bool) -> Result<()> {
     from.checkpoint.stays_whole(out)?;
     let (beside, [folder]) = folders_beside(out, ["model"])?;
     patch.apply(&from.checkpoint, direction, &folder)?;
-    let record = folder.join("irepair").join(MADE);
-    std::fs::create_dir_all(folder.join("irepair"))?;
-    files::write_whole(&record, serde_json::to_string_pretty(&claim::record())?.as_bytes())?;
+    mark(&folder)?;
     to.name(&folder, beside.path())?;
     let sha256 = match direction {
         Direction::Apply => &patch.repaired_sha256,
@@ -229,6 +227,14 @@ fn walk(from: &str, patch: &Path, to: &Walk, json: bool) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// Writes into a folder that a patch made it.
+fn mark(folder: &Path) -> Result<()> {
+    let dir = folder.join("irepair");
+    std::fs::create_dir_all(&dir)?;
+    let record = serde_json::to_string_pretty(&claim::record())?;
+    files::write_whole(&dir.join(MADE), record.as_bytes())
 }
 
 /// Prints what a patch changes.
