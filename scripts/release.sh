@@ -17,7 +17,7 @@ scripts/make_wheel.sh "$out"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/$name"
-cp target/release/irepair README.md LICENSE-APACHE LICENSE-MIT "$scratch/$name"
+cp "${CARGO_TARGET_DIR:-target}/release/irepair" README.md LICENSE-APACHE LICENSE-MIT "$scratch/$name"
 strip "$scratch/$name/irepair"
 python3 scripts/make_licenses.py > "$scratch/$name/LICENSES-OF-CRATES.txt"
 # The same input gives the same archive.
