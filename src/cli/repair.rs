@@ -121,16 +121,9 @@ pub struct Compare {
     )]
     pub lambada: Option<String>,
     /// Runs and evaluations at a time, each in a process and with memory of its own: for a machine
-    /// of many cores, or a GPU that one small model leaves idle
-    #[arg(
-        short,
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        help_heading = MACHINE,
-        hide_short_help = true
-    )]
-    pub jobs: usize,
+    /// of many cores, or a GPU that one small model leaves idle [default: one on each --device]
+    #[arg(short, long, value_name = "N", help_heading = MACHINE, hide_short_help = true)]
+    pub jobs: Option<usize>,
 }
 
 /// What a search may spend.
@@ -178,6 +171,10 @@ pub struct Tune {
     /// The most KL that the chosen run may have, in nats a token on the base's normal text
     #[arg(long, value_name = "NATS", default_value_t = 0.02, help_heading = METHOD)]
     pub max_kl: f64,
+    /// Runs at a time, each in a process and with memory of its own. What is tried next goes by the
+    /// rounds of N before it [default: one on each --device]
+    #[arg(short, long, value_name = "N", help_heading = MACHINE, hide_short_help = true)]
+    pub jobs: Option<usize>,
     /// Where runs, tables and the chosen settings go [default: tuned/MODEL]
     #[arg(short, long, visible_aliases = ["output-dir", "output"], help_heading = OUTPUT)]
     pub out: Option<PathBuf>,

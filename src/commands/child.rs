@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::HumanDuration;
 
+use crate::bail_input;
 use crate::base::files;
 use crate::base::interrupt;
 use crate::base::progress::Progress;
+use crate::model::device;
 use crate::settings::SETTINGS;
 use crate::train::state;
 
@@ -134,17 +136,76 @@ pub fn has_state(out: &Path) -> bool {
     state::path(&files::partial(out).join("irepair")).is_file()
 }
 
+/// What children run on: devices, how many children at a time, and threads for each.
+pub struct Machine {
+    /// The names of the devices, and how many children run on each.
+    devices: Vec<(String, AtomicUsize)>,
+    /// How many children run at a time.
+    pub at_once: usize,
+    /// The threads that a child may use. `None` leaves the number to the child.
+    threads: Option<usize>,
+}
+
+impl Machine {
+    /// `devices`: a list of names. Without `jobs`, one child runs on each of them; without
+    /// `threads`, children that run together share the cores. Errors (bad input) if a device can't
+    /// be had, or `jobs` is 0.
+    pub fn new(devices: &str, jobs: Option<usize>, threads: Option<usize>) -> Result<Self> {
+        let devices: Vec<(String, AtomicUsize)> =
+            device::several(devices)?.into_iter().map(|name| (name, AtomicUsize::new(0))).collect();
+        let at_once = jobs.unwrap_or(devices.len());
+        if at_once == 0 {
+            bail_input!("--jobs 0: must be at least 1");
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = || (at_once > 1).then(|| (cores / at_once).max(1));
+        Ok(Self { devices, at_once, threads: threads.or_else(shared) })
+    }
+
+    /// The device for work of this process itself.
+    pub fn first(&self) -> &str {
+        self.devices.first().map_or("cpu", |(name, _)| name)
+    }
+
+    /// A place on the device on which fewest children run.
+    fn place(&self) -> Place<'_> {
+        loop {
+            let count = |(_, running): &&(String, AtomicUsize)| running.load(Ordering::SeqCst);
+            let Some(least) = self.devices.iter().min_by_key(count) else {
+                unreachable!("a list of names has at least one");
+            };
+            let (name, running) = least;
+            let now = running.load(Ordering::SeqCst);
+            // Another thread may have taken the same place in between.
+            if running.compare_exchange(now, now + 1, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                return Place { device: name, running };
+            }
+        }
+    }
+}
+
+/// A place of one child on a device, until it is dropped.
+struct Place<'a> {
+    device: &'a str,
+    running: &'a AtomicUsize,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A child that is not started yet.
 pub struct Child<'a> {
     title: &'a str,
-    /// The threads that it may use. `None` leaves the number to the child.
-    threads: Option<usize>,
+    machine: &'a Machine,
     quiet: bool,
 }
 
 impl<'a> Child<'a> {
-    pub fn new(title: &'a str, threads: Option<usize>, quiet: bool) -> Self {
-        Self { title, threads, quiet }
+    pub fn new(title: &'a str, machine: &'a Machine, quiet: bool) -> Self {
+        Self { title, machine, quiet }
     }
 
     /// Makes the repair that a file of settings describes, or goes on with it where it has a state.
@@ -154,13 +215,16 @@ impl<'a> Child<'a> {
         self.run(&["repair", "--config", &config, "--out", &out, goes_on])
     }
 
-    /// Runs the command with these arguments to its end. An interrupt of this process is passed on,
-    /// so that the child can save its state. Errors if the process can't be started or read.
+    /// Runs the command with these arguments to its end, on the device that has most room. An
+    /// interrupt of this process is passed on, so that the child can save its state. Errors if the
+    /// process can't be started or read.
     pub fn run(&self, arguments: &[&str]) -> Result<Outcome> {
         let program = std::env::current_exe().context("where this program is")?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if let Some(threads) = self.threads {
+        let place = self.machine.place();
+        command.args(["--device", place.device]);
+        if let Some(threads) = self.machine.threads {
             command.args(["--threads", &threads.to_string()]);
         }
         // The arguments hold all settings, also those that this process read from the environment.
@@ -260,6 +324,25 @@ mod tests {
         ];
         assert_eq!(of(&panic), "thread 'main' panicked at a.rs:1:2: index out of bounds");
         assert_eq!((of(&["one", "two"]).as_str(), of(&[]).as_str()), ("two", "it said nothing"));
+    }
+
+    #[test]
+    fn children_spread_over_devices() {
+        // Without GPUs both names mean the CPU, but they are two places.
+        let machine = Machine::new("cpu, auto", None, None).expect("two devices");
+        assert_eq!((machine.at_once, machine.first()), (2, "cpu"));
+        let (first, second) = (machine.place(), machine.place());
+        assert_eq!((first.device, second.device), ("cpu", "auto"));
+        drop(second);
+        assert_eq!(machine.place().device, "auto");
+        let four = Machine::new("cpu,auto", Some(4), None).expect("two each");
+        let places: Vec<Place> = (0..4).map(|_| four.place()).collect();
+        assert_eq!(places.iter().filter(|place| place.device == "auto").count(), 2);
+        for (list, why) in [("cpu,cpu", "given twice"), ("cpu,", "unknown"), ("tpu,cpu", "tpu")] {
+            let error = Machine::new(list, None, None).map(|_| ()).expect_err(list).to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        assert!(Machine::new("cpu", Some(0), None).is_err());
     }
 
     #[test]

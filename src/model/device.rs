@@ -37,6 +37,9 @@ pub fn choose(name: &str) -> Result<Choice> {
             Err(e) => bail_input!("--device metal: {e}"),
         },
         _ => {
+            if name.contains(',') {
+                bail_input!("--device {name}: one device here (compare and tune take several)");
+            }
             let Some(index) = cuda_index(name) else {
                 bail_input!("--device {name}: unknown (have: auto, cpu, cuda, cuda:N, metal)");
             };
@@ -47,6 +50,31 @@ pub fn choose(name: &str) -> Result<Choice> {
             Ok(Choice { device, why: "asked for".into() })
         }
     }
+}
+
+/// The names in a list of devices, like `cuda:0,cuda:1`. Errors (bad input) if one can't be had, or
+/// is given twice.
+pub fn several(list: &str) -> Result<Vec<String>> {
+    let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            bail_input!("--device {list}: {name} is given twice (--jobs runs several on one)");
+        }
+        choose(name)?;
+    }
+    Ok(names)
+}
+
+/// Bytes that a device other than the CPU can still give; `None` where it does not tell.
+pub fn memory_left(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        use candle_core::cuda_backend::cudarc::driver::result;
+        // What was just freed is kept for the next pass, and counts as taken: at most 1 GiB.
+        return result::mem_get_info().ok().map(|(free, _)| free as u64);
+    }
+    let _ = device;
+    None
 }
 
 fn cuda_index(name: &str) -> Option<usize> {

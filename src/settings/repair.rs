@@ -220,7 +220,7 @@ settings! {
     }
 
     Machine {
-        /// auto, cpu, cuda, cuda:N or metal
+        /// auto, cpu, cuda, cuda:N or metal; compare and tune take several, like cuda:0,cuda:1
         device: String, default("auto"), free();
         /// What operands of large products are rounded to while training; sums and all else are f32
         dtype: Precision, default(Precision::F32), alias("torch-dtype");

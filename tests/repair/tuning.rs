@@ -81,6 +81,26 @@ fn a_killed_search_goes_on() {
     assert!(whole["tries"][0]["settings"].get("select").is_none());
 }
 
+/// Two devices make two tries at a time, and which of them ends first changes nothing.
+#[test]
+fn a_search_spreads_over_devices() {
+    let folder = Folder::new();
+    let line = |out: &str| tune(&folder, out).and("--budget 5 --max-kl 2 --method dpo+kl");
+    // Without GPUs both names mean the CPU.
+    line("two").and("--device cpu,auto").ok();
+    line("jobs").and("--jobs 2").ok();
+    line("two").and("--resume").fails(3, &["another jobs"]);
+    let [two, jobs] = ["two", "jobs"].map(|name| json(folder.path(name).join("tune.json")));
+    assert_eq!((tries(&two).len(), tries(&two)), (5, tries(&jobs)));
+    let device = |number: usize| {
+        let run = json(folder.path(format!("two/runs/{number:04}/irepair/run.json")));
+        run["settings"]["device"].as_str().expect("a device").to_owned()
+    };
+    let mut first = [device(1), device(2)];
+    first.sort();
+    assert_eq!(first, ["auto", "cpu"]);
+}
+
 #[test]
 fn what_cannot_be_searched_is_refused() {
     let folder = Folder::new();
@@ -93,6 +113,8 @@ fn what_cannot_be_searched_is_refused() {
     line()
         .and("--method dapt --learning-rate 1e-4")
         .fails(2, &["everything that tune searches is given"]);
+    line().and("--jobs 0").fails(3, &["--jobs 0"]);
+    line().and("--device cpu,cpu").fails(3, &["given twice", "--jobs"]);
     line().and("--resume").fails(3, &["no search in"]);
     folder.write("out/mine.txt", "mine");
     line().fails(3, &["no search of irepair"]);

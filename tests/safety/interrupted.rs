@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::support::command::{CommandLine, irepair};
 use crate::support::comparison::Comparison;
-use crate::support::files::{Folder, bytes, copy, demo_prompts, read, repository, rows};
+use crate::support::files::{Folder, bytes, copy, demo_prompts, json, read, repository, rows};
 use crate::support::golden;
 use crate::support::process::{end_by, interrupt, kill, until};
 use crate::support::repaired::{demo, files, partial, state, steps_made};
@@ -170,8 +170,9 @@ fn interrupted_texts_go_on() {
 fn an_interrupted_comparison_goes_on() {
     let comparison = Comparison::new();
     let rows = "--methods irepair,dapt --save-steps 1 --max-steps 16";
-    // Two at a time, here; one after the other below, where nobody interrupts.
-    let at_once = comparison.line().and(rows).and("--jobs 2");
+    // Two at a time, here, on two devices, though both names mean the CPU where there is no GPU;
+    // one after the other below, where nobody interrupts.
+    let at_once = comparison.line().and(rows).and("--device cpu,auto");
     let mut child = at_once.start();
     let states: [PathBuf; 2] = ["irepair", "dapt"].map(|method| {
         let state = "irepair/state/state.safetensors";
@@ -190,6 +191,12 @@ fn an_interrupted_comparison_goes_on() {
     let half = comparison.folder().write("out/runs/.irepair-0a1b2c", "half a fi");
     resumed.ok();
     assert!(!comparison.out().join("scratch").exists() && !half.exists());
+    let mut devices = ["irepair", "dapt"].map(|method| {
+        let run = json(comparison.out().join(format!("runs/{method}-seed42/irepair/run.json")));
+        run["settings"]["device"].clone()
+    });
+    devices.sort_by_key(Value::to_string);
+    assert_eq!(devices, ["auto", "cpu"]);
     // The bytes of a run that nobody interrupted.
     let whole = Comparison::new();
     whole.line().and(rows).ok();

@@ -99,6 +99,8 @@ fn comparisons_that_cannot_be() {
     refused("--methods irepair,irepair", 2, &["twice"]);
     refused("--method irepair", 2, &["--methods"]);
     refused("--seed 1 --seeds 2", 2, &["--seeds"]);
+    refused("--methods irepair --device cpu,cpu", 3, &["cpu is given twice", "--jobs"]);
+    refused("--methods irepair --device cpu,tpu", 3, &["--device tpu", "unknown"]);
     refused("--methods irepair --jobs 0", 3, &["--jobs 0", "at least 1"]);
     refused("--methods irepair --resume", 3, &["no comparison"]);
     refused("--methods irepair --ppl no/such.txt", 3, &["no/such.txt"]);
@@ -111,6 +113,8 @@ fn comparisons_that_cannot_be() {
     refused("", 3, &["runs.toml:1", "[a]"]);
     runs("[\"../a\"]\nmethod = \"irepair\"\n");
     refused("", 3, &["names a folder"]);
+    runs("[a]\nmethod = \"irepair\"\ndevice = \"cpu\"\n");
+    refused("", 3, &["row a", "the device once"]);
     runs("");
     refused("", 3, &["no tables"]);
     std::fs::remove_dir_all(comparison.out()).ok();

@@ -87,7 +87,6 @@ pub fn sensitivity(shared: &RepairSettings) -> Vec<String> {
     add("--max-prompt-length", shared.max_prompt_length.map(|n| n.to_string()));
     add("--map", Some(shared.map.join(",")).filter(|m| !m.is_empty()));
     add("--batch-size", Some(shared.batch_size.to_string()));
-    add("--device", Some(shared.device.clone()));
     let kept = Some(shared.weights_dtype).filter(|kept| *kept != WeightsDtype::F32);
     add("--weights-dtype", kept.map(|kept| kept.to_string()));
     arguments

@@ -45,8 +45,8 @@ impl Evaluations<'_> {
                 }
             }
         }
-        let countdown = Countdown::of(models.len(), self.plan.at_once);
-        let done = several(self.plan.at_once, &models, |(name, model)| {
+        let countdown = Countdown::of(models.len(), self.plan.machine.at_once);
+        let done = several(self.plan.machine.at_once, &models, |(name, model)| {
             self.evaluate(&countdown, name, model, &self.plan.eval)
         })?;
         // The base is the first model, and without it there are no differences.
@@ -96,8 +96,8 @@ impl Evaluations<'_> {
                 }
             }
         }
-        let countdown = Countdown::of(all.len(), self.plan.at_once);
-        let points = several(self.plan.at_once, &all, |weights| {
+        let countdown = Countdown::of(all.len(), self.plan.machine.at_once);
+        let points = several(self.plan.machine.at_once, &all, |weights| {
             Ok(match self.intermediate(&countdown, weights)? {
                 Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(weights.step))),
                 Err(why) => {
@@ -179,8 +179,7 @@ impl Evaluations<'_> {
             return Ok(Err(part::missing(self.dir, &format!("evaluation of {name}"))?));
         }
         let out_text = out.display().to_string();
-        let mut arguments =
-            vec!["eval", "--model", model, "--out", &out_text, "--device", &self.plan.device];
+        let mut arguments = vec!["eval", "--model", model, "--out", &out_text];
         arguments.extend(["--weights-dtype", &self.plan.weights_dtype]);
         arguments.push(if is_begun(&out) { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
@@ -188,7 +187,7 @@ impl Evaluations<'_> {
         if matches!(self.plan.part, Part::Task(_)) {
             part::forget(self.dir, &what)?;
         }
-        let run = |title: &str| Child::new(title, self.plan.threads, self.quiet).run(&arguments);
+        let run = |title: &str| Child::new(title, &self.plan.machine, self.quiet).run(&arguments);
         match countdown.run(&what, run)? {
             Outcome::Done(_) => Ok(Ok(out)),
             Outcome::Failed(why) => {

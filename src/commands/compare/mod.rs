@@ -61,8 +61,9 @@ pub fn run(args: &Compare) -> Result<()> {
     }
     let dir = &plan.dir;
     let mut rows: Vec<MethodRow> = vec![MethodRow::vanilla()];
-    let countdown = Countdown::of(plan.runs.len(), plan.at_once);
-    let made = several(plan.at_once, &plan.runs, |run| make(&plan, run, &countdown, quiet))?;
+    let countdown = Countdown::of(plan.runs.len(), plan.machine.at_once);
+    let made =
+        several(plan.machine.at_once, &plan.runs, |run| make(&plan, run, &countdown, quiet))?;
     for (planned, made) in plan.runs.iter().zip(made) {
         let run = match made {
             Ok(record) => MethodRun::finished(planned.seed, &planned.dir(dir), &record),
@@ -150,7 +151,7 @@ fn make(
         evaluation::forget_intermediate(dir, &planned.file_name())?;
     }
     write_whole(&config, settings.as_bytes())?;
-    let run = |title: &str| Child::new(title, plan.threads, quiet).repair(&config, &out);
+    let run = |title: &str| Child::new(title, &plan.machine, quiet).repair(&config, &out);
     match countdown.run(&planned.title(), run)? {
         // A run that its guard has ended is finished, too.
         Outcome::Done(_) | Outcome::Failed(_) if out.join("irepair").join("run.json").is_file() => {
@@ -257,7 +258,7 @@ fn sensitivity(
     let mut arguments = plan.sensitivity.clone();
     arguments.extend(["--dump", &dump, "--json"].map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match Child::new("sensitivity", plan.threads, quiet).run(&arguments)? {
+    match Child::new("sensitivity", &plan.machine, quiet).run(&arguments)? {
         Outcome::Done(text) => {
             if matches!(plan.part, Part::Task(_)) {
                 write_whole(&kept, text.as_bytes())?;

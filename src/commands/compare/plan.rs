@@ -15,6 +15,7 @@ use crate::base::claim::{self, Claim};
 use crate::base::error::{Error, unknown};
 use crate::base::files;
 use crate::cli::Compare;
+use crate::commands::child::Machine;
 use crate::commands::repair::read_data;
 use crate::commands::{Loaded, On, open};
 use crate::model::precision::Precision;
@@ -69,12 +70,9 @@ pub struct ComparisonPlan {
     pub sensitivity: Vec<String>,
     /// Parts and multiples of each run's change that are measured, too, in ascending order.
     pub scales: Vec<f64>,
-    pub device: String,
     pub weights_dtype: String,
-    /// Threads of each process.
-    pub threads: Option<usize>,
-    /// How many processes run at a time.
-    pub at_once: usize,
+    /// What the processes run on.
+    pub machine: Machine,
     /// The wrong answers from which all methods learn. `None` if they learn from pairs.
     pub failures: Option<Failures>,
     /// What this command does of it.
@@ -97,10 +95,6 @@ const NEURON_LEVEL: [&str; 4] = ["mode", "block-sparsity", "neurons", "rounds"];
 impl ComparisonPlan {
     /// Resolves the settings of every run. Errors (bad input, usage) before anything is made.
     pub fn new(args: &Compare) -> Result<Self> {
-        if args.jobs == 0 {
-            bail_input!("--jobs 0: must be at least 1");
-        }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let flags = args.words.together();
         if let Some(key) = METHOD.iter().find(|k| flags.contains_key(**k)) {
             return Err(Error::Usage(format!(
@@ -153,9 +147,10 @@ impl ComparisonPlan {
             learn_from_one(&mut all, false);
         }
         let mut shared = resolve(&all)?;
+        let machine = Machine::new(&shared.device, args.jobs, shared.threads)?;
         let kept = shared.weights_dtype;
         let on = On {
-            device: &shared.device,
+            device: machine.first(),
             dtype: Precision::F32,
             weights_dtype: kept,
             threads: shared.threads,
@@ -194,6 +189,12 @@ impl ComparisonPlan {
             rows.iter().find(|(.., row)| row.model != base.model || !same_data(row, &shared))
         {
             bail_input!("row {name}: its model or data are not those of the comparison");
+        }
+        if let Some((name, _)) = tables.iter().find(|(_, row)| row.contains_key("device")) {
+            bail_input!(
+                "row {name}: give the device once for all rows, as --device or in --config; \
+                 cuda:0,cuda:1 spreads them over two"
+            );
         }
         let dir = args.out.clone().unwrap_or_else(|| Path::new("compared").join(&base.name));
         loaded.checkpoint().stays_whole(&dir)?;
@@ -242,8 +243,8 @@ impl ComparisonPlan {
             for &seed in own {
                 let mut layer = layer.clone();
                 layer.insert("seed".into(), seed.into());
-                // Each process gets its number of threads as an argument.
-                layer.remove("threads");
+                // Each process gets its device and its number of threads as arguments.
+                layer.retain(|key, _| !["device", "threads"].contains(&key.as_str()));
                 let settings = RepairSettings { seed, ..settings.settings.clone() };
                 runs.push(PlannedRun {
                     name: name.clone(),
@@ -258,10 +259,8 @@ impl ComparisonPlan {
             eval,
             sensitivity: arguments::sensitivity(&shared),
             scales: arguments::scales(args)?,
-            device: shared.device.clone(),
             weights_dtype: kept.to_string(),
-            threads: shared.threads.or_else(|| (args.jobs > 1).then(|| (cores / args.jobs).max(1))),
-            at_once: args.jobs,
+            machine,
             base,
             data_sha256,
             identity: loaded.checkpoint().identity()?,
@@ -276,7 +275,7 @@ impl ComparisonPlan {
     /// Opens the base on the CPU.
     pub fn open(&self) -> Result<Loaded> {
         let (dtype, weights_dtype) = (Precision::F32, WeightsDtype::F32);
-        let on = On { device: "cpu", dtype, weights_dtype, threads: self.threads };
+        let on = On { device: "cpu", dtype, weights_dtype, threads: None };
         open(&self.base.model, self.base.revision.as_deref(), &on)
     }
 

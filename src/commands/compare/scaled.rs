@@ -46,8 +46,8 @@ impl Evaluations<'_> {
                 }));
             }
         }
-        let countdown = Countdown::of(all.len(), self.plan.at_once);
-        let measured = several(self.plan.at_once, &all, |scaled| {
+        let countdown = Countdown::of(all.len(), self.plan.machine.at_once);
+        let measured = several(self.plan.machine.at_once, &all, |scaled| {
             Ok(self.scaled(&countdown, scaled)?.map_err(|why| {
                 let gap = format!("no point of {}: {why}", scaled.name);
                 say!("warning: {gap}");

@@ -19,7 +19,7 @@ use crate::base::interrupt;
 use crate::base::print;
 use crate::base::shell;
 use crate::cli::{Budget, Tune};
-use crate::commands::child::{Child, Outcome};
+use crate::commands::child::{Child, Machine, Outcome, several};
 use crate::commands::{Loaded, On, open};
 use crate::eval::Figures;
 use crate::print_line;
@@ -45,7 +45,7 @@ pub fn run(args: &Tune) -> Result<()> {
     search.claim(args.resume)?;
     interrupt::listen()?;
     while search.goes_on() {
-        search.make_next()?;
+        search.make_round()?;
         search.tell();
     }
     let tuned = search.tuned();
@@ -65,7 +65,7 @@ struct Search {
     budget: Budget,
     max_kl: f64,
     quiet: bool,
-    threads: Option<usize>,
+    machine: Machine,
     base: String,
     /// What all tries must have in common.
     plan: Value,
@@ -120,18 +120,21 @@ impl Search {
         }
         first.extend(space.next(&[], args.max_kl).layer());
         resolve(first)?;
+        let machine = Machine::new(&prepared.device, args.jobs, prepared.threads)?;
         let loaded = opened(&prepared)?;
         let base = loaded.short_name();
         let dir = args.out.clone().unwrap_or_else(|| Path::new("tuned").join(&base));
         loaded.checkpoint().stays_whole(&dir)?;
-        // Threads and devices change no choice.
+        // Threads and devices change no choice; how many tries are made at a time does. Each
+        // process gets its device and its threads as arguments.
+        given.retain(|key, _| !["device", "threads"].contains(&key.as_str()));
         let plan = json!({
-            "format_version": 1, "identity": loaded.checkpoint().identity()?, "given": given,
-            "max_kl": args.max_kl,
+            "format_version": 2, "identity": loaded.checkpoint().identity()?, "given": given,
+            "max_kl": args.max_kl, "jobs": machine.at_once,
         });
         Ok(Self {
             dir,
-            threads: prepared.threads,
+            machine,
             given,
             space,
             budget: args.budget,
@@ -184,7 +187,9 @@ impl Search {
         match self.budget {
             Budget::Runs(runs) => self.tries.len() < runs,
             Budget::Time(time) => {
-                let spent: f64 = self.tries.iter().map(|made| made.seconds).sum();
+                // A round takes as long as its longest try.
+                let longest = |round: &[Try]| round.iter().map(|t| t.seconds).fold(0.0, f64::max);
+                let spent: f64 = self.tries.chunks(self.machine.at_once).map(longest).sum();
                 Duration::from_secs_f64(spent) < time
             }
         }
@@ -195,29 +200,37 @@ impl Search {
         self.dir.join("runs").join(format!("{number:04}"))
     }
 
-    /// Makes the next try, or reads it if it was made before.
-    fn make_next(&mut self) -> Result<()> {
-        let choice = self.space.next(&self.known, self.max_kl);
-        let number = self.tries.len() + 1;
-        let out = self.out(number);
-        let mut layer = self.given.clone();
-        layer.extend(choice.layer());
-        // The process gets its number of threads as an argument.
-        layer.remove("threads");
-        // The choice goes by greedy texts.
-        layer.entry("eval-samples").or_insert(0.into());
-        // That a try is no repair is a result, too.
-        layer.insert("fail-on".into(), "nothing".into());
-        let failed = match out.join("irepair/run.json").is_file() {
-            true => None,
-            false => self.make(number, &layer, &out)?,
+    /// Makes as many tries as run at a time. Each is chosen as if those before it in the round had
+    /// failed, so the order in which they end changes nothing.
+    fn make_round(&mut self) -> Result<()> {
+        let left = match self.budget {
+            Budget::Runs(runs) => runs - self.tries.len(),
+            Budget::Time(_) => self.machine.at_once,
         };
+        let mut known = self.known.clone();
+        let round: Vec<(usize, Choice)> = (0..self.machine.at_once.min(left))
+            .map(|_| {
+                let choice = self.space.next(&known, self.max_kl);
+                known.push((choice.clone(), None));
+                (known.len(), choice)
+            })
+            .collect();
+        let failed =
+            several(self.machine.at_once, &round, |(number, choice)| self.make(*number, choice))?;
+        for ((number, choice), failed) in round.into_iter().zip(failed) {
+            self.take(number, choice, failed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes what a try came to into the search. `failed`: why it failed, if it did.
+    fn take(&mut self, number: usize, choice: Choice, failed: Option<String>) -> Result<()> {
         let mut made = Try { number, settings: choice.layer(), ..Try::default() };
         let mut came = None;
         match failed {
             Some(why) => made.failed = Some(why),
             None => {
-                let record = RunRecord::read(&out.join("irepair/run.json"))?;
+                let record = RunRecord::read(&self.out(number).join("irepair/run.json"))?;
                 if self.before.is_empty() {
                     self.before = record.before.clone();
                 }
@@ -235,17 +248,28 @@ impl Search {
         Ok(())
     }
 
-    /// Makes a try in a process of its own. Returns why it failed, if it did.
-    fn make(&self, number: usize, layer: &Layer, out: &Path) -> Result<Option<String>> {
+    /// Makes a try in a process of its own, if it is not there yet. Returns why it failed, if it
+    /// did.
+    fn make(&self, number: usize, choice: &Choice) -> Result<Option<String>> {
+        let out = self.out(number);
+        if out.join("irepair/run.json").is_file() {
+            return Ok(None);
+        }
+        let mut layer = self.given.clone();
+        layer.extend(choice.layer());
+        // The choice goes by greedy texts.
+        layer.entry("eval-samples").or_insert(0.into());
+        // That a try is no repair is a result, too.
+        layer.insert("fail-on".into(), "nothing".into());
         let config = self.dir.join("runs").join(format!("{number:04}.toml"));
-        let settings = toml::to_string(layer).context("settings as TOML")?;
+        let settings = toml::to_string(&layer).context("settings as TOML")?;
         write_whole(&config, settings.as_bytes())?;
         let total = match self.budget {
             Budget::Runs(runs) => runs,
             Budget::Time(_) => number,
         };
         let title = format!("try {number} of {total}");
-        match Child::new(&title, self.threads, self.quiet).repair(&config, out)? {
+        match Child::new(&title, &self.machine, self.quiet).repair(&config, &out)? {
             // A repair that changed nothing, or that its guard ended, is a finished try, too.
             _ if out.join("irepair/run.json").is_file() => Ok(None),
             Outcome::Done(_) => Ok(Some("it left no run".into())),
