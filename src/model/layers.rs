@@ -3,8 +3,10 @@
 //! and both differentiate.
 
 use anyhow::{Context, Result};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
+use super::composed;
+use super::composed::head::Target;
 pub use super::kernels::activation::Activation;
 pub use super::kernels::attention::{AttentionShape, Fused};
 use super::kernels::head::HeadKind;
@@ -14,7 +16,6 @@ pub use super::kernels::rotary::{Rotary, Which};
 use super::kernels::{activation, attention, embedding, head, linear, norm, rotary};
 use super::padded;
 pub use super::pass::Pass;
-use super::precision::Precision;
 use super::weights::{Kernels, Param, View, Want};
 use crate::base::profile::{Part, span};
 use crate::tokens::Packed;
@@ -38,21 +39,9 @@ pub fn embed(
         let op = embedding::Embedding { tokens, positions, ids: packed.ids.clone() };
         return Ok(anchor.apply_op1(op)?);
     }
-    let rows = |table: &Tensor, of: &[u32]| {
-        table.index_select(&Tensor::from_slice(of, of.len(), table.device())?, 0)
-    };
-    let h = rows(&tokens.tensor, &packed.ids)?;
-    Ok(match positions {
-        Some(positions) => (h + rows(&positions.tensor, &packed.positions)?)?,
-        None => h,
-    })
-}
-
-/// Whether candle's fused kernels will do: they have no backward pass. On a GPU a small layer costs
-/// what its launches cost, and they take one launch instead of eight. On the CPU the composed form
-/// stays plain.
-fn fused(x: &Tensor, weight: &Param) -> bool {
-    !x.device().is_cpu() && !x.track_op() && !weight.tensor.track_op()
+    let positions = positions.map(|table| (table, packed.positions.to_vec()));
+    let tables = std::iter::once((tokens, packed.ids.to_vec())).chain(positions);
+    Ok(composed::embedding(tables.collect())?)
 }
 
 /// Layer norm with `PREFIX.weight` and `PREFIX.bias`: (N,C) → (N,C).
@@ -67,15 +56,7 @@ pub fn layer_norm(view: &View, prefix: &str, epsilon: f64, x: &Tensor) -> Result
             offset: 0.0,
         })?);
     }
-    if fused(x, &weight) {
-        return Ok(candle_nn::ops::layer_norm(
-            &x.contiguous()?,
-            &weight.tensor,
-            &bias.tensor,
-            epsilon as f32,
-        )?);
-    }
-    Ok(candle_nn::ops::layer_norm_slow(x, &weight.tensor, &bias.tensor, epsilon as f32)?)
+    Ok(composed::layer_norm(weight, bias, epsilon, x)?)
 }
 
 /// The numbers of an RMSNorm.
@@ -95,17 +76,7 @@ impl RmsNorm {
             let (epsilon, offset) = (epsilon as f32, offset as f32);
             return Ok(x.apply_op1(norm::Norm { weight, bias: None, epsilon, offset })?);
         }
-        let factor = match offset {
-            0.0 => weight.tensor.clone(),
-            _ => (&weight.tensor + offset)?,
-        };
-        let rows = x.reshape(((), factor.dims1()?))?;
-        if fused(x, &weight) {
-            let y = candle_nn::ops::rms_norm(&rows.contiguous()?, &factor, epsilon as f32)?;
-            return Ok(y.reshape(x.shape())?);
-        }
-        let scale = (rows.sqr()?.mean_keepdim(1)? + epsilon)?.sqrt()?;
-        Ok(rows.broadcast_div(&scale)?.broadcast_mul(&factor)?.reshape(x.shape())?)
+        Ok(composed::rms_norm(weight, epsilon, offset, x)?)
     }
 }
 
@@ -164,27 +135,7 @@ fn linear_onto(
             None => x.apply_op1(op)?,
         });
     }
-    let mut y = match orientation {
-        Orientation::InOut => matmul(x, &weight.tensor, weight.precision)?,
-        Orientation::OutIn => matmul(x, &weight.tensor.t()?, weight.precision)?,
-    };
-    if let Some(bias) = bias {
-        y = y.broadcast_add(&bias.tensor)?;
-    }
-    Ok(match residual {
-        Some(residual) => (residual + y)?,
-        None => y,
-    })
-}
-
-/// A product whose operands are rounded to `precision`, in f32.
-fn matmul(x: &Tensor, w: &Tensor, precision: Precision) -> Result<Tensor> {
-    Ok(match precision {
-        Precision::F32 => x.matmul(w)?,
-        Precision::Bf16 => {
-            x.to_dtype(DType::BF16)?.matmul(&w.to_dtype(DType::BF16)?)?.to_dtype(DType::F32)?
-        }
-    })
+    Ok(composed::linear(weight, bias, orientation, x, residual)?)
 }
 
 /// The activation function, element by element.
@@ -232,23 +183,9 @@ pub fn rotate(
         let (turns, positions) = (rotary.turns(positions), positions.clone());
         return Ok(x.apply_op1(rotary::Rotate { turns, pairs, head_dim, which, positions })?);
     }
-    let [cosines, sines] = &pass.turns(rotary, x.device())?;
-    let heads = x.reshape((positions.len(), (), which.of, head_dim))?;
-    let turned = heads.narrow(2, 0, which.turned)?;
-    let (x1, x2) = (turned.narrow(3, 0, pairs)?, turned.narrow(3, pairs, pairs)?);
-    let mut parts = vec![
-        (x1.broadcast_mul(cosines)? - x2.broadcast_mul(sines)?)?,
-        (x2.broadcast_mul(cosines)? + x1.broadcast_mul(sines)?)?,
-    ];
-    if 2 * pairs < head_dim {
-        parts.push(turned.narrow(3, 2 * pairs, head_dim - 2 * pairs)?);
-    }
-    let mut y = Tensor::cat(&parts, 3)?;
-    if which.turned < which.of {
-        let others = heads.narrow(2, which.turned, which.of - which.turned)?;
-        y = Tensor::cat(&[y, others], 2)?;
-    }
-    Ok(y.reshape(x.shape())?)
+    let [cosines, sines] = pass.turns(rotary, x.device())?;
+    let turn = composed::Turn { cosines, sines, pairs, head_dim, which };
+    Ok(turn.apply(x)?)
 }
 
 /// Causal attention of queries, keys and values in one tensor: (N, (H + 2·Hkv)·D) → (N, H·D).
@@ -313,29 +250,6 @@ impl Head<'_> {
         let op = head::Head::new(weight, rows.to_vec(), kind, self.logits, h.track_op());
         Ok(h.apply_op1(op)?)
     }
-
-    /// Logits of the products z.
-    fn logits_of(self, z: Tensor) -> Result<Tensor> {
-        let Logits { scale, cap } = self.logits;
-        let z = if scale == 1.0 { z } else { (z * f64::from(scale))? };
-        Ok(match cap.map(f64::from) {
-            Some(cap) => ((z / cap)?.tanh()? * cap)?,
-            None => z,
-        })
-    }
-
-    /// Log-probabilities of all tokens at these rows: (n,V).
-    fn composed(
-        self,
-        weight: &Tensor,
-        h: &Tensor,
-        rows: &[u32],
-        precision: Precision,
-    ) -> Result<Tensor> {
-        let index = Tensor::from_slice(rows, rows.len(), h.device())?;
-        let z = matmul(&h.index_select(&index, 0)?, &weight.t()?, precision)?;
-        Ok(candle_nn::ops::log_softmax(&self.logits_of(z)?, D::Minus1)?)
-    }
 }
 
 /// log p(target) at the given rows of the hidden states (N,C): (n).
@@ -350,9 +264,8 @@ pub fn token_logp(
     if view.kernels() == Kernels::Cpu {
         return head.kernel(weight, h, rows, HeadKind::TokenLogp(targets.to_vec()));
     }
-    let logp = head.composed(&weight.tensor, h, rows, weight.precision)?;
-    let targets = Tensor::from_slice(targets, (targets.len(), 1), h.device())?;
-    Ok(logp.gather(&targets, 1)?.squeeze(1)?)
+    let targets = Target::Token(Tensor::from_slice(targets, targets.len(), h.device())?);
+    Ok(composed::head::values(weight, head.logits, h, rows, targets)?)
 }
 
 /// ln(1 − Σ_v w_v p_v) at the given rows of the hidden states (N,C): (n). It is the logarithm of
@@ -368,9 +281,8 @@ pub fn absent_logp(
     if view.kernels() == Kernels::Cpu {
         return head.kernel(weight, h, rows, HeadKind::AbsentLogp(weights.clone()));
     }
-    let logp = head.composed(&weight.tensor, h, rows, weight.precision)?;
-    let comes = logp.exp()?.broadcast_mul(&weights.to_device(h.device())?)?.sum(D::Minus1)?;
-    Ok(comes.affine(-1.0, 1.0)?.maximum(head::MOST_CERTAIN)?.log()?)
+    let target = Target::Absent(weights.to_device(h.device())?);
+    Ok(composed::head::values(weight, head.logits, h, rows, target)?)
 }
 
 /// KL(p_ref ‖ p) at the given rows of both models' hidden states (N,C): (n). The reference's are
@@ -384,14 +296,13 @@ pub fn kl(
     rows: &[u32],
 ) -> Result<Tensor> {
     let (weight, ref_weight) = (view.param(head.weight)?, reference.param(head.weight)?.tensor);
+    let index = Tensor::from_slice(rows, rows.len(), h.device())?;
+    let hidden = ref_h.detach().index_select(&index, 0)?;
     if view.kernels() == Kernels::Cpu {
-        let index = Tensor::from_slice(rows, rows.len(), h.device())?;
-        let hidden = ref_h.detach().index_select(&index, 0)?;
         return head.kernel(weight, h, rows, HeadKind::Kl { hidden, weight: ref_weight });
     }
-    let logp_ref = head.composed(&ref_weight, ref_h, rows, weight.precision)?.detach();
-    let logp = head.composed(&weight.tensor, h, rows, weight.precision)?;
-    Ok((logp_ref.exp()? * (logp_ref - logp)?)?.sum(D::Minus1)?)
+    let target = Target::Reference(hidden, ref_weight);
+    Ok(composed::head::values(weight, head.logits, h, rows, target)?)
 }
 
 /// Logits of all rows of h (n,C) → (n,V). For generation and inspection: no graph.
@@ -414,5 +325,6 @@ pub fn logits(view: &View, head: Head, h: &Tensor) -> Result<Tensor> {
         head.logits.capped(&mut out, &mut []);
         return Ok(Tensor::from_vec(out, (rows, vocabulary), &Device::Cpu)?);
     }
-    head.logits_of(matmul(h, &weight.t()?, precision)?)
+    let z = composed::product(h, &weight.t()?, precision)?;
+    Ok(composed::head::of_products(head.logits, z)?)
 }

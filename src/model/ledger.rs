@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{D, DType, Tensor};
 
 use super::precision::Precision;
 
@@ -22,7 +22,7 @@ pub enum Want {
 /// A tensor and what its pass must find out about it.
 #[derive(Debug, Clone)]
 pub struct Param {
-    /// In f32; the kernels take a matrix as it is kept.
+    /// As it is kept: a matrix that is not trained may be bf16 or f16.
     pub tensor: Tensor,
     pub name: Arc<str>,
     pub want: Want,
@@ -42,6 +42,9 @@ pub struct Ledger {
 pub(super) struct Findings {
     pub squares: BTreeMap<String, f64>,
     pub gradients: BTreeMap<String, Vec<f32>>,
+    /// The same of composed layers, where they are computed: scalars in f64, and tensors.
+    pub squares_there: BTreeMap<String, Tensor>,
+    pub gradients_there: BTreeMap<String, Tensor>,
     /// Names that the backward pass under way has come by.
     pub reached: BTreeSet<String>,
 }
@@ -62,6 +65,36 @@ impl Param {
         if findings.squares.insert(self.name.to_string(), square).is_some() {
             candle_core::bail!("{}: two norms in one pass", self.name);
         }
+        Ok(())
+    }
+
+    /// Record what is wanted of a gradient that composed layers compute; they do only where it is.
+    /// Errors as [`add_square`](Self::add_square).
+    pub fn find(
+        &self,
+        gradient: impl FnOnce() -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<()> {
+        if self.want == Want::Nothing {
+            return Ok(());
+        }
+        let (gradient, name) = (gradient()?, self.name.to_string());
+        let mut findings = self.ledger.lock();
+        findings.reached.insert(name.clone());
+        if self.want == Want::Norm {
+            // Row by row first: a GPU gives one sum to one of its processors. In f64: a sum of
+            // millions of values in f32 is nonsense.
+            let squares = gradient.to_dtype(DType::F64)?.sqr()?;
+            let square = squares.sum(D::Minus1)?.sum_all()?;
+            if findings.squares_there.insert(name, square).is_some() {
+                candle_core::bail!("{}: two norms in one pass", self.name);
+            }
+            return Ok(());
+        }
+        let sum = match findings.gradients_there.remove(&name) {
+            Some(before) => (before + gradient)?,
+            None => gradient,
+        };
+        findings.gradients_there.insert(name, sum);
         Ok(())
     }
 

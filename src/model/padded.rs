@@ -12,10 +12,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, D, Device, Layout, MetalStorage, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CudaStorage, CustomOp1, Device, Layout, MetalStorage, Shape, Tensor, bail,
 };
 
+use super::composed::{Kept, masked_softmax};
 use super::kernels::attention::AttentionShape;
 use crate::tokens::{Packed, Sequence};
 
@@ -194,17 +194,9 @@ pub fn attention(
         Ok(x.unsqueeze(2)?.broadcast_as((b, hk, h / hk, seen, d))?.reshape((b, h, seen, d))?)
     };
     let (k, v) = (share(k)?, share(v)?);
-    let mut scores = (q.matmul(&k.t()?)? * f64::from(shape.scale))?;
-    if let Some(cap) = shape.cap.map(f64::from) {
-        scores = ((scores / cap)?.tanh()? * cap)?;
-    }
     let mask = padded.mask(shape.window, &columns, seen, q.device()).context("mask")?;
-    let scores = scores.broadcast_add(&mask)?;
-    // The fused softmax has no backward pass.
-    let p = match scores.device().is_cpu() || scores.track_op() {
-        true => candle_nn::ops::softmax(&scores, D::Minus1)?,
-        false => candle_nn::ops::softmax_last_dim(&scores)?,
-    };
+    let (scale, cap) = (f64::from(shape.scale), shape.cap.map(f64::from));
+    let p = masked_softmax(&q.matmul(&k.t()?)?, scale, cap, &mask)?;
     padded.gathered(&p.matmul(&v)?)
 }
 
@@ -263,27 +255,4 @@ fn select<S: BackendStorage + Kept>(
         bail!("rows and their numbers are on different devices")
     };
     Ok((x.index_select(ids, layout, ids_layout, 0)?, (count, columns).into()))
-}
-
-/// A backend's part of candle's storage.
-trait Kept: Sized {
-    fn of(storage: &Storage) -> Option<&Self>;
-}
-
-impl Kept for CpuStorage {
-    fn of(storage: &Storage) -> Option<&Self> {
-        if let Storage::Cpu(s) = storage { Some(s) } else { None }
-    }
-}
-
-impl Kept for CudaStorage {
-    fn of(storage: &Storage) -> Option<&Self> {
-        if let Storage::Cuda(s) = storage { Some(s) } else { None }
-    }
-}
-
-impl Kept for MetalStorage {
-    fn of(storage: &Storage) -> Option<&Self> {
-        if let Storage::Metal(s) = storage { Some(s) } else { None }
-    }
 }

@@ -18,6 +18,13 @@ pub enum Kernels {
     Composed,
 }
 
+impl Kernels {
+    /// Those of a device.
+    pub fn on(device: &Device) -> Self {
+        if device.is_cpu() { Self::Cpu } else { Self::Composed }
+    }
+}
+
 /// All tensors of a model, and which of them the repair has changed so far. They are on one device
 /// and f32; but matrices that it does not train may be bf16 or f16.
 #[derive(Debug)]

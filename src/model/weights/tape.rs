@@ -55,15 +55,9 @@ impl<V> Tape<V> {
         Ok(start)
     }
 
-    /// From the gradients where the highest graph began down through every cut that they reach;
-    /// `collect` is given what each graph found. Cuts of passes that are not in this backward pass
-    /// stay.
-    pub fn go_back(
-        &self,
-        view: &V,
-        store: &mut GradStore,
-        mut collect: impl FnMut(&mut GradStore) -> Result<()>,
-    ) -> Result<()> {
+    /// From the gradients where the highest graph began down through every cut that they reach.
+    /// Cuts of passes that are not in this backward pass stay.
+    pub fn go_back(&self, view: &V, store: &mut GradStore) -> Result<()> {
         let mut others = Vec::new();
         // Taken one by one, so that what is done is freed; and not borrowed while blocks run.
         while let Some(Cut { input, way, output }) = { self.cuts.borrow_mut().pop() } {
@@ -80,7 +74,6 @@ impl<V> Tape<V> {
             };
             // The gradient of this sum by `end` is `gradient`, to the bit.
             let mut found = (end * gradient)?.sum_all()?.backward()?;
-            collect(&mut found)?;
             for cut in self.cuts.borrow().iter() {
                 if let Some(below) = found.remove(&cut.output) {
                     store.insert(&cut.output, below);

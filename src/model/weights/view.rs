@@ -1,11 +1,9 @@
 //! A *view* is the weights of one pass, with what is wanted of each.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::spec::{Place, Sublayer, TensorSpec};
@@ -22,13 +20,10 @@ pub struct View<'w> {
     weights: &'w Weights,
     who: Who,
     wants: BTreeMap<&'w str, Want>,
-    vars: BTreeMap<&'w str, Var>,
     /// Where something is wanted.
     places: BTreeSet<Place>,
     sublayers: BTreeSet<(usize, Sublayer)>,
     ledger: Arc<Ledger>,
-    /// Sums of the gradients of `vars`.
-    collected: RefCell<BTreeMap<&'w str, Tensor>>,
     probes: Probes,
     tape: Tape<View<'w>>,
     /// Linear layers that add nothing to their residual stream.
@@ -44,12 +39,6 @@ impl Weights {
             .map(|s| (s.name.as_str(), want(s)))
             .filter(|(_, want)| *want != Want::Nothing)
             .collect();
-        let mut vars = BTreeMap::new();
-        if self.kernels == Kernels::Composed {
-            for name in wants.keys() {
-                vars.insert(*name, Var::from_tensor(&self.tensor(who, name)?)?);
-            }
-        }
         let places = wants.keys().map(|n| self.specs[*n].place).collect();
         let sublayer = |spec: &TensorSpec| match (spec.place, spec.sublayer) {
             (Place::Block(block), Some(sublayer)) => Some((block, sublayer)),
@@ -60,11 +49,9 @@ impl Weights {
             weights: self,
             who,
             wants,
-            vars,
             places,
             sublayers,
             ledger: Arc::new(Ledger::default()),
-            collected: RefCell::default(),
             probes: Probes::default(),
             tape: Tape::default(),
             skipped: BTreeSet::new(),
@@ -117,13 +104,8 @@ impl<'w> View<'w> {
     /// The parameter of this name.
     pub fn param(&self, name: &str) -> Result<Param> {
         let want = self.wants.get(name).copied().unwrap_or(Want::Nothing);
-        let tensor = match self.vars.get(name) {
-            Some(var) => var.as_tensor().clone(),
-            None if self.kernels() == Kernels::Cpu => self.weights.kept(self.who, name)?.clone(),
-            None => self.weights.tensor(self.who, name)?,
-        };
         Ok(Param {
-            tensor,
+            tensor: self.weights.kept(self.who, name)?.clone(),
             name: name.into(),
             want,
             precision: self.weights.precision,
@@ -144,8 +126,7 @@ impl<'w> View<'w> {
     /// `h` as the final norm or the head must take it: the start of the graph, if something is
     /// wanted there and it has none yet.
     ///
-    /// The kernels give gradients of parameters to the ledger, so only an activation can carry the
-    /// graph to them.
+    /// Gradients of parameters go to the ledger, so only an activation can carry the graph to them.
     pub fn enter(&self, place: Place, h: &Tensor) -> Result<Tensor> {
         self.start(self.wants(place), h)
     }
@@ -157,7 +138,7 @@ impl<'w> View<'w> {
     }
 
     fn start(&self, wanted: bool, h: &Tensor) -> Result<Tensor> {
-        if self.kernels() == Kernels::Cpu && wanted && !h.track_op() {
+        if wanted && !h.track_op() {
             return Ok(Var::from_tensor(h)?.into_inner());
         }
         Ok(h.clone())
@@ -185,25 +166,12 @@ impl<'w> View<'w> {
         let _phase = phase(Phase::Backward);
         let mut store = loss.backward()?;
         self.probes.collect(&mut store)?;
-        // Added up among themselves first, as in one graph.
-        let mut own = BTreeMap::new();
-        self.collect(&mut store, &mut own)?;
-        self.tape.go_back(self, &mut store, |found| self.collect(found, &mut own))?;
+        self.tape.go_back(self, &mut store)?;
         let reached = &self.ledger.lock().reached;
         for &name in self.wants.keys() {
-            if !own.contains_key(name) {
-                reached.get(name).with_context(|| missing(name))?;
-            }
+            reached.get(name).with_context(|| missing(name))?;
         }
-        let mut collected = self.collected.borrow_mut();
-        own.into_iter().try_for_each(|(name, gradient)| add(&mut collected, name, gradient))
-    }
-
-    /// Adds the gradients of the variables of composed layers that one graph found.
-    fn collect(&self, store: &mut GradStore, sums: &mut BTreeMap<&'w str, Tensor>) -> Result<()> {
-        let mut found =
-            self.vars.iter().filter_map(|(&name, var)| Some((name, store.remove(var)?)));
-        found.try_for_each(|(name, gradient)| add(sums, name, gradient))
+        Ok(())
     }
 
     /// What the backward passes brought in.
@@ -214,44 +182,29 @@ impl<'w> View<'w> {
             readings: self.probes.into_readings(),
         };
         let mut findings = std::mem::take(&mut *self.ledger.lock());
-        let mut collected = self.collected.into_inner();
-        let mut normed = BTreeMap::new();
+        let there = std::mem::take(&mut findings.squares_there);
+        if !there.is_empty() {
+            // In one copy: each would wait for all work before it.
+            let squares: Vec<&Tensor> = there.values().collect();
+            let squares = Tensor::stack(&squares, 0)?.to_vec1::<f64>()?;
+            findings.squares.extend(there.into_keys().zip(squares));
+        }
         for (&name, want) in &self.wants {
             let missing = || format!("no gradient reached {name}");
-            let composed = collected.remove(name);
-            match (want, composed) {
-                (Want::Nothing, _) => {}
-                (Want::Norm, Some(gradient)) => {
-                    normed.insert(name.to_owned(), gradient);
-                }
-                (Want::Gradient, Some(gradient)) => {
-                    harvest.gradients.insert(name.into(), gradient);
-                }
-                (Want::Norm, None) => {
-                    let square = findings.squares.remove(name).with_context(missing)?;
-                    harvest.squares.insert(name.into(), square);
-                }
-                (Want::Gradient, None) => {
-                    let shape = self.weights.specs[name].shape.as_slice();
-                    let values = findings.gradients.remove(name).with_context(missing)?;
-                    let gradient = Tensor::from_vec(values, shape, &Device::Cpu)?;
-                    harvest.gradients.insert(name.into(), gradient);
-                }
+            if *want == Want::Norm {
+                let square = findings.squares.remove(name).with_context(missing)?;
+                harvest.squares.insert(name.into(), square);
+            } else if let Some(gradient) = findings.gradients_there.remove(name) {
+                harvest.gradients.insert(name.into(), gradient);
+            } else {
+                let shape = self.weights.specs[name].shape.as_slice();
+                let values = findings.gradients.remove(name).with_context(missing)?;
+                let gradient = Tensor::from_vec(values, shape, &Device::Cpu)?;
+                harvest.gradients.insert(name.into(), gradient);
             }
         }
-        let squares = squared_norms(normed.values())?;
-        harvest.squares.extend(normed.into_keys().zip(squares));
         Ok(harvest)
     }
-}
-
-fn add<'n>(sums: &mut BTreeMap<&'n str, Tensor>, name: &'n str, gradient: Tensor) -> Result<()> {
-    let sum = match sums.remove(name) {
-        Some(before) => (before + gradient)?,
-        None => gradient,
-    };
-    sums.insert(name, sum);
-    Ok(())
 }
 
 /// Σ x² of each tensor, accumulated in f64 (a low-precision or f32 sum over millions of values is
