@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::Checkpoint;
+use super::mapped::{FromStored, width};
 use crate::base::error::Error;
 
 /// A tensor that differs between two checkpoints.
@@ -38,16 +39,30 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
             );
         }
         let (base_file, other_file) = (base.map(entry)?, other.map(theirs)?);
-        if base_file.bytes(entry)? == other_file.bytes(theirs)? {
+        if base_file.side_by_side(entry, &other_file, theirs, |a, b| a == b)? {
             continue;
         }
-        let wrong = |error| Error::Input(format!("{}: tensor {name}: {error}", base.dir.display()));
-        let before = base_file.values::<f32>(entry).map_err(wrong)?;
-        let after = other_file.values::<f32>(theirs).map_err(wrong)?;
+        let Some(width) = width(entry.dtype) else {
+            let (dir, dtype) = (base.dir.display(), entry.dtype);
+            let why = format!("stored as {dtype:?}; have: F32, F16, BF16");
+            return Err(Error::Input(format!("{dir}: tensor {name}: {why}")).into());
+        };
         // In f64: the difference of two large values may be beyond f32.
-        let change = |(b, a): (&f32, &f32)| f64::from(*a) - f64::from(*b);
-        let norm = before.iter().zip(&after).map(change).map(|d| d * d).sum::<f64>().sqrt();
-        let base_norm = before.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
+        let (mut change, mut whole, mut values) = (0f64, 0f64, 0);
+        base_file.side_by_side(entry, &other_file, theirs, |before, after| {
+            let [before, after] = [before, after].map(|bytes| {
+                let mut values = vec![0f32; bytes.len() / width];
+                f32::convert(bytes, entry.dtype, &mut values);
+                values
+            });
+            for (b, a) in before.iter().zip(&after) {
+                change += (f64::from(*a) - f64::from(*b)).powi(2);
+                whole += f64::from(*b).powi(2);
+            }
+            values += before.len();
+            true
+        })?;
+        let (norm, base_norm) = (change.sqrt(), whole.sqrt());
         if !norm.is_finite() || !base_norm.is_finite() {
             let side = if base_norm.is_finite() { other } else { base };
             return Err(Error::Input(format!(
@@ -56,7 +71,7 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
             ))
             .into());
         }
-        changes.push(Change { name: name.clone(), norm, base_norm, values: before.len() });
+        changes.push(Change { name: name.clone(), norm, base_norm, values });
     }
     Ok(changes)
 }

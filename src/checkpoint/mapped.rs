@@ -12,6 +12,9 @@ use safetensors::Dtype;
 use super::header::TensorInfo;
 use crate::base::files;
 
+/// Bytes of two tensors that are compared at a time; a multiple of every width.
+const AT_ONCE: usize = 8 << 20;
+
 /// A weight file mapped into memory. Only the pages that are looked at are read.
 pub struct Mapped(Mmap);
 
@@ -41,10 +44,8 @@ impl Mapped {
     /// so memory grows by the values alone.
     pub fn values<T: FromStored>(&self, tensor: &TensorInfo) -> Result<Vec<T>> {
         const PIECE: usize = 1 << 18;
-        let width = match tensor.dtype {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::BF16 => 2,
-            other => bail!("stored as {other:?}; have: F32, F16, BF16"),
+        let Some(width) = width(tensor.dtype) else {
+            bail!("stored as {:?}; have: F32, F16, BF16", tensor.dtype)
         };
         let count: usize = tensor.shape.iter().product();
         let (from, length) = (tensor.offset as usize, tensor.bytes as usize);
@@ -58,6 +59,12 @@ impl Mapped {
                 T::convert(bytes, tensor.dtype, values);
             },
         );
+        self.let_go(from, length);
+        Ok(values)
+    }
+
+    /// Gives back the pages of `length` bytes from `from` on.
+    fn let_go(&self, from: usize, length: usize) {
         #[cfg(unix)]
         // SAFETY: the pages hold the file as it is on disk. If they are used again, they are read
         // again.
@@ -65,7 +72,41 @@ impl Mapped {
             // If the system refuses, the pages count as ours until the file is closed: no harm.
             self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, length).ok();
         }
-        Ok(values)
+        #[cfg(not(unix))]
+        let _ = (from, length);
+    }
+
+    /// Goes through a tensor here and through one of the same dtype and shape in another file, some
+    /// MiB at a time, so that memory does not grow by the tensors. Ends where `see` says so, and
+    /// gives false then.
+    pub fn side_by_side(
+        &self,
+        own: &TensorInfo,
+        other: &Self,
+        theirs: &TensorInfo,
+        mut see: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<bool> {
+        let (all, others) = (self.bytes(own)?, other.bytes(theirs)?);
+        let mut from = 0;
+        for (bytes, other_bytes) in all.chunks(AT_ONCE).zip(others.chunks(AT_ONCE)) {
+            let goes_on = see(bytes, other_bytes);
+            self.let_go(own.offset as usize + from, bytes.len());
+            other.let_go(theirs.offset as usize + from, other_bytes.len());
+            if !goes_on {
+                return Ok(false);
+            }
+            from += bytes.len();
+        }
+        Ok(true)
+    }
+}
+
+/// Bytes of a stored value, where we know how to read it.
+pub fn width(dtype: Dtype) -> Option<usize> {
+    match dtype {
+        Dtype::F32 => Some(4),
+        Dtype::F16 | Dtype::BF16 => Some(2),
+        _ => None,
     }
 }
 
