@@ -61,43 +61,35 @@ pub fn run(args: &Bench) -> Result<()> {
         bail_input!("--dtype bf16: {why}");
     }
     let model = shapes::model(&args.config, args.blocks)?;
-    let kernels = if args.composed { Kernels::Composed } else { Kernels::Cpu };
-    let mut estimate = None;
-    if device.is_cpu() {
-        let rows = args.batch * args.tokens;
-        let passes = match &recipe {
-            Some(recipe) => {
-                let extent = recipe.select.build(recipe.slicing.clone()).extent(&model);
-                let compares = recipe.kl_weight != 0.0;
-                Passes {
-                    slice: extent.parameters,
-                    slice_stays: extent.stays,
-                    optimizer_values: 1,
-                    keeps_originals: recipe.needs_reference(),
-                    graph_rows: rows,
-                    compares,
-                    recompute: args.recompute == Recompute::Always,
-                    compared_rows: if compares {
-                        rows.saturating_mul(1 + args.iterations)
-                    } else {
-                        0
-                    },
-                    ..Passes::default()
-                }
-            }
-            None => Passes {
-                written: (args.batch, PROMPT + args.tokens),
-                plain_rows: PROMPT * args.batch,
+    let kernels = if args.composed { Kernels::Composed } else { Kernels::on(&device) };
+    let rows = args.batch * args.tokens;
+    let passes = match &recipe {
+        Some(recipe) => {
+            let extent = recipe.select.build(recipe.slicing.clone()).extent(&model);
+            let compares = recipe.kl_weight != 0.0;
+            Passes {
+                slice: extent.parameters,
+                slice_stays: extent.stays,
+                optimizer_values: 1,
+                keeps_originals: recipe.needs_reference(),
+                graph_rows: rows,
+                longest: args.tokens,
+                compares,
+                recompute: args.recompute == Recompute::Always,
+                compared_rows: if compares { rows.saturating_mul(1 + args.iterations) } else { 0 },
                 ..Passes::default()
-            },
-        };
-        let found = memory::estimate(&model, args.weights_dtype, &passes);
-        found.check(
-            crate::base::memory::limit()?,
-            "lower --batch or --tokens, or take a smaller --config",
-        )?;
-        estimate = Some(memory::mib(found.total()));
-    }
+            }
+        }
+        None => Passes {
+            written: (args.batch, PROMPT + args.tokens),
+            plain_rows: PROMPT * args.batch,
+            longest: PROMPT,
+            ..Passes::default()
+        },
+    };
+    let found = memory::estimate(&model, kernels, args.weights_dtype, &passes);
+    found.check(&device, "lower --batch or --tokens, or take a smaller --config")?;
+    let estimate = memory::mib(found.total());
     let mut weights = random_weights(&model, &device, args.weights_dtype)?.with_kernels(kernels);
     weights.set_precision(precision);
     weights.set_recompute(args.recompute == Recompute::Always);
@@ -116,7 +108,7 @@ pub fn run(args: &Bench) -> Result<()> {
     if args.profile {
         let peak = device::peak_rss_mib();
         print::heard(profile_text(&profile, args.iterations, threads, product_rate(precision)));
-        if let (Some(estimate), Some(peak)) = (estimate, peak) {
+        if let Some(peak) = peak.filter(|_| device.is_cpu()) {
             say!("memory: {peak} MiB at most, {estimate} estimated");
         }
     }

@@ -58,6 +58,7 @@ pub fn run(args: &Generate) -> Result<()> {
     let positions = loaded.model.sizes().context.min(longest + settings.max_new_tokens);
     let passes = Passes {
         plain_rows: longest * together,
+        longest,
         written: (together, positions),
         ..Passes::default()
     };

@@ -38,10 +38,10 @@ use crate::model::Model;
 use crate::model::device;
 use crate::model::generate::Ends;
 use crate::model::memory;
-use crate::model::memory::{Passes, Recompute};
+use crate::model::memory::{Estimate, Passes, Recompute};
 use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
-use crate::model::weights::Weights;
+use crate::model::weights::{Kernels, Weights};
 use crate::say;
 use crate::settings::setting::MOST;
 use crate::tokens::Encoder;
@@ -208,11 +208,13 @@ impl Loaded {
     /// Errors (bad input) if these passes over the model take more memory than there is. `advice`
     /// says what takes less. Call it before the weights are read.
     pub fn check_memory(&self, passes: &Passes, advice: &str) -> Result<()> {
-        if !self.device.is_cpu() {
-            return Ok(());
-        }
-        memory::estimate(&self.model, self.weights_dtype, passes)
-            .check(crate::base::memory::limit()?, &self.advice(advice))
+        self.estimate(passes).check(&self.device, &self.advice(advice))
+    }
+
+    /// What these passes over the model will take on its device.
+    pub fn estimate(&self, passes: &Passes) -> Estimate {
+        let layers = Kernels::on(&self.device);
+        memory::estimate(&self.model, layers, self.weights_dtype, passes)
     }
 
     /// What takes less memory: `advice`, and before it a narrower dtype for the weights, where the
@@ -234,8 +236,7 @@ impl Loaded {
     /// The same of passes that are differentiated, and whether they compute blocks again.
     pub fn check_graphs(&self, recompute: Recompute, passes: Passes, advice: &str) -> Result<bool> {
         let of = |recompute| Passes { recompute, ..passes };
-        let estimate =
-            |recompute| memory::estimate(&self.model, self.weights_dtype, &of(recompute));
+        let estimate = |recompute| self.estimate(&of(recompute));
         let decided = recompute.decide(&self.device, estimate)?.recompute;
         self.check_memory(&of(decided), advice)?;
         Ok(decided)

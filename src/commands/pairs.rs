@@ -55,6 +55,7 @@ pub fn run(args: &Pairs) -> Result<()> {
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
     let passes = Passes {
         plain_rows: longest * 64,
+        longest,
         written: (64, longest + words.max_new_tokens),
         ..Passes::default()
     };

@@ -79,9 +79,10 @@ pub fn run(args: &Sensitivity) -> Result<()> {
     let rows = |p: &crate::tokens::TokenPair| p.prompt.len() + p.rejected.len();
     let graph_rows =
         tokens.chunks(args.batch.batch_size).map(|b| b.iter().map(rows).sum()).max().unwrap_or(0);
+    let longest = tokens.iter().map(rows).max().unwrap_or(0);
     let recompute = loaded.check_graphs(
         args.batch.recompute,
-        Passes { graph_rows, ..Passes::default() },
+        Passes { graph_rows, longest, ..Passes::default() },
         "lower --batch-size or --max-length",
     )?;
     let mut weights = loaded.weights()?;

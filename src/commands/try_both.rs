@@ -103,7 +103,8 @@ impl<'a> Side<'a> {
         };
         let loaded = open(name, None, &on)?;
         let written = (args.samples.max(1), loaded.model.sizes().context);
-        let passes = Passes { plain_rows: written.1, written, ..Passes::default() };
+        let passes =
+            Passes { plain_rows: written.1, longest: written.1, written, ..Passes::default() };
         loaded.check_memory(&passes, "lower --samples, or take smaller models")?;
         let weights = loaded.weights()?;
         Ok(Self { name, loaded, weights })

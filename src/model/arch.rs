@@ -5,7 +5,7 @@ use anyhow::Result;
 use candle_core::Tensor;
 
 use super::config::Config;
-use super::layers::{Logits, Orientation, Pass};
+use super::layers::{AttentionShape, Logits, Orientation, Pass};
 use super::weights::{TensorSpec, View};
 use crate::tokens::Packed;
 use crate::tokens::folder::Usual;
@@ -76,10 +76,8 @@ pub trait Decoder: Send + Sync {
     fn sizes(&self) -> Sizes;
     /// Values a row that the layers of one block put out, all together: what a graph keeps of it.
     fn activations(&self) -> usize;
-    /// Values a position that one block keeps in a cache: a key and a value.
-    fn cached(&self) -> usize {
-        2 * self.sizes().channels
-    }
+    /// The heads of block `index`.
+    fn attention(&self, index: usize) -> AttentionShape;
     /// Every tensor of the model: its name in transformers, its shape, its place.
     fn specs(&self) -> Vec<TensorSpec>;
     /// Ids → (N,C).

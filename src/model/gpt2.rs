@@ -92,7 +92,22 @@ fn parse(config: &Config) -> Result<Box<dyn Decoder>> {
     }))
 }
 
-impl Gpt2 {
+/// Name of a part of a block.
+fn name_of(block: usize, part: &str) -> String {
+    format!("transformer.h.{block}.{part}")
+}
+
+impl Decoder for Gpt2 {
+    fn sizes(&self) -> Sizes {
+        self.sizes.clone()
+    }
+
+    fn activations(&self) -> usize {
+        // Two norms, queries, keys, values, attention, two sums with the residual stream; the MLP
+        // before and after its activation.
+        8 * self.sizes.channels + 2 * self.inner
+    }
+
     fn attention(&self, index: usize) -> AttentionShape {
         let head_dim = self.sizes.channels / self.heads;
         let mut scale = 1.0;
@@ -110,23 +125,6 @@ impl Gpt2 {
             window: None,
             cap: None,
         }
-    }
-}
-
-/// Name of a part of a block.
-fn name_of(block: usize, part: &str) -> String {
-    format!("transformer.h.{block}.{part}")
-}
-
-impl Decoder for Gpt2 {
-    fn sizes(&self) -> Sizes {
-        self.sizes.clone()
-    }
-
-    fn activations(&self) -> usize {
-        // Two norms, queries, keys, values, attention, two sums with the residual stream; the MLP
-        // before and after its activation.
-        8 * self.sizes.channels + 2 * self.inner
     }
 
     fn specs(&self) -> Vec<TensorSpec> {

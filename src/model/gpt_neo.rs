@@ -143,6 +143,17 @@ impl Decoder for GptNeo {
         8 * self.sizes.channels + 2 * self.inner
     }
 
+    fn attention(&self, index: usize) -> AttentionShape {
+        AttentionShape {
+            heads: self.heads,
+            kv_heads: self.heads,
+            head_dim: self.sizes.channels / self.heads,
+            scale: 1.0,
+            window: self.windows.get(index).copied().flatten(),
+            cap: None,
+        }
+    }
+
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, context } = self.sizes;
         let mut specs = vec![
@@ -189,15 +200,7 @@ impl Decoder for GptNeo {
             layers::linear(view, &name(&format!("attn.attention.{part}")), OutIn, Bias::No, &x)
         };
         let (q, k, v) = (project("q_proj")?, project("k_proj")?, project("v_proj")?);
-        let shape = AttentionShape {
-            heads: self.heads,
-            kv_heads: self.heads,
-            head_dim: self.sizes.channels / self.heads,
-            scale: 1.0,
-            window: self.windows[index],
-            cap: None,
-        };
-        let x = layers::attention(view, shape, &q, &k, &v, pass)?;
+        let x = layers::attention(view, self.attention(index), &q, &k, &v, pass)?;
         let output = name("attn.attention.out_proj");
         let h = layers::linear_residual(view, &output, OutIn, Bias::Yes, &x, &h)?;
         let h = view.enter_sublayer(index, Sublayer::Mlp, &h)?;

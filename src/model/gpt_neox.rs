@@ -114,6 +114,10 @@ impl Decoder for GptNeox {
         11 * self.sizes.channels + 2 * self.inner
     }
 
+    fn attention(&self, _: usize) -> AttentionShape {
+        self.attention
+    }
+
     fn specs(&self) -> Vec<TensorSpec> {
         let Sizes { blocks, channels: c, vocabulary, .. } = self.sizes;
         let mut specs = vec![

@@ -1,19 +1,22 @@
 //! An *estimate* says how much memory a command will take, from headers and lengths alone.
 //!
-//! It is counted for the CPU kernels, part by part as the code allocates. `bench --profile` prints
-//! the sum beside what the process really took.
+//! It is counted part by part as the code allocates, for the CPU kernels and for the layers that
+//! are composed of candle's operations (GPUs). `bench --profile` prints the sum beside what the
+//! process really took.
 
 use anyhow::Result;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::Model;
+use super::composed;
+use super::device::memory_left;
+use super::kernels::attention::AttentionShape;
 use super::kernels::head;
 use super::precision::WeightsDtype;
-use super::weights::TensorSpec;
+use super::weights::{Kernels, TensorSpec};
 use crate::bail_input;
 use crate::base::memory::{available, limit};
-use crate::say;
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -41,7 +44,8 @@ impl Recompute {
     /// no number.
     pub fn decide(self, device: &Device, estimate: impl Fn(bool) -> Estimate) -> Result<Estimate> {
         let kept = estimate(self == Self::Always);
-        if self != Self::Auto || !device.is_cpu() || kept.check(limit()?, "").is_ok() {
+        limit()?;
+        if self != Self::Auto || kept.check(device, "").is_ok() {
             return Ok(kept);
         }
         let recomputed = estimate(true);
@@ -84,25 +88,17 @@ impl Estimate {
         self.parts.iter().map(|p| p.bytes).sum()
     }
 
-    /// What a dry run says about it. Errors as [`check`](Self::check) on the CPU.
-    pub fn judge(&self, device: &Device, advice: &str) -> Result<()> {
-        if device.is_cpu() {
-            return self.check(limit()?, advice);
-        }
-        // On an H200 DPO of SmolLM2-135M took about 13 GiB; 3.1 are counted.
-        say!(
-            "memory is counted for the CPU's kernels; here, where passes keep the result of every \
-             operation, allow for four times as much"
-        );
-        Ok(())
-    }
-
-    /// Errors (bad input) if less is available, before anything large is read. `advice` says what
-    /// to lower.
-    pub fn check(&self, limit_mib: Option<u64>, advice: &str) -> Result<()> {
-        let (limit, whose) = match limit_mib {
+    /// Errors (bad input) if less is available on the device, before anything large is read.
+    /// `advice` says what to lower.
+    pub fn check(&self, device: &Device, advice: &str) -> Result<()> {
+        let (limit, whose) = match limit()? {
             Some(mib) => (Some(mib << 20), "allowed by IREPAIR_MEMORY_LIMIT"),
-            None => (available(), "available (IREPAIR_MEMORY_LIMIT=MIB overrides)"),
+            None if device.is_cpu() => {
+                (available(), "available (IREPAIR_MEMORY_LIMIT=MIB overrides)")
+            }
+            None => {
+                (memory_left(device), "left on the device (IREPAIR_MEMORY_LIMIT=MIB overrides)")
+            }
         };
         if let Some(limit) = limit.filter(|limit| *limit < self.total()) {
             let parts: Vec<String> =
@@ -142,6 +138,8 @@ pub struct Passes {
     pub plain_rows: usize,
     /// Whether a batch is compared with the reference (KL).
     pub compares: bool,
+    /// Tokens of the longest sequence: composed layers lay all of a batch beside it.
+    pub longest: usize,
     /// Positions of all texts that it is compared on; what the reference makes of them is kept.
     pub compared_rows: usize,
     /// Whether a pass keeps the inputs of blocks alone and makes one block's graph at a time.
@@ -150,36 +148,88 @@ pub struct Passes {
     pub written: (usize, usize),
 }
 
-/// The estimate for passes over a model whose matrices are kept in this dtype.
-pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate {
+/// What a pass keeps of each row, in values.
+struct Rows {
+    /// What one block keeps, with a graph.
+    block: usize,
+    /// What one block takes at its widest, beside what it keeps.
+    passing: usize,
+    /// What the head takes, all rows together.
+    head: usize,
+}
+
+impl Rows {
+    /// As the CPU kernels do.
+    fn of_kernels(model: &Model, passes: &Passes) -> Self {
+        let rows = passes.graph_rows.max(passes.plain_rows);
+        let logits = head::chunk_values(rows, model.sizes().vocabulary);
+        Self {
+            block: model.activations(),
+            passing: 2 * model.activations(),
+            head: logits * if passes.compares { 2 } else { 1 },
+        }
+    }
+
+    /// As the composed layers do. Beside what the kernels keep: queries, keys and values as they
+    /// lie in the packed batch, in the padded one and by heads; what attention puts out in both;
+    /// keys and values once for each head; products and softmax of every query with every key.
+    fn of_composed(model: &Model, passes: &Passes) -> Self {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = model.attention();
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let shared = if heads == kv_heads { 0 } else { 2 * q };
+        let scores = heads * passes.longest;
+        let block = model.activations() + 3 * (q + 2 * kv) + 2 * q + shared + 2 * scores;
+        let rows = passes.graph_rows.max(passes.plain_rows);
+        let vocabulary = model.sizes().vocabulary;
+        let logits = composed::head::chunk_rows(rows, vocabulary) * vocabulary;
+        Self {
+            block,
+            passing: 2 * model.activations() + 3 * scores,
+            // Logits, their softmax and exponentials, and slopes; the reference's, too.
+            head: logits * if passes.compares { 8 } else { 5 },
+        }
+    }
+}
+
+/// The estimate for passes over a model whose matrices are kept in this dtype, with these layers.
+pub fn estimate(model: &Model, layers: Kernels, kept: WeightsDtype, passes: &Passes) -> Estimate {
     let sizes = model.sizes();
     let values = |n: usize| n as u64 * F32;
+    let size = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
     let bytes = |spec: &TensorSpec| {
-        spec.shape.iter().product::<usize>() as u64
-            * if spec.is_matrix() { kept.bytes() as u64 } else { F32 }
+        size(spec) as u64 * if spec.is_matrix() { kept.bytes() as u64 } else { F32 }
     };
     let weights = model.specs().iter().map(bytes).sum();
     let (c, v, l) = (sizes.channels, sizes.vocabulary, sizes.blocks);
+    let rows = match layers {
+        Kernels::Cpu => Rows::of_kernels(model, passes),
+        Kernels::Composed => Rows::of_composed(model, passes),
+    };
+    // Composed layers widen a matrix for each product, and an update makes its tensors anew.
+    let largest = model.specs().iter().map(size).max().unwrap_or(0);
+    let (widened, anew) = match layers {
+        Kernels::Cpu => (0, 0),
+        Kernels::Composed if kept == WeightsDtype::F32 => (0, 4 * largest.min(passes.slice)),
+        Kernels::Composed => (largest, 4 * largest.min(passes.slice)),
+    };
     let best = if passes.keeps_best { F32 } else { 0 };
     // What is trained is f32, beside the original or in its place.
     let own = F32 - if passes.keeps_originals { 0 } else { kept.bytes() as u64 };
     let changed = passes.slice as u64 * (own + best);
     // One block's activations in a pass without a graph: its input, output and the widest between.
-    let passing = |rows: usize| values(rows * (model.activations() + 4 * c));
+    let passing = |n: usize| values(n * (rows.block + 4 * c));
     let graph = if passes.graph_rows == 0 {
         passing(passes.plain_rows)
     } else {
         // Every layer's output stays until the backward pass has gone by; of gradients there are a
         // few at a time.
-        let layers = match passes.recompute {
-            true => l * c + model.activations(),
-            false => l * model.activations(),
+        let blocks = match passes.recompute {
+            true => l * c + rows.block,
+            false => l * rows.block,
         };
-        let kept = values(passes.graph_rows * (layers + 4 * c));
-        (kept + values(passes.graph_rows * 2 * model.activations())).max(passing(passes.plain_rows))
+        let kept = values(passes.graph_rows * (blocks + 4 * c));
+        (kept + values(passes.graph_rows * rows.passing)).max(passing(passes.plain_rows))
     };
-    let scored = passes.graph_rows.max(passes.plain_rows);
-    let logits = head::chunk_values(scored, v) * if passes.compares { 2 } else { 1 };
     let (sequences, positions) = passes.written;
     // Keys and values grow by doubling; the logits of one step lie beside them.
     let cache =
@@ -191,17 +241,17 @@ pub fn estimate(model: &Model, kept: WeightsDtype, passes: &Passes) -> Estimate 
         ("optimizer", values(passes.slice * passes.optimizer_values)),
         ("reference", values(passes.compared_rows * c).min(KEPT_STATES as u64)),
     ];
-    // Three things never happen at the same time: a step, generation, and the copy of a new best
-    // while the old one is still there.
-    let step = vec![
-        ("gradients", values(passes.slice)),
-        ("activations", graph),
-        ("logits", values(logits)),
-    ];
+    // Four things never happen at the same time: the passes of a step, its update, generation, and
+    // the copy of a new best while the old one is still there.
+    let gradients = values(passes.slice);
+    let logits = values(rows.head + widened);
+    let step = vec![("gradients", gradients), ("activations", graph), ("logits", logits)];
+    let update = vec![("gradients", gradients), ("one tensor", values(anew))];
     let new_best = vec![("new best", passes.slice as u64 * best)];
     let generation = vec![("keys and values", cache)];
     let sum = |parts: &Vec<(&str, u64)>| parts.iter().map(|p| p.1).sum::<u64>();
-    let largest = [generation, new_best, step].into_iter().max_by_key(sum).unwrap_or_default();
+    let largest =
+        [generation, new_best, update, step].into_iter().max_by_key(sum).unwrap_or_default();
     let parts = always.into_iter().chain(largest).filter(|p| p.1 > 0);
     let each_further = if passes.slice_stays {
         0

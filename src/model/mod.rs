@@ -5,6 +5,7 @@
 
 mod arch;
 mod cache;
+mod composed;
 mod config;
 pub mod device;
 pub mod finite;
@@ -47,7 +48,7 @@ pub use arch::{Architecture, Decoder, Mlp, Names, Sizes};
 pub use cache::Caches;
 pub use config::Config;
 pub use config::MOST_BLOCKS;
-use layers::{Head, Pass};
+use layers::{AttentionShape, Head, Pass};
 use weights::{Place, TensorSpec, View};
 
 /// Every architecture we have.
@@ -215,7 +216,13 @@ impl Model {
 
     /// Values a position that one block keeps in a cache.
     pub fn cached(&self) -> usize {
-        self.decoder.cached()
+        let AttentionShape { kv_heads, head_dim, .. } = self.attention();
+        2 * kv_heads * head_dim
+    }
+
+    /// The heads of a block. Blocks differ in windows and scales alone.
+    pub fn attention(&self) -> AttentionShape {
+        self.decoder.attention(0)
     }
 
     /// The MLPs of the blocks. Errors (bad input) on an architecture whose MLP has no output matrix
@@ -384,6 +391,9 @@ mod tests {
         }
         fn activations(&self) -> usize {
             0
+        }
+        fn attention(&self, _: usize) -> AttentionShape {
+            unreachable!("not run")
         }
         fn specs(&self) -> Vec<TensorSpec> {
             Vec::new()

@@ -350,7 +350,12 @@ fn tasks<'a>(
 
 fn check_memory(loaded: &Loaded, plain_rows: usize, written: (usize, usize)) -> Result<()> {
     loaded.check_memory(
-        &Passes { plain_rows, written, ..Passes::default() },
+        &Passes {
+            plain_rows,
+            longest: plain_rows.max(1) / written.0.max(1),
+            written,
+            ..Passes::default()
+        },
         "give shorter texts or a smaller model",
     )
 }

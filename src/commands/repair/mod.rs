@@ -26,7 +26,6 @@ use anyhow::Result;
 use super::{Loaded, On, open};
 use crate::base::error::Error;
 use crate::base::interrupt;
-use crate::base::memory;
 use crate::base::print;
 use crate::cli::Repair;
 use crate::model::memory::Recompute;
@@ -60,9 +59,7 @@ pub fn run(args: &Repair) -> Result<()> {
         return order.check(&run, &path);
     }
     let needed = job.memory()?;
-    if loaded.device.is_cpu() {
-        needed.check(memory::limit()?, &loaded.advice(job.advice()))?;
-    }
+    needed.check(&loaded.device, &loaded.advice(job.advice()))?;
     if needed.recompute && prepared.recompute == Recompute::Auto {
         order.say(
             "blocks are computed again for the backward pass: their graphs would not fit into \
@@ -136,7 +133,7 @@ impl<'a> Order<'a> {
     fn dry_run(&self, job: &dyn Job, path: &Path) -> Result<()> {
         let mut plan =
             plan::Plan::new(self, job.plan()?, job.memory()?, path, output::in_the_way(path));
-        if plan.memory.judge(&self.loaded.device, &self.loaded.advice(job.advice())).is_ok() {
+        if plan.memory.check(&self.loaded.device, &self.loaded.advice(job.advice())).is_ok() {
             let mut weights = self.loaded.weights()?;
             weights.set_recompute(plan.memory.recompute);
             plan.time = job.phases(&mut weights)?;
@@ -145,7 +142,7 @@ impl<'a> Order<'a> {
             true => print::json(&plan)?,
             false => print::text(plan.text())?,
         }
-        plan.memory.judge(&self.loaded.device, &self.loaded.advice(job.advice()))
+        plan.memory.check(&self.loaded.device, &self.loaded.advice(job.advice()))
     }
 
     /// Errors (a failed check) if the verdict is one that `--fail-on` names: the output is kept all

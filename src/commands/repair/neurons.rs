@@ -21,7 +21,7 @@ use crate::eval::perplexity::{Paper, window};
 use crate::eval::task::Task;
 use crate::model::Mlp;
 use crate::model::layers::Orientation;
-use crate::model::memory::{self, Estimate, Part, Passes};
+use crate::model::memory::{Estimate, Part, Passes};
 use crate::model::precision::Precision;
 use crate::model::weights::Weights;
 use crate::report::neurons::{NEURONS, NeuronsRecord};
@@ -120,10 +120,11 @@ impl Job for Neurons<'_> {
             slice_stays: true,
             keeps_originals: true,
             graph_rows,
+            longest: self.longest(),
             plain_rows: window(&loaded.model).max(1024),
             ..Passes::default()
         };
-        let mut memory = memory::estimate(&loaded.model, loaded.weights_dtype, &passes);
+        let mut memory = loaded.estimate(&passes);
         // Neurons, steers and solutions in double precision, of as many blocks at a time as there
         // are threads.
         let system = 2 * matrix + positions * (2 * width + 3 * sizes.channels + positions);

@@ -13,7 +13,7 @@ use super::rows::{self, Rows};
 use super::time::{self, Phase};
 use crate::base::memory::available;
 use crate::eval::toxicity::{self, Prompt};
-use crate::model::memory::{self, Estimate, Passes, mib};
+use crate::model::memory::{Estimate, Passes, mib};
 use crate::report::DataRecord;
 use crate::report::table::table;
 use crate::slice::select::First;
@@ -239,6 +239,8 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
     let fork = |p: &TokenPair| p.prompt.len() + p.chosen.len() + p.rejected.len();
     let forked =
         if contrasts { of(pairs, fork, b).min(FORK_ROWS).max(of(pairs, fork, 1)) } else { 0 };
+    let longest_text =
+        of(pairs, if contrasts { fork } else { response }, 1).max(longest(normal.clone(), 1));
     let graph_rows = of(pairs, response, b).max(normal_rows).max(forked);
     let validated = 8;
     let plain_rows = of(&rows.train.valid_pairs, response, validated)
@@ -260,11 +262,12 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
         graph_rows,
         plain_rows,
         compares,
+        longest: longest_text,
         compared_rows,
         recompute,
         written: (toxicity::BATCH, scored.max(written)),
     };
-    let estimate = |recompute| memory::estimate(model, loaded.weights_dtype, &passes(recompute));
+    let estimate = |recompute| loaded.estimate(&passes(recompute));
     settings.recompute.decide(&loaded.device, estimate)
 }
 

@@ -185,7 +185,7 @@ impl LlamaLike {
             Some(kind) => layers::rotate(view, &self.rotaries[kind], which, &heads, pass),
             None => Ok(heads),
         };
-        let shape = AttentionShape { window: self.variant.window(index), ..self.attention };
+        let shape = Decoder::attention(self, index);
         if *fused {
             let AttentionShape { heads, kv_heads, .. } = shape;
             let which = Which { turned: heads + kv_heads, of: heads + 2 * kv_heads };
@@ -254,8 +254,8 @@ impl Decoder for LlamaLike {
         stream * c + attention + q + 3 * self.inner
     }
 
-    fn cached(&self) -> usize {
-        2 * self.widths().1
+    fn attention(&self, index: usize) -> AttentionShape {
+        AttentionShape { window: self.variant.window(index), ..self.attention }
     }
 
     fn specs(&self) -> Vec<TensorSpec> {
