@@ -42,11 +42,8 @@ pub fn compare(base: &Checkpoint, other: &Checkpoint) -> Result<Vec<Change>> {
         if base_file.side_by_side(entry, &other_file, theirs, |a, b| a == b)? {
             continue;
         }
-        let Some(width) = width(entry.dtype) else {
-            let (dir, dtype) = (base.dir.display(), entry.dtype);
-            let why = format!("stored as {dtype:?}; have: F32, F16, BF16");
-            return Err(Error::Input(format!("{dir}: tensor {name}: {why}")).into());
-        };
+        let wrong = |error| Error::Input(format!("{}: tensor {name}: {error}", base.dir.display()));
+        let width = width(entry.dtype).map_err(wrong)?;
         // In f64: the difference of two large values may be beyond f32.
         let (mut change, mut whole, mut values) = (0f64, 0f64, 0);
         base_file.side_by_side(entry, &other_file, theirs, |before, after| {

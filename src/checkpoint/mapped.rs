@@ -44,9 +44,7 @@ impl Mapped {
     /// so memory grows by the values alone.
     pub fn values<T: FromStored>(&self, tensor: &TensorInfo) -> Result<Vec<T>> {
         const PIECE: usize = 1 << 18;
-        let Some(width) = width(tensor.dtype) else {
-            bail!("stored as {:?}; have: F32, F16, BF16", tensor.dtype)
-        };
+        let width = width(tensor.dtype)?;
         let count: usize = tensor.shape.iter().product();
         let (from, length) = (tensor.offset as usize, tensor.bytes as usize);
         let bytes = self.bytes(tensor)?;
@@ -101,12 +99,12 @@ impl Mapped {
     }
 }
 
-/// Bytes of a stored value, where we know how to read it.
-pub fn width(dtype: Dtype) -> Option<usize> {
+/// Bytes of a stored value. Errors on a dtype that we can't read.
+pub fn width(dtype: Dtype) -> Result<usize> {
     match dtype {
-        Dtype::F32 => Some(4),
-        Dtype::F16 | Dtype::BF16 => Some(2),
-        _ => None,
+        Dtype::F32 => Ok(4),
+        Dtype::F16 | Dtype::BF16 => Ok(2),
+        other => bail!("stored as {other:?}; have: F32, F16, BF16"),
     }
 }
 
@@ -143,4 +141,39 @@ fn each<T, const N: usize>(bytes: &[u8], values: &mut [T], decode: impl Fn([u8; 
         .iter_mut()
         .zip(bytes.as_chunks::<N>().0)
         .for_each(|(value, bytes)| *value = decode(*bytes));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_tensors_are_gone_through_to_their_ends() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let length = 2 * AT_ONCE + 12;
+        let open = |name: &str, offset: usize, last: u8| {
+            let mut bytes = vec![0u8; offset + length];
+            *bytes.last_mut().expect("bytes") = last;
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).expect("written");
+            let tensor = TensorInfo {
+                file: 0,
+                dtype: Dtype::F32,
+                shape: vec![length / 4],
+                offset: offset as u64,
+                bytes: length as u64,
+            };
+            (Mapped::open(&path).expect("a map"), tensor)
+        };
+        let ((a, own), (b, theirs)) = (open("a", 8, 1), open("b", 16, 1));
+        let mut seen = 0;
+        let all = a.side_by_side(&own, &b, &theirs, |x, y| {
+            seen += x.len();
+            x == y
+        });
+        assert!(all.expect("read") && seen == length);
+        // Only the last byte of the last piece differs.
+        let (c, other) = open("c", 8, 2);
+        assert!(!a.side_by_side(&own, &c, &other, |x, y| x == y).expect("read"));
+    }
 }
