@@ -264,3 +264,24 @@ pub fn estimate(model: &Model, layers: Kernels, kept: WeightsDtype, passes: &Pas
         recompute: passes.recompute,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    #[test]
+    fn composed_layers_are_counted_with_their_scores() {
+        let model = shapes::model("gpt2", Some(2)).expect("a shape");
+        let passes = |longest| Passes { graph_rows: 512, longest, ..Passes::default() };
+        let total =
+            |layers, passes: &Passes| estimate(&model, layers, WeightsDtype::F32, passes).total();
+        let [short, long] = [64, 512].map(passes);
+        assert_eq!(total(Kernels::Cpu, &short), total(Kernels::Cpu, &long));
+        assert!(total(Kernels::Composed, &short) > total(Kernels::Cpu, &short));
+        // Products and softmax of every query with every key, in each head of two blocks.
+        let more = total(Kernels::Composed, &long) - total(Kernels::Composed, &short);
+        let scores = 2 * 2 * 12 * 512 * (512 - 64) * F32;
+        assert!(more >= scores, "{more} of {scores}");
+    }
+}
