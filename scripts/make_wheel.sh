@@ -4,7 +4,8 @@
 #     scripts/make_wheel.sh [OUT]          OUT: dist
 #
 # Needs Python 3 with venv, and Rust. maturin is installed into an environment of its own. Fails if the wheel is larger than
-# 25 MiB, if the installed program has another version than Cargo.toml, or if it can't repair the demo.
+# 25 MiB, if the installed program has another version than Cargo.toml, if it can't repair the demo, or if pip takes a wheel
+# of another platform.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-dist}
@@ -22,6 +23,14 @@ size=$(stat -c %s "$wheel")
 [ "$size" -le $((25 << 20)) ] || { echo "$wheel has $size bytes, more than 25 MiB" >&2; exit 1; }
 python3 -m venv "$scratch/fresh"
 "$scratch/fresh/bin/pip" install -q --no-index "$wheel"
+# A wheel says in its name which platform it is for, and pip reads it there.
+stranger=$scratch/$(basename "$wheel" | sed 's/-[^-]*\.whl$/-win_arm64.whl/')
+cp "$wheel" "$stranger"
+if refusal=$("$scratch/fresh/bin/pip" install --no-index --force-reinstall "$stranger" 2>&1); then
+  echo "pip took a wheel for Windows on ARM" >&2
+  exit 1
+fi
+grep -q 'not a supported wheel on this platform' <<< "$refusal" || { echo "pip said: $refusal" >&2; exit 1; }
 program=$scratch/fresh/bin/irepair
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 [ "$("$program" --version)" = "irepair $version" ] || { echo "it says $("$program" --version)" >&2; exit 1; }
