@@ -3,6 +3,9 @@
 #
 #     IREPAIR=target/release/irepair scripts/slurm/test_single_node.sh
 #
+# METHODS, SEEDS and STEPS change the comparison (irepair-min,dapt,irepair+kl with seeds 1,2 and 60 steps); ONLY=compare
+# leaves all else out.
+#
 # As root on Debian or Ubuntu (a container will do): installs slurm-wlm, munge and parallel if they are missing, starts
 # munged, slurmctld and slurmd with a configuration, key and folders of its own (nothing under /etc is read or changed), and
 # stops them in the end. Passes if the joined rows and results are those of an unsharded run, byte for byte, also after a
@@ -92,6 +95,7 @@ daemons+=($!)
 wait_for 60 "an idle node" bash -c 'sinfo -h -o %T | grep -q idle'
 echo "test_single_node: $(sinfo --version), node $(sinfo -h -o '%n %T %c CPUs')"
 
+if [ "${ONLY-}" != compare ]; then
 # What is measured: two models, every kind of task, units that don't divide by three.
 "$IREPAIR" repair --max-steps 3 --fail-on nothing --out "$scratch/repaired" -q > /dev/null
 head -n 100 "$demo/clean.txt" | grep -E '(\S+ ){4}' > "$scratch/passages.txt"
@@ -159,9 +163,12 @@ for kind in texts free scored; do
   pass "$kind: three parts one after another are the whole, $(wc -l < "$scratch/$kind-whole") rows"
 done
 
+fi
+
 # 6. A comparison: as a job array one of whose tasks is requeued, by GNU parallel, and alone.
-rows=(--methods irepair-min,dapt,irepair+kl --seeds 1,2 --max-steps 60 --eval-steps 30 --normal-texts 32 --valid-size 8 --limit 60
-  --scales 0.5 -q)
+steps=${STEPS:-60}
+rows=(--methods "${METHODS:-irepair-min,dapt,irepair+kl}" --seeds "${SEEDS:-1,2}" --max-steps "$steps"
+  --eval-steps $((steps / 2)) --normal-texts 32 --valid-size 8 --limit 60 --scales 0.5 -q)
 "$IREPAIR" compare "${rows[@]}" --out "$scratch/compared" > /dev/null
 # What does not depend on the machine: figures, gaps and names, without times, memory and places.
 figures() {
@@ -175,18 +182,20 @@ print(json.dumps(strip(json.load(open(sys.argv[1]))), indent=1))
 PYTHON
 }
 figures "$scratch/compared" > "$scratch/compared.figures"
+# The base, and each method with each seed.
+tasks=$((1 + $(tr ',' '\n' <<< "${rows[1]}" | wc -l) * $(tr ',' '\n' <<< "${rows[3]}" | wc -l)))
 agree() { # FOLDER WHAT
   figures "$1" | cmp - "$scratch/compared.figures" || fail "$2: not the figures of one command"
   cmp "$1/figure2.csv" "$scratch/compared/figure2.csv" || fail "$2: other sensitivities"
   cmp "$1/scales.svg" "$scratch/compared/scales.svg" || fail "$2: another picture"
-  pass "$2: 7 tasks come to what one command makes, byte for byte without times, memory and places"
+  pass "$2: $tasks tasks come to what one command makes, byte for byte without times, memory and places"
 }
 mapfile -t jobs < <("$here/compare.sh" "${rows[@]}" --out "$scratch/slurm-compared" | jobs_of)
 [ "${#jobs[@]}" = 2 ] || fail "compare.sh said no two jobs"
 wait_for 240 "a run under way" bash -c "compgen -G '$scratch/slurm-compared/runs/*.partial'"
 index=$(squeue -h -t RUNNING -j "${jobs[0]}" -o %K | sort -n | tail -n 1)
 scontrol requeue "${jobs[0]}_$index"
-wait_for 600 "the end of the merge" finished "${jobs[1]}"
+wait_for $((600 + 60 * tasks)) "the end of the merge" finished "${jobs[1]}"
 agree "$scratch/slurm-compared" "job array"
 "$here/compare.sh" --parallel 2 "${rows[@]}" --out "$scratch/parallel-compared" > /dev/null 2> "$scratch/parallel.log"
 agree "$scratch/parallel-compared" "GNU parallel"
