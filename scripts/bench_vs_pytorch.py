@@ -55,6 +55,7 @@ def main():
                     help="bf16: mixed precision; PyTorch's under autocast")
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--iterations", type=int, default=5)
+    ap.add_argument("--prompts", nargs="+", type=int, default=[16], help="prompts that are continued together; a row for each")
     ap.add_argument("--threads", type=int, default=os.cpu_count())
     ap.add_argument("--device", default="cpu", help="cpu or cuda (an irepair built with it); memory is then still the host's")
     args = ap.parse_args()
@@ -62,7 +63,7 @@ def main():
     versions = subprocess.run([python, "-c", "import torch, transformers; print(torch.__version__, transformers.__version__)"],
                               check=True, capture_output=True, text=True).stdout.split()
     print(f"{processor()}, {args.threads} threads; torch {versions[0]}, transformers {versions[1]};"
-          f" {args.rounds} rounds of {args.iterations} iterations, 4 × 64 tokens (generation: 16 prompts of 32, 64 new tokens)\n")
+          f" {args.rounds} rounds of {args.iterations} iterations, 4 × 64 tokens (generation: prompts of 32, 64 new tokens)\n")
     products = run([args.irepair, "doctor", "--json"])["bf16_products"]
     if "bf16" in args.dtypes and args.device == "cpu" and "f32 is used" in products:
         print(f"irepair in mixed precision is left out: {products}\n")
@@ -73,14 +74,15 @@ def main():
             "f32 / f32", "bf16 / f32", "bf16 / bf16", "memory: irepair", "irepair bf16", "PyTorch", "f32 / f32", "bf16 / f32"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for config in args.configs:
-        for method in args.methods:
+        rows = [(method, prompts) for method in args.methods for prompts in (args.prompts if method == "generate" else [4])]
+        for method, batch in rows:
             # Generation has no mixed form in common use here.
             dtypes = ["f32"] if method == "generate" else args.dtypes
             runs = {(who, dtype): [] for dtype in dtypes for who in ("irepair", "PyTorch")
                     if (who, dtype) not in left_out}
             for _ in range(args.rounds):
                 for who, dtype in runs:
-                    runs[who, dtype].append(run(command(args, python, who, config, method, dtype)))
+                    runs[who, dtype].append(run(command(args, python, who, config, method, dtype, batch)))
             seconds = {k: statistics.median(r["median_s"] for r in v) for k, v in runs.items()}
             memory = {k: max(r["peak_rss_mib"] for r in v) for k, v in runs.items()}
 
@@ -91,19 +93,20 @@ def main():
                 return f"{statistics.median(a['median_s'] / b['median_s'] for a, b in zip(runs[ours], runs[theirs])):.2f}"
 
             ours, ours16, theirs, theirs16 = [(w, d) for w in ("irepair", "PyTorch") for d in ("f32", "bf16")]
-            # 16 prompts, 64 new tokens each.
-            rate = lambda s: f" ({16 * 64 / s:.0f} tokens/s)" if method == "generate" else ""
+            # 64 new tokens each.
+            rate = lambda s: f" ({batch * 64 / s:.0f} tokens/s)" if method == "generate" else ""
             timed = lambda k: f"{seconds[k]:.3f} s{rate(seconds[k])}" if k in seconds else "–"
-            cells = [config, method, *(timed(k) for k in (ours, ours16, theirs, theirs16)),
+            name = f"generate, {batch} prompts" if method == "generate" else method
+            cells = [config, name, *(timed(k) for k in (ours, ours16, theirs, theirs16)),
                      ratio(ours, theirs), ratio(ours16, theirs), ratio(ours16, theirs16),
                      *(f"{memory[k]} MiB" if k in memory else "–" for k in (ours, ours16, theirs)),
                      *(f"{memory[k] / memory[theirs]:.2f}" if k in memory else "–" for k in (ours, ours16))]
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def command(args, python, who, config, method, dtype):
+def command(args, python, who, config, method, dtype, batch):
     """The command line of one measurement."""
-    shape = ["--config", config, "--batch", "16" if method == "generate" else "4", "--tokens", "64"]
+    shape = ["--config", config, "--batch", str(batch), "--tokens", "64"]
     common = [*shape, "--iterations", str(args.iterations), "--threads", str(args.threads), "--device", args.device]
     if who == "irepair":
         return [args.irepair, "bench", "--method", method, "--dtype", dtype, *common]
