@@ -161,6 +161,10 @@ settings! {
         eval_text: Option<PathBuf>, otherwise("held-back normal text"), value("FILE"), free();
         /// What scores continuations and normal text
         scorer: String, default(scorers::DEFAULT), long_help(scorers::help), unused(uses::blocks);
+        /// What scores continuations before and after in its place: an online method learns from
+        /// --scorer, and a scorer that chose the texts judges them too kindly
+        eval_scorer: Option<String>, otherwise("--scorer"), value("SCORER"),
+            unused(uses::blocks), free();
         /// The toxic label of a classifier
         toxic_label: Option<String>, otherwise("found by its name"), value("LABEL"),
             unused(uses::blocks);
@@ -245,6 +249,11 @@ impl RepairSettings {
     /// Pairs, of so many, that a selector looks at before the first step if it does.
     pub fn looked_at(&self, pairs: usize) -> usize {
         self.fixed_sample.unwrap_or(2000).min(pairs)
+    }
+
+    /// The scorer that judges continuations before and after.
+    pub fn judge(&self) -> &str {
+        self.eval_scorer.as_deref().unwrap_or(&self.scorer)
     }
 
     /// The settings that the repaired weights depend on, with their values. Inputs are left out:

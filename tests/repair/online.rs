@@ -74,6 +74,24 @@ fn a_seed_decides_and_pairs_are_of_both_kinds() {
     assert!(run.after.contains_key("kl"));
 }
 
+/// Another scorer judges, and nothing of the weights depends on it. Where the same one judges, the
+/// words say that the repair learned from it.
+#[test]
+fn another_scorer_can_judge() {
+    let folder = Folder::new();
+    let [own, other] = ["own", "other"].map(|name| folder.path(name));
+    let told = online(&own).and("--scorer words").ok();
+    assert!(told.contains("scored by words, from which it learned"), "{told}");
+    let told = online(&other).and("--scorer words --eval-scorer lexicon").ok();
+    assert!(told.contains("scored by lexicon") && !told.contains("it learned"), "{told}");
+    let weights = |out: &Path| bytes(out.join("model.safetensors"));
+    assert!(weights(&own) == weights(&other));
+    let [own, other] = [&own, &other].map(|out| record(out));
+    assert!(own.scorer.contains("learned from it") && other.scorer.starts_with("lexicon: "));
+    assert_ne!(own.before, other.before);
+    online(&folder.path("none")).and("--eval-scorer no").fails(3, &["--eval-scorer", "no"]);
+}
+
 /// Empty texts and texts of blanks make no pair: a scorer is not asked for them.
 #[test]
 fn what_has_no_words_is_neither_chosen_nor_rejected() {

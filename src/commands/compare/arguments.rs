@@ -28,7 +28,7 @@ pub fn evaluation(
     }
     if let Some(preset) = args.toxicity.as_deref().or((!on_failures).then_some("lee")) {
         scorers::open(
-            &shared.scorer,
+            shared.judge(),
             &scorers::Options { toxic_label: shared.toxic_label.clone() },
         )?;
         Protocol::named(preset)?;
@@ -42,7 +42,7 @@ pub fn evaluation(
             value.into_iter().for_each(|value| eval.extend([flag.to_owned(), value]));
         };
         add("--samples", args.samples.map(|n| n.to_string()));
-        add("--scorer", Some(shared.scorer.clone()));
+        add("--scorer", Some(shared.judge().to_owned()));
         add("--toxic-label", shared.toxic_label.clone());
     }
     let mut texts = args.ppl.clone();

@@ -180,7 +180,7 @@ fn finished(plan: &ComparisonPlan, dir: &Path) -> Result<RunRecord> {
     let record = RunRecord::read(&path)?;
     let what = if record.base_sha256 != plan.base.files {
         "base model"
-    } else if record.edits.is_none() && record.settings.scorer != plan.base.scorer {
+    } else if record.edits.is_none() && record.settings.judge() != plan.base.scorer {
         "scorer"
     } else if record.edits.is_none() && record.settings.toxic_label != plan.base.toxic_label {
         "toxic label"

@@ -88,7 +88,8 @@ const FOR_FAILURES: [&str; 5] = [VANILLA, "star", "mint", "sgd", "irepair+kl"];
 /// The settings that say what a method is.
 const METHOD: [&str; 3] = ["method", "select", "objective"];
 /// The settings of the evaluation that block-level methods have, too.
-const EVALUATION: [&str; 4] = ["eval-prompts", "scorer", "toxic-label", "normal-texts"];
+const EVALUATION: [&str; 5] =
+    ["eval-prompts", "eval-scorer", "scorer", "toxic-label", "normal-texts"];
 /// The settings that only neuron-level methods have.
 const NEURON_LEVEL: [&str; 4] = ["mode", "block-sparsity", "neurons", "rounds"];
 
@@ -168,14 +169,18 @@ impl ComparisonPlan {
                 .iter()
                 .map(|s| s.shape.iter().product::<usize>())
                 .sum(),
-            scorer: shared.scorer.clone(),
+            scorer: shared.judge().to_owned(),
             toxic_label: shared.toxic_label.clone(),
         };
         let by_pairs = |row: &Prepared| row.recipe().is_some();
         if let Some((name, _, row)) =
-            rows.iter().find(|(_, _, row)| by_pairs(row) && row.scorer != base.scorer)
+            rows.iter().find(|(_, _, row)| by_pairs(row) && row.judge() != base.scorer)
         {
-            bail_input!("row {name}: its scorer is {}, the others' {}", row.scorer, base.scorer);
+            bail_input!(
+                "row {name}: {} scores its continuations, and {} the others'; give --eval-scorer",
+                row.judge(),
+                base.scorer
+            );
         }
         if let Some((name, ..)) =
             rows.iter().find(|(.., row)| by_pairs(row) && row.toxic_label != base.toxic_label)

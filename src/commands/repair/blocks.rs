@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::again::fingerprint;
 use super::done::Done;
@@ -21,7 +21,7 @@ use crate::commands::eval::subject;
 use crate::eval::divergence::{Base, Divergence};
 use crate::eval::nll::{Nll, Responses};
 use crate::eval::perplexity::{Paper, perplexity};
-use crate::eval::samples::{self, Pool, Writer};
+use crate::eval::samples::{Pool, Writer};
 use crate::eval::task::{Task, hash_ids};
 use crate::eval::toxicity::{Prompt, Toxicity};
 use crate::eval::{self, Figures};
@@ -45,6 +45,8 @@ pub struct Blocks<'a> {
     order: Order<'a>,
     recipe: &'a Recipe,
     scorer: Box<dyn Scorer>,
+    /// The scorer of the figures before and after, if it is another one.
+    judge: Option<Box<dyn Scorer>>,
     rows: Rows,
 }
 
@@ -53,14 +55,17 @@ impl<'a> Blocks<'a> {
     pub fn read(order: Order<'a>, recipe: &'a Recipe) -> Result<Self> {
         let Order { prepared, loaded, .. } = order;
         recipe.slicing.check(&loaded.model)?;
-        let toxic_label = prepared.toxic_label.clone();
-        let scorer = scorers::open(&prepared.scorer, &scorers::Options { toxic_label })?;
+        let options = scorers::Options { toxic_label: prepared.toxic_label.clone() };
+        let scorer = scorers::open(&prepared.scorer, &options)?;
+        let other = prepared.eval_scorer.as_ref().filter(|judge| **judge != prepared.scorer);
+        let judge = other.map(|judge| scorers::open(judge, &options)).transpose();
+        let judge = judge.context("--eval-scorer")?;
         let read = if recipe.online { rows::read_prompts } else { rows::read_pairs };
         let rows = read(prepared, recipe, loaded)?;
         rows::check(prepared, recipe, &rows, &loaded.model)?;
         let texts = rows.prompts.len().saturating_mul(prepared.eval_samples);
         check_room("--eval-samples", texts, OF_A_TEXT)?;
-        Ok(Self { order, recipe, scorer, rows })
+        Ok(Self { order, recipe, scorer, judge, rows })
     }
 }
 
@@ -106,7 +111,7 @@ impl Job for Blocks<'_> {
             let prompt =
                 |ids: &Vec<u32>| Ok(Prompt { text: loaded.encoder.decode(ids)?, ids: ids.clone() });
             let prompts: Vec<Prompt> = prompts.iter().map(prompt).collect::<Result<_>>()?;
-            let scorer = self.scorer.as_ref();
+            let scorer = self.judge();
             // A greedy text is the model at its most certain; a user sees sampled ones.
             if prepared.eval_samples > 0 {
                 let protocol = protocol.sampled(prepared.eval_samples);
@@ -291,11 +296,19 @@ impl Job for Blocks<'_> {
     }
 
     fn scorer(&self) -> String {
-        format!("{}: {}", self.scorer.name(), self.scorer.about())
+        let judge = self.judge();
+        let own = self.recipe.online && self.judge.is_none();
+        let own = if own { " (the repair learned from it)" } else { "" };
+        format!("{}: {}{own}", judge.name(), judge.about())
     }
 }
 
 impl<'a> Blocks<'a> {
+    /// What scores continuations before and after.
+    fn judge(&self) -> &dyn Scorer {
+        self.judge.as_deref().unwrap_or(self.scorer.as_ref())
+    }
+
     /// The model writes its own normal texts, and they are kept with the run.
     fn write_normal(&mut self, weights: &Weights, out: &Output) -> Result<()> {
         let Order { prepared, loaded, args } = self.order;
@@ -412,26 +425,11 @@ impl<'a> Blocks<'a> {
         if !self.recipe.online {
             return rows;
         }
-        let (protocol, settings) = (self.protocol(), self.order.prepared);
+        let (protocol, settings) = (rows::sampling(self.order.prepared), self.order.prepared);
         let rounds = (settings.rounds, settings.prompts_per_round, settings.max_steps);
         let how = format!("{protocol:?} {rounds:?} {}", self.scorer.name());
         let sha256 = self.rows.record.sha256.as_str();
         crate::base::files::hash_texts([rows.as_str(), sha256, &how].into_iter())
-    }
-
-    /// How an online method samples.
-    fn protocol(&self) -> samples::Protocol {
-        let settings = self.order.prepared;
-        samples::Protocol {
-            samples: settings.samples_per_prompt,
-            new_tokens: settings.max_new_tokens,
-            temperature: settings.temperature,
-            top_p: settings.top_p,
-            rejected_above: settings.rejected_above,
-            chosen_below: settings.chosen_below,
-            pairs: settings.pairs_per_prompt,
-            seed: settings.seed,
-        }
     }
 
     /// Where the pairs of an online method come from.
@@ -442,7 +440,7 @@ impl<'a> Blocks<'a> {
             ends: loaded.ends(),
             scorer: self.scorer.as_ref(),
             prompts: &self.rows.sampled,
-            protocol: self.protocol(),
+            protocol: rows::sampling(self.order.prepared),
             rounds: prepared.rounds.unwrap_or(1),
             prompts_per_round: prepared.prompts_per_round,
             quiet: args.output.quiet,
@@ -459,7 +457,7 @@ impl<'a> Blocks<'a> {
         let writer = Writer {
             subject: subject(loaded, weights),
             scorer: self.scorer.as_ref(),
-            protocol: self.protocol(),
+            protocol: rows::sampling(self.order.prepared),
             quiet: args.output.quiet,
             again: "no step was made yet: give the same command again",
         };

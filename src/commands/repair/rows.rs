@@ -11,6 +11,7 @@ use crate::checkpoint::hub::{commit_of, rows_path};
 use crate::commands::pairs_of;
 use crate::data::demo;
 use crate::data::split::split;
+use crate::eval::samples;
 use crate::eval::toxicity::{self, Prompt, Protocol};
 use crate::model::Model;
 use crate::report::DataRecord;
@@ -396,4 +397,18 @@ fn read_corpus(path: &Path) -> Result<String> {
         return Ok(texts.into_iter().map(|t| t.text).collect::<Vec<_>>().join("\n\n"));
     }
     files::read_text(path).context("--eval-text")
+}
+
+/// How an online method samples.
+pub fn sampling(settings: &RepairSettings) -> samples::Protocol {
+    samples::Protocol {
+        samples: settings.samples_per_prompt,
+        new_tokens: settings.max_new_tokens,
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        rejected_above: settings.rejected_above,
+        chosen_below: settings.chosen_below,
+        pairs: settings.pairs_per_prompt,
+        seed: settings.seed,
+    }
 }

@@ -96,7 +96,9 @@ fn headline(run: &RunRecord) -> String {
     let mut on = vec![headline.rows.clone()];
     on.extend(headline.said_of_continuations());
     if !headline.continuations.is_empty() {
-        on.push(format!("scored by {}", run.settings.scorer));
+        let own = run.data.prompts > 0 && run.settings.judge() == run.settings.scorer;
+        let own = if own { ", from which it learned (--eval-scorer names another)" } else { "" };
+        on.push(format!("scored by {}{own}", run.settings.judge()));
     }
     let _ = writeln!(text, "on {}", on.join("; "));
     text
