@@ -220,17 +220,23 @@ impl Loaded {
     /// What takes less memory: `advice`, and before it a narrower dtype for the weights, where the
     /// checkpoint stores them so.
     pub fn advice(&self, advice: &str) -> String {
-        let widened = self.weights_dtype == WeightsDtype::F32;
-        let stored = [WeightsDtype::Bf16, WeightsDtype::F16]
-            .into_iter()
-            .find(|dtype| widened && self.checkpoint().stores(&self.model, *dtype).is_ok());
-        match stored {
-            Some(dtype) => format!(
-                "give --weights-dtype {dtype} (the checkpoint stores its matrices so, and results \
-                 stay the same), {advice}"
-            ),
-            None => advice.to_owned(),
+        match self.stored() {
+            dtype if dtype != WeightsDtype::F32 && self.weights_dtype == WeightsDtype::F32 => {
+                format!(
+                    "give --weights-dtype {dtype} (the checkpoint stores its matrices so, and \
+                     results stay the same), {advice}"
+                )
+            }
+            _ => advice.to_owned(),
         }
+    }
+
+    /// The dtype in which the checkpoint stores every matrix; f32 where it stores them in several.
+    pub fn stored(&self) -> WeightsDtype {
+        let narrow = [WeightsDtype::Bf16, WeightsDtype::F16].into_iter();
+        let mut stored =
+            narrow.filter(|dtype| self.checkpoint().stores(&self.model, *dtype).is_ok());
+        stored.next().unwrap_or(WeightsDtype::F32)
     }
 
     /// The same of passes that are differentiated, and whether they compute blocks again.

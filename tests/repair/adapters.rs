@@ -131,6 +131,12 @@ fn what_is_no_adapter_is_refused() {
     export(&out, &adapter).and("--rank 4000").fails(3, &["--rank 4000", "have rank"]);
     export(&out, &adapter).and("--rank 0").fails(2, &["--rank"]);
     irepair("patch export --out x").arg(&out).fails(2, &["--peft"]);
+    for (limit, texts, advice) in [("0", 0, "lower --rank"), ("40", 4, "give --normal-texts 0")] {
+        export(&out, &adapter)
+            .and(&format!("--rank 2 --normal-texts {texts}"))
+            .env("IREPAIR_MEMORY_LIMIT", limit)
+            .fails(3, &["too little memory", advice]);
+    }
     // A patch of another base, and of none that is known.
     let patch = folder.write("alone.safetensors", bytes(out.join("irepair/patch.safetensors")));
     export(&patch, &adapter).and("--rank 2").fails(3, &["give --base MODEL"]);

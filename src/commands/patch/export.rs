@@ -14,8 +14,9 @@ use crate::commands::{Loaded, On, open};
 use crate::eval::divergence::{Base, Divergence};
 use crate::eval::task::{Subject, Task};
 use crate::model::generate::{Generation, Job, Sampling, generate};
+use crate::model::memory::{Estimate, Part, Passes};
 use crate::model::precision::{Precision, WeightsDtype};
-use crate::model::weights::{Weights, Who};
+use crate::model::weights::Who;
 use crate::print_line;
 use crate::report::plot::short;
 use crate::report::table::table;
@@ -41,9 +42,12 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
         weights_dtype: WeightsDtype::F32,
         threads: None,
     };
-    let loaded = open(&base, None, &on)?;
+    let mut loaded = open(&base, None, &on)?;
     let to = Walk { direction: Direction::Apply, out: &args.out, overwrite: args.overwrite };
     to.free(loaded.checkpoint())?;
+    // Matrices that are not widened give the same results.
+    loaded.weights_dtype = loaded.stored();
+    check_memory(&loaded, &patch, args)?;
     let lora = Lora::of(loaded.checkpoint(), &loaded.model, &patch, args.rank)?;
     let kl = match args.normal_texts {
         0 => None,
@@ -75,6 +79,39 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
     show(&lora, kl, args)
 }
 
+/// Errors (bad input) if the export takes more memory than there is.
+fn check_memory(loaded: &Loaded, patch: &PatchFile, args: &Export) -> Result<()> {
+    const F64: usize = 8;
+    let part = |name: &str, bytes: usize| Part { name: name.into(), bytes: bytes as u64 };
+    let size = |shape: &[usize]| shape.iter().product::<usize>();
+    let shapes = || patch.tensors.values().map(|entry| &entry.shape);
+    let matrices = || shapes().filter(|shape| shape.len() == 2);
+    let shorter = |shape: &[usize]| shape.iter().min().copied().unwrap_or(0);
+    let thin = |shape: &Vec<usize>| args.rank.min(shorter(shape)) * shape.iter().sum::<usize>();
+    let adapter = part("adapter", F64 * matrices().map(thin).sum::<usize>());
+    // A matrix before and after, their difference and a factor; the products of its shorter side
+    // with itself, their eigenvectors, and what finding these takes.
+    let taken = matrices().map(|shape| 4 * size(shape) + 4 * shorter(shape).pow(2));
+    let largest = part("largest matrix", F64 * taken.max().unwrap_or(0));
+    let factors =
+        Estimate { parts: vec![adapter.clone(), largest], each_further_block: 0, recompute: false };
+    factors.check(&loaded.device, "lower --rank")?;
+    if args.normal_texts == 0 {
+        return Ok(());
+    }
+    // Two models of one base lie beside each other.
+    let changed = shapes().map(|shape| size(shape)).sum::<usize>();
+    let mut models = loaded.estimate(&Passes {
+        plain_rows: TOKENS,
+        longest: TOKENS,
+        written: (args.normal_texts.min(64), TOKENS),
+        compares: true,
+        ..Passes::default()
+    });
+    models.parts.extend([adapter, part("patched and adapted tensors", 2 * 4 * changed)]);
+    models.check(&loaded.device, "lower --rank, or give --normal-texts 0")
+}
+
 /// KL(patched ‖ adapted) in nats a token over texts that the patched model writes by itself; `None`
 /// if it writes none.
 fn divergence(
@@ -97,11 +134,11 @@ fn divergence(
         max_new_tokens: TOKENS.min(model.sizes().context.saturating_sub(1)),
         ends: loaded.ends(),
         seed: 0,
+        at_a_time: 64,
     };
-    let jobs: Vec<Job> =
-        (0..texts).map(|i| Job { ids: vec![begin], prompt: i as u64, sample: 0 }).collect();
+    let jobs: Vec<Job> = (0..texts).map(|i| Job::new(vec![begin], i as u64, 0)).collect();
     let written = generate(model, &patched.frozen(Who::Patient)?, &jobs, &generation)?;
-    let mut adapted: Weights = loaded.weights()?;
+    let mut adapted = patched.sibling()?;
     // The patched model keeps what it was: the base.
     for tensor in lora.adapted(|name| patched.tensor(Who::Reference, name)) {
         let (name, values) = tensor?;

@@ -170,6 +170,20 @@ impl Weights {
         Ok(&self.touched[name])
     }
 
+    /// Another model of the same base, of which nothing is touched. Both share the base's tensors,
+    /// so neither may train without keeping them.
+    pub fn sibling(&self) -> Result<Self> {
+        if !self.keep_originals {
+            bail!("the originals were not kept");
+        }
+        Ok(Self {
+            specs: self.specs.clone(),
+            original: self.original.clone(),
+            touched: BTreeMap::new(),
+            ..*self
+        })
+    }
+
     /// Put back the values of a snapshot or a saved state; they become touched.
     pub fn restore(&mut self, name: &str, values: Tensor) -> Result<()> {
         let spec = self.specs.get(name).with_context(|| format!("no tensor {name}"))?;
