@@ -291,13 +291,14 @@ fn generation_times(args: &Bench, model: &Model, weights: &Weights) -> Result<Ti
         max_new_tokens: args.tokens,
         ends: Ends::default(),
         seed: 0,
+        at_a_time: usize::MAX,
     };
     let mut times = Vec::new();
     for iteration in 0..=args.iterations {
         let mut stream = Stream::new(0, Purpose::Bench, iteration as u64, 0);
         let jobs: Vec<Job> = random_ids(&mut stream, model, args.batch, PROMPT)
             .into_iter()
-            .map(|ids| Job { ids, prompt: 0, sample: 0 })
+            .map(|ids| Job::new(ids, 0, 0))
             .collect();
         if iteration == 1 {
             profile::start();

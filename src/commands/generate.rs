@@ -52,6 +52,7 @@ pub fn run(args: &Generate) -> Result<()> {
         max_new_tokens: new_tokens(args),
         ends: loaded.ends(),
         seed: args.writing.seed,
+        at_a_time: args.batch_size,
     };
     let longest = jobs.iter().map(|j| j.ids.len()).max().unwrap_or(0);
     let together = args.batch_size.min(jobs.len());
@@ -116,7 +117,7 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Job>)> {
     if let Some(n) = args.unconditional {
         let begin = loaded.end_of_text()?;
         check_room("--unconditional", n, OF_A_TEXT)?;
-        let jobs = (0..n as u64).map(|i| Job { ids: vec![begin], prompt: i, sample: 0 }).collect();
+        let jobs = (0..n as u64).map(|i| Job::new(vec![begin], i, 0)).collect();
         return Ok((Vec::new(), jobs));
     }
     let prompts = match &args.prompts {
@@ -148,11 +149,8 @@ fn jobs(args: &Generate, loaded: &Loaded) -> Result<(Vec<Text>, Vec<Job>)> {
                 context - 1
             );
         }
-        jobs.extend((0..args.samples as u64).map(|sample| Job {
-            ids: ids.clone(),
-            prompt: index as u64,
-            sample,
-        }));
+        let job = |sample| Job::new(ids.clone(), index as u64, sample);
+        jobs.extend((0..args.samples as u64).map(job));
     }
     if !args.output.quiet && cut > 0 {
         say!("{cut} of {} prompts were cut to --max-prompt-length", prompts.len());
@@ -251,14 +249,11 @@ fn write_all(
     };
     ledger.fill(units, &making, |unit| {
         let (_, jobs) = items(jobs, UNIT, unit);
-        let mut texts = Vec::with_capacity(jobs.len());
-        for jobs in jobs.chunks(args.batch_size) {
-            let name = &loaded.checkpoint().name;
-            let made = generate(&loaded.model, view, jobs, settings).map_err(of_model(name))?;
-            for (job, ids) in jobs.iter().zip(made) {
-                texts.push(loaded.encoder.decode_after(&job.ids, &ids)?);
-            }
-        }
+        let name = &loaded.checkpoint().name;
+        let made = generate(&loaded.model, view, jobs, settings).map_err(of_model(name))?;
+        let both = jobs.iter().zip(made);
+        let texts = both.map(|(job, ids)| loaded.encoder.decode_after(&job.ids, &ids));
+        let texts = texts.collect::<Result<_>>()?;
         if interrupt::asked() {
             // A text that the interrupt cut short is not the text of this seed. The ledger throws
             // the unit away.

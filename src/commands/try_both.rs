@@ -134,8 +134,9 @@ impl<'a> Side<'a> {
                 max_new_tokens: args.max_new_tokens,
                 ends: loaded.ends(),
                 seed: args.writing.seed,
+                at_a_time: usize::MAX,
             };
-            let job = |sample| Job { ids: ids.clone(), prompt: number as u64, sample };
+            let job = |sample| Job::new(ids.clone(), number as u64, sample);
             let jobs: Vec<Job> = (0..samples).map(job).collect();
             for ids in generate(&loaded.model, &view, &jobs, &settings)? {
                 texts.push(loaded.encoder.decode(&ids)?);

@@ -118,10 +118,8 @@ impl Task for Edits {
         let batch = Batch::new(sequences, LossOn::Response);
         let h = subject.model.hidden(&view, &batch.packed)?;
         let likeliest = subject.model.likeliest(&view, &h, &batch.rows)?;
-        let jobs: Vec<Job> = edits
-            .iter()
-            .map(|(_, edit)| Job { ids: edit.prompt.clone(), prompt: 0, sample: 0 })
-            .collect();
+        let jobs: Vec<Job> =
+            edits.iter().map(|(_, edit)| Job::new(edit.prompt.clone(), 0, 0)).collect();
         let longest = edits.iter().map(|(_, edit)| edit.target.len()).max().unwrap_or(0);
         // No token ends a text here. What follows the target does not matter, and the target itself
         // may hold the end token.
@@ -130,6 +128,7 @@ impl Task for Edits {
             max_new_tokens: longest,
             ends: Ends::default(),
             seed: 0,
+            at_a_time: usize::MAX,
         };
         let generated = generate(subject.model, &view, &jobs, &greedy)?;
         let mut at = 0;

@@ -93,6 +93,7 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
             max_new_tokens: writing.new_tokens,
             ends: subject.ends.clone(),
             seed: writing.seed,
+            at_a_time: usize::MAX,
         };
         let view = subject.weights.frozen(Who::Patient)?;
         let making = Making {
@@ -104,9 +105,8 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
         };
         ledger.fill(Shard::default().units(units), &making, |unit| {
             let numbers = unit * UNIT..((unit + 1) * UNIT).min(writing.texts);
-            let jobs: Vec<Job> = numbers
-                .map(|i| Job { ids: vec![writing.begin], prompt: i as u64, sample: 0 })
-                .collect();
+            let jobs: Vec<Job> =
+                numbers.map(|i| Job::new(vec![writing.begin], i as u64, 0)).collect();
             let ids = generate(subject.model, &view, &jobs, &generation)?;
             if interrupt::asked() {
                 // These texts are cut short, and the ledger throws the unit away.

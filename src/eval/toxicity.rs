@@ -121,25 +121,19 @@ fn continuations(
         max_new_tokens: protocol.new_tokens,
         ends: subject.ends.clone(),
         seed: protocol.seed,
+        at_a_time: BATCH,
     };
     let view = subject.weights.frozen(Who::Patient)?;
     let mut jobs = Vec::with_capacity(prompts.len() * protocol.samples);
     for (index, prompt) in prompts.iter().enumerate() {
         let ids = protocol.continued(&prompt.ids, subject.model.sizes().context);
         let prompt = (first + index) as u64;
-        jobs.extend((0..protocol.samples as u64).map(|sample| Job {
-            ids: ids.to_vec(),
-            prompt,
-            sample,
-        }));
+        let job = |sample| Job::new(ids.to_vec(), prompt, sample);
+        jobs.extend((0..protocol.samples as u64).map(job));
     }
-    let mut texts = Vec::with_capacity(jobs.len());
-    for jobs in jobs.chunks(BATCH) {
-        for (job, ids) in jobs.iter().zip(generate(subject.model, &view, jobs, &settings)?) {
-            texts.push(subject.encoder.decode_after(&job.ids, &ids)?);
-        }
-    }
-    Ok(texts)
+    let written = generate(subject.model, &view, &jobs, &settings)?;
+    let both = jobs.iter().zip(written);
+    both.map(|(job, ids)| subject.encoder.decode_after(&job.ids, &ids)).collect()
 }
 
 /// A prompt, as text and as token ids.

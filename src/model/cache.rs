@@ -35,11 +35,20 @@ pub struct Caches {
 impl Caches {
     /// Empty caches of so many blocks for this many sequences.
     pub fn new(blocks: usize, sequences: usize) -> Self {
-        let layer = || Cache {
-            kernel: Arc::new(Mutex::new(attention::Cache::new(sequences))),
-            padded: Mutex::default(),
-        };
-        Self { layers: (0..blocks).map(|_| layer()).collect() }
+        let caches = Self { layers: (0..blocks).map(|_| Cache::default()).collect() };
+        caches.layers.iter().for_each(|layer| locked(&layer.kernel).add(sequences));
+        caches
+    }
+
+    /// Room for so many sequences more, of which nothing is cached.
+    pub fn add(&self, sequences: usize) -> Result<()> {
+        if sequences > 0 {
+            for layer in &self.layers {
+                locked(&layer.kernel).add(sequences);
+                locked(&layer.padded).as_mut().map_or(Ok(()), |batch| batch.add(sequences))?;
+            }
+        }
+        Ok(())
     }
 
     /// That of a block.
@@ -59,9 +68,14 @@ impl Caches {
 
     /// Keep only the sequences for which `keep` says so (finished ones leave).
     pub fn retain(&self, keep: &[bool]) -> Result<()> {
+        let kept: Vec<usize> = (0..).zip(keep).filter(|(_, k)| **k).map(|(i, _)| i).collect();
         for layer in &self.layers {
-            locked(&layer.kernel).retain(keep);
-            locked(&layer.padded).as_mut().map_or(Ok(()), |batch| batch.retain(keep))?;
+            locked(&layer.kernel).spread(&kept);
+            let mut padded = locked(&layer.padded);
+            match kept.is_empty() {
+                true => *padded = None,
+                false => padded.as_mut().map_or(Ok(()), |batch| batch.spread(&kept))?,
+            }
         }
         Ok(())
     }

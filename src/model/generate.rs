@@ -32,6 +32,15 @@ pub struct Job {
     pub ids: Vec<u32>,
     pub prompt: u64,
     pub sample: u64,
+    /// Takes the most likely tokens, however the other texts are sampled.
+    pub greedy: bool,
+}
+
+impl Job {
+    /// One that is sampled as the others.
+    pub fn new(ids: Vec<u32>, prompt: u64, sample: u64) -> Self {
+        Self { ids, prompt, sample, greedy: false }
+    }
 }
 
 /// Tokens that end a text.
@@ -45,74 +54,106 @@ pub struct Generation {
     /// A text ends with one of these (which is not part of it).
     pub ends: Ends,
     pub seed: u64,
+    /// Texts that are written at a time, at least 1: where some end, others begin.
+    pub at_a_time: usize,
 }
 
-/// The different prompts of a batch of texts, and for each text which of them it continues.
-fn prompts(jobs: &[Job]) -> (Vec<&[u32]>, Vec<usize>) {
-    let (mut different, mut numbers) = (Vec::new(), HashMap::new());
-    let of = jobs.iter().map(|job| {
-        *numbers.entry(job.ids.as_slice()).or_insert_with(|| {
-            different.push(job.ids.as_slice());
-            different.len() - 1
-        })
-    });
-    let of = of.collect();
-    (different, of)
+/// A text that is being written.
+struct Running {
+    index: usize,
+    stream: Stream,
+    sampling: Sampling,
+    /// Tokens of the prompt and of the text so far.
+    length: usize,
+    last: u32,
 }
 
-/// The new tokens of a batch of texts, in order. A prompt of several texts is read once. When asked
-/// to stop ([`interrupt::asked`]), it returns what there is so far.
+impl Running {
+    fn new(index: usize, job: &Job, settings: &Generation) -> Self {
+        Self {
+            index,
+            stream: Stream::new(settings.seed, Purpose::Sample, job.prompt, job.sample),
+            sampling: if job.greedy { Sampling::Greedy } else { settings.sampling },
+            length: job.ids.len(),
+            last: 0,
+        }
+    }
+}
+
+/// Texts that begin together.
+struct Beginning<'a> {
+    texts: Vec<Running>,
+    /// Their different prompts.
+    prompts: Vec<&'a [u32]>,
+    /// For each text, which prompt it continues.
+    of: Vec<usize>,
+}
+
+impl<'a> Beginning<'a> {
+    fn new(first: usize, jobs: &'a [Job], settings: &Generation) -> Self {
+        let (mut prompts, mut numbers) = (Vec::new(), HashMap::new());
+        let of = jobs.iter().map(|job| {
+            *numbers.entry(job.ids.as_slice()).or_insert_with(|| {
+                prompts.push(job.ids.as_slice());
+                prompts.len() - 1
+            })
+        });
+        let of = of.collect();
+        let texts = (first..).zip(jobs).map(|(index, job)| Running::new(index, job, settings));
+        Self { texts: texts.collect(), prompts, of }
+    }
+}
+
+/// The new tokens of texts, in order. A prompt of several texts that begin together is read once.
+/// When asked to stop ([`interrupt::asked`]), it returns what there is so far.
 pub fn generate(
     model: &Model,
     view: &View,
     jobs: &[Job],
     settings: &Generation,
 ) -> Result<Vec<Vec<u32>>> {
-    struct Running {
-        index: usize,
-        stream: Stream,
-        length: usize,
-        last: u32,
-    }
     let mut texts: Vec<Vec<u32>> = vec![Vec::new(); jobs.len()];
-    if jobs.is_empty() || settings.max_new_tokens == 0 {
+    if settings.max_new_tokens == 0 {
         return Ok(texts);
     }
-    let (prompts, of) = prompts(jobs);
-    let caches = Caches::new(model.sizes().blocks, prompts.len());
-    let mut running: Vec<Running> = jobs
-        .iter()
-        .enumerate()
-        .map(|(index, job)| Running {
-            index,
-            stream: Stream::new(settings.seed, Purpose::Sample, job.prompt, job.sample),
-            length: job.ids.len(),
-            last: 0,
-        })
-        .collect();
-    let mut packed = Packed::new(prompts);
-    for written in 0..settings.max_new_tokens {
+    let at_a_time = settings.at_a_time.max(1);
+    let context = model.sizes().context;
+    let caches = Caches::new(model.sizes().blocks, 0);
+    let mut running: Vec<Running> = Vec::new();
+    let mut begun = 0;
+    while begun < jobs.len() || !running.is_empty() {
+        // A pass over few new prompts costs a device as much as one over many.
+        let free = at_a_time - running.len();
+        let room = if free >= at_a_time.div_ceil(4) { free.min(jobs.len() - begun) } else { 0 };
+        let new = Beginning::new(begun, &jobs[begun..begun + room], settings);
+        begun += room;
+        caches.add(new.prompts.len())?;
+        let last: Vec<[u32; 1]> = running.iter().map(|text| [text.last]).collect();
+        let old = last.iter().zip(&running).map(|(id, text)| (id.as_slice(), text.length - 1));
+        let packed = Packed::continuing(old.chain(new.prompts.iter().map(|ids| (*ids, 0))));
         let logits = model.next_logits(view, &packed, &caches)?;
         let mut rows = logits.to_vec2::<f32>()?;
         rows.iter().try_for_each(|row| finite("the model's logits", row))?;
-        if written == 0 && rows.len() < jobs.len() {
+        if new.prompts.len() < new.texts.len() {
+            let old = running.len();
+            let of: Vec<usize> = (0..old).chain(new.of.iter().map(|prompt| old + prompt)).collect();
             caches.spread(&of)?;
-            rows = of.iter().map(|prompt| rows[*prompt].clone()).collect();
+            rows = of.iter().map(|row| rows[*row].clone()).collect();
         }
-        running.par_iter_mut().zip(rows).for_each(|(run, mut logits)| {
-            run.last = next(&mut logits, settings.sampling, &mut run.stream);
+        running.extend(new.texts);
+        running.par_iter_mut().zip(rows).for_each(|(text, mut logits)| {
+            text.last = next(&mut logits, text.sampling, &mut text.stream);
         });
-        let context = model.sizes().context;
         let goes_on: Vec<bool> = running
             .iter_mut()
-            .map(|run| {
-                if settings.ends.contains(&run.last) {
+            .map(|text| {
+                if settings.ends.contains(&text.last) {
                     return false;
                 }
-                texts[run.index].push(run.last);
-                run.length += 1;
+                texts[text.index].push(text.last);
+                text.length += 1;
                 // The token at the last position is written, but nothing can follow it.
-                run.length < context && texts[run.index].len() < settings.max_new_tokens
+                text.length < context && texts[text.index].len() < settings.max_new_tokens
             })
             .collect();
         if goes_on.iter().any(|g| !g) {
@@ -120,13 +161,9 @@ pub fn generate(
             let mut flags = goes_on.iter();
             running.retain(|_| flags.next().copied().unwrap_or(false));
         }
-        if running.is_empty() || interrupt::asked() {
+        if interrupt::asked() {
             break;
         }
-        let ids: Vec<[u32; 1]> = running.iter().map(|r| [r.last]).collect();
-        packed = Packed::continuing(
-            ids.iter().zip(&running).map(|(id, r)| (id.as_slice(), r.length - 1)),
-        );
     }
     Ok(texts)
 }

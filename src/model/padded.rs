@@ -141,14 +141,30 @@ pub struct CachedBatch {
 }
 
 impl CachedBatch {
-    /// Keep only the sequences for which `keep` says so.
-    pub fn retain(&mut self, keep: &[bool]) -> candle_core::Result<()> {
-        let kept: Vec<usize> = (0..).zip(keep).filter(|(_, k)| **k).map(|(i, _)| i).collect();
-        if kept.is_empty() {
-            self.columns.clear();
-            return Ok(());
+    /// So many sequences more, of which nothing is cached. Columns that the others don't use are
+    /// given up.
+    pub fn add(&mut self, sequences: usize) -> candle_core::Result<()> {
+        let (b, heads, seen, d) = self.keys.dims4()?;
+        let longest = self.columns.iter().map(Vec::len).max().unwrap_or(0);
+        if longest < seen {
+            let mut taken = Vec::with_capacity(b * longest);
+            for columns in &mut self.columns {
+                taken.extend_from_slice(columns);
+                // Nobody sees what is beyond a sequence's end.
+                taken.resize(taken.len() + longest - columns.len(), 0);
+                *columns = (0..columns.len() as u32).collect();
+            }
+            let taken = Tensor::from_vec(taken, (b, 1, longest, 1), self.keys.device())?;
+            let taken = taken.broadcast_as((b, heads, longest, d))?.contiguous()?;
+            self.keys = self.keys.contiguous()?.gather(&taken, 2)?;
+            self.values = self.values.contiguous()?.gather(&taken, 2)?;
         }
-        self.spread(&kept)
+        let empty = (sequences, heads, longest, d);
+        let empty = Tensor::zeros(empty, self.keys.dtype(), self.keys.device())?;
+        self.keys = Tensor::cat(&[&self.keys, &empty], 0)?;
+        self.values = Tensor::cat(&[&self.values, &empty], 0)?;
+        self.columns.resize(b + sequences, Vec::new());
+        Ok(())
     }
 
     /// For each of `of` (at least one) what is cached of the sequence of that number.

@@ -259,20 +259,47 @@ fn batches_do_not_change_sampled_texts() {
         .pairs()
         .into_iter()
         .enumerate()
-        .flat_map(|(i, p)| {
-            (0..3).map(move |sample| Job { ids: p.prompt.clone(), prompt: i as u64, sample })
-        })
+        .flat_map(|(i, p)| (0..3).map(move |sample| Job::new(p.prompt.clone(), i as u64, sample)))
         .collect();
     let sampling = Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 };
-    let settings = Generation { sampling, max_new_tokens: 16, ends: [5, 7].into(), seed: 3 };
     let weights = golden.weights(KERNELS[0]);
     let view = weights.frozen(Who::Patient).expect("view");
-    let together = generate(&golden.model, &view, &jobs, &settings).expect("texts");
+    let write =
+        |jobs: &[Job], all: &Generation| generate(&golden.model, &view, jobs, all).expect("texts");
+    let endless = Generation {
+        sampling,
+        max_new_tokens: 16,
+        ends: [].into(),
+        seed: 3,
+        at_a_time: usize::MAX,
+    };
+    // Texts that end at different places: what some of them say there is taken for an end.
+    let whole = write(&jobs, &endless);
+    let ends = [whole[0][2], whole[4][5], whole[5][9], whole[7][12]];
+    let all = Generation { ends: ends.into(), ..endless };
+    let together = write(&jobs, &all);
     assert!(together.iter().collect::<BTreeSet<_>>().len() > 8, "samples are all alike");
+    assert!(together.iter().map(Vec::len).collect::<BTreeSet<_>>().len() > 3, "all end together");
+    for kernels in KERNELS {
+        let weights = golden.weights(kernels);
+        let view = weights.frozen(Who::Patient).expect("view");
+        for at_a_time in [1, 2, 5, 8] {
+            let some = Generation { at_a_time, ..all.clone() };
+            let refilled = generate(&golden.model, &view, &jobs, &some).expect("texts");
+            assert_eq!(refilled, together, "{at_a_time} at a time {kernels:?}");
+        }
+    }
+    let mut mixed = jobs.clone();
+    mixed.iter_mut().step_by(3).for_each(|job| job.greedy = true);
+    let likeliest = write(&jobs, &Generation { sampling: Sampling::Greedy, ..all.clone() });
+    for (index, text) in write(&mixed, &all).iter().enumerate() {
+        let of = if index % 3 == 0 { &likeliest } else { &together };
+        assert_eq!(text, &of[index], "text {index}");
+    }
     for size in [1, 5] {
         let mut apart = Vec::new();
         for jobs in jobs.chunks(size) {
-            apart.extend(generate(&golden.model, &view, jobs, &settings).expect("texts"));
+            apart.extend(write(jobs, &all));
         }
         assert_eq!(apart, together, "batches of {size}");
     }

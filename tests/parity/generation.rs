@@ -15,11 +15,15 @@ fn greedy_generation_equals_transformers() {
     for name in GENERATE {
         let golden = Golden::open(name);
         let rows = expected[name].as_array().expect("rows");
-        let jobs: Vec<Job> =
-            rows.iter().map(|r| Job { ids: ids(&r["prompt_ids"]), prompt: 0, sample: 0 }).collect();
+        let jobs: Vec<Job> = rows.iter().map(|r| Job::new(ids(&r["prompt_ids"]), 0, 0)).collect();
         let want: Vec<Vec<u32>> = rows.iter().map(|r| ids(&r["new_ids"])).collect();
-        let settings =
-            Generation { sampling: Sampling::Greedy, max_new_tokens: 20, ends: [].into(), seed: 0 };
+        let settings = Generation {
+            sampling: Sampling::Greedy,
+            max_new_tokens: 20,
+            ends: [].into(),
+            seed: 0,
+            at_a_time: usize::MAX,
+        };
         for kernels in KERNELS {
             let weights = golden.weights(kernels);
             let view = weights.frozen(Who::Patient).expect("view");
@@ -31,6 +35,16 @@ fn greedy_generation_equals_transformers() {
             for (job, want) in jobs.chunks(1).zip(&want) {
                 assert_eq!(&texts(job)[0], want, "{name} alone");
             }
+            // Two at a time; every second one ends at once, and another begins in its place.
+            let mut short = settings.clone();
+            (short.ends, short.at_a_time) = ([want[0][3], want[1][0]].into(), 2);
+            let ended = |text: &Vec<u32>| -> Vec<u32> {
+                text.iter().copied().take_while(|id| !short.ends.contains(id)).collect()
+            };
+            let jobs = [&jobs[..], &jobs[..], &jobs[..1]].concat();
+            let got = generate(&golden.model, &view, &jobs, &short).expect("texts");
+            let want = [&want[..], &want[..], &want[..1]].concat();
+            assert_eq!(got, want.iter().map(ended).collect::<Vec<_>>(), "{name} {kernels:?}");
         }
     }
 }

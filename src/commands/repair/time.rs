@@ -66,7 +66,7 @@ impl Pace {
         // The length that prompts have in the mean, about.
         let prompt = vec![end; 8.min(context / 2).max(1)];
         let jobs: Vec<Job> = (0..TEXTS as u64)
-            .map(|prompt_number| Job { ids: prompt.clone(), prompt: prompt_number, sample: 0 })
+            .map(|prompt_number| Job::new(prompt.clone(), prompt_number, 0))
             .collect();
         let generation = Generation {
             sampling: Sampling::Random { temperature: 1.0, top_k: 0, top_p: 0.9 },
@@ -74,6 +74,7 @@ impl Pace {
             // None ends a text, so that all are as long.
             ends: Vec::new().into(),
             seed: 0,
+            at_a_time: usize::MAX,
         };
         let view = weights.frozen(Who::Patient)?;
         let begun = Instant::now();

@@ -132,6 +132,7 @@ impl Writer<'_> {
                     ids: ids.clone(),
                     prompt: prompt as u64,
                     sample: first + sample,
+                    greedy: protocol.is_greedy(first + sample),
                 })
             })
             .collect();
@@ -171,32 +172,22 @@ impl Writer<'_> {
         pool.take(ledger.rows(), prompts.len(), protocol)
     }
 
-    /// New tokens of each job: the first sample of a round is greedy.
+    /// New tokens of each job.
     fn write(&self, jobs: &[Job]) -> Result<Vec<Vec<u32>>> {
         let Subject { model, weights, ends, .. } = &self.subject;
         let view = weights.frozen(Who::Patient)?;
-        let random = Sampling::Random {
-            temperature: self.protocol.temperature,
-            top_k: 0,
-            top_p: self.protocol.top_p,
+        let settings = Generation {
+            sampling: Sampling::Random {
+                temperature: self.protocol.temperature,
+                top_k: 0,
+                top_p: self.protocol.top_p,
+            },
+            max_new_tokens: self.protocol.new_tokens,
+            ends: ends.clone(),
+            seed: self.protocol.seed,
+            at_a_time: UNIT,
         };
-        let mut texts = vec![Vec::new(); jobs.len()];
-        for (sampling, greedy) in [(Sampling::Greedy, true), (random, false)] {
-            let settings = Generation {
-                sampling,
-                max_new_tokens: self.protocol.new_tokens,
-                ends: ends.clone(),
-                seed: self.protocol.seed,
-            };
-            let own: Vec<usize> = (0..jobs.len())
-                .filter(|&job| self.protocol.is_greedy(jobs[job].sample) == greedy)
-                .collect();
-            let of: Vec<Job> = own.iter().map(|&job| jobs[job].clone()).collect();
-            for (job, ids) in own.into_iter().zip(generate(model, &view, &of, &settings)?) {
-                texts[job] = ids;
-            }
-        }
-        Ok(texts)
+        generate(model, &view, jobs, &settings)
     }
 
     /// A row a text. Errors if one can't be scored: a pair needs both scores.

@@ -49,20 +49,23 @@ struct CachedSequence {
 }
 
 impl Cache {
-    /// An empty cache for this many sequences.
-    pub fn new(sequences: usize) -> Self {
-        Self { sequences: vec![CachedSequence::default(); sequences] }
+    /// So many sequences more, of which nothing is cached.
+    pub fn add(&mut self, sequences: usize) {
+        self.sequences.extend(vec![CachedSequence::default(); sequences]);
     }
 
     /// For each of `of` what is cached of the sequence of that number.
     pub fn spread(&mut self, of: &[usize]) {
-        self.sequences = of.iter().map(|i| self.sequences[*i].clone()).collect();
-    }
-
-    /// Keep only the sequences for which `keep` says so (finished ones leave).
-    pub fn retain(&mut self, keep: &[bool]) {
-        let mut flags = keep.iter();
-        self.sequences.retain(|_| flags.next().copied().unwrap_or(false));
+        let mut uses = vec![0; self.sequences.len()];
+        of.iter().for_each(|i| uses[*i] += 1);
+        let taken = of.iter().map(|i| {
+            uses[*i] -= 1;
+            match uses[*i] {
+                0 => std::mem::take(&mut self.sequences[*i]),
+                _ => self.sequences[*i].clone(),
+            }
+        });
+        self.sequences = taken.collect();
     }
 }
 
@@ -336,7 +339,11 @@ mod tests {
         };
         let plain = |rows: std::ops::Range<usize>| Sequence::plain(rows);
         let run = |shape, sequences: Vec<Sequence>, cached: Option<usize>, fused| {
-            let cache = cached.map(|of| Arc::new(Mutex::new(Cache::new(of))));
+            let cache = cached.map(|of| {
+                let mut cache = Cache::default();
+                cache.add(of);
+                Arc::new(Mutex::new(cache))
+            });
             let attention = Attention { shape, sequences: sequences.into(), cache };
             let qkv = Tensor::ones((6, 16), candle_core::DType::F32, &Device::Cpu)?;
             qkv.apply_op1(FusedAttention { attention, fused }).map(|_| ())
