@@ -9,6 +9,7 @@ mod composed;
 mod config;
 pub mod device;
 pub mod finite;
+pub mod fused;
 pub mod generate;
 mod gemma;
 mod gpt2;
