@@ -143,12 +143,7 @@ pub fn activate(view: &View, kind: Activation, x: &Tensor) -> Result<Tensor> {
     if view.kernels() == Kernels::Cpu {
         return Ok(x.apply_op1(kind)?);
     }
-    Ok(match kind {
-        Activation::GeluTanh => x.gelu()?,
-        Activation::GeluErf => x.gelu_erf()?,
-        Activation::Relu => x.relu()?,
-        Activation::Silu => x.silu()?,
-    })
+    Ok(composed::activate(kind, x)?)
 }
 
 /// `f(gate) ∘ up`, element by element.
@@ -156,7 +151,7 @@ pub fn activate_gated(view: &View, kind: Activation, gate: &Tensor, up: &Tensor)
     if view.kernels() == Kernels::Cpu {
         return Ok(gate.apply_op2(up, activation::Gated(kind))?);
     }
-    Ok((activate(view, kind, gate)? * up)?)
+    Ok(composed::activate_gated(kind, gate, up)?)
 }
 
 /// `f(gate) ∘ up` of both side by side: (N, 2·inner) → (N, inner), gates first.
@@ -164,9 +159,7 @@ pub fn activate_gated_fused(view: &View, kind: Activation, both: &Tensor) -> Res
     if view.kernels() == Kernels::Cpu {
         return Ok(both.apply_op1(activation::FusedGated(kind))?);
     }
-    let inner = both.dim(1)? / 2;
-    let [gate, up] = [0, inner].map(|first| both.narrow(1, first, inner));
-    Ok((activate(view, kind, &gate?.contiguous()?)? * up?)?)
+    Ok(composed::activate_gated_fused(kind, both)?)
 }
 
 /// Queries or keys turned by the angles of their positions: (N, heads·D) → (N, heads·D). Where they

@@ -12,16 +12,15 @@ use candle_core::{
     Tensor, bail,
 };
 
-/// From an argument, the value and the value's gradient to the argument's; `None`: it has none.
-type Back = dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync;
-
-struct Graft {
+/// A value, and how its gradient goes on to the arguments.
+struct Graft<B> {
     /// Until the value is on the graph.
     value: Mutex<Option<Tensor>>,
-    back: Box<Back>,
+    back: B,
 }
 
 /// `value`, computed of `x` without a graph, on the graph of `x`; as it is where `x` is on none.
+/// `back`: from x, the value and the value's gradient to that of x; `None`: it has none.
 pub fn graft(
     x: &Tensor,
     value: Tensor,
@@ -30,7 +29,23 @@ pub fn graft(
     if !x.track_op() {
         return Ok(value);
     }
-    x.apply_op1(Graft { value: Mutex::new(Some(value)), back: Box::new(back) })
+    x.apply_op1(Graft { value: Mutex::new(Some(value)), back })
+}
+
+/// The same of two arguments: `back` goes from both, the value and the value's gradient to theirs.
+pub fn graft_both(
+    x: &Tensor,
+    other: &Tensor,
+    value: Tensor,
+    back: impl Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Result<[Option<Tensor>; 2]>
+    + Send
+    + Sync
+    + 'static,
+) -> Result<Tensor> {
+    if !x.track_op() && !other.track_op() {
+        return Ok(value);
+    }
+    x.apply_op2(other, Graft { value: Mutex::new(Some(value)), back })
 }
 
 /// The same of `x` and a residual stream that the value adds to: its gradient is the value's.
@@ -40,13 +55,10 @@ pub fn graft_onto(
     value: Tensor,
     back: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
-    if !x.track_op() && !residual.track_op() {
-        return Ok(value);
-    }
-    x.apply_op2(residual, Graft { value: Mutex::new(Some(value)), back: Box::new(back) })
+    graft_both(x, residual, value, move |x, _, value, g| Ok([back(x, value, g)?, Some(g.clone())]))
 }
 
-impl Graft {
+impl<B> Graft<B> {
     /// A copy of the value, which the graph will own.
     fn take<S: BackendStorage + Kept>(&self) -> Result<(S, Shape)> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -62,7 +74,10 @@ impl Graft {
     }
 }
 
-impl CustomOp1 for Graft {
+impl<B> CustomOp1 for Graft<B>
+where
+    B: Fn(&Tensor, &Tensor, &Tensor) -> Result<Option<Tensor>> + Send + Sync,
+{
     fn name(&self) -> &'static str {
         "graft"
     }
@@ -85,9 +100,12 @@ impl CustomOp1 for Graft {
     }
 }
 
-impl CustomOp2 for Graft {
+impl<B> CustomOp2 for Graft<B>
+where
+    B: Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Result<[Option<Tensor>; 2]> + Send + Sync,
+{
     fn name(&self) -> &'static str {
-        "graft-onto"
+        "graft-both"
     }
 
     fn cpu_fwd(
@@ -123,13 +141,13 @@ impl CustomOp2 for Graft {
     fn bwd(
         &self,
         x: &Tensor,
-        residual: &Tensor,
+        other: &Tensor,
         value: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let gradient = (self.back)(&x.detach(), &value.detach(), &grad.contiguous()?)?;
-        let through = residual.track_op().then(|| grad.clone());
-        Ok((gradient.filter(|_| x.track_op()), through))
+        let grad = grad.contiguous()?;
+        let [by_x, by_other] = (self.back)(&x.detach(), &other.detach(), &value.detach(), &grad)?;
+        Ok((by_x.filter(|_| x.track_op()), by_other.filter(|_| other.track_op())))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Result, Tensor};
 
 use super::{graft, product};
+use crate::model::fused;
 use crate::model::kernels::head::{Logits, MOST_CERTAIN};
 use crate::model::ledger::{Param, Want};
 
@@ -57,9 +58,12 @@ impl Head {
         count: usize,
         slopes: bool,
     ) -> Result<(Tensor, Option<Tensor>)> {
-        let precision = self.weight.precision;
         let x = x.narrow(0, first, count)?;
-        let z = self.of_products(product(&x, &self.weight.tensor.t()?, precision)?)?;
+        let z = product(&x, &self.weight.tensor.t()?, self.weight.precision)?;
+        if fused::runs_on(z.device()) {
+            return self.launched(&z, first, count, slopes);
+        }
+        let z = self.of_products(z)?;
         let p = softmax(&z)?;
         let one = |x: &Tensor| x.squeeze(1);
         let (values, by_logits) = match &self.target {
@@ -86,8 +90,7 @@ impl Head {
                 (one(&clear.log()?)?, slopes.then(by_logits).transpose()?)
             }
             Target::Reference(hidden, weight) => {
-                let hidden = hidden.narrow(0, first, count)?;
-                let theirs = self.of_products(product(&hidden, &weight.t()?, precision)?)?;
+                let theirs = self.of_products(self.theirs(hidden, weight, first, count)?)?;
                 let q = softmax(&theirs)?;
                 let log = |z: &Tensor| candle_nn::ops::log_softmax(z, D::Minus1);
                 let values = (&q * (log(&theirs)? - log(&z)?)?)?.sum(D::Minus1)?;
@@ -103,6 +106,40 @@ impl Head {
             }
         });
         Ok((values, by_products.transpose()?))
+    }
+
+    /// The reference's products of `count` rows from `first`.
+    fn theirs(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        first: usize,
+        count: usize,
+    ) -> Result<Tensor> {
+        product(&hidden.narrow(0, first, count)?, &weight.t()?, self.weight.precision)
+    }
+
+    /// As [`chunk`](Self::chunk), of the products z (m,V) of those rows.
+    fn launched(
+        &self,
+        z: &Tensor,
+        first: usize,
+        count: usize,
+        slopes: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let Logits { scale, cap } = self.logits;
+        let of = |target| fused::head::values(z, scale, cap, target, slopes);
+        match &self.target {
+            Target::Token(tokens) => {
+                of(fused::head::Target::Token(&tokens.narrow(0, first, count)?))
+            }
+            Target::Absent(weights) => {
+                of(fused::head::Target::Absent(weights, MOST_CERTAIN as f32))
+            }
+            Target::Reference(hidden, weight) => {
+                of(fused::head::Target::Reference(&self.theirs(hidden, weight, first, count)?))
+            }
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! The layers *composed* of candle's operations: for devices that our kernels don't run on, and for
 //! the tests of those kernels. As in the kernels, the gradients of parameters go to the ledger, and
-//! only those that are wanted are computed.
+//! only those that are wanted are computed. Where there are fused kernels, a layer is a launch or
+//! two of those.
 
 mod graft;
 pub mod head;
+mod launched;
 
 use candle_core::{D, DType, Result, Tensor, Var};
 
 pub use graft::{Kept, graft, graft_onto};
 
+use super::fused;
+use super::kernels::activation::Activation;
 use super::kernels::linear::Orientation;
 use super::kernels::rotary::Which;
 use super::ledger::{Param, Want};
@@ -121,6 +125,9 @@ fn standardized(x: &Tensor, epsilon: f64) -> Result<(Tensor, Tensor)> {
 /// Layer norm: (N,C) → (N,C).
 pub fn layer_norm(weight: Param, bias: Param, epsilon: f64, x: &Tensor) -> Result<Tensor> {
     let (w, b, plain) = (vector(&weight)?, vector(&bias)?, x.detach());
+    if fused::runs_on(x.device()) {
+        return launched::norm(weight, w, Some(bias), epsilon as f32, x);
+    }
     let y = if x.device().is_cpu() {
         standardized(&plain, epsilon)?.0.broadcast_mul(&w)?.broadcast_add(&b)?
     } else {
@@ -147,6 +154,9 @@ pub fn rms_norm(weight: Param, epsilon: f64, offset: f64, x: &Tensor) -> Result<
     if offset != 0.0 {
         factor = (factor + offset)?;
     }
+    if fused::runs_on(x.device()) {
+        return launched::norm(weight, factor, None, epsilon as f32, x);
+    }
     let columns = factor.dims1()?;
     let normed = move |rows: &Tensor| -> Result<(Tensor, Tensor)> {
         let scale = (row_mean(&rows.sqr()?)? + epsilon)?.sqrt()?;
@@ -172,9 +182,43 @@ pub fn rms_norm(weight: Param, epsilon: f64, offset: f64, x: &Tensor) -> Result<
     })
 }
 
+/// The activation function, element by element.
+pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
+    if fused::runs_on(x.device()) {
+        return launched::activate(kind, x);
+    }
+    match kind {
+        Activation::GeluTanh => x.gelu(),
+        Activation::GeluErf => x.gelu_erf(),
+        Activation::Relu => x.relu(),
+        Activation::Silu => x.silu(),
+    }
+}
+
+/// `f(gate) ∘ up`, element by element: (N,inner) each.
+pub fn activate_gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if fused::runs_on(gate.device()) {
+        return launched::activate_gated(kind, gate, up);
+    }
+    activate(kind, gate)? * up
+}
+
+/// `f(gate) ∘ up` of both side by side: (N, 2·inner) → (N, inner), gates first.
+pub fn activate_gated_fused(kind: Activation, both: &Tensor) -> Result<Tensor> {
+    if fused::runs_on(both.device()) {
+        return launched::activate_gated_fused(kind, both);
+    }
+    let inner = both.dim(1)? / 2;
+    let [gate, up] = [0, inner].map(|first| both.narrow(1, first, inner));
+    activate(kind, &gate?.contiguous()?)? * up?
+}
+
 /// Softmax over the last dimension of `cap(scale·s) + mask`, where `mask` (broadcast to the shape
 /// of s) is a constant, and `cap(x)` is `c·tanh(x / c)` where there is a cap.
 pub fn masked_softmax(s: &Tensor, scale: f64, cap: Option<f64>, mask: &Tensor) -> Result<Tensor> {
+    if fused::runs_on(s.device()) {
+        return launched::masked_softmax(s, scale as f32, cap.map(|cap| cap as f32), mask);
+    }
     let capped = move |s: &Tensor| -> Result<Tensor> {
         let z = (s * scale)?;
         match cap {
@@ -214,6 +258,9 @@ pub struct Turn {
 impl Turn {
     /// (N, heads·D) → (N, heads·D)
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        if fused::runs_on(x.device()) {
+            return launched::turn(self, x);
+        }
         let y = self.turned(&x.detach())?;
         // A turn is undone by the turn the other way, which is also the gradient's.
         let back = Self { sines: self.sines.neg()?, ..self };
