@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{D, DType, Tensor};
 
+use super::fused;
 use super::precision::Precision;
 
 /// What a pass must find out about a parameter.
@@ -56,6 +57,15 @@ impl Ledger {
     }
 }
 
+/// Σ x² in f64, as a scalar on the device of x: a sum of millions of values in f32 is nonsense.
+fn square(x: &Tensor) -> candle_core::Result<Tensor> {
+    if fused::runs_on(x.device()) {
+        return fused::many::sum_of_squares(&x.contiguous()?);
+    }
+    // Row by row first: a GPU gives one sum to one of its processors.
+    x.to_dtype(DType::F64)?.sqr()?.sum(D::Minus1)?.sum_all()
+}
+
 impl Param {
     /// Record Σ g² of this parameter. Errors if it was recorded before: a norm of a sum is no sum
     /// of norms.
@@ -81,10 +91,7 @@ impl Param {
         let mut findings = self.ledger.lock();
         findings.reached.insert(name.clone());
         if self.want == Want::Norm {
-            // Row by row first: a GPU gives one sum to one of its processors. In f64: a sum of
-            // millions of values in f32 is nonsense.
-            let squares = gradient.to_dtype(DType::F64)?.sqr()?;
-            let square = squares.sum(D::Minus1)?.sum_all()?;
+            let square = square(&gradient)?;
             if findings.squares_there.insert(name, square).is_some() {
                 candle_core::bail!("{}: two norms in one pass", self.name);
             }

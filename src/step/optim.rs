@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::profile;
 use crate::base::profile::{Part, Phase};
+use crate::model::fused;
+use crate::model::fused::many::Moved;
 use crate::model::kernels::optim::{Average, Descend};
 use crate::model::weights::{Weights, squared_norms};
 
@@ -64,6 +66,7 @@ impl Optimizer {
         scale: f64,
     ) -> Result<()> {
         let (_phase, _span) = (profile::phase(Phase::Optimizer), profile::span(Part::Update));
+        let mut at_once = Vec::new();
         for (name, gradient) in gradients {
             let state = self.states.entry(name.clone()).or_insert(TensorState {
                 steps: 0,
@@ -75,7 +78,9 @@ impl Optimizer {
             }
             state.steps += 1;
             let theta = weights.touch(name)?.clone();
-            if theta.device().is_cpu() {
+            if fused::runs_on(theta.device()) {
+                at_once.push(moved(self.kind, theta, gradient, state, learning_rate)?);
+            } else if theta.device().is_cpu() {
                 update_in_place(self.kind, &theta, gradient, state, learning_rate, scale)?;
             } else {
                 let moved =
@@ -83,7 +88,7 @@ impl Optimizer {
                 weights.restore(name, moved)?;
             }
         }
-        Ok(())
+        update_at_once(self.kind, &at_once, scale)
     }
 }
 
@@ -135,6 +140,28 @@ fn update_in_place(
         }
     }
     Ok(())
+}
+
+/// A tensor as the fused kernel moves it.
+fn moved(
+    kind: OptimizerKind,
+    theta: Tensor,
+    gradient: &Tensor,
+    state: &TensorState,
+    learning_rate: f64,
+) -> Result<Moved> {
+    let (rate, root, shrink) = rates(kind, state.steps, learning_rate);
+    let (squares, average) = (state.squares.clone(), state.average.clone());
+    let (rate, root, shrink) = (rate as f32, root as f32, shrink as f32);
+    Ok(Moved { theta, gradient: gradient.contiguous()?, squares, average, rate, root, shrink })
+}
+
+fn update_at_once(kind: OptimizerKind, moved: &[Moved], scale: f64) -> Result<()> {
+    let Some(device) = moved.first().map(|first| first.theta.device()) else { return Ok(()) };
+    let decay_squares = if kind == OptimizerKind::Rmsprop { RMS_DECAY } else { ADAM_SECOND };
+    let (scale, epsilon) = (scale as f32, EPSILON as f32);
+    let step = fused::many::Step { scale, epsilon, decay: ADAM_FIRST, decay_squares };
+    Ok(fused::many::optimizer_step(moved, step, device)?)
 }
 
 fn update_composed(
@@ -249,6 +276,42 @@ mod tests {
                 let worst = plain.iter().zip(&fast).map(|(p, f)| (p - f).abs()).fold(0.0, f32::max);
                 let largest = plain.iter().fold(0.0f32, |m, p| m.max(p.abs()));
                 assert!(worst <= 2e-6 * largest, "{kind:?}: {worst} of {largest}");
+            }
+        }
+    }
+
+    /// Tensors of several sizes, over steps: in one launch as composed.
+    #[cfg(unix)]
+    #[test]
+    fn at_once_as_composed() {
+        use crate::model::fused::stand_in::{close, some};
+        for kind in [OptimizerKind::Rmsprop, OptimizerKind::Adamw] {
+            let fresh = |theta: &Tensor| TensorState {
+                steps: 0,
+                squares: theta.zeros_like().expect("zeros"),
+                average: (kind == OptimizerKind::Adamw).then(|| theta.zeros_like().expect("zeros")),
+            };
+            let shapes: [&[usize]; 3] = [&[7], &[5, 33], &[3]];
+            let mut plain = shapes.map(|shape| some(shape, 1));
+            let fast = shapes.map(|shape| some(shape, 1));
+            let (mut of_plain, mut of_fast) =
+                (plain.each_ref().map(fresh), fast.each_ref().map(fresh));
+            for step in 1..=4 {
+                let gradients = shapes.map(|shape| some(shape, step + 1));
+                let mut all = Vec::new();
+                for (i, gradient) in gradients.iter().enumerate() {
+                    (of_plain[i].steps, of_fast[i].steps) = (step, step);
+                    let state = &mut of_plain[i];
+                    plain[i] = update_composed(kind, &plain[i], gradient, state, 1e-2, 0.37)
+                        .expect("composed");
+                    let theta = fast[i].clone();
+                    all.push(moved(kind, theta, gradient, &of_fast[i], 1e-2).expect("moved"));
+                }
+                update_at_once(kind, &all, 0.37).expect("at once");
+            }
+            for i in 0..shapes.len() {
+                close(&format!("{kind:?}"), &fast[i], &plain[i], 2e-6);
+                close(&format!("{kind:?}"), &of_fast[i].squares, &of_plain[i].squares, 2e-6);
             }
         }
     }

@@ -10,6 +10,7 @@ use super::spec::{Place, Sublayer, TensorSpec};
 use super::store::{Kernels, Weights, Who};
 use super::tape::{Tape, Way};
 use crate::base::profile::{Phase, phase};
+use crate::model::fused;
 use crate::model::kernels;
 use crate::model::ledger::{Ledger, Param, Want};
 use crate::model::precision::Precision;
@@ -211,6 +212,12 @@ impl<'w> View<'w> {
 /// nonsense). From another device all of them come in one copy: each would wait for all work before
 /// it.
 pub fn squared_norms<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<f64>> {
+    let tensors: Vec<&Tensor> = tensors.collect();
+    if let Some(device) = tensors.first().map(|t| t.device()).filter(|d| fused::runs_on(d)) {
+        let whole: candle_core::Result<Vec<Tensor>> =
+            tensors.iter().map(|t| t.to_dtype(DType::F32)?.contiguous()).collect();
+        return Ok(fused::many::sums_of_squares(&whole?.iter().collect::<Vec<_>>(), device)?);
+    }
     let (mut norms, mut elsewhere) = (Vec::new(), Vec::new());
     for tensor in tensors {
         if tensor.device().is_cpu() {
