@@ -56,7 +56,7 @@ pub fn run(args: &Bench) -> Result<()> {
     };
     let threads = device::set_threads(args.threads)?;
     let device = device::choose(&args.device)?.device;
-    let (precision, why_not) = device::precision(args.dtype, &device);
+    let (precision, why_not) = device::precision(args.dtype, &device)?;
     if let Some(why) = why_not {
         bail_input!("--dtype bf16: {why}");
     }
@@ -112,7 +112,11 @@ pub fn run(args: &Bench) -> Result<()> {
             say!("memory: {peak} MiB at most, {estimate} estimated");
         }
     }
-    let bf16 = if precision == Precision::Bf16 { " bf16" } else { "" };
+    let products = match precision {
+        Precision::F32 => "",
+        Precision::Tf32 => " tf32",
+        Precision::Bf16 => " bf16",
+    };
     let weights_dtype = match args.weights_dtype {
         WeightsDtype::F32 => String::new(),
         dtype => format!(" weights-{dtype}"),
@@ -122,7 +126,7 @@ pub fn run(args: &Bench) -> Result<()> {
     let composed = if args.composed { " composed" } else { "" };
     let gflop = profile.operations / args.iterations as f64 / 1e9;
     print::json(&json!({
-        "impl": format!("irepair {version}{bf16}{weights_dtype}{again}{composed}"),
+        "impl": format!("irepair {version}{products}{weights_dtype}{again}{composed}"),
         "config": args.config, "method": args.method, "batch": args.batch,
         "tokens": args.tokens, "threads": threads,
         "median_s": round(median), "min_s": round(times[0]),

@@ -88,7 +88,7 @@ impl ModelWords {
 pub fn open(model: &str, revision: Option<&str>, on: &On) -> Result<Loaded> {
     device::set_threads(on.threads)?;
     let choice = device::choose(on.device)?;
-    let (precision, why_not) = device::precision(on.dtype, &choice.device);
+    let (precision, why_not) = device::precision(on.dtype, &choice.device)?;
     if let Some(why) = why_not {
         say!("--dtype bf16: {why}; f32 is used");
     }

@@ -158,12 +158,19 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// The precision that products run in on this device, and why it is not the one asked for.
-pub fn precision(asked: Precision, device: &Device) -> (Precision, Option<&'static str>) {
-    match asked.unavailable().filter(|_| device.is_cpu()) {
+/// The precision that products run in on this device, and why it is not the one asked for. Errors
+/// (bad input) on TF32 where there is no CUDA.
+pub fn precision(asked: Precision, device: &Device) -> Result<(Precision, Option<&'static str>)> {
+    if asked == Precision::Tf32 && !device.is_cuda() {
+        bail_input!(
+            "--dtype tf32: NVIDIA's GPUs alone multiply in TF32, and this device is none (have \
+             here: f32, bf16)"
+        );
+    }
+    Ok(match asked.unavailable().filter(|_| device.is_cpu()) {
         Some(why) => (Precision::F32, Some(why)),
         None => (asked, None),
-    }
+    })
 }
 
 /// Sets the number of threads of all parallel work. Without a number, `RAYON_NUM_THREADS` or all

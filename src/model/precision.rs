@@ -53,6 +53,8 @@ pub enum Precision {
     /// Operands as they are.
     #[value(alias = "float32")]
     F32,
+    /// Operands rounded to TF32 (ten bits of fraction in place of 23), on NVIDIA's GPUs alone.
+    Tf32,
     /// Operands rounded to bf16 (mixed precision).
     #[value(alias = "bfloat16")]
     Bf16,
@@ -66,6 +68,7 @@ impl Precision {
         #[cfg(not(target_arch = "x86_64"))]
         let fast = false;
         match self {
+            Self::Tf32 => Some("NVIDIA's GPUs alone multiply in TF32"),
             Self::Bf16 if *PLAIN => Some("IREPAIR_PLAIN_PRODUCTS is set"),
             Self::Bf16 if !fast => Some("this processor has no AVX512-BF16"),
             // On a Xeon (family 6, 2026-11-26) a tile of the packed product makes 87 GFLOP/s a core
@@ -103,6 +106,7 @@ pub fn available(precision: Precision) -> bool {
         !*PLAIN && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
     match precision {
         Precision::F32 => f32,
+        Precision::Tf32 => false,
         Precision::Bf16 => f32 && is_x86_feature_detected!("avx512bf16"),
     }
 }

@@ -42,6 +42,9 @@ fn bf16_without_fast_products_is_f32() {
     assert_eq!(rounded, fast.dtype == Precision::Bf16, "rounding shows");
     // Measuring what is not there would mislead.
     irepair("bench --dtype bf16").env("IREPAIR_PLAIN_PRODUCTS", "1").fails(3, &[]);
+    irepair("bench --dtype tf32 --device cpu").fails(3, &["--dtype tf32", "NVIDIA"]);
+    let tf32 = demo(&folder.path("tf32")).and("--method irepair --dtype tf32");
+    tf32.fails(3, &["--dtype tf32", "NVIDIA"]);
     let doctor = irepair("doctor").env("IREPAIR_PLAIN_PRODUCTS", "1").ok();
     assert!(doctor.contains("f32 is used"));
 }

@@ -21,7 +21,7 @@ use super::precision::Precision;
 /// In the dtype that products of this precision take.
 fn operand(x: &Tensor, precision: Precision) -> Result<Tensor> {
     x.to_dtype(match precision {
-        Precision::F32 => DType::F32,
+        Precision::F32 | Precision::Tf32 => DType::F32,
         Precision::Bf16 => DType::BF16,
     })
 }
@@ -29,7 +29,13 @@ fn operand(x: &Tensor, precision: Precision) -> Result<Tensor> {
 /// `a·b` of operands rounded to `precision`, in f32. What is rounded lives as long as the product
 /// takes.
 pub fn product(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
-    operand(a, precision)?.matmul(&operand(b, precision)?)?.to_dtype(DType::F32)
+    let (a, b) = (operand(a, precision)?, operand(b, precision)?);
+    // candle knows of it for all products of the process, and here it is wanted for this one.
+    let tf32 = candle_core::cuda::set_gemm_reduced_precision_f32;
+    tf32(precision == Precision::Tf32);
+    let product = a.matmul(&b);
+    tf32(false);
+    product?.to_dtype(DType::F32)
 }
 
 /// A vector of parameters (C), in f32.

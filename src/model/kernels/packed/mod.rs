@@ -260,7 +260,7 @@ mod tests {
 
     fn rounded(values: &[f32], precision: Precision) -> Vec<f32> {
         match precision {
-            Precision::F32 => values.to_vec(),
+            Precision::F32 | Precision::Tf32 => values.to_vec(),
             Precision::Bf16 => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         }
     }

@@ -158,7 +158,7 @@ impl Source<'_> {
         // SAFETY: as the caller promises.
         unsafe {
             match precision {
-                Precision::F32 => self.pack_f32::<T>(units, to),
+                Precision::F32 | Precision::Tf32 => self.pack_f32::<T>(units, to),
                 Precision::Bf16 => self.pack_bf16::<T>(units, to),
             }
         }

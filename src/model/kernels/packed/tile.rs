@@ -189,7 +189,9 @@ impl Tile {
         // SAFETY: as the caller promises.
         unsafe {
             match precision {
-                Precision::F32 => tile!("vfmadd231ps", self, out, stride, keep, scale),
+                Precision::F32 | Precision::Tf32 => {
+                    tile!("vfmadd231ps", self, out, stride, keep, scale)
+                }
                 Precision::Bf16 => tile!("vdpbf16ps", self, out, stride, keep, scale),
             }
         }
