@@ -19,7 +19,15 @@ pub mod softmax;
 #[cfg(all(test, unix))]
 pub mod stand_in;
 
+use std::sync::LazyLock;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::base::environment::variable;
+
+/// Whether layers are composed of candle's operations on NVIDIA's GPUs, too: with
+/// `IREPAIR_PLAIN_LAYERS` in the environment.
+static PLAIN: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_PLAIN_LAYERS").is_some());
 
 /// Whether fused kernels run on this device: on NVIDIA's GPUs.
 pub fn runs_on(device: &Device) -> bool {
@@ -27,7 +35,7 @@ pub fn runs_on(device: &Device) -> bool {
     if stand_in::is_on(device) {
         return true;
     }
-    cfg!(feature = "cuda") && device.is_cuda()
+    cfg!(feature = "cuda") && device.is_cuda() && !*PLAIN
 }
 
 /// Errors unless x is f32 of this shape, without gaps, and on this device.
