@@ -151,7 +151,7 @@ fn gzip_bombs() {
     rows.and("--limit 2").ok();
 }
 
-/// A page of some kilobytes names a long text of the dictionary a hundred thousand times.
+/// A page of some kilobytes names a long text of the dictionary twelve thousand times.
 #[test]
 fn a_dictionary_of_parquet_that_fills_the_memory() {
     use parquet::data_type::{ByteArray, ByteArrayType};
@@ -173,7 +173,7 @@ fn a_dictionary_of_parquet_that_fills_the_memory() {
     for text in columns {
         let mut column = group.next_column().expect("a column").expect("a column");
         let long = ByteArray::from(text.repeat(1 << 17).into_bytes());
-        let values = vec![long; 100_000];
+        let values = vec![long; 12_000];
         column.typed::<ByteArrayType>().write_batch(&values, None, None).expect("values");
         column.close().expect("closes");
     }

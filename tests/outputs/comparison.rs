@@ -143,7 +143,8 @@ fn resumed_with_what_is_there(comparison: &Comparison, line: &CommandLine) {
     // A run of one's own may stand beside them, if its scorer, data and base are the same.
     let run = |name: &str| {
         irepair("repair --method irepair --max-steps 3 --normal-texts 24 --valid-size 8")
-            .and("--limit 40 -q")
+            .and("--limit 40 -q --eval-samples 0")
+            .with("--eval-prompts", comparison.folder().path("prompts.jsonl"))
             .with("--out", comparison.folder().path(name))
     };
     let path = |name: &str| comparison.folder().path(name);

@@ -274,7 +274,7 @@ fn a_budget_of_kl_is_kept() {
     let kl = |out: &Path| record(out).after["kl"];
     let offline = |out: &Path, method: &str| {
         irepair("repair --max-steps 12 --batch-size 4 --normal-texts 48 --limit 64 -q")
-            .and("--valid-size 16 --eval-steps 6 --learning-rate 3e-3")
+            .and("--valid-size 16 --eval-steps 6 --learning-rate 3e-3 --eval-samples 0")
             .with("--eval-prompts", folder.few_prompts())
             .with("--method", method)
             .with("--out", out)
@@ -310,6 +310,8 @@ fn a_budget_of_kl_is_kept() {
     let of_parts = folder.path("parts");
     irepair("repair --max-steps 4 --batch-size 4 --normal-texts 48 --limit 64 -q --valid-size 16")
         .and("--eval-steps 0 --select all --objective dpo --learning-rate 3e-3 --kl-budget 0.004")
+        .and("--eval-samples 0")
+        .with("--eval-prompts", folder.few_prompts())
         .with("--out", &of_parts)
         .ok();
     assert!(record(&of_parts).settings.method.ends_with("+kl") && kl(&of_parts) <= 1.01 * BUDGET);
