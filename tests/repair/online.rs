@@ -89,7 +89,7 @@ fn another_scorer_can_judge() {
     let [own, other] = [&own, &other].map(|out| record(out));
     assert!(own.scorer.contains("learned from it") && other.scorer.starts_with("lexicon: "));
     assert_ne!(own.before, other.before);
-    online(&folder.path("none")).and("--eval-scorer no").fails(3, &["--eval-scorer", "no"]);
+    online(folder.path("none")).and("--eval-scorer no").fails(3, &["--eval-scorer", "no"]);
 }
 
 /// Empty texts and texts of blanks make no pair: a scorer is not asked for them.

@@ -43,7 +43,7 @@ fn bf16_without_fast_products_is_f32() {
     // Measuring what is not there would mislead.
     irepair("bench --dtype bf16").env("IREPAIR_PLAIN_PRODUCTS", "1").fails(3, &[]);
     irepair("bench --dtype tf32 --device cpu").fails(3, &["--dtype tf32", "NVIDIA"]);
-    let tf32 = demo(&folder.path("tf32")).and("--method irepair --dtype tf32");
+    let tf32 = demo(folder.path("tf32")).and("--method irepair --dtype tf32");
     tf32.fails(3, &["--dtype tf32", "NVIDIA"]);
     let doctor = irepair("doctor").env("IREPAIR_PLAIN_PRODUCTS", "1").ok();
     assert!(doctor.contains("f32 is used"));
