@@ -102,7 +102,7 @@ pub struct Generate {
     /// Only the likeliest tokens that together reach P
     #[arg(long, default_value_t = 0.9, help_heading = "Writing")]
     pub top_p: f64,
-    /// Texts written at a time: where one ends, another begins; does not change them
+    /// Texts written at a time: where one ends, the next begins; does not change them
     #[arg(short, long, default_value_t = 32, help_heading = "Writing")]
     pub batch_size: usize,
     /// Write only part I of N (0/4 … 3/4) of the texts; the parts' files one after another are the

@@ -122,8 +122,8 @@ pub fn backward(
     Ok((gx, moments))
 }
 
-/// Σ g ∘ normed x and Σ g over the rows: (2,C), the gradients of factor and bias. `moments` (rows,2)
-/// are those of [`backward`].
+/// Σ g ∘ normed x and Σ g over the rows: (2,C), the gradients of factor and bias. `moments`
+/// (rows,2) are those of [`backward`].
 pub fn column_sums(x: &Tensor, g: &Tensor, moments: &Tensor, columns: usize) -> Result<Tensor> {
     let device = x.device();
     let rows = rows(x, columns)?;
