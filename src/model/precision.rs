@@ -46,7 +46,8 @@ impl std::fmt::Display for WeightsDtype {
     }
 }
 
-/// What the operands of the large products are rounded to; sums, and everything else, are f32.
+/// What the operands of the large products are rounded to; sums, and everything else, are f32. On
+/// a GPU a product of bf16 is rounded to bf16, too, as in PyTorch's autocast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

@@ -26,8 +26,8 @@ fn operand(x: &Tensor, precision: Precision) -> Result<Tensor> {
     })
 }
 
-/// `a·b` of operands rounded to `precision`, in f32. What is rounded lives as long as the product
-/// takes.
+/// `a·b` of operands rounded to `precision`, as f32; a GPU rounds the product of bf16 to bf16
+/// before. What is rounded lives as long as the product takes.
 pub fn product(a: &Tensor, b: &Tensor, precision: Precision) -> Result<Tensor> {
     let (a, b) = (operand(a, precision)?, operand(b, precision)?);
     // candle knows of it for all products of the process, and here it is wanted for this one.

@@ -175,8 +175,8 @@ pub fn gated_forward(curve: u32, gated: Gated) -> Result<Tensor> {
     Ok(y)
 }
 
-/// The gradients of gates and ups by that of f(gate) ∘ up (n,inner): one each where they are apart,
-/// else one of both side by side.
+/// The gradients of gates and ups by that of f(gate) ∘ up (n,inner): one each where they are
+/// apart, else one of both side by side.
 pub fn gated_backward(curve: u32, gated: Gated, g: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
     known(curve)?;
     let (lie, device) = (gated.lie()?, gated.gate().device());

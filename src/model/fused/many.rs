@@ -24,7 +24,7 @@ struct Sums {
     sums: Address,
 }
 
-/// Σ x² of each f32 tensor, in f64: one launch and one copy for all. Errors if one has gaps or lies
+/// Σ x² of each f32 tensor, in f64: one launch and one copy for all. Errors if one has gaps or is
 /// on another device.
 pub fn sums_of_squares(tensors: &[&Tensor], device: &Device) -> Result<Vec<f64>> {
     let sums = sums_by_piece(tensors, device)?.to_vec1::<f64>()?;
@@ -161,9 +161,11 @@ impl Moved {
     }
 }
 
-/// One step of RMSProp (tensors without an average) or AdamW, in place: `s ← k·s + (1 − k)·g²`,
-/// `m ← k·m + (1 − k)·g`, `θ ← shrink·θ − rate·m / (√s·root + ε)`; RMSProp's m is g. Errors unless
-/// each tensor's parts are f32 of one shape, without gaps, on this device.
+/// One step of RMSProp (tensors without an average) or AdamW, in place:
+/// `s ← k·s + (1 − k)·g²`, `m ← k·m + (1 − k)·g`,
+/// `θ ← shrink·θ − rate·m / (√s·root + ε)`; RMSProp's m is g.
+///
+/// Errors unless each tensor's parts are f32 of one shape, without gaps, on this device.
 pub fn optimizer_step(moved: &[Moved], step: Step, device: &Device) -> Result<()> {
     for tensor in moved {
         tensor.check(device)?;

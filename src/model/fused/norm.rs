@@ -73,8 +73,8 @@ fn rows(x: &Tensor, columns: usize) -> Result<usize> {
     Ok(count / columns)
 }
 
-/// `(x − mean) / √(var + ε) ∘ factor + bias` of rows of x as wide as the factor (C); without a bias
-/// `x / √(mean(x²) + ε) ∘ factor`. In the shape of x.
+/// `(x − mean) / √(var + ε) ∘ factor + bias` of rows of x as wide as the factor (C); without
+/// a bias `x / √(mean(x²) + ε) ∘ factor`. In the shape of x.
 pub fn forward(x: &Tensor, factor: &Tensor, bias: Option<&Tensor>, epsilon: f32) -> Result<Tensor> {
     let (columns, device) = (factor.dims1()?, x.device());
     let rows = rows(x, columns)?;

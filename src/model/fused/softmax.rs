@@ -35,8 +35,8 @@ struct Backward {
     unused: u32,
 }
 
-/// Softmax over the keys of `cap(scale·s) + mask`: scores s (B,H,T,S), mask (B,1,T,S) → (B,H,T,S).
-/// `cap(x)` is `c·tanh(x / c)` where there is a cap.
+/// Softmax over the keys of `cap(scale·s) + mask`: scores s (B,H,T,S), mask (B,1,T,S) →
+/// (B,H,T,S). `cap(x)` is `c·tanh(x / c)` where there is a cap.
 pub fn forward(scores: &Tensor, scale: f32, cap: Option<f32>, mask: &Tensor) -> Result<Tensor> {
     let ((batch, heads, queries, keys), device) = (scores.dims4()?, scores.device());
     is("scores", scores, scores.dims(), device)?;

@@ -143,23 +143,26 @@ impl Descent {
                 moves.push((block, kept, gradient, neurons));
             }
             let weights = &patient.weights;
-            let moved: Vec<(String, Tensor, f64)> = moves
+            let solved: Vec<_> = moves
                 .into_par_iter()
                 .map(|(block, kept, gradient, neurons)| {
-                    let name = mlp.weight(block);
-                    let w = weights.tensor(Who::Patient, &name)?;
                     let solution = neurons.map(|z| solve(&z, kept, steers)).transpose()?;
-                    let moved = moved(
-                        &mlp,
-                        &w,
-                        &gradient,
-                        kept,
-                        solution.as_ref(),
-                        self.recipe.learning_rate,
-                    )?;
-                    Ok((name, moved, solution.map_or(0.0, |solution| solution.residual)))
+                    Ok((block, kept, gradient, solution))
                 })
                 .collect::<Result<_>>()?;
+            let rate = self.recipe.learning_rate;
+            type Solved<'a> = (usize, &'a Vec<usize>, Tensor, Option<Solution>);
+            let move_one = |(block, kept, gradient, solution): Solved<'_>| {
+                let name = mlp.weight(block);
+                let w = weights.tensor(Who::Patient, &name)?;
+                let moved = moved(&mlp, &w, &gradient, kept, solution.as_ref(), rate)?;
+                Ok((name, moved, solution.map_or(0.0, |solution| solution.residual)))
+            };
+            // On a GPU each thread has a stream of its own, and nothing orders them.
+            let moved: Vec<(String, Tensor, f64)> = match weights.device().is_cpu() {
+                true => solved.into_par_iter().map(move_one).collect::<Result<_>>()?,
+                false => solved.into_iter().map(move_one).collect::<Result<_>>()?,
+            };
             for (name, moved, left) in moved {
                 patient.weights.restore(&name, moved)?;
                 residual = residual.max(left);

@@ -60,7 +60,12 @@ KERNEL(activation_backward, activation_backward, a) {
     if (i < a.count) a.gx[i] = a.g[i] * slope(a.curve, a.x[i]);
 }
 
-// Gates and ups may lie side by side: a row of either begins `stride` values after the one before.
+// Gates and ups may lie side by side: a row of either begins `stride` values after the one before. So value
+// i of the product is made of those at this place.
+DEVICE uint64_t gated_at(uint64_t i, uint32_t columns, uint32_t stride) {
+    return i / columns * stride + i % columns;
+}
+
 struct gated_forward {
     const float *gate; // (rows,columns)
     const float *up;   // (rows,columns)
@@ -75,7 +80,7 @@ struct gated_forward {
 KERNEL(gated_forward, gated_forward, a) {
     uint64_t i = value_index();
     if (i >= a.count) return;
-    uint64_t at = i / a.columns * a.stride + i % a.columns;
+    uint64_t at = gated_at(i, a.columns, a.stride);
     a.y[i] = activated(a.curve, a.gate[at]) * a.up[at];
 }
 
@@ -95,7 +100,7 @@ struct gated_backward {
 KERNEL(gated_backward, gated_backward, a) {
     uint64_t i = value_index();
     if (i >= a.count) return;
-    uint64_t at = i / a.columns * a.stride + i % a.columns;
+    uint64_t at = gated_at(i, a.columns, a.stride);
     a.g_gate[at] = a.g[i] * a.up[at] * slope(a.curve, a.gate[at]);
     a.g_up[at] = a.g[i] * activated(a.curve, a.gate[at]);
 }

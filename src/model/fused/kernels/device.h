@@ -14,43 +14,30 @@
 #include "stand_in.h"
 #endif
 
-// The sum of every thread's x, the same bits in each: the order depends on the size of the block alone.
-// The block is whole warps, at most 32. All its threads must come here.
-DEVICE float block_sum(float x) {
-    __shared__ float warps[32];
-    for (unsigned apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
-    // Until all have read the sums of the call before.
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    float sum = 0;
-    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) sum += warps[warp];
-    return sum;
-}
+// `name` puts every thread's x together, two at a time by `joined`: the same bits in each thread, since
+// the order depends on the size of the block alone. The block is whole warps, at most 32. All its threads
+// must come here. The first barrier: until all have read what the call before put together.
+#define BLOCK_REDUCTION(name, type, joined)                                                             \
+    DEVICE type name(type x) {                                                                          \
+        __shared__ type warps[32];                                                                      \
+        for (unsigned apart = 16; apart > 0; apart /= 2) {                                              \
+            type other = __shfl_xor_sync(0xffffffffu, x, apart);                                        \
+            x = joined(x, other);                                                                       \
+        }                                                                                               \
+        __syncthreads();                                                                                \
+        if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;                                         \
+        __syncthreads();                                                                                \
+        type whole = warps[0];                                                                          \
+        for (unsigned warp = 1; warp < blockDim.x / 32; warp++) whole = joined(whole, warps[warp]);     \
+        return whole;                                                                                   \
+    }
 
-// The same in double precision.
-DEVICE double block_sum_double(double x) {
-    __shared__ double warps[32];
-    for (unsigned apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    double sum = 0;
-    for (unsigned warp = 0; warp < blockDim.x / 32; warp++) sum += warps[warp];
-    return sum;
-}
+#define ADDED(x, y) ((x) + (y))
 
-// The largest of every thread's x, by the same rules. What is not a number is passed over.
-DEVICE float block_max(float x) {
-    __shared__ float warps[32];
-    for (unsigned apart = 16; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, apart));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    float most = warps[0];
-    for (unsigned warp = 1; warp < blockDim.x / 32; warp++) most = fmaxf(most, warps[warp]);
-    return most;
-}
+BLOCK_REDUCTION(block_sum, float, ADDED)
+BLOCK_REDUCTION(block_sum_double, double, ADDED)
+// The largest; what is not a number is passed over.
+BLOCK_REDUCTION(block_max, float, fmaxf)
 
 // The value that this thread computes where each computes one.
 DEVICE uint64_t value_index(void) {

@@ -93,15 +93,16 @@ KERNEL(head_reference, head_reference, a) {
     const float *z = a.products + begin, *t = a.theirs + begin;
     struct partition row = row_partition(z, a.vocabulary, a.scale, a.cap);
     struct partition ref = row_partition(t, a.vocabulary, a.scale, a.cap);
-    float log_sum = row.most + logf(row.sum), log_ref = ref.most + logf(ref.sum), kl = 0;
+    float kl = 0;
     for (uint32_t v = threadIdx.x; v < a.vocabulary; v += blockDim.x) {
         float logit = capped(z[v], a.scale, a.cap), their = capped(t[v], a.scale, a.cap);
         float q = expf(their - ref.most) / ref.sum;
-        kl += q * ((their - log_ref) - (logit - log_sum));
+        // The largest first: logits of −100 have no digits to spare, their distances have.
+        kl += q * ((their - ref.most) - (logit - row.most));
         if (a.slopes)
             a.slopes[begin + v] =
                 (expf(logit - row.most) / row.sum - q) * capped_slope(logit, a.scale, a.cap);
     }
-    kl = block_sum(kl);
+    kl = block_sum(kl) + (logf(row.sum) - logf(ref.sum));
     if (threadIdx.x == 0) a.values[blockIdx.x] = kl;
 }
