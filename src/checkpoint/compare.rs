@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::Checkpoint;
-use super::mapped::{FromStored, width};
+use super::mapped::{FromStored, Mapped, width};
 use crate::base::error::Error;
 
 /// A tensor that differs between two checkpoints.
@@ -17,6 +17,29 @@ pub struct Change {
     /// ‖before‖₂ of the stored values.
     pub base_norm: f64,
     pub values: usize,
+}
+
+impl Checkpoint {
+    /// Whether the weight files have the same names and the same headers.
+    pub fn is_laid_out_like(&self, other: &Self) -> Result<bool> {
+        if self.files != other.files {
+            return Ok(false);
+        }
+        for file in &self.files {
+            let [own, theirs] =
+                [self, other].map(|checkpoint| Mapped::open(&checkpoint.dir.join(file)));
+            if header_of(own?.whole()) != header_of(theirs?.whole()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The header of a weight file, with its length before it.
+fn header_of(file: &[u8]) -> &[u8] {
+    let length = file.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    file.get(..8 + length as usize).unwrap_or(file)
 }
 
 /// Every tensor whose bytes differ, with the norm of its change. A head that is stored although it

@@ -44,6 +44,9 @@ pub struct Matrix {
     pub norm: f64,
     /// The norm of the part that the adapter carries.
     pub captured: f64,
+    /// How it is stored.
+    #[serde(skip)]
+    orientation: Orientation,
     /// (out, rank)
     #[serde(skip)]
     b: Mat<f64>,
@@ -95,6 +98,11 @@ impl Lora {
                 left_out.push(LeftOut { tensor: name.clone(), norm: entry.norm });
                 continue;
             };
+            // The head is a linear layer in GPT-2, too, whose blocks have theirs turned.
+            let orientation = match spec.place {
+                Place::Head => Orientation::OutIn,
+                _ => orientation,
+            };
             let change = change(base, patch, name, orientation)?;
             let (b, a) = factors(&change, rank)
                 .with_context(|| format!("the singular values of the change of {name}"))?;
@@ -104,6 +112,7 @@ impl Lora {
                 rank: b.ncols(),
                 norm: change.norm_l2(),
                 captured: (&b * &a).norm_l2(),
+                orientation,
                 b,
                 a,
             });
@@ -129,7 +138,7 @@ impl Lora {
         self.matrices.iter().map(move |matrix| {
             let before = base(&matrix.tensor)?;
             let product = &matrix.b * &matrix.a;
-            let change = match self.orientation {
+            let change = match matrix.orientation {
                 Orientation::OutIn => rows(product.as_ref()),
                 Orientation::InOut => rows(product.transpose()),
             };

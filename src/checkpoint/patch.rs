@@ -109,9 +109,18 @@ pub struct Summary {
 }
 
 /// Writes the patch that leads from `base` to `repaired`. Errors if their tensors differ in name,
-/// shape or dtype, or if all values are equal.
+/// shape or dtype, if all values are equal, or if their files are not laid out alike.
 pub fn diff(base: &Checkpoint, repaired: &Checkpoint, path: &Path) -> Result<()> {
     let changes = checkpoint::compare(base, repaired)?;
+    if !base.is_laid_out_like(repaired)? {
+        bail_input!(
+            "{} and {} hold the same tensors in files that are laid out otherwise (shards, order \
+             or metadata), and a patch leads to the very bytes of a model; write the second one as \
+             the first is written",
+            base.dir.display(),
+            repaired.dir.display()
+        );
+    }
     if changes.is_empty() {
         return Err(Error::Check(format!(
             "{} and {} are equal: there is no patch",

@@ -36,12 +36,22 @@ fn all(model: &Path) -> BTreeMap<String, Tensor> {
     weights.flat_map(|path| tensors(&path)).collect()
 }
 
-/// At the whole rank, base and product are the repaired matrices; in GPT-2 they lie the other way.
+/// At the whole rank, base and product are the repaired matrices; in GPT-2's blocks they lie the
+/// other way.
 #[test]
 fn base_and_product_are_the_patched_matrices() {
-    for (name, turned) in [("gpt2", true), ("llama", false), ("gpt-neox", false), ("phi3", false)] {
+    for (name, turned, method) in [
+        ("gpt2", true, "irepair"),
+        // Its head is a matrix of its own.
+        ("gpt2-odd", true, "dpo"),
+        ("llama", false, "irepair"),
+        ("gpt-neox", false, "irepair"),
+        ("phi3", false, "irepair"),
+        // Its matrices are kept as they are stored.
+        ("gpt-neo-bf16", false, "irepair"),
+    ] {
         let folder = Folder::new();
-        let out = repaired(name, &folder, "--method irepair");
+        let out = repaired(name, &folder, &format!("--method {method}"));
         let shown = irepair("patch show --json").arg(out.join("irepair/patch.safetensors")).json();
         let (before, after) = (all(&golden::path(name)), all(&out));
         let matrix = |change: &&serde_json::Value| {
@@ -69,7 +79,7 @@ fn base_and_product_are_the_patched_matrices() {
             let own = config["rank_pattern"].get(module).unwrap_or(&config["r"]);
             assert_eq!(json!(a.dims()[0]), *own, "{name} {module}");
             let mut product = b.matmul(a).expect("product");
-            if turned {
+            if turned && module != "lm_head" {
                 product = product.t().expect("turned");
             }
             let tensor = format!("{module}.weight");
@@ -148,6 +158,14 @@ fn what_is_no_adapter_is_refused() {
     assert!(!adapter.exists());
     let base = golden::path("llama");
     export(&patch, &adapter).and("--rank 2 --normal-texts 0").with("--base", &base).ok();
+    // Neither is what is still needed.
+    for line in [
+        export(&out, &out).and("--rank 2"),
+        irepair("patch apply --overwrite").arg(&base).arg(&out).with("--out", &out),
+    ] {
+        line.fails(3, &["holds the patch itself"]);
+    }
+    assert!(out.join("irepair/run.json").is_file());
     // What irepair did not make is not replaced.
     let mine = folder.write("mine/notes.txt", "mine");
     let mine = mine.parent().expect("a folder");

@@ -299,6 +299,17 @@ fn patches_that_do_not_go_together_are_refused() {
     mean().arg(one.join("config.json")).fails(3, &["not a usable patch"]);
     scale("--by 0.5").with("--base", &llama).fails(3, &["is made for a base with sha256"]);
     scale("--by 0.5").with("--base", &one).fails(3, &["is made for a base with sha256"]);
+    // The same tensors under another header: no patch could lead to these bytes.
+    let rewritten = folder.model("gpt2");
+    let weights = rewritten.join("model.safetensors");
+    let mut tensors =
+        candle_core::safetensors::load(&weights, &candle_core::Device::Cpu).expect("tensors");
+    let name = tensors.keys().find(|name| name.ends_with("ln_f.bias")).expect("a bias").clone();
+    let bias = tensors.get_mut(&name).expect("a bias");
+    *bias = (&*bias + 1.0).expect("a sum");
+    candle_core::safetensors::save(&tensors, &weights).expect("saves");
+    irepair("patch diff").arg(&gpt2).arg(&rewritten).with("--out", &never).fails(3, &["laid out"]);
+    folder.remove("model");
     // The demo is a base like any other.
     let [demo, half] = ["demo", "half.safetensors"].map(|name| folder.path(name));
     irepair("repair -q --method dpo --max-steps 1 --eval-steps 0 --limit 24 --valid-size 4")

@@ -16,13 +16,15 @@ use crate::eval::task::{Subject, Task};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::memory::{Estimate, Part, Passes};
 use crate::model::precision::{Precision, WeightsDtype};
-use crate::model::weights::Who;
+use crate::model::weights::{TensorSpec, Who};
 use crate::print_line;
 use crate::report::plot::short;
 use crate::report::table::table;
 
 /// Tokens of each text that the model writes for the divergence.
 const TOKENS: usize = 64;
+/// Texts that it writes at a time.
+const AT_A_TIME: usize = 64;
 
 pub fn run(args: &Export, json: bool) -> Result<()> {
     let path = super::patch_in(&args.patch);
@@ -44,7 +46,8 @@ pub fn run(args: &Export, json: bool) -> Result<()> {
     };
     let mut loaded = open(&base, None, &on)?;
     let to = Walk { direction: Direction::Apply, out: &args.out, overwrite: args.overwrite };
-    to.free(loaded.checkpoint())?;
+    to.free(loaded.checkpoint(), &path)?;
+    patch.is_for(loaded.checkpoint())?;
     // Matrices that are not widened give the same results.
     loaded.weights_dtype = loaded.stored();
     check_memory(&loaded, &patch, args)?;
@@ -84,10 +87,16 @@ fn check_memory(loaded: &Loaded, patch: &PatchFile, args: &Export) -> Result<()>
     const F64: usize = 8;
     let part = |name: &str, bytes: usize| Part { name: name.into(), bytes: bytes as u64 };
     let size = |shape: &[usize]| shape.iter().product::<usize>();
-    let shapes = || patch.tensors.values().map(|entry| &entry.shape);
+    // The base's own: what a patch says of shapes is still to be checked.
+    let specs = loaded.model.specs();
+    let is_changed = |spec: &TensorSpec| {
+        let on_disk = loaded.checkpoint().disk_name(&spec.name);
+        on_disk.is_some_and(|name| patch.tensors.contains_key(name))
+    };
+    let shapes = || specs.iter().filter(|spec| is_changed(spec)).map(|spec| spec.shape.as_slice());
     let matrices = || shapes().filter(|shape| shape.len() == 2);
     let shorter = |shape: &[usize]| shape.iter().min().copied().unwrap_or(0);
-    let thin = |shape: &Vec<usize>| args.rank.min(shorter(shape)) * shape.iter().sum::<usize>();
+    let thin = |shape: &[usize]| args.rank.min(shorter(shape)) * shape.iter().sum::<usize>();
     let adapter = part("adapter", F64 * matrices().map(thin).sum::<usize>());
     // A matrix before and after, their difference and a factor; the products of its shorter side
     // with itself, their eigenvectors, and what finding these takes.
@@ -100,11 +109,11 @@ fn check_memory(loaded: &Loaded, patch: &PatchFile, args: &Export) -> Result<()>
         return Ok(());
     }
     // Two models of one base lie beside each other.
-    let changed = shapes().map(|shape| size(shape)).sum::<usize>();
+    let changed = shapes().map(size).sum::<usize>();
     let mut models = loaded.estimate(&Passes {
         plain_rows: TOKENS,
         longest: TOKENS,
-        written: (args.normal_texts.min(64), TOKENS),
+        written: (args.normal_texts.min(AT_A_TIME), TOKENS),
         compares: true,
         ..Passes::default()
     });
@@ -134,7 +143,7 @@ fn divergence(
         max_new_tokens: TOKENS.min(model.sizes().context.saturating_sub(1)),
         ends: loaded.ends(),
         seed: 0,
-        at_a_time: 64,
+        at_a_time: AT_A_TIME,
     };
     let jobs: Vec<Job> = (0..texts).map(|i| Job::new(vec![begin], i as u64, 0)).collect();
     let written = generate(model, &patched.frozen(Who::Patient)?, &jobs, &generation)?;

@@ -156,8 +156,9 @@ const MADE: &str = "patched.json";
 
 impl Walk<'_> {
     /// Errors (bad input) if the output is there and may not be replaced: it may, if a patch or a
-    /// repair made it, or if it is empty, and if it is not the model that the patch is applied to.
-    fn free(&self, from: &Checkpoint) -> Result<()> {
+    /// repair made it, or if it is empty, and if neither the model that the patch is applied to nor
+    /// the patch lies in it.
+    fn free(&self, from: &Checkpoint, patch: &Path) -> Result<()> {
         let out = self.out;
         if std::fs::symlink_metadata(out).is_err() {
             return Ok(());
@@ -177,10 +178,12 @@ impl Walk<'_> {
                 out.display()
             );
         }
-        if let (Ok(out_path), Ok(dir)) = (out.canonicalize(), from.dir.canonicalize())
-            && dir.starts_with(&out_path)
-        {
-            bail_input!("--out {} holds the model itself; choose another", out.display());
+        for (what, path) in [("model", from.dir.as_path()), ("patch", patch)] {
+            if let (Ok(out_path), Ok(path)) = (out.canonicalize(), path.canonicalize())
+                && path.starts_with(&out_path)
+            {
+                bail_input!("--out {} holds the {what} itself; choose another", out.display());
+            }
         }
         Ok(())
     }
@@ -205,7 +208,7 @@ impl Walk<'_> {
 fn walk(from: &str, patch: &Path, to: &Walk, json: bool) -> Result<()> {
     let Walk { direction, out, .. } = *to;
     let (from, patch) = (open(from)?, PatchFile::open(patch)?);
-    to.free(&from.checkpoint)?;
+    to.free(&from.checkpoint, patch.path())?;
     from.checkpoint.stays_whole(out)?;
     let (beside, [folder]) = folders_beside(out, ["model"])?;
     patch.apply(&from.checkpoint, direction, &folder)?;
