@@ -102,6 +102,31 @@ fn parts_make_the_whole() {
     eval(&foreign).and("--shard 2/3 --seed 1").ok();
     merge(&[a, b, &foreign], "again").fails(3, &["foreign", "tasks"]);
     merge(&[&folder.path("nothing")], "again").fails(3, &["no finished part"]);
+    // Rows that were lost on the way.
+    let mut files = parts.iter().map(|part| part.join("0-toxicity.jsonl"));
+    let rows = files.find(|rows| !bytes(rows).is_empty()).expect("a part with rows");
+    let all_of_it = bytes(&rows);
+    let first = all_of_it.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
+    std::fs::write(&rows, &all_of_it[first..]).expect("writes");
+    merge(&[a, b, c], "again").fails(3, &["0-toxicity.jsonl", "changed or damaged"]);
+    std::fs::write(&rows, &all_of_it).expect("writes");
+    // The same weights with other files beside them.
+    let other = folder.model("gpt2");
+    let of_other = |shard: &str| {
+        let out = folder.path(format!("other-{shard}"));
+        irepair("eval -q --toxicity rtp --samples 1 --max-new-tokens 4")
+            .with("--shard", format!("{shard}/2"))
+            .with("--model", &other)
+            .with("--prompts", folder.few_prompts())
+            .with("--out", &out)
+            .ok();
+        out
+    };
+    let one = of_other("0");
+    files::edit_json(other.join("generation_config.json"), |config| {
+        config["eos_token_id"] = 1.into();
+    });
+    merge(&[&one, &of_other("1")], "again").fails(3, &["models"]);
     assert!(!folder.path("again").exists());
 
     let texts = |shard: &str, name: &str| {

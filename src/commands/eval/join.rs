@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::results::Results;
+use super::results::{ModelRecord, Results};
 use crate::bail_input;
 use crate::eval::ledger::Shard;
 
@@ -17,7 +17,8 @@ pub fn together<P: AsRef<Path>>(dirs: &[P]) -> Result<Results> {
     for dir in dirs.iter().map(AsRef::as_ref) {
         let mut part = Results::read(dir)?;
         for on in part.measurements.iter_mut().flat_map(|m| &mut m.models) {
-            on.read_rows(dir)?;
+            let wanted = on.rows_sha256.clone();
+            on.read_rows(dir, wanted.as_deref())?;
         }
         let Some(all) = &mut all else {
             all = Some(part);
@@ -92,8 +93,14 @@ pub fn merge(dirs: &[PathBuf]) -> Result<Results> {
         );
     }
     let mut whole = parts[0].1.clone();
-    for on in whole.measurements.iter_mut().flat_map(|m| &mut m.models) {
-        parts.iter().try_for_each(|(dir, _)| on.read_rows(dir))?;
+    for (task, measurement) in whole.measurements.iter_mut().enumerate() {
+        for (model, on) in measurement.models.iter_mut().enumerate() {
+            for (dir, part) in &parts {
+                // All parts have the same tasks and models.
+                let wanted = part.measurements[task].models[model].rows_sha256.as_deref();
+                on.read_rows(dir, wanted)?;
+            }
+        }
     }
     Results::new(Shard::default(), whole.seed, whole.models, whole.measurements)
 }
@@ -106,13 +113,16 @@ fn foreign(first: &Results, part: &Results) -> Option<&'static str> {
             .map(|m| (m.task.clone(), m.models.iter().map(|on| on.settings.clone()).collect()))
             .collect()
     };
-    let hashes = |r: &Results| r.models.iter().map(|m| m.sha256.clone()).collect::<Vec<_>>();
+    let hashes = |r: &Results| {
+        let of_one = |m: &ModelRecord| (m.sha256.clone(), m.identity.clone());
+        r.models.iter().map(of_one).collect::<Vec<_>>()
+    };
     if first.shard.of != part.shard.of {
         Some("number of parts")
     } else if first.irepair != part.irepair {
         Some("versions of irepair")
     } else if hashes(first) != hashes(part) {
-        Some("models")
+        Some("models (their weights, tokenizers or settings)")
     } else if first.seed != part.seed || settings(first) != settings(part) {
         Some("tasks")
     } else {

@@ -40,7 +40,7 @@ use crate::scorers::Scorer;
 use crate::tokens::Lengths;
 use crate::{bail_input, data};
 use folder::EvaluationFolder;
-use results::{ChangeRecord, Measurement, ModelRecord, Results};
+use results::{ChangeRecord, Measurement, ModelRecord, Results, file_name};
 
 /// This bit of the seed makes the normal texts that are measured on other ones than those that a
 /// repair with the same seed learns from.
@@ -73,6 +73,7 @@ pub fn run(args: &Eval) -> Result<()> {
             name: name.clone(),
             revision: loaded.checkpoint().revision.clone(),
             sha256: loaded.checkpoint().hash()?,
+            identity: Some(loaded.checkpoint().identity()?),
             changed: ChangeRecord::of(&loaded.checkpoint().dir),
         };
         let (identity, subject) = (loaded.checkpoint().identity()?, subject(&loaded, &weights));
@@ -131,8 +132,14 @@ fn open_on(args: &Eval, name: &str) -> Result<Loaded> {
 }
 
 fn short_name(model: &str) -> String {
-    let name = Path::new(model).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    name.trim_start_matches('.').to_owned()
+    let named = |path: &Path| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        Some(name.trim_start_matches('.').to_owned()).filter(|name| !name.is_empty())
+    };
+    let path = Path::new(model);
+    // `.` and `..` are called as the folders they stand for.
+    let place = || named(&path.canonicalize().ok()?);
+    named(path).or_else(place).unwrap_or_else(|| "model".to_owned())
 }
 
 pub(super) fn subject<'a>(loaded: &'a Loaded, weights: &'a Weights) -> Subject<'a> {
@@ -304,6 +311,14 @@ fn tasks<'a>(
         };
         if tasks.iter().any(|t| t.name() == task.name()) {
             bail_input!("--ppl {} is given twice", corpus.name);
+        }
+        let own = file_name(&task.name());
+        if let Some(other) = tasks.iter().map(|t| t.name()).find(|name| file_name(name) == own) {
+            bail_input!(
+                "--ppl {}: its rows and those of {other} would have one file name; rename one of \
+                 the texts",
+                corpus.name
+            );
         }
         tasks.push(task);
     }

@@ -11,12 +11,12 @@ use serde_json::Value;
 use super::folder::RESULTS;
 use crate::base::error::Error;
 use crate::base::files;
-use crate::base::files::{FileName, write_whole};
+use crate::base::files::{FileName, hash_bytes, write_whole};
 use crate::eval::bootstrap::Interval;
 use crate::eval::kinds::{MeasuredFigure, kind, measure};
 use crate::eval::ledger::{Shard, to_lines};
 use crate::eval::task::{Row, Task};
-use crate::eval::toxicity;
+use crate::eval::{perplexity, toxicity};
 use crate::report::RunRecord;
 use crate::report::table::table;
 use crate::{bail_input, data};
@@ -29,6 +29,9 @@ pub struct ModelRecord {
     pub revision: Option<String>,
     /// SHA-256 of the weights.
     pub sha256: String,
+    /// SHA-256 of all that decides what it says: the weights, and the small files beside them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
     /// What a repair changed, if the folder of the model holds the record of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed: Option<ChangeRecord>,
@@ -79,6 +82,9 @@ pub struct OnModel {
     pub settings: Value,
     /// The name of the file with the rows.
     pub rows: FileName,
+    /// SHA-256 of that file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_sha256: Option<String>,
     /// How many rows were scored, failed and so on.
     pub counts: BTreeMap<String, usize>,
     pub figures: Vec<FigureRecord>,
@@ -153,6 +159,7 @@ impl Measurement {
             settings: task.settings(),
             rows: FileName::try_from(format!("{model}-{}.jsonl", file_name(&self.task)))
                 .map_err(anyhow::Error::msg)?,
+            rows_sha256: None,
             counts: BTreeMap::new(),
             figures: Vec::new(),
             found,
@@ -162,7 +169,7 @@ impl Measurement {
 
     /// Computes the figures of every model from its rows.
     fn conclude(&mut self, seed: u64) -> Result<()> {
-        let mut base: Option<Vec<Vec<f64>>> = None;
+        let mut base: Option<(Value, Vec<Vec<f64>>)> = None;
         for on in &mut self.models {
             let kind = kind(&on.settings)?;
             let clusters = (kind.clusters)(&on.settings, &on.found)?;
@@ -170,9 +177,16 @@ impl Measurement {
                 .into_iter()
                 .map(|(name, n)| (name.to_owned(), n))
                 .collect();
-            let measured = measure((kind.figures)(&on.settings), &clusters, base.as_deref(), seed);
+            // Windows of another tokenizer are of other text, though they may be as many.
+            let is_same = |settings: &Value| {
+                settings["task"] != perplexity::KIND.task || *settings == on.settings
+            };
+            let same = base.as_ref().filter(|(settings, _)| is_same(settings));
+            let first = same.map(|(_, clusters)| clusters.as_slice());
+            let measured = measure((kind.figures)(&on.settings), &clusters, first, seed);
             on.figures = measured.into_iter().map(FigureRecord::from).collect();
-            base.get_or_insert(clusters);
+            on.rows_sha256 = Some(hash_bytes(&to_lines(&on.found)?));
+            base.get_or_insert((on.settings.clone(), clusters));
         }
         Ok(())
     }
@@ -233,9 +247,19 @@ impl OnModel {
         Some(format!("{cut} of {all} continuations are without {of}, which were cut to length"))
     }
 
-    /// Adds the rows that an evaluation has left in its folder.
-    pub fn read_rows(&mut self, dir: &Path) -> Result<()> {
-        for row in data::read_rows(&dir.join(&self.rows), None)? {
+    /// Adds the rows that an evaluation has left in its folder. Errors (bad input) if the file is
+    /// not the `wanted` one, by its SHA-256; evaluations of an earlier version name none.
+    pub fn read_rows(&mut self, dir: &Path, wanted: Option<&str>) -> Result<()> {
+        let path = dir.join(&self.rows);
+        if let Some(wanted) = wanted
+            && files::hash_file(&path)? != wanted
+        {
+            bail_input!(
+                "{}: is not the file that {RESULTS} was written for: it was changed or damaged",
+                path.display()
+            );
+        }
+        for row in data::read_rows(&path, None)? {
             match row.value {
                 Value::Object(row) => self.found.push(row),
                 _ => bail_input!("{}: not a row of an evaluation", row.place),
@@ -246,7 +270,7 @@ impl OnModel {
 }
 
 /// The name of a task as a part of a file name.
-fn file_name(task: &str) -> String {
+pub fn file_name(task: &str) -> String {
     task.chars().map(|c| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect()
 }
 
