@@ -1,5 +1,6 @@
 //! *Files*: read with errors that name them, written whole or not at all, hashed.
 
+use std::collections::BTreeMap;
 use std::fs::{File, FileType};
 use std::io::{BufReader, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -304,6 +305,33 @@ pub fn hash_texts<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 /// SHA-256 of a file.
 pub fn hash_file(path: &Path) -> Result<String> {
     hash_told(path, |_| ())
+}
+
+/// SHA-256 of those of the names that are files, or folders with files, by name.
+pub fn hashes<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<String, String>> {
+    let there = names.filter(|name| Path::new(name).exists());
+    there.map(|name| Ok((name.to_owned(), hash_tree(Path::new(name))?))).collect()
+}
+
+/// SHA-256 of a file, or of the names and the SHA-256 of all that lies in a folder.
+fn hash_tree(path: &Path) -> Result<String> {
+    if !path.is_dir() {
+        return hash_file(path);
+    }
+    let reading = || path.display().to_string();
+    let entries = std::fs::read_dir(path).with_context(reading)?;
+    let mut names = entries.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    let mut parts = Vec::new();
+    for name in names {
+        let inside = path.join(&name);
+        // A link to a folder may lead in a circle.
+        let is_link = std::fs::symlink_metadata(&inside).with_context(reading)?.is_symlink();
+        if inside.is_file() || inside.is_dir() && !is_link {
+            parts.extend([name.to_string_lossy().into_owned(), hash_tree(&inside)?]);
+        }
+    }
+    Ok(hash_texts(parts.iter().map(String::as_str)))
 }
 
 /// SHA-256 of a file; `told` is told how many bytes were read more. Errors (interrupted) if the

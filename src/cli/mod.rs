@@ -11,7 +11,7 @@ pub use others::{
     Bench, Completions, Doctor, Export, Guide, Man, NewPatch, Patch, PatchCommand, Report,
 };
 use repair::one_repair;
-pub use repair::{Budget, Compare, Repair, Tune};
+pub use repair::{Budget, Compare, MOST_TRIES, Repair, Tune};
 pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Tokens, Try};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as

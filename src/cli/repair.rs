@@ -67,16 +67,17 @@ pub struct Compare {
     #[arg(long, help_heading = STOPPING, hide_short_help = true)]
     pub resume: bool,
     /// Write down the tasks of the comparison, for a job array, and do none of them
-    #[arg(long, conflicts_with_all = ["task", "merge", "resume"], help_heading = MACHINE,
-        hide_short_help = true)]
+    #[arg(long, conflicts_with_all = ["task", "merge", "resume", "finished"],
+        help_heading = MACHINE, hide_short_help = true)]
     pub plan: bool,
     /// Do task I of a plan: 0 measures the base, the others make a run each and measure it. Killed
     /// and given again, it goes on
-    #[arg(long, value_name = "I", conflicts_with_all = ["merge", "resume"],
+    #[arg(long, value_name = "I", conflicts_with_all = ["merge", "resume", "finished"],
         help_heading = MACHINE, hide_short_help = true)]
     pub task: Option<usize>,
     /// Put together what the tasks of a plan have done
-    #[arg(long, conflicts_with = "resume", help_heading = MACHINE, hide_short_help = true)]
+    #[arg(long, conflicts_with_all = ["resume", "finished"], help_heading = MACHINE,
+        hide_short_help = true)]
     pub merge: bool,
     /// Score continuations of prompts: lee (greedy, one a prompt) or rtp (25 samples a prompt)
     /// [default: lee, without --edits]
@@ -157,7 +158,7 @@ impl FromStr for Budget {
 }
 
 /// The most tries of a search.
-const MOST_TRIES: usize = 1000;
+pub const MOST_TRIES: usize = 1000;
 /// The longest search, in seconds: a year.
 const LONGEST_SEARCH: f64 = 365.0 * 24.0 * 3600.0;
 

@@ -84,6 +84,13 @@ fn named_method(name: &str) -> Result<()> {
 }
 
 impl Prepared {
+    /// Rounds of an online repair. Each has `max-steps` over `rounds` steps, rounded up, so fewer
+    /// may be enough for all steps.
+    pub fn online_rounds(&self) -> usize {
+        let steps = self.max_steps.div_ceil(self.rounds.unwrap_or(1)).max(1);
+        self.max_steps.div_ceil(steps)
+    }
+
     /// Lays the layers over each other and checks the result.
     pub fn new(mut layers: Layers) -> Result<Self> {
         layers.one_way_to_say_a_method();

@@ -256,6 +256,12 @@ impl RepairSettings {
         self.eval_scorer.as_deref().unwrap_or(&self.scorer)
     }
 
+    /// The files and folders that it reads, besides the model.
+    pub fn inputs(&self) -> impl Iterator<Item = &str> {
+        let all = [&self.data, &self.prompts, &self.normal, &self.eval_prompts, &self.eval_text];
+        all.into_iter().flatten().filter_map(|path| path.to_str())
+    }
+
     /// The settings that the repaired weights depend on, with their values. Inputs are left out:
     /// what they hold counts, not what they are called.
     pub fn decisive(&self) -> Result<Vec<(&'static str, Value)>> {

@@ -380,7 +380,7 @@ fn pairs_and_prompts_go_to_the_methods_that_learn_from_them() {
     let line = |methods: &str| {
         irepair("compare --model demo --max-steps 2 --checkpoint-steps 0 --eval-steps 0 -q")
             .and("--normal-texts 16 --valid-size 8 --limit 40 --rounds 1 --prompts-per-round 8")
-            .and("--samples-per-prompt 8 --max-new-tokens 8")
+            .and("--samples-per-prompt 8 --max-new-tokens 8 --eval-scorer lexicon")
             .with("--methods", methods)
             .with("--data", comparison.folder().path("pairs.jsonl"))
             .with("--prompts", repository("data/demo/prompts.jsonl"))
@@ -394,4 +394,10 @@ fn pairs_and_prompts_go_to_the_methods_that_learn_from_them() {
     assert!(pairs.settings.prompts.is_none() && pairs.data.pairs > 0 && pairs.data.prompts == 0);
     assert!(online.settings.data.is_none() && online.data.prompts > 0);
     assert_eq!(online.settings.samples_per_prompt, 8);
+    // All rows are judged by a scorer that none of them learned from.
+    assert_eq!(comparison.record()["base"]["scorer"], "lexicon");
+    assert_eq!(online.settings.scorer, "words");
+    let measured = json(comparison.out().join("eval/online-dpo+kl-seed42/results.json"));
+    let about = measured["measurements"].to_string();
+    assert!(about.contains("\"scorer\":\"lexicon\""), "{about}");
 }

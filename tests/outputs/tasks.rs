@@ -53,6 +53,26 @@ fn tasks_apart_come_to_the_whole() {
     task(&line, 3).fails(3, &["--task 3", "tasks 0 to 2"]);
     // A task of another plan.
     parts.line().and(ROWS).and("--samples 3 --task 1").fails(3, &["is another", "choose another"]);
+    let of_another = |rows: &str, says: &[&str]| {
+        for part in ["--task 1", "--merge"] {
+            parts
+                .line()
+                .and(rows)
+                .and(part)
+                .fails(3, &[&["the plan there is another"], says].concat());
+        }
+        assert!(!parts.out().join("runs/irepair-min-seed1").exists());
+    };
+    of_another(
+        &ROWS.replace("--seeds 1", "--seeds 2"),
+        &["its task 1 is irepair-min, seed 1, and here irepair-min, seed 2"],
+    );
+    of_another(&ROWS.replace("--seeds 1", "--seeds 1,2"), &["it has 3 tasks, and this command 5"]);
+    of_another(
+        &format!("{ROWS} --learning-rate 3e-6"),
+        &["its task 1 (irepair-min, seed 1) has --learning-rate", "and here 3e-6", "--plan"],
+    );
+    of_another(&ROWS.replace("0.5", "0.25"), &["its --scales are [0.5], and here [0.25]"]);
     task(&line, 1).ok();
     // Not all are done: nothing is made by the merge, and nothing is lost.
     line.clone().and("--merge").fails(3, &["was not done"]);

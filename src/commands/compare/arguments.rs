@@ -10,13 +10,14 @@ use crate::model::precision::WeightsDtype;
 use crate::scorers;
 use crate::settings::RepairSettings;
 
-/// The arguments of `eval`, except for the model. Errors (bad input) if what they name can't be
-/// read, which is better known before hours of work.
+/// The arguments of `eval`, except for the model, and the scorer's own name. Errors (bad input) if
+/// what they name can't be read, which is better known before hours of work.
 pub fn evaluation(
     args: &Compare,
     shared: &RepairSettings,
     on_failures: bool,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Option<String>)> {
+    let mut judge = None;
     let on_demo = shared.model == "demo";
     let mut eval: Vec<String> = Vec::new();
     if on_failures {
@@ -27,10 +28,8 @@ pub fn evaluation(
         eval.extend(["--edits".into(), edits]);
     }
     if let Some(preset) = args.toxicity.as_deref().or((!on_failures).then_some("lee")) {
-        scorers::open(
-            shared.judge(),
-            &scorers::Options { toxic_label: shared.toxic_label.clone() },
-        )?;
+        let options = scorers::Options { toxic_label: shared.toxic_label.clone() };
+        judge = Some(scorers::open(shared.judge(), &options)?.name().to_owned());
         Protocol::named(preset)?;
         let prompts = match &shared.eval_prompts {
             Some(path) => path.display().to_string(),
@@ -71,7 +70,7 @@ pub fn evaluation(
     if let Some(revision) = &shared.revision {
         eval.extend(["--revision".into(), revision.clone()]);
     }
-    Ok(eval)
+    Ok((eval, judge))
 }
 
 /// The command `sensitivity` with its arguments.

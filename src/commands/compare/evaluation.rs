@@ -86,6 +86,28 @@ impl Evaluations<'_> {
         if asked.toxicity.is_none() {
             return Ok(Vec::new());
         }
+        let mut gaps = Vec::new();
+        for (weights, done) in self.intermediates(rows)?.into_iter().rev() {
+            let (row, run) = weights.at;
+            match done {
+                // The points of later steps and of the end are already there, and stand behind it.
+                Ok(dir) => {
+                    let figures = figures(&together(&[&dir])?, 0);
+                    let point = point(asked, &figures, Some(weights.step));
+                    point.into_iter().for_each(|point| rows[row].runs[run].points.insert(0, point));
+                }
+                Err(gap) => gaps.insert(0, gap),
+            }
+        }
+        Ok(gaps)
+    }
+
+    /// Measures the weights that the runs kept on their way. Gives the folder of each evaluation,
+    /// or a sentence that says why there is none.
+    fn intermediates(
+        &self,
+        rows: &[MethodRow],
+    ) -> Result<Vec<(IntermediateWeights, Result<PathBuf, String>)>> {
         let mut all = Vec::new();
         for (at, row) in rows.iter().enumerate() {
             for (run_at, run) in row.runs.iter().enumerate() {
@@ -97,28 +119,14 @@ impl Evaluations<'_> {
             }
         }
         let countdown = Countdown::of(all.len(), self.plan.machine.at_once);
-        let points = several(self.plan.machine.at_once, &all, |weights| {
-            Ok(match self.intermediate(&countdown, weights)? {
-                Ok(dir) => Ok(point(asked, &figures(&together(&[&dir])?, 0), Some(weights.step))),
-                Err(why) => {
-                    let gap = format!("no point of {}: {why}", weights.name);
-                    say!("warning: {gap}");
-                    Err(gap)
-                }
-            })
+        let done = several(self.plan.machine.at_once, &all, |weights| {
+            Ok(self.intermediate(&countdown, weights)?.map_err(|why| {
+                let gap = format!("no point of {}: {why}", weights.name);
+                say!("warning: {gap}");
+                gap
+            }))
         })?;
-        let mut gaps = Vec::new();
-        for (weights, point) in all.iter().zip(points).rev() {
-            let (row, run) = weights.at;
-            match point {
-                // The points of later steps and of the end are already there, and stand behind it.
-                Ok(point) => {
-                    point.into_iter().for_each(|point| rows[row].runs[run].points.insert(0, point))
-                }
-                Err(gap) => gaps.insert(0, gap),
-            }
-        }
-        Ok(gaps)
+        Ok(all.into_iter().zip(done).collect())
     }
 
     /// The folder of a finished evaluation of these weights, or why there is none.
@@ -208,14 +216,17 @@ impl Evaluations<'_> {
         };
         let name = format!("{}-seed{}", row.name, row.runs[0].seed);
         let (model, countdown) = (made.dir.display().to_string(), Countdown::of(1, 1));
-        let done = self.evaluate(&countdown, &name, &model, &self.plan.eval)?;
-        let dir = match done {
-            Ok(dir) => dir,
-            Err(why) => return Ok(vec![format!("the evaluation of {name}: {why}")]),
-        };
-        let asked = asked(&together(&[&dir])?);
+        let mut gaps = Vec::new();
         let mut rows = [row];
-        let mut gaps = self.along_the_way(&asked, &mut rows)?;
+        if let Err(why) = self.evaluate(&countdown, &name, &model, &self.plan.eval)? {
+            gaps.push(format!("the evaluation of {name}: {why}"));
+            rows[0].runs[0].failed = Some(why);
+        }
+        // The merge asks for these whether or not the end could be measured.
+        if self.plan.eval.iter().any(|argument| argument == "--toxicity") {
+            let done = self.intermediates(&rows)?;
+            gaps.extend(done.into_iter().filter_map(|(_, done)| done.err()));
+        }
         gaps.extend(self.along_the_scale(&self.plan.scales, &mut rows)?);
         Ok(gaps)
     }

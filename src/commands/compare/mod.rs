@@ -8,6 +8,7 @@ mod evaluation;
 mod failures;
 mod part;
 mod plan;
+mod planned;
 mod scaled;
 mod tasks;
 
@@ -34,7 +35,8 @@ use crate::report::{RunRecord, plot};
 use crate::say;
 use evaluation::Evaluations;
 use part::Part;
-use plan::{ComparisonPlan, PlannedRun};
+use plan::ComparisonPlan;
+use planned::PlannedRun;
 
 pub fn run(args: &Compare) -> Result<()> {
     let plan = ComparisonPlan::new(args)?;
@@ -42,7 +44,8 @@ pub fn run(args: &Compare) -> Result<()> {
         args.finished.iter().map(|dir| finished(&plan, dir)).collect::<Result<Vec<_>>>()?;
     same_data(&plan, &args.finished, &finished)?;
     let names = plan.names_of(&args.finished, &finished)?;
-    plan.claim(args)?;
+    // Before what is there is replaced.
+    plan.claim(args, || plan.runs.iter().try_for_each(|run| made_before(&plan, run).map(drop)))?;
     interrupt::listen()?;
     let quiet = args.output.quiet;
     let failures =
@@ -109,6 +112,23 @@ fn add(rows: &mut Vec<MethodRow>, name: &str, method: &str, run: MethodRun) {
     }
 }
 
+/// The record of a planned run that is there already. Errors (bad input) if it is another run.
+fn made_before(plan: &ComparisonPlan, planned: &PlannedRun) -> Result<Option<RunRecord>> {
+    let out = planned.dir(&plan.dir);
+    if !out.join("irepair").join("run.json").is_file() {
+        return Ok(None);
+    }
+    let record = finished(plan, &out)?;
+    if let Some(key) = planned::difference(&record.settings, &planned.settings)? {
+        bail_input!(
+            "{} was made with another {key}; choose another --out, or remove that folder to make \
+             it again",
+            out.display()
+        );
+    }
+    Ok(Some(record))
+}
+
 /// The record of a planned run, or why the run failed. The run is made if it is not there yet.
 fn make(
     plan: &ComparisonPlan,
@@ -118,15 +138,7 @@ fn make(
 ) -> Result<Result<RunRecord, String>> {
     let dir = &plan.dir;
     let out = planned.dir(dir);
-    if out.join("irepair").join("run.json").is_file() {
-        let record = finished(plan, &out)?;
-        if let Some(key) = plan::difference(&record.settings, &planned.settings)? {
-            bail_input!(
-                "{} was made with another {key}; choose another --out, or remove that folder to \
-                 make it again",
-                out.display()
-            );
-        }
+    if let Some(record) = made_before(plan, planned)? {
         countdown.pass();
         return Ok(Ok(record));
     }

@@ -52,6 +52,14 @@ pub fn forget(dir: &Path, what: &str) -> Result<()> {
     }
 }
 
+/// Forgets all of it.
+pub fn forget_all(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir.join("failed")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Why something that a merge needs is not there: it failed, as its task has said. Errors (bad
 /// input) if its task was not done, or did not end.
 pub fn missing(dir: &Path, what: &str) -> Result<String> {

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use super::arguments;
 use super::failures::Failures;
-use super::part::Part;
+use super::part::{self, Part};
+use super::planned::{self, PlannedRun, difference, learn_from_one, same_data};
 use crate::bail_input;
 use crate::base::claim::{self, Claim};
 use crate::base::error::{Error, unknown};
@@ -22,38 +23,8 @@ use crate::model::precision::Precision;
 use crate::model::precision::WeightsDtype;
 use crate::report::RunRecord;
 use crate::report::comparison::{BaseRecord, VANILLA};
-use crate::settings::setting::Heading;
-use crate::settings::{
-    Layer, Layers, Prepared, RepairSettings, SETTINGS, read_layer, read_tables, setting,
-};
+use crate::settings::{Layer, Layers, Prepared, RepairSettings, read_layer, read_tables};
 use crate::step;
-
-/// A run that the comparison makes.
-pub struct PlannedRun {
-    /// The name of its row.
-    pub name: String,
-    pub method: String,
-    pub seed: u64,
-    /// All settings that were given, for the file of the run.
-    pub layer: Layer,
-    pub settings: RepairSettings,
-}
-
-impl PlannedRun {
-    /// The title for progress lines.
-    pub fn title(&self) -> String {
-        format!("{}, seed {}", self.name, self.seed)
-    }
-
-    pub fn file_name(&self) -> String {
-        format!("{}-seed{}", self.name, self.seed)
-    }
-
-    /// The folder of the run, if `out` is that of the comparison.
-    pub fn dir(&self, out: &Path) -> PathBuf {
-        out.join("runs").join(self.file_name())
-    }
-}
 
 pub struct ComparisonPlan {
     pub base: BaseRecord,
@@ -66,6 +37,10 @@ pub struct ComparisonPlan {
     pub seeds: Vec<u64>,
     /// The arguments of `eval` that are the same for all models.
     pub eval: Vec<String>,
+    /// SHA-256 of the files that are read besides the model, by name.
+    inputs: BTreeMap<String, String>,
+    /// The scorer that measures continuations, with what tells it from others of its name.
+    judge: Option<String>,
     /// The command `sensitivity` with its arguments.
     pub sensitivity: Vec<String>,
     /// Parts and multiples of each run's change that are measured, too, in ascending order.
@@ -195,6 +170,12 @@ impl ComparisonPlan {
         {
             bail_input!("row {name}: its model or data are not those of the comparison");
         }
+        if let Some((name, _)) = tables.iter().find(|(_, row)| row.contains_key("seed")) {
+            bail_input!(
+                "row {name}: the seeds are the same for all rows; give them as --seeds, or one as \
+                 --seed"
+            );
+        }
         if let Some((name, _)) = tables.iter().find(|(_, row)| row.contains_key("device")) {
             bail_input!(
                 "row {name}: give the device once for all rows, as --device or in --config; \
@@ -205,7 +186,7 @@ impl ComparisonPlan {
         loaded.checkpoint().stays_whole(&dir)?;
         let on_failures = args.edits.is_some() || rows.iter().any(|(.., row)| !by_pairs(row));
         let failures = on_failures.then(|| Failures::read(&shared, &dir)).transpose()?;
-        let eval = arguments::evaluation(args, &shared, on_failures)?;
+        let (eval, judge) = arguments::evaluation(args, &shared, on_failures)?;
         if let Some(failures) = &failures {
             failures.set_as_data(&mut all, true);
             shared = resolve(&all)?;
@@ -260,7 +241,11 @@ impl ComparisonPlan {
                 });
             }
         }
+        let read = eval.iter().map(String::as_str).filter(|name| Path::new(name).is_file());
+        let learned_from = runs.iter().flat_map(|run: &PlannedRun| run.settings.inputs());
         Ok(Self {
+            inputs: files::hashes(read.chain(learned_from))?,
+            judge,
             eval,
             sensitivity: arguments::sensitivity(&shared),
             scales: arguments::scales(args)?,
@@ -339,14 +324,16 @@ impl ComparisonPlan {
     }
 
     /// Makes the folder of the comparison, or goes on with it. Errors (bad input) if it holds
-    /// another comparison or something else.
-    pub fn claim(&self, args: &Compare) -> Result<()> {
+    /// another comparison or something else, or, with --resume, if its runs don't `fit`.
+    pub fn claim(&self, args: &Compare, fit: impl Fn() -> Result<()>) -> Result<()> {
         let dir = &self.dir;
         let path = dir.join("plan.json");
         let mut plan = json!({
             "format_version": 1, "base": self.base, "identity": self.identity, "eval": self.eval,
             "sensitivity": self.sensitivity,
             "failures": self.failures.as_ref().map(Failures::hash), "data": self.data_sha256,
+            "inputs": self.inputs, "judge": self.judge,
+            "scales": self.scales, "tasks": planned::written(&self.runs)?,
         });
         if path.exists() {
             let text = files::read(&path);
@@ -361,11 +348,18 @@ impl ComparisonPlan {
             }
             let found: Value = serde_json::from_slice(&text)
                 .map_err(|e| Error::Input(format!("{}: {e}", path.display())))?;
-            for key in
-                ["format_version", "base", "identity", "eval", "sensitivity", "failures", "data"]
-            {
-                // A comparison that makes no run itself does not know the data.
-                let unknown = key == "data" && (found[key].is_null() || plan[key].is_null());
+            if let Some(name) = planned::changed(&found["inputs"], &mut plan["inputs"]) {
+                bail_input!(
+                    "{}: {name} is another file than when that comparison was begun; choose \
+                     another --out",
+                    dir.display()
+                );
+            }
+            for key in COMMON {
+                // A comparison that makes no run itself does not know the data, nor a plan of an
+                // earlier version its scorer's own name.
+                let unknown = ["data", "judge"].contains(&key)
+                    && (found[key].is_null() || plan[key].is_null());
                 if unknown && plan[key].is_null() {
                     plan[key] = found[key].clone();
                 }
@@ -383,6 +377,15 @@ impl ComparisonPlan {
                         plan[key]
                     );
                 }
+            }
+            if args.resume {
+                fit()?;
+            }
+            match (self.part, self.is_of(&found, &plan)) {
+                (Part::Task(_) | Part::Merge, is_of) => is_of?,
+                // What failed was a task of another plan.
+                (Part::Plan, Err(_)) if !found["tasks"].is_null() => part::forget_all(dir)?,
+                _ => {}
             }
         } else if matches!(self.part, Part::Task(_) | Part::Merge) {
             bail_input!(
@@ -406,9 +409,27 @@ impl ComparisonPlan {
         })?;
         // What a killed comparison left there is as large as models.
         self.remove_scratch();
-        files::sweep(dir).with_context(|| dir.display().to_string())?;
+        // Tasks may be at work there, whose unfinished files are their own.
+        if self.part == Part::Whole {
+            files::sweep(dir).with_context(|| dir.display().to_string())?;
+        }
         std::fs::create_dir(&scratch).with_context(|| scratch.display().to_string())?;
         files::write_whole(&path, serde_json::to_string_pretty(&plan)?.as_bytes())
+    }
+
+    /// Errors (bad input) if the tasks are not those of the plan that was written down.
+    fn is_of(&self, found: &Value, own: &Value) -> Result<()> {
+        let scales = || format!("its --scales are {}, and here {}", found["scales"], own["scales"]);
+        let apart = planned::apart(&found["tasks"], &own["tasks"])
+            .or_else(|| (found["scales"] != own["scales"]).then(scales));
+        match apart {
+            None => Ok(()),
+            Some(what) => bail_input!(
+                "{}: the plan there is another: {what}; give the command that made the plan, with \
+                 --task or --merge in place of --plan, or make it again with --plan",
+                self.dir.display()
+            ),
+        }
     }
 
     /// The folder for models that are made to be evaluated once.
@@ -423,6 +444,10 @@ impl ComparisonPlan {
         std::fs::remove_dir_all(self.scratch()).ok();
     }
 }
+
+/// What is the same whenever a comparison is gone on with.
+const COMMON: [&str; 8] =
+    ["format_version", "base", "identity", "eval", "judge", "sensitivity", "failures", "data"];
 
 /// What the folder of a comparison is marked for.
 const KIND: &str = "comparison";
@@ -456,30 +481,4 @@ fn names(args: &Compare, tables: &BTreeMap<String, Layer>) -> Result<Vec<String>
 fn is_neuron_level(layer: &Layer) -> bool {
     let named = layer.get("method").and_then(Value::as_str).map(step::named);
     matches!(named, Some(Ok(step::Named::Neurons(_))))
-}
-
-/// Leaves a row pairs or prompts: an online method has no use for pairs, nor another for prompts
-/// and how they are sampled.
-fn learn_from_one(layer: &mut Layer, own_prompts: bool) {
-    let named = layer.get("method").and_then(Value::as_str).map(step::named);
-    let online = match named {
-        Some(Ok(step::Named::Blocks(method))) => method.online || own_prompts,
-        _ => own_prompts,
-    };
-    let samples = |key: &String| {
-        key == "prompts" || setting(key).is_some_and(|s| s.heading == Heading::Online)
-    };
-    layer.retain(|key, _| if online { key != "data" } else { !samples(key) });
-}
-
-/// Whether a row learns from the comparison's pairs, or from prompts.
-fn same_data(row: &Prepared, shared: &Prepared) -> bool {
-    row.recipe().is_some_and(|recipe| recipe.online) || row.data == shared.data
-}
-
-/// The name of a setting that differs between two runs and changes their weights.
-pub fn difference(found: &RepairSettings, wanted: &RepairSettings) -> Result<Option<&'static str>> {
-    let (found, wanted) = (serde_json::to_value(found)?, serde_json::to_value(wanted)?);
-    let matters = SETTINGS.iter().filter(|setting| !setting.free);
-    Ok(matters.map(|setting| setting.name).find(|name| found[*name] != wanted[*name]))
 }
