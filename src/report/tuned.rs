@@ -50,6 +50,12 @@ const FIGURES: [(&str, &str, usize); 4] = [
     ("ppl", "perplexity", 2),
 ];
 
+impl Try {
+    pub fn has_failed(&self) -> bool {
+        self.failed.is_some()
+    }
+}
+
 impl Tuned {
     pub const FORMAT_VERSION: u32 = 1;
 

@@ -74,6 +74,9 @@ fn a_killed_search_goes_on() {
     line("out").fails(3, &["--resume"]);
     line("out").and("--resume --max-kl 1").fails(3, &["another max-kl"]);
     line("out").and("--resume --max-steps 4").fails(3, &["another max-steps"]);
+    let resumed = line("out").and("--resume");
+    folder.write("few.jsonl", folder.read("few.jsonl").lines().next().expect("a line"));
+    resumed.fails(3, &["another", "few.jsonl"]);
     line("out").and("--resume").ok();
     let [whole, out] = ["whole", "out"].map(|name| json(folder.path(name).join("tune.json")));
     assert_eq!(tries(&whole), tries(&out));
@@ -113,6 +116,10 @@ fn what_cannot_be_searched_is_refused() {
     line()
         .and("--method dapt --learning-rate 1e-4")
         .fails(2, &["everything that tune searches is given"]);
+    // What measures no KL can't be held to one.
+    line().and("--method dapt").fails(2, &["--max-kl goes by", "dapt+kl"]);
+    line().and("--method dpo+kl --kl-weight 4").fails(2, &["--max-kl goes by", "--eval-steps 0"]);
+    line().and("--model demo --data none.jsonl").fails(3, &["none.jsonl"]);
     line().and("--jobs 0").fails(3, &["--jobs 0"]);
     line().and("--device cpu,cpu").fails(3, &["given twice", "--jobs"]);
     line().and("--resume").fails(3, &["no search in"]);
@@ -125,4 +132,9 @@ fn what_cannot_be_searched_is_refused() {
         .fails(4, &["no try is less toxic", "README.md"]);
     assert!(!error.contains("panicked"));
     assert!(folder.path("worse/tune.json").exists());
+    // What fails at every setting does not use up an hour.
+    tune(&folder, "failing")
+        .and("--budget 1h --method dapt+kl --learning-rate 1e30")
+        .fails(1, &["all 4 tries failed", "at step"]);
+    assert!(folder.read("failing/README.md").contains("Try 4 failed"));
 }

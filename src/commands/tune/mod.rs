@@ -5,9 +5,9 @@
 mod search;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::bail_input;
@@ -18,16 +18,17 @@ use crate::base::files::write_whole;
 use crate::base::interrupt;
 use crate::base::print;
 use crate::base::shell;
-use crate::cli::{Budget, Tune};
-use crate::commands::child::{Child, Machine, Outcome, several};
+use crate::cli::{Budget, MOST_TRIES, Tune};
+use crate::commands::child::{self, Child, Machine, Outcome, several};
+use crate::commands::repair::read_data;
 use crate::commands::{Loaded, On, open};
 use crate::eval::Figures;
 use crate::print_line;
 use crate::report::RunRecord;
 use crate::report::tuned::{RECORD, Try, Tuned};
 use crate::say;
+use crate::scorers;
 use crate::settings::{Layer, Layers, Method, Prepared, read_layer};
-use crate::step::Recipe;
 use search::{Came, Choice, Space};
 
 /// What the folder of a search is marked for.
@@ -55,6 +56,13 @@ pub fn run(args: &Tune) -> Result<()> {
         false => print::text(tuned.sheet().text())?,
     }
     search.end(&tuned, args.output.json)
+}
+
+/// How a try failed.
+struct Failed {
+    why: String,
+    /// What it took all the same.
+    seconds: f64,
 }
 
 struct Search {
@@ -97,14 +105,14 @@ impl Search {
         let mut first = given.clone();
         first.extend(select.first().map(|name| ("select".to_owned(), json!(name))));
         let prepared = resolve(first.clone())?;
-        let Method::Blocks(Recipe { kl_weight, .. }) = &prepared.method else {
+        let Method::Blocks(recipe) = &prepared.method else {
             return Err(Error::Usage(format!(
                 "--method {} repairs neurons; tune searches block-level methods",
                 prepared.settings.method
             ))
             .into());
         };
-        let with_kl = !by_name || *kl_weight != 0.0;
+        let with_kl = !by_name || recipe.kl_weight != 0.0;
         let space = Space {
             learning_rate: (!rate).then_some(prepared.learning_rate),
             kl_budget: (!holds && with_kl).then_some(args.max_kl),
@@ -114,6 +122,17 @@ impl Search {
             return Err(Error::Usage(
                 "everything that tune searches is given; leave out --learning-rate, --kl-weight \
                  and --kl-budget, or --method and --select"
+                    .into(),
+            )
+            .into());
+        }
+        let by_budget = space.kl_budget.is_some() || prepared.kl_budget.is_some();
+        let on_the_way = recipe.online || prepared.eval_steps > 0;
+        if !(by_budget || recipe.needs_normal() && on_the_way) {
+            return Err(Error::Usage(
+                "--max-kl goes by the KL from the base, which these repairs would not measure; \
+                 give a method with a KL term (dapt+kl, dpo+kl, irepair+kl, …) and no \
+                 --eval-steps 0"
                     .into(),
             )
             .into());
@@ -128,9 +147,16 @@ impl Search {
         // Threads and devices change no choice; how many tries are made at a time does. Each
         // process gets its device and its threads as arguments.
         given.retain(|key, _| !["device", "threads"].contains(&key.as_str()));
+        let learned_from = match prepared.recipe().is_some_and(|recipe| recipe.online) {
+            true => None,
+            false => Some(read_data(&prepared)?.sha256),
+        };
+        let options = scorers::Options { toxic_label: prepared.toxic_label.clone() };
         let plan = json!({
             "format_version": 2, "identity": loaded.checkpoint().identity()?, "given": given,
-            "max_kl": args.max_kl, "jobs": machine.at_once,
+            "max_kl": args.max_kl, "jobs": machine.at_once, "data": learned_from,
+            "inputs": files::hashes(prepared.inputs())?,
+            "judge": scorers::open(prepared.judge(), &options)?.name(),
         });
         Ok(Self {
             dir,
@@ -184,6 +210,11 @@ impl Search {
 
     /// Whether the budget allows for another try.
     fn goes_on(&self) -> bool {
+        // What fails at every setting so far fails for a reason that no setting mends.
+        let hopeless = self.tries.len() >= search::FIRST && self.tries.iter().all(Try::has_failed);
+        if hopeless || self.tries.len() >= MOST_TRIES {
+            return false;
+        }
         match self.budget {
             Budget::Runs(runs) => self.tries.len() < runs,
             Budget::Time(time) => {
@@ -208,27 +239,49 @@ impl Search {
             Budget::Time(_) => self.machine.at_once,
         };
         let mut known = self.known.clone();
-        let round: Vec<(usize, Choice)> = (0..self.machine.at_once.min(left))
-            .map(|_| {
-                let choice = self.space.next(&known, self.max_kl);
-                known.push((choice.clone(), None));
-                (known.len(), choice)
-            })
-            .collect();
-        let failed =
+        let mut round: Vec<(usize, Choice)> = Vec::new();
+        for _ in 0..self.machine.at_once.min(left) {
+            let number = known.len() + 1;
+            let choice = match self.begun_with(number)? {
+                Some(choice) => choice,
+                None => self.space.next(&known, self.max_kl),
+            };
+            known.push((choice.clone(), None));
+            round.push((number, choice));
+        }
+        let done =
             several(self.machine.at_once, &round, |(number, choice)| self.make(*number, choice))?;
-        for ((number, choice), failed) in round.into_iter().zip(failed) {
-            self.take(number, choice, failed)?;
+        for ((number, choice), done) in round.into_iter().zip(done) {
+            self.take(number, choice, done)?;
         }
         Ok(())
     }
 
-    /// Takes what a try came to into the search. `failed`: why it failed, if it did.
-    fn take(&mut self, number: usize, choice: Choice, failed: Option<String>) -> Result<()> {
+    /// What a try that is there, or was interrupted, was begun with. It may be another choice than
+    /// today's: one before it that had failed may not fail again.
+    fn begun_with(&self, number: usize) -> Result<Option<Choice>> {
+        let out = self.out(number);
+        if !out.join("irepair/run.json").is_file() && !child::has_state(&out) {
+            return Ok(None);
+        }
+        let (_, layer) = read_layer(Some(&self.config(number)))?;
+        Ok(Some(self.space.choice(&layer)))
+    }
+
+    /// The file with the settings of the try with this number.
+    fn config(&self, number: usize) -> PathBuf {
+        self.dir.join("runs").join(format!("{number:04}.toml"))
+    }
+
+    /// Takes what a try came to into the search.
+    fn take(&mut self, number: usize, choice: Choice, done: Option<Failed>) -> Result<()> {
         let mut made = Try { number, settings: choice.layer(), ..Try::default() };
         let mut came = None;
-        match failed {
-            Some(why) => made.failed = Some(why),
+        match done {
+            Some(Failed { why, seconds }) => {
+                made.failed = Some(why);
+                made.seconds = seconds;
+            }
             None => {
                 let record = RunRecord::read(&self.out(number).join("irepair/run.json"))?;
                 if self.before.is_empty() {
@@ -248,9 +301,9 @@ impl Search {
         Ok(())
     }
 
-    /// Makes a try in a process of its own, if it is not there yet. Returns why it failed, if it
+    /// Makes a try in a process of its own, if it is not there yet. Returns how it failed, if it
     /// did.
-    fn make(&self, number: usize, choice: &Choice) -> Result<Option<String>> {
+    fn make(&self, number: usize, choice: &Choice) -> Result<Option<Failed>> {
         let out = self.out(number);
         if out.join("irepair/run.json").is_file() {
             return Ok(None);
@@ -261,7 +314,7 @@ impl Search {
         layer.entry("eval-samples").or_insert(0.into());
         // That a try is no repair is a result, too.
         layer.insert("fail-on".into(), "nothing".into());
-        let config = self.dir.join("runs").join(format!("{number:04}.toml"));
+        let config = self.config(number);
         let settings = toml::to_string(&layer).context("settings as TOML")?;
         write_whole(&config, settings.as_bytes())?;
         let total = match self.budget {
@@ -269,11 +322,13 @@ impl Search {
             Budget::Time(_) => number,
         };
         let title = format!("try {number} of {total}");
+        let begun = Instant::now();
+        let failed = |why| Failed { why, seconds: begun.elapsed().as_secs_f64() };
         match Child::new(&title, &self.machine, self.quiet).repair(&config, &out)? {
             // A repair that changed nothing, or that its guard ended, is a finished try, too.
             _ if out.join("irepair/run.json").is_file() => Ok(None),
-            Outcome::Done(_) => Ok(Some("it left no run".into())),
-            Outcome::Failed(why) => Ok(Some(why)),
+            Outcome::Done(_) => Ok(Some(failed("it left no run".into()))),
+            Outcome::Failed(why) => Ok(Some(failed(why))),
             Outcome::Interrupted => Err(Error::Interrupted(format!(
                 "interrupted; give the same command with --resume to go on with {}",
                 self.dir.display()
@@ -329,6 +384,10 @@ impl Search {
     /// the base.
     fn end(&self, tuned: &Tuned, json: bool) -> Result<()> {
         let dir = self.dir.display();
+        let failed = tuned.tries.iter().filter_map(|made| made.failed.as_ref());
+        if let Some(why) = failed.clone().next().filter(|_| failed.count() == tuned.tries.len()) {
+            bail!("all {} tries failed; the first: {why}", tuned.tries.len());
+        }
         let before = self.before.get("toxicity");
         let better = |made: &&Try| made.figures.get("toxicity") < before;
         let Some(chosen) = tuned.chosen().filter(better) else {
@@ -379,7 +438,9 @@ fn differing(found: &Value, own: &Value) -> Option<String> {
     let (found, own) = (found.as_object()?, own.as_object()?);
     for (key, value) in own {
         let there = found.get(key).unwrap_or(&Value::Null);
-        if there == value {
+        // Searches of an earlier version did not say what their files hold.
+        let unsaid = there.is_null() && ["data", "inputs", "judge"].contains(&key.as_str());
+        if unsaid || there == value {
             continue;
         }
         let (Some(there), Some(value)) = (there.as_object(), value.as_object()) else {

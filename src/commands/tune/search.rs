@@ -15,7 +15,7 @@ const SMALLEST_BUDGET: f64 = 0.1;
 /// How far a try near the best one may be from it: this many times above or below.
 const NEAR: f64 = 2.0;
 /// The tries that explore before the first one near the best.
-const FIRST: usize = 4;
+pub const FIRST: usize = 4;
 
 /// What is searched. What the user gave is not.
 #[derive(Debug, Clone, PartialEq)]
@@ -62,6 +62,17 @@ impl Space {
         self.learning_rate.is_none() && self.kl_budget.is_none() && self.select.is_empty()
     }
 
+    /// What a try with these settings chose.
+    pub fn choice(&self, layer: &Layer) -> Choice {
+        let number = |name: &str| layer.get(name).and_then(Value::as_f64);
+        let is_it = |name: &&&str| layer.get("select").and_then(Value::as_str) == Some(**name);
+        Choice {
+            learning_rate: number("learning-rate").filter(|_| self.learning_rate.is_some()),
+            kl_budget: number("kl-budget").filter(|_| self.kl_budget.is_some()),
+            select: self.select.iter().find(is_it).copied(),
+        }
+    }
+
     /// The settings of the try after these. A try that failed came to `None`. `most_kl`: in nats a
     /// token, what the chosen try may have.
     pub fn next(&self, tries: &[(Choice, Option<Came>)], most_kl: f64) -> Choice {
@@ -98,7 +109,7 @@ impl Space {
 }
 
 impl Choice {
-    /// The settings, by their names.
+    /// The settings, by their names; [`Space::choice`] is the way back.
     pub fn layer(&self) -> Layer {
         let mut layer = Layer::new();
         let mut add = |name: &str, value: Option<Value>| {
@@ -172,6 +183,15 @@ mod tests {
         let all: Vec<Came> = tries.iter().filter_map(|(_, came)| *came).collect();
         let front: Vec<bool> = all.iter().map(|own| is_on_front(*own, all.clone())).collect();
         assert_eq!(front, [true, false, true, true]);
+    }
+
+    #[test]
+    fn a_choice_is_known_from_its_settings() {
+        for index in 0..8 {
+            let tries = vec![(SPACE.next(&[], 0.02), None); index];
+            let choice = SPACE.next(&tries, 0.02);
+            assert_eq!(SPACE.choice(&choice.layer()), choice);
+        }
     }
 
     #[test]
