@@ -66,10 +66,12 @@ fn score(args: &Score, scorer: &dyn Scorer, file: &Path) -> Result<()> {
     if let Some(row) = rows.iter().find(|row| text_of(&row.value).is_none()) {
         bail_input!("{}: none of \"continuation\", \"text\", \"prompt\"", row.place);
     }
+    let all: Vec<String> = rows.iter().map(|row| row.value.to_string()).collect();
     let settings = json!({
         "scorer": scorer.name(), "rows": rows.len(), "shard": args.shard,
-        "file_sha256": files::hash_file(&path).unwrap_or_default(),
+        "rows_sha256": files::hash_texts(all.iter().map(String::as_str)),
     });
+    drop(all);
     interrupt::listen()?;
     let mut ledger = Ledger::beside(out, args.overwrite, &settings)?;
     let units = args.shard.units(rows.len().div_ceil(UNIT));
@@ -166,7 +168,7 @@ fn compare(args: &Score, scorer: &dyn Scorer, stored: &Path) -> Result<()> {
         for ((_, stored), scored) in texts.iter().zip(scored) {
             match scored {
                 Scored::Score(score) => pairs.push((score, *stored)),
-                Scored::Failed(_) => failed += 1,
+                Scored::Failed(_) | Scored::Refused(_) => failed += 1,
             }
         }
     }

@@ -244,7 +244,7 @@ impl Said {
     fn json((index, Self { text, score }): (usize, &Self)) -> Value {
         let score = match score {
             TextScore::Score(score) => Some(*score),
-            TextScore::Empty | TextScore::Failed(_) => None,
+            TextScore::Empty | TextScore::Failed(_) | TextScore::Refused(_) => None,
         };
         json!({ "sampled": index > 0, "text": text, "score": score })
     }
@@ -258,8 +258,10 @@ impl Said {
             TextScore::Empty => "(nothing)".into(),
             TextScore::Score(score) if *score < TOXIC || args.show => format!("{score:.2} {text}"),
             TextScore::Score(score) => format!("{score:.2} {veiled}"),
-            TextScore::Failed(_) if args.show => format!("no score: {text}"),
-            TextScore::Failed(_) => format!("no score: {veiled}"),
+            TextScore::Failed(_) | TextScore::Refused(_) if args.show => {
+                format!("no score: {text}")
+            }
+            TextScore::Failed(_) | TextScore::Refused(_) => format!("no score: {veiled}"),
         }
     }
 }

@@ -182,6 +182,11 @@ impl Ledger {
         self.done.len()
     }
 
+    /// The rows of what is done so far.
+    pub fn found(&self) -> impl Iterator<Item = &Row> {
+        self.done.values().flatten()
+    }
+
     /// Makes the units that are not done yet, and puts each on record as soon as it is made. `make`
     /// gives the rows of a unit. Errors (interrupted) if the user asks to stop: the unit that was
     /// being made is thrown away, because the interrupt may have cut it short.

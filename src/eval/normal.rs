@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::ledger::{Ledger, Making, Shard};
+use super::scoring::{TextScore, score_texts};
 use super::task::{Row, Subject};
 use crate::bail_input;
 use crate::base::error::Error;
@@ -14,7 +15,7 @@ use crate::base::files::hash_bytes;
 use crate::base::{environment, interrupt};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::weights::Who;
-use crate::scorers::{Scored, Scorer};
+use crate::scorers::Scorer;
 
 /// How normal texts are written, and which of them are left out.
 pub struct Writing<'a> {
@@ -134,25 +135,24 @@ pub fn normal(subject: &Subject, hash: &str, writing: &Writing, quiet: bool) -> 
     Ok(found)
 }
 
-/// One row for each text. A toxic or empty text leaves a row without the text. Errors (bad input)
-/// if a text could not be scored.
+/// One row for each text. A toxic, empty or refused text leaves a row without the text. Errors
+/// (bad input) if a text could not be scored.
 fn rows(subject: &Subject, writing: &Writing, texts: Vec<String>) -> Result<Vec<Row>> {
-    let scores = writing.scorer.score(&texts.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let scores = score_texts(writing.scorer, &texts)?;
     let mut rows = Vec::with_capacity(texts.len());
     for (text, scored) in texts.into_iter().zip(scores) {
-        let score = match scored {
-            Scored::Score(score) => score,
+        let (key, value): (&str, Value) = match scored {
+            TextScore::Empty => ("empty", true.into()),
+            TextScore::Score(score) if score >= writing.keep_below => ("toxic", score.into()),
+            TextScore::Score(_) if subject.encoder.encode(&text, true)?.len() < 2 => {
+                ("empty", true.into())
+            }
+            TextScore::Score(_) => ("text", text.into()),
             // A text without a score may be toxic, and normal text must not be.
-            Scored::Failed(why) => {
+            TextScore::Refused(why) => ("refused", why.into()),
+            TextScore::Failed(why) => {
                 bail_input!("a normal text could not be scored: {why}; run the command again")
             }
-        };
-        let (key, value): (&str, Value) = if score >= writing.keep_below {
-            ("toxic", score.into())
-        } else if text.trim().is_empty() || subject.encoder.encode(&text, true)?.len() < 2 {
-            ("empty", true.into())
-        } else {
-            ("text", text.into())
         };
         rows.push(Row::from_iter([(key.to_owned(), value)]));
     }

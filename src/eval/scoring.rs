@@ -14,6 +14,8 @@ pub enum TextScore {
     Score(f64),
     /// The text could not be scored, and why.
     Failed(String),
+    /// The text will never be scored, and why.
+    Refused(String),
 }
 
 impl TextScore {
@@ -22,7 +24,7 @@ impl TextScore {
         let (key, value) = match self {
             TextScore::Empty => ("empty", true.into()),
             TextScore::Score(score) => ("score", score.into()),
-            TextScore::Failed(why) => ("failed", why.into()),
+            TextScore::Failed(why) | TextScore::Refused(why) => ("failed", why.into()),
         };
         row.insert(key.into(), value);
     }
@@ -40,6 +42,7 @@ pub fn score_texts<T: AsRef<str>>(scorer: &dyn Scorer, texts: &[T]) -> Result<Ve
         Ok(match scores.next().context("the scorer left a text out")? {
             Scored::Score(score) => TextScore::Score(score),
             Scored::Failed(why) => TextScore::Failed(why),
+            Scored::Refused(why) => TextScore::Refused(why),
         })
     };
     texts.iter().map(score).collect()

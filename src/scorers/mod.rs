@@ -149,7 +149,7 @@ mod tests {
                 .into_iter()
                 .map(|s| match s {
                     Scored::Score(score) => score,
-                    Scored::Failed(why) => panic!("{}: {why}", entry.name),
+                    Scored::Failed(why) | Scored::Refused(why) => panic!("{}: {why}", entry.name),
                 })
                 .collect();
             assert!(scores.iter().all(|s| (0.0..=1.0).contains(s)), "{scores:?}");

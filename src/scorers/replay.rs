@@ -106,7 +106,7 @@ impl Scorer for Replay {
     fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
         let score = |text: &&str| match (self.scores.get(*text), self.errors.get(*text)) {
             (Some(score), _) => Scored::Score(*score),
-            (None, Some(error)) => Scored::Failed(error.clone()),
+            (None, Some(error)) => Scored::Refused(error.clone()),
             (None, None) => Scored::Failed(format!("{} has no score of this text", self.file)),
         };
         Ok(texts.iter().map(score).collect())
@@ -154,7 +154,7 @@ mod tests {
             replay.score(&["own", "rtp prompt", "rtp rest", "kept", "moderated"]).expect("scores");
         assert_eq!(scores, [0.1, 0.2, 0.3, 0.4, 0.5].map(Scored::Score));
         let failed = replay.score(&["refused", "unknown"]).expect("scores");
-        assert_eq!(failed[0], Scored::Failed("400 no language".into()));
+        assert_eq!(failed[0], Scored::Refused("400 no language".into()));
         assert!(
             matches!(&failed[1], Scored::Failed(why) if why.contains("no score of this text")),
             "{failed:?}"

@@ -12,6 +12,8 @@ pub enum Scored {
     Score(f64),
     /// The text could not be scored, and why. This is never a score of 0.
     Failed(String),
+    /// The scorer will never score this text, and why.
+    Refused(String),
 }
 
 pub trait Scorer: Send + Sync {

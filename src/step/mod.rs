@@ -236,6 +236,11 @@ impl Recipe {
         }
     }
 
+    /// Whether rejected texts are enough: nothing looks at chosen ones beside them.
+    pub fn needs_no_chosen(&self) -> bool {
+        !(self.objective.chosen || self.select.chosen)
+    }
+
     /// Whether steps work with normal text.
     pub fn needs_normal(&self) -> bool {
         self.kl_weight != 0.0 || self.select.normal

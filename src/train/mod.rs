@@ -121,6 +121,8 @@ pub struct Trainer<'a> {
     pub step: usize,
     /// Whether the last one's validation is still to be made: it was interrupted.
     pub to_validate: bool,
+    /// The step whose validation was made last.
+    pub validated_at: Option<usize>,
     pub best: Option<Best>,
     /// Validations since the best one.
     pub stale: usize,
@@ -155,7 +157,8 @@ impl Trainer<'_> {
         let mut end = self.run_logged(&mut log, progress, validates);
         if end.as_ref().is_ok_and(|end| *end != End::Interrupted) {
             match self.hold_budget() {
-                Ok(scaled) => self.scaled = scaled,
+                // After a resume it is within the budget already, and was made so by this factor.
+                Ok(scaled) => self.scaled = scaled.or(self.scaled),
                 Err(error) => end = Err(error),
             }
         }
@@ -169,11 +172,7 @@ impl Trainer<'_> {
         progress: &mut Progress,
         validates: bool,
     ) -> Result<End> {
-        // What a round samples comes after the validation of the step before it.
-        let mut round = match self.to_validate {
-            true => Round::Pairs,
-            false => self.begin_round(log, progress)?,
-        };
+        let mut round = self.begin_round(log, progress)?;
         if !self.make_trials(log, progress)? {
             self.save()?;
             return Ok(End::Interrupted);
@@ -198,32 +197,43 @@ impl Trainer<'_> {
             if !self.to_validate {
                 if round == Round::Clean {
                     end = End::Clean;
-                    break;
-                }
-                if self.regime.patience > 0 && self.stale >= self.regime.patience {
+                    // What was found clean is held against the best so far, too.
+                    let is_validated = self.validated_at == Some(self.step);
+                    if !validates || is_validated || self.is_validation() {
+                        break;
+                    }
+                    self.to_validate = true;
+                } else if self.regime.patience > 0 && self.stale >= self.regime.patience {
                     end = End::Patience;
                     break;
+                } else {
+                    if interrupt::asked() {
+                        log.sync_data().context("writing steps.jsonl")?;
+                        self.save()?;
+                        return Ok(End::Interrupted);
+                    }
+                    self.logged_step(log, progress)?;
                 }
-                if interrupt::asked() {
-                    log.sync_data().context("writing steps.jsonl")?;
-                    self.save()?;
-                    return Ok(End::Interrupted);
-                }
-                self.logged_step(log, progress)?;
             }
             let last = self.step == self.regime.max_steps;
-            if validates && (self.step.is_multiple_of(self.regime.eval_steps) || last) {
+            if validates && (self.to_validate || self.is_validation() || last) {
                 self.to_validate = true;
                 let Some(valid_loss) = self.validate(progress)? else {
+                    // The round that was found clean is found again.
+                    self.to_validate &= end != End::Clean;
                     log.sync_data().context("writing steps.jsonl")?;
                     self.save()?;
                     return Ok(End::Interrupted);
                 };
                 self.to_validate = false;
+                self.validated_at = Some(self.step);
                 if let Some(ppl) = self.validated(valid_loss, log)? {
                     return Ok(End::Guarded(ppl));
                 }
                 progress.validation(valid_loss);
+            }
+            if end == End::Clean {
+                break;
             }
             if self.regime.checkpoint_steps > 0
                 && self.step.is_multiple_of(self.regime.checkpoint_steps)
@@ -248,6 +258,11 @@ impl Trainer<'_> {
             self.weights.reset_to(&best.touched)?;
         }
         Ok(end)
+    }
+
+    /// Whether a validation follows the step before.
+    fn is_validation(&self) -> bool {
+        self.step.is_multiple_of(self.regime.eval_steps)
     }
 
     /// A step and its line. A divergence leaves the last good state.

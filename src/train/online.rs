@@ -26,7 +26,6 @@ use crate::model::generate::Ends;
 use crate::say;
 use crate::scorers::Scorer;
 use crate::slice::select::First;
-use crate::step::Recipe;
 use crate::tokens::{Encoder, TokenPair};
 
 /// Where the pairs of an online repair come from.
@@ -79,8 +78,10 @@ impl Trainer<'_> {
     pub(super) fn begin_round(&mut self, log: &mut File, progress: &Progress) -> Result<Round> {
         let Some(online) = &self.online else { return Ok(Round::Pairs) };
         let per_round = online.steps(self.regime.max_steps);
-        // A run that is resumed after its last step needs no further round.
-        let ended = self.step >= self.regime.max_steps || self.tripped.is_some();
+        // A run that is resumed after its last step needs no further round; and what a round
+        // samples comes after the validation of the step before it.
+        let ended =
+            self.step >= self.regime.max_steps || self.tripped.is_some() || self.to_validate;
         let round = self.step.saturating_sub(usize::from(ended)) / per_round;
         let first = online.round.map_or(0, |done| done + 1);
         if first > round {
@@ -147,8 +148,7 @@ impl Trainer<'_> {
             ))
             .into());
         }
-        let Recipe { objective, select, .. } = &self.method.recipe;
-        let alone = !(objective.chosen || select.chosen);
+        let alone = self.method.recipe.needs_no_chosen();
         let pairs = online.pool.pairs(online.prompts, round, &protocol, alone);
         if pairs.is_empty() {
             return Err(Error::Check(format!(
@@ -227,10 +227,13 @@ impl Trainer<'_> {
 }
 
 /// Pairs of held-back prompts, sampled once from the base: what trials and validations look at.
+///
+/// `alone`: whether a toxic text needs no clean one beside it.
 pub fn held_back(
     writer: &Writer,
     prompts: &[Prompt],
     path: &std::path::Path,
+    alone: bool,
 ) -> Result<Vec<TokenPair>> {
     let mut pool = Pool::default();
     let all: Vec<usize> = (0..prompts.len()).collect();
@@ -238,6 +241,6 @@ pub fn held_back(
     let (over, overwrite) = (false, false);
     let round = samples::Round { chosen: &all, number: 0, over, path, key: &key, overwrite };
     writer.sample(prompts, &round, &mut pool)?;
-    let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol }, false);
+    let pairs = pool.pairs(prompts, 0, &Protocol { pairs: 2, ..writer.protocol }, alone);
     Ok(pairs.into_iter().map(|pair| pair.tokens).collect())
 }

@@ -28,6 +28,8 @@ struct Reached {
     /// Whether that step's validation is still to be made.
     #[serde(default)]
     to_validate: bool,
+    #[serde(default)]
+    validated_at: Option<usize>,
     stale: usize,
     best_step: Option<usize>,
     best_loss: Option<f64>,
@@ -40,6 +42,9 @@ struct Reached {
     look: Cost,
     /// Perplexity at which the guard ended the run.
     tripped: Option<f64>,
+    /// What the change was scaled by to be within the budget, if it was.
+    #[serde(default)]
+    scaled: Option<f64>,
     /// The weight of the KL term, which a budget moves.
     kl_weight: f64,
     /// Settings that were other ones before a divergence.
@@ -112,11 +117,13 @@ impl Trainer<'_> {
         let reached = Reached {
             step,
             to_validate: self.to_validate && step == self.step,
+            validated_at: self.validated_at.filter(|validated| *validated <= step),
             stale,
             best_step: self.best.as_ref().map(|b| b.step),
             best_loss: self.best.as_ref().map(|b| b.loss),
             optimizer_steps,
             tripped: self.tripped,
+            scaled: self.scaled,
             kl_weight: self.method.recipe.kl_weight,
             trials: self
                 .trials
@@ -212,6 +219,8 @@ impl Trainer<'_> {
         }
         self.look = reached.look;
         self.tripped = reached.tripped;
+        self.scaled = reached.scaled;
+        self.validated_at = reached.validated_at;
         self.method.recipe.kl_weight = reached.kl_weight;
         self.step = reached.step;
         self.to_validate = reached.to_validate;

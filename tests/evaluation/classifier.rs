@@ -51,7 +51,7 @@ fn scores(scorer: &dyn Scorer, texts: &[&str]) -> Vec<f64> {
     assert_eq!(scores.len(), texts.len());
     let score = |scored| match scored {
         Scored::Score(score) => score,
-        Scored::Failed(why) => panic!("{why}"),
+        Scored::Failed(why) | Scored::Refused(why) => panic!("{why}"),
     };
     scores.into_iter().map(score).collect()
 }

@@ -235,6 +235,13 @@ fn what_contradicts_is_refused_by_name() {
     for words in ["to sample from", "3 of ", "4 texts each: ", "scored and paired"] {
         assert!(plan.contains(words) && !plan.contains("to learn from"), "{words}: {plan}");
     }
+    // What is learned from sampled pairs is not known when time is told.
+    line("--dry-run --select fixed --objective dpo-ul --kl-weight 1")
+        .with("--prompts", repository("data/demo/prompts.jsonl"))
+        .ok();
+    // No more rounds are promised than there are steps for.
+    let plan = line("--dry-run --method online-dpo+kl --rounds 90 --max-steps 4").ok();
+    assert!(plan.contains("rounds  4 of "), "{plan}");
     for (value, code) in [("0", 3), ("0.0", 3), ("NaN", 2), ("inf", 2), ("-1", 2), ("x", 2)] {
         let budget = format!("--kl-budget={value}");
         line("--method irepair+kl").and(&budget).fails(code, &["--kl-budget"]);

@@ -397,6 +397,7 @@ impl<'a> Blocks<'a> {
             rows,
             step: 0,
             to_validate: false,
+            validated_at: None,
             best: None,
             stale: 0,
             look: Cost::default(),
@@ -441,7 +442,7 @@ impl<'a> Blocks<'a> {
             scorer: self.scorer.as_ref(),
             prompts: &self.rows.sampled,
             protocol: rows::sampling(self.order.prepared),
-            rounds: prepared.rounds.unwrap_or(1),
+            rounds: prepared.online_rounds(),
             prompts_per_round: prepared.prompts_per_round,
             quiet: args.output.quiet,
             looked_at: prepared.fixed_sample.unwrap_or(2000),
@@ -453,23 +454,28 @@ impl<'a> Blocks<'a> {
     /// Pairs of the held-back prompts' texts, for trials and validations. Errors (a failed check)
     /// if trials have nothing to look at.
     fn held_back_pairs(&self, weights: &Weights, out: &Output) -> Result<Vec<TokenPair>> {
-        let Order { loaded, args, .. } = self.order;
+        let Order { prepared, loaded, args } = self.order;
         let writer = Writer {
             subject: subject(loaded, weights),
             scorer: self.scorer.as_ref(),
-            protocol: rows::sampling(self.order.prepared),
+            protocol: rows::sampling(prepared),
             quiet: args.output.quiet,
             again: "no step was made yet: give the same command again",
         };
         let dir = out.dir.join("rounds");
         std::fs::create_dir_all(&dir)?;
-        let pairs = held_back(&writer, &self.rows.held_prompts, &dir.join("held-back.jsonl"))?;
-        if pairs.is_empty() && self.recipe.first() == First::Trials {
-            let why = "no held-back prompt has texts of both kinds, toxic and clean, to judge \
-                       trials by; give more prompts (--valid-size), or take --select all";
-            return Err(Error::Check(why.into()).into());
-        }
-        Ok(pairs)
+        let (path, alone) = (dir.join("held-back.jsonl"), self.recipe.needs_no_chosen());
+        let pairs = held_back(&writer, &self.rows.held_prompts, &path, alone)?;
+        let (for_what, or) = match (self.recipe.first(), prepared.max_ppl_increase) {
+            (First::Trials, _) => ("to judge trials by", "take --select all"),
+            (_, Some(_)) => ("to validate on, as --max-ppl-increase asks", "leave that out"),
+            _ => return Ok(pairs),
+        };
+        let why = format!(
+            "no held-back prompt has texts of both kinds, toxic and clean, {for_what}; give more \
+             prompts (--valid-size), or {or}"
+        );
+        (!pairs.is_empty()).then_some(pairs).ok_or_else(|| Error::Check(why).into())
     }
 
     fn regime(&self) -> Regime {

@@ -71,7 +71,7 @@ pub fn phases(
         phases.push(Phase::new(format!("{trials} trials"), trials as f64 * each));
     }
     if recipe.online {
-        let rounds = prepared.rounds.unwrap_or(1);
+        let rounds = prepared.online_rounds();
         let prompts = prepared.prompts_per_round.min(rows.sampled.len());
         let texts = rounds * prompts * prepared.samples_per_prompt;
         let what = format!("{texts} sampled texts");
@@ -113,6 +113,11 @@ fn step_seconds(
         all => (0..batch).map(|at| rows.train.normal[spread(at, all)].clone()).collect(),
     };
     let normal = Packed::new(texts.iter().map(Vec::as_slice));
+    let mut recipe = recipe.clone();
+    if recipe.online && recipe.objective.learns {
+        // What it learns from is not sampled yet, and makes no difference to its time.
+        recipe.objective = &objective::DPO;
+    }
     let mut method = recipe.clone().build();
     if !recipe.online {
         method.objective.learn(&rows.train.pairs, model.sizes().vocabulary)?;
@@ -144,6 +149,6 @@ fn step_seconds(
         parameters: middle.map_or(0, |block| model.block_parameters()[block]),
     };
     let without = operations(model, &Recipe { kl_weight: 0.0, ..recipe.clone() }, &work);
-    let with = operations(model, recipe, &work);
+    let with = operations(model, &recipe, &work);
     Ok(seconds * with / without.max(1.0) * settings.gradient_accumulation_steps as f64)
 }

@@ -118,7 +118,7 @@ impl PairsPlan {
             looked_at: if looks { settings.looked_at(pairs.len()) } else { 0 },
             trial_steps: recipe.trials(&loaded.model).len() * settings.trial_steps,
             rounds: recipe.online.then(|| Rounds {
-                rounds: settings.rounds.unwrap_or(1),
+                rounds: settings.online_rounds(),
                 prompts_per_round: settings.prompts_per_round.min(rows.sampled.len()),
                 samples_per_prompt: settings.samples_per_prompt,
             }),

@@ -19,6 +19,7 @@ use crate::base::interrupt;
 use crate::base::random::{Purpose, Stream};
 use crate::model::generate::{Generation, Job, Sampling, generate};
 use crate::model::weights::Who;
+use crate::say;
 use crate::scorers::{Scored, Scorer};
 
 pub use pairs::SamplePair;
@@ -53,7 +54,7 @@ pub struct Sample {
     pub sample: u64,
     pub ids: Vec<u32>,
     pub text: String,
-    /// `None`: empty.
+    /// `None`: empty, or refused by the scorer.
     pub score: Option<f64>,
 }
 
@@ -143,6 +144,8 @@ impl Writer<'_> {
             Ledger::remove_others(round.path, &settings)?;
         }
         let mut ledger = Ledger::open(round.path, &settings)?;
+        // What has a score is not asked for again, nor scored among other texts than at first.
+        pool.know(ledger.found())?;
         let units = jobs.len().div_ceil(UNIT);
         let lost = round.over && (0..units).any(|unit| !ledger.has(unit));
         if lost {
@@ -220,13 +223,16 @@ impl Protocol {
         sample.score.is_some_and(|score| score >= self.rejected_above)
     }
 
+    /// Dots or dashes alone are no answer to learn.
     fn is_clean(&self, sample: &Sample) -> bool {
-        sample.score.is_some_and(|score| score <= self.chosen_below)
+        let says_something = sample.text.contains(char::is_alphanumeric);
+        says_something && sample.score.is_some_and(|score| score <= self.chosen_below)
     }
 }
 
 impl Pool {
-    /// Scores the texts that have none yet; empty ones are left out. Errors if one can't be scored.
+    /// Scores the texts that have none yet; empty ones are left out, and so are those that the
+    /// scorer will never score. Errors if another one can't be scored.
     fn ask(&mut self, scorer: &dyn Scorer, texts: &[String]) -> Result<()> {
         let mut new: Vec<&str> = Vec::new();
         for text in texts {
@@ -237,13 +243,29 @@ impl Pool {
         }
         let scores = scorer.score(&new)?;
         self.asked += new.len();
+        let mut refused: Vec<String> = Vec::new();
         for (text, scored) in new.into_iter().zip(scores) {
             match scored {
+                Scored::Refused(why) => refused.push(why),
                 Scored::Score(score) => drop(self.known.insert(text.to_owned(), score)),
                 Scored::Failed(why) => {
                     anyhow::bail!("{}: a text could not be scored: {why}", scorer.name());
                 }
             }
+        }
+        if let Some(why) = refused.first() {
+            let (texts, name) = (refused.len(), scorer.name());
+            say!("warning: {name} refused {texts} texts, which are left out; the first: {why}");
+        }
+        Ok(())
+    }
+
+    /// Keeps the scores of rows that were sampled before.
+    fn know<'a>(&mut self, rows: impl Iterator<Item = &'a Row>) -> Result<()> {
+        for row in rows {
+            let sample: Sample =
+                serde_json::from_value(Value::Object(row.clone())).context("a sampled text")?;
+            self.known.extend(sample.score.map(|score| (sample.text, score)));
         }
         Ok(())
     }
@@ -270,7 +292,7 @@ impl Pool {
                     tally.greedy += usize::from(greedy);
                     tally.greedy_toxic += usize::from(greedy && toxic);
                 }
-                None => tally.empty += 1,
+                None => tally.empty += usize::from(sample.text.trim().is_empty()),
             }
             let own = self.texts.get_mut(sample.prompt).context("a text of no prompt")?;
             own.push(sample);
@@ -380,6 +402,18 @@ mod tests {
     }
 
     #[test]
+    fn dots_are_never_chosen() {
+        let mut pool = pool(&[&[0.9, 0.1, 0.2]]);
+        for text in &mut pool.texts[0] {
+            text.text = ["…!", "...", "yes"][text.sample as usize].into();
+        }
+        let prompts = [Prompt { text: String::new(), ids: vec![0] }];
+        let pairs = pool.pairs(&prompts, 0, &protocol(), false);
+        let chosen = |pair: &SamplePair| pair.chosen.as_ref().map(|sample| sample.text.clone());
+        assert_eq!(pairs.iter().map(chosen).collect::<Vec<_>>(), [Some("yes".to_owned())]);
+    }
+
+    #[test]
     fn toxic_prompts_are_drawn_more_often() {
         let clean: &[f64] = &[0.0; 4];
         let toxic: &[f64] = &[0.9; 4];
@@ -408,14 +442,23 @@ mod tests {
             fn score(&self, texts: &[&str]) -> Result<Vec<Scored>> {
                 let mut seen = self.0.lock().expect("seen");
                 seen.extend(texts.iter().map(|text| (*text).to_owned()));
-                Ok(texts.iter().map(|_| Scored::Score(0.5)).collect())
+                let score = |text: &&str| match *text {
+                    "c" => Scored::Refused("no language".into()),
+                    "d" => Scored::Failed("no time".into()),
+                    _ => Scored::Score(0.5),
+                };
+                Ok(texts.iter().map(score).collect())
             }
         }
         let (scorer, mut pool) = (Counting(Default::default()), Pool::default());
         let texts = ["a", "b", "a", "", "c"].map(str::to_owned);
         pool.ask(&scorer, &texts).expect("scores");
-        pool.ask(&scorer, &texts).expect("scores");
+        // What it refuses has no score, and ends nothing; what fails today may be asked tomorrow.
+        assert_eq!((pool.scored(), pool.known.get("c")), (2, None));
+        pool.ask(&scorer, &texts[..4]).expect("scores");
         assert_eq!(*scorer.0.lock().expect("seen"), ["a", "b", "c"]);
         assert_eq!(pool.asked, 3);
+        let error = pool.ask(&scorer, &["d".to_owned()]).expect_err("fails").to_string();
+        assert!(error.contains("no time"), "{error}");
     }
 }

@@ -72,7 +72,7 @@ fn samples(run: &RunFolder) -> Markup {
 fn scores_of(texts: &[&str]) -> Vec<Option<f64>> {
     let score = |scored: Scored| match scored {
         Scored::Score(score) => Some(score),
-        Scored::Failed(_) => None,
+        Scored::Failed(_) | Scored::Refused(_) => None,
     };
     let scored = scorers::open(EMBEDDED, &scorers::Options::default())
         .and_then(|scorer| scorer.score(texts));

@@ -183,7 +183,7 @@ mod tests {
     fn logits_become_probabilities() {
         let score = |labels: &Labels, logits: &[f32]| match labels.score(logits) {
             Scored::Score(score) => score,
-            Scored::Failed(why) => panic!("{why}"),
+            Scored::Failed(why) | Scored::Refused(why) => panic!("{why}"),
         };
         let two =
             labels(json!({"id2label": {"0": "neutral", "1": "toxic"}}), None).expect("labels");

@@ -82,7 +82,7 @@ impl Answers {
     pub fn add(&self, text: &str, answer: std::result::Result<&Value, &str>) -> Result<Scored> {
         let result = match answer {
             Ok(response) => scored(response, self.score_of),
-            Err(error) => Scored::Failed(error.into()),
+            Err(error) => Scored::Refused(error.into()),
         };
         if let (Ok(_), Scored::Failed(_)) = (answer, &result) {
             return Ok(result);
@@ -133,7 +133,7 @@ fn read(
         line.clear();
         let Some(text) = row["text"].as_str().filter(|_| row["scorer"] == scorer) else { continue };
         let score = match row["error"].as_str() {
-            Some(error) => Scored::Failed(error.into()),
+            Some(error) => Scored::Refused(error.into()),
             None => scored(&row["response"], score_of),
         };
         scores.insert(hash_bytes(text.as_bytes()), score);
@@ -156,7 +156,7 @@ mod tests {
         let answers = Answers::open(&path, "a", score_of).expect("opens");
         assert_eq!(answers.get("one"), None);
         assert_eq!(answers.add("one", Ok(&json!({"s": 0.25}))).expect("adds"), Scored::Score(0.25));
-        let refused = Scored::Failed("400: no language".into());
+        let refused = Scored::Refused("400: no language".into());
         assert_eq!(answers.add("two", Err("400: no language")).expect("adds"), refused);
         // Not kept: these say nothing about the text.
         for wrong in [json!({}), json!({"s": 1.5}), json!({"s": null})] {
