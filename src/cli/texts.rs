@@ -53,13 +53,14 @@ pub struct Generate {
     #[command(flatten)]
     pub model: OneModel,
     /// A prompt; several times for several
-    #[arg(long, value_name = "TEXT", help_heading = "Input")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "limit", help_heading = "Input")]
     pub prompt: Vec<String>,
     /// Rows with "prompt" or "text", or lines of a .txt [default: the demo's held-back prompts]
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub prompts: Option<PathBuf>,
     /// Write N texts from the start-of-sequence token alone
-    #[arg(long, value_name = "N", help_heading = "Input")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["limit", "max_prompt_length", "samples"],
+        help_heading = "Input")]
     pub unconditional: Option<usize>,
     /// Use only the first N prompts
     #[arg(short = 'L', long, value_name = "N", help_heading = "Input")]

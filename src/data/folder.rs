@@ -187,7 +187,10 @@ pub fn how_to_convert_arrow(file: &Path) -> String {
 /// The files of one split: the named one, or `train` where there are several. What was taken is
 /// said.
 fn one_split(folder: &Path, files: Vec<PathBuf>, wanted: Option<&str>) -> Result<Vec<PathBuf>> {
-    let of = |file: &PathBuf| split_of(file.strip_prefix(folder).unwrap_or(file));
+    let named = |file: &PathBuf| split_of(file.strip_prefix(folder).unwrap_or(file));
+    let any = files.iter().any(|file| named(file).is_some());
+    // Beside files of a split, the others are those to learn from.
+    let of = |file: &PathBuf| named(file).or_else(|| any.then(|| TRAIN.to_owned()));
     let splits: BTreeSet<String> = files.iter().filter_map(of).collect();
     let have = || splits.iter().cloned().collect::<Vec<_>>().join(", ");
     let folder = folder.display();

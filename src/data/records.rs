@@ -219,17 +219,41 @@ fn csv_rows(path: &Path, mut reader: impl BufRead, most: usize) -> Result<Vec<Re
     let begin = reader.fill_buf().map_err(|e| broken(e.into()))?;
     let mark = begin.len() - without_bom(begin).len();
     reader.consume(mark);
-    let mut reader = csv::Reader::from_reader(reader);
+    // Behind the last row stands one more, which an open quote before it swallows: the crate itself
+    // takes the end of a file for the end of a quoted field.
+    let reader = reader.chain(&b"\n\"\"\n"[..]);
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
+    let is_last = |row: &csv::StringRecord| row.len() == 1 && row[0].is_empty();
+    let open = |line: usize| {
+        let path = path.display();
+        Error::Input(format!("{path}:{line}: a quote is opened in this row and never closed"))
+    };
     let head = reader.headers().map_err(broken)?.clone();
+    if is_last(&head) {
+        return Ok(Vec::new());
+    }
     let mut names: Vec<&str> = head.iter().collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|p| !p[0].is_empty() && p[0] == p[1]) {
         bail_input!("{}: two columns are called {:?}", path.display(), shortened(twice[0], 100));
     }
     let mut rows = Vec::new();
-    for row in reader.records().take(most) {
-        let row = row.map_err(broken)?;
-        let line = row.position().map_or(0, csv::Position::line) as usize;
+    let (mut all, mut line) = (reader.records().peekable(), 1);
+    while rows.len() < most || all.peek().is_none() {
+        let row = all.next().ok_or_else(|| open(line))?.map_err(broken)?;
+        if is_last(&row) && all.peek().is_none() {
+            break;
+        }
+        line = row.position().map_or(0, csv::Position::line) as usize;
+        if row.len() != head.len() {
+            all.peek().ok_or_else(|| open(line))?;
+            bail_input!(
+                "{}:{line}: a row of {} columns, and the first line names {}",
+                path.display(),
+                row.len(),
+                head.len()
+            );
+        }
         let value =
             head.iter().zip(&row).map(|(key, value)| (key.to_owned(), value.into())).collect();
         rows.push(Record {

@@ -117,6 +117,17 @@ fn rows_of_csv() {
     let rows = folder.rows("scored.jsonl");
     assert_eq!(rows[0]["text"], "thank you, \"friend\"");
     assert!(rows[0]["score"].as_f64() < Some(0.5) && rows[1]["score"].as_f64() >= Some(0.5));
+    // An open quote would take all rows behind it for one field.
+    for (text, line) in [
+        ("id,text\n1,\"open\n2,b\n3,c\n", 2),
+        ("id,text\n1,a\n2,b\n3,\"c", 4),
+        ("id,text\n1,\"a\n2,b\",\n", 2),
+        ("id,\"text\n1,a\n", 1),
+    ] {
+        let open = folder.write("open.csv", text);
+        let place = format!("open.csv:{line}: ");
+        irepair("score").arg(open).with("--out", folder.path("x.jsonl")).fails(3, &[&place]);
+    }
     for (name, text) in [("broken.csv", "id,text\n1,a,b\n"), ("broken.parquet", "PAR1 not")] {
         irepair("score")
             .arg(folder.write(name, text))

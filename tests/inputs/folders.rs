@@ -54,6 +54,13 @@ fn splits_are_told_by_names_of_files_and_folders() {
     folder.write("inner/data/train/0.jsonl", ROW);
     folder.write("inner/data/test/0.jsonl", OTHER);
     assert_eq!(sensitivity(folder.path("inner")).ok(), want);
+    // Beside a split that is not to be learned from.
+    folder.write("beside/rows.jsonl", ROW);
+    folder.write("beside/rows-test.jsonl", OTHER);
+    let beside = sensitivity(folder.path("beside"));
+    assert_eq!(beside.ok(), want);
+    let said = beside.warns();
+    assert!(said.contains("only the split train is read (it has: test, train)"), "{said}");
     // Two configurations, and no way to tell which is meant.
     folder.write("both/one/train.jsonl", ROW);
     folder.write("both/two/train.jsonl", OTHER);

@@ -131,7 +131,11 @@ impl Kept {
         if !blob.exists() {
             download(client, &url, &blob, &tag, bytes, name)?;
         }
-        let linked = link(&blob, &place, name).context("the cache");
+        // Another process may have made the link while this one waited, and have opened it.
+        let linked = match place.exists() {
+            true => Ok(()),
+            false => link(&blob, &place, name).context("the cache"),
+        };
         if locked {
             lock.unlock().ok();
         }

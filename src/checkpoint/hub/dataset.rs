@@ -16,7 +16,7 @@ use crate::say;
 /// The branch of a data set that holds its rows as `CONFIG/SPLIT/0000.parquet`.
 const BRANCH: &str = "refs/convert/parquet";
 /// The variable of the library datasets that counts for data sets as `HF_HUB_OFFLINE` does.
-const OFFLINE: &str = "HF_DATASETS_OFFLINE";
+pub const OFFLINE: &str = "HF_DATASETS_OFFLINE";
 /// The configuration that is taken where several have the split.
 const DEFAULT: &str = "default";
 /// How a split's folder begins that holds only the first rows of a large one.
@@ -65,7 +65,9 @@ fn choose(id: &str, names: &[String], wanted: Option<&str>) -> Result<Place> {
     let fits = |place: &Place| {
         let (config, split) = parts(place);
         match wanted {
-            Some(wanted) => wanted == split || wanted == format!("{config}/{split}"),
+            Some(wanted) => {
+                wanted == split || wanted == format!("{config}/{split}") || wanted == place
+            }
             None => split == TRAIN || places.len() == 1,
         }
     };

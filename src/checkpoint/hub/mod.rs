@@ -207,7 +207,8 @@ impl Hub {
                 .iter()
                 .find_map(|ending| names.iter().find(|name| name.ends_with(ending)).cloned())
         };
-        if self.offline {
+        if self.offline || is_true(dataset::OFFLINE) {
+            let set = if self.offline { "HF_HUB_OFFLINE" } else { dataset::OFFLINE };
             let commit = kept.commit(revision);
             let snapshot = commit.as_ref().map(|commit| kept.snapshot(commit));
             let names = snapshot.as_deref().map_or(Vec::new(), |dir| files_under(dir, ""));
@@ -217,7 +218,7 @@ impl Hub {
                 }
                 (_, snapshot, _) => Err(Error::Hub(format!(
                     "the data set {id}@{revision} ({}) is not in the cache (looked in {}), and \
-                     HF_HUB_OFFLINE is set; unset it, or give a file",
+                     {set} is set; unset it, or give a file",
                     endings.join(" or "),
                     snapshot.unwrap_or(self.cache.clone()).display()
                 ))

@@ -62,7 +62,7 @@ impl Rows {
             );
         }
         let held_back = self.normal_to_hold_back(settings, recipe, tokens.len());
-        let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| index);
+        let (normal, valid_normal) = split(tokens, held_back, settings.seed, 1, |index, _| [index]);
         self.record.cut_texts = cut;
         self.record.normal = normal.len();
         self.record.normal_held_back = valid_normal.len();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::Loaded;
@@ -243,8 +244,16 @@ pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Resu
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));
     let all = tokens.len();
+    // A prompt is known by its text, and by its tokens: of different texts they may be the same
+    // after a cut, and of the same text they may differ by where the responses begin.
     let (pairs, valid_pairs) = split(tokens, held_back, settings.seed, 0, |index, pair| {
-        (pair.prompt.clone(), if pair.prompt.is_empty() { index } else { 0 })
+        let text = match &pairs[index].conversation {
+            Some(conversation) => json!(conversation.history).to_string(),
+            None => pairs[index].prompt.clone(),
+        };
+        let own = |is_empty: bool| if is_empty { index } else { 0 };
+        let by_text = (own(text.is_empty()), Vec::new(), text);
+        [by_text, (own(pair.prompt.is_empty()), pair.prompt.clone(), String::new())]
     });
     let (left, held_back) = (pairs.len(), valid_pairs.len());
     if left < settings.batch_size {
@@ -317,7 +326,7 @@ pub fn read_prompts(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Re
     let all = prompts.len();
     let held_back = settings.valid_size.unwrap_or(64.min(all / 4));
     let (sampled, held_prompts) =
-        split(prompts, held_back, settings.seed, 0, |_, prompt| prompt.ids.clone());
+        split(prompts, held_back, settings.seed, 0, |_, prompt| [prompt.ids.clone()]);
     if sampled.is_empty() {
         bail_input!("{all} prompts less {held_back} held back leave none; lower --valid-size");
     }
@@ -392,7 +401,8 @@ pub fn perplexity_name(settings: &RepairSettings) -> String {
 /// newlines.
 fn read_corpus(path: &Path) -> Result<String> {
     let name = path.to_string_lossy().to_lowercase();
-    if [".jsonl", ".json", ".jsonl.gz", ".json.gz"].iter().any(|e| name.ends_with(e)) {
+    let ends = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet"];
+    if ends.iter().any(|e| name.ends_with(e)) {
         let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
         return Ok(texts.into_iter().map(|t| t.text).collect::<Vec<_>>().join("\n\n"));
     }
