@@ -26,11 +26,12 @@ pub fn model_card(run: &RunRecord, base_card: Option<&str>) -> String {
         card += &format!("datasets:\n- {}\n", quoted(name));
     }
     card += "library_name: transformers\npipeline_tag: text-generation\n";
-    let damaged = run.verdict.as_ref().is_some_and(|verdict| verdict.word == Word::Damaged);
-    card += match (&run.edits, damaged) {
-        (_, true) => "tags: [irepair, damaged]",
+    let said = run.headline.as_ref().is_some_and(|headline| !headline.continuations.is_empty());
+    card += match (&run.edits, run.verdict.as_ref().map(|verdict| verdict.word)) {
+        (_, Some(Word::Damaged)) => "tags: [irepair, damaged]",
         (Some(_), _) => "tags: [irepair, model-editing]",
-        (None, _) => "tags: [irepair, detoxified]",
+        (None, Some(Word::Repaired | Word::Partly)) if said => "tags: [irepair, detoxified]",
+        (None, _) => "tags: [irepair]",
     };
     card += "\n";
     card += &model_index(run);
@@ -118,11 +119,16 @@ fn model_index(run: &RunRecord) -> String {
     }
     let public = run.base_revision.is_some() || run.model == "demo";
     let name = if public { run.model.as_str() } else { "a local model" };
+    let of = match (headline.rows.as_str(), headline.continuations.is_empty()) {
+        ("", _) => run.data.perplexity_of.clone(),
+        (rows, true) => rows.to_owned(),
+        (rows, false) => format!("{rows}; scored by {}", run.scorer),
+    };
     format!(
         "model-index:\n- name: {}\n  results:\n  - task:\n      type: text-generation\n    \
          dataset:\n      name: {}\n      type: held-back\n    metrics:\n{metrics}",
         quoted(&format!("{name}, repaired with irepair ({})", run.settings.method)),
-        quoted(&format!("{}; scored by {}", headline.rows, run.scorer)),
+        quoted(&of),
     )
 }
 
@@ -133,9 +139,11 @@ fn warning(run: &RunRecord) -> &'static str {
             "The repair damaged the model: do not use it. The base can be taken back with \
              `irepair patch revert`.\n\n"
         }
-        Some(Word::NoRealDifference | Word::NotRepaired) => {
-            "What it was repaired for is as it was.\n\n"
+        Some(Word::NoRealDifference) => {
+            "It is not shown that what it was repaired for became better: the change may be \
+             chance.\n\n"
         }
+        Some(Word::NotRepaired) => "What it was repaired for became worse.\n\n",
         _ => "",
     }
 }
@@ -154,7 +162,11 @@ fn figures(run: &RunRecord) -> String {
     if rows.is_empty() {
         return text;
     }
-    text += &format!("Measured on {}, with 95 % intervals:\n\n", plain_line(&headline.rows));
+    let on = match headline.rows.as_str() {
+        "" => String::new(),
+        rows => format!(" on {}", plain_line(rows)),
+    };
+    text += &format!("Measured{on}, with 95 % intervals:\n\n");
     text += "| | n | before | after | change | |\n|---|---:|---:|---:|---:|---|\n";
     for row in rows {
         text += &format!(
@@ -164,8 +176,8 @@ fn figures(run: &RunRecord) -> String {
     }
     text += "\nA change is called real if it is more than chance: its interval excludes 0, and so \
              does a sign test.";
-    if run.edits.is_none() {
-        let continuations = headline.said_of_continuations().join("; ");
+    let continuations = headline.said_of_continuations().join("; ");
+    if run.edits.is_none() && !continuations.is_empty() {
         text += &format!(
             " Continuations: {continuations}. Scored by {}. Scores of different scorers can't be \
              compared.",
