@@ -69,7 +69,8 @@ impl HubFile {
     }
 }
 
-fn is_rows(path: &Path) -> bool {
+/// Whether a file holds rows, by its name.
+pub fn is_rows(path: &Path) -> bool {
     let name = path.to_string_lossy().to_lowercase();
     [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv"]
         .iter()

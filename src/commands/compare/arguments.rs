@@ -29,7 +29,7 @@ pub fn evaluation(
     }
     if let Some(preset) = args.toxicity.as_deref().or((!on_failures).then_some("lee")) {
         let options = scorers::Options { toxic_label: shared.toxic_label.clone() };
-        judge = Some(scorers::open(shared.judge(), &options)?.name().to_owned());
+        judge = Some(scorers::open(shared.judge(), &options)?.name());
         Protocol::named(preset)?;
         let prompts = match &shared.eval_prompts {
             Some(path) => path.display().to_string(),

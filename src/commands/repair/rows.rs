@@ -12,8 +12,8 @@ use crate::checkpoint::hub::{commit_of, rows_path};
 use crate::commands::pairs_of;
 use crate::data::demo;
 use crate::data::split::split;
-use crate::eval::samples;
 use crate::eval::toxicity::{self, Prompt, Protocol};
+use crate::eval::{samples, sources};
 use crate::model::Model;
 use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
@@ -400,9 +400,7 @@ pub fn perplexity_name(settings: &RepairSettings) -> String {
 /// A corpus as one text: `.txt` and `.raw` whole as they are, the `text` of rows joined with two
 /// newlines.
 fn read_corpus(path: &Path) -> Result<String> {
-    let name = path.to_string_lossy().to_lowercase();
-    let ends = [".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".parquet"];
-    if ends.iter().any(|e| name.ends_with(e)) {
+    if sources::is_rows(path) {
         let texts = data::read_texts(path, &data::KeyMap::new(), None)?;
         return Ok(texts.into_iter().map(|t| t.text).collect::<Vec<_>>().join("\n\n"));
     }
