@@ -53,6 +53,11 @@ wait_for() { # SECONDS WHAT COMMAND…
   done
 }
 
+finished() { # JOB
+  ! squeue -h -j "$1" -o %i 2> /dev/null | grep -q .
+}
+jobs_of() { grep -oE '(array|merge) [0-9]+' | cut -d ' ' -f 2; }
+
 # The cluster: one node of two processors, whatever this machine has.
 mkdir "$scratch/slurm" "$scratch/spool" "$scratch/state" "$scratch/munge"
 head -c 1024 /dev/urandom > "$scratch/munge/key"
@@ -107,11 +112,6 @@ same() { # FOLDER WHAT
   diff -r -I "\"run_id\":" "$scratch/whole" "$1" || fail "$2: not the unsharded results"
   pass "$2: $(cat "$1"/*.jsonl | wc -l) rows and the results are the unsharded ones, byte for byte"
 }
-finished() { # JOB
-  ! squeue -h -j "$1" -o %i 2> /dev/null | grep -q .
-}
-jobs_of() { grep -oE '(array|merge) [0-9]+' | cut -d ' ' -f 2; }
-
 # 1. The array and its merge.
 mapfile -t jobs < <("$here/submit.sh" --shards 3 "${measured[@]}" --out "$scratch/slurm/joined" | jobs_of)
 [ "${#jobs[@]}" = 2 ] || fail "submit.sh said no two jobs"

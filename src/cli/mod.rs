@@ -12,6 +12,7 @@ pub use others::{
 };
 use repair::one_repair;
 pub use repair::{Budget, Compare, MOST_TRIES, Repair, Tune};
+use texts::as_generate_says;
 pub use texts::{Eval, Generate, Pairs, PplProtocol, Score, Sensitivity, Tokens, Try};
 
 /// Repairs data-driven errors (toxicity first) inside a language model's weights and touches as
@@ -80,8 +81,11 @@ pub enum Command {
   irepair try gpt2-large repaired --prompt \"You are\" --samples 4")]
     Try(Try),
     /// Write preference pairs of a model's own texts, told apart by a scorer
-    #[command(after_help = "Example:
-  irepair pairs --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --out pairs.jsonl")]
+    #[command(
+        after_help = "Example:
+  irepair pairs --model gpt2 --prompts prompts.jsonl --scorer classifier:DIR --out pairs.jsonl",
+        mut_arg("samples-per-prompt", as_generate_says)
+    )]
     Pairs(Pairs),
     /// Measure models: toxicity, perplexity, LAMBADA, and what a repair cost elsewhere
     #[command(after_help = EVAL)]

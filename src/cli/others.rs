@@ -70,6 +70,7 @@ pub enum PatchCommand {
   irepair patch scale repaired/irepair/patch.safetensors --by 0.8 --out milder.safetensors
   irepair patch scale p.safetensors --base gpt2-large --by 1.5 --out stronger.safetensors")]
     Scale {
+        /// A patch, or the repaired model that it lies in
         patch: PathBuf,
         /// λ: 0.8 takes four fifths of the change, -1 the opposite
         #[arg(long, value_name = "λ", allow_negative_numbers = true)]
@@ -82,6 +83,7 @@ pub enum PatchCommand {
     #[command(after_help = "Example:
   irepair patch mean seed1/irepair/patch.safetensors seed2/irepair/patch.safetensors --out mean")]
     Mean {
+        /// Patches, or the repaired models that they lie in
         #[arg(required = true, value_name = "PATCH")]
         patches: Vec<PathBuf>,
         #[command(flatten)]
@@ -123,9 +125,9 @@ fn rank() -> impl TypedValueParser<Value = usize> {
 /// Where a patch goes that is made of patches.
 #[derive(Debug, Args)]
 pub struct NewPatch {
-    /// Where the new patch goes
+    /// Where the new patch goes [default: scaled-λ.safetensors or mean.safetensors]
     #[arg(short, long, value_name = "FILE")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
     /// The model that the patches are for; not needed where one lies in its repaired model
     #[arg(long, value_name = "MODEL")]
     pub base: Option<String>,

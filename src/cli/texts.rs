@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Arg, Args, ValueEnum};
 
 use super::Output;
 use super::shared::{
@@ -212,6 +212,11 @@ pub struct Pairs {
     pub output: Output,
     #[command(flatten)]
     pub writing: PairingWords,
+}
+
+/// `--samples`, as `generate`, `try` and `eval` call it: no other samples are meant here.
+pub fn as_generate_says(arg: Arg) -> Arg {
+    arg.visible_alias("samples")
 }
 
 #[derive(Debug, Args)]

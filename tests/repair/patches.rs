@@ -337,6 +337,16 @@ fn patches_that_do_not_go_together_are_refused() {
     mean().arg(file(&one)).fails(3, &["exists", "--overwrite"]);
     assert_eq!(folder.read("never.safetensors"), "mine");
     scale("--by 0.5 --overwrite").ok();
+    // Without --out it has a name of its own, and a repaired model stands for its patch.
+    for (action, sources, name) in
+        [("scale --by 0.5", 1, "scaled-0.5.safetensors"), ("mean", 2, "mean.safetensors")]
+    {
+        let mut line = irepair(&format!("patch {action}")).command();
+        line.args(std::iter::repeat_n(&one, sources)).current_dir(folder.root());
+        let done = line.output().expect("runs");
+        assert!(done.status.success() && folder.path(name).is_file(), "{done:?}");
+        assert_eq!(line.output().expect("runs").status.code(), Some(3), "replaced {name}");
+    }
     for action in ["scale", "mean"] {
         let help = irepair("patch").arg(action).arg("--help").ok();
         assert!(help.contains("Example") && help.contains(&format!("irepair patch {action}")));

@@ -205,8 +205,7 @@ fn pairs_go_on_where_they_were() {
     let folder = Folder::new();
     let [whole, out] = ["whole.jsonl", "out.jsonl"].map(|name| folder.path(name));
     let pairs = |out: &Path| {
-        irepair("pairs -q --limit 40 --samples-per-prompt 16 --max-new-tokens 20")
-            .with("--out", out)
+        irepair("pairs -q --limit 40 --samples 16 --max-new-tokens 20").with("--out", out)
     };
     pairs(&whole).ok();
     let done =

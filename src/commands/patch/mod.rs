@@ -54,24 +54,29 @@ pub fn run(args: &Patch) -> Result<()> {
             if *by == 0.0 {
                 bail_input!("--by 0 leaves the base as it is: there would be no patch");
             }
-            let patches = [PatchFile::open(patch)?];
-            made(&patches, *by, to, args.json)
+            let patches = [PatchFile::open(&patch_in(patch))?];
+            let usual = PathBuf::from(format!("scaled-{by}.safetensors"));
+            made(&patches, *by, to, &usual, args.json)
         }
         PatchCommand::Mean { patches, to } => {
             if patches.len() < 2 {
                 let why = "a mean is of 2 patches or more; for a part of one: irepair patch scale";
                 return Err(Error::Usage(why.into()).into());
             }
-            let patches: Vec<PatchFile> =
-                patches.iter().map(|path| PatchFile::open(path)).collect::<Result<_>>()?;
-            made(&patches, 1.0, to, args.json)
+            let patches: Vec<PatchFile> = patches
+                .iter()
+                .map(|path| PatchFile::open(&patch_in(path)))
+                .collect::<Result<_>>()?;
+            made(&patches, 1.0, to, Path::new("mean.safetensors"), args.json)
         }
     }
 }
 
-/// Writes the patch of λ times the mean of the patches' changes, and prints what it changes.
-fn made(patches: &[PatchFile], by: f64, to: &NewPatch, json: bool) -> Result<()> {
+/// Writes the patch of λ times the mean of the patches' changes, where it is told or to the usual
+/// file, and prints what it changes.
+fn made(patches: &[PatchFile], by: f64, to: &NewPatch, usual: &Path, json: bool) -> Result<()> {
     let NewPatch { out, base, overwrite } = to;
+    let out = out.as_deref().unwrap_or(usual);
     replaceable(out, *overwrite)?;
     let first = &patches[0];
     if let Some(other) = patches.iter().find(|patch| patch.base_sha256 != first.base_sha256) {
