@@ -132,6 +132,8 @@ pub struct Passes {
     pub keeps_originals: bool,
     /// Whether the best weights so far are kept.
     pub keeps_best: bool,
+    /// Whether the whole change is made smaller at the end, to keep a budget of KL.
+    pub holds_budget: bool,
     /// Rows of the largest batch that is differentiated; 0 without gradients.
     pub graph_rows: usize,
     /// Rows of the largest batch that is not.
@@ -241,17 +243,22 @@ pub fn estimate(model: &Model, layers: Kernels, kept: WeightsDtype, passes: &Pas
         ("optimizer", values(passes.slice * passes.optimizer_values)),
         ("reference", values(passes.compared_rows * c).min(KEPT_STATES as u64)),
     ];
-    // Four things never happen at the same time: the passes of a step, its update, generation, and
-    // the copy of a new best while the old one is still there.
+    // Five things never happen at the same time: the passes of a step, its update, generation, the
+    // copy of a new best while the old one is still there, and a change that is made smaller: as it
+    // was, as it will be, and the copy that takes its place.
     let gradients = values(passes.slice);
     let logits = values(rows.head + widened);
     let step = vec![("gradients", gradients), ("activations", graph), ("logits", logits)];
     let update = vec![("gradients", gradients), ("one tensor", values(anew))];
     let new_best = vec![("new best", passes.slice as u64 * best)];
+    let copies = if passes.holds_budget { 3 * passes.slice } else { 0 };
+    let scaled = vec![("change made smaller", values(copies))];
     let generation = vec![("keys and values", cache)];
     let sum = |parts: &Vec<(&str, u64)>| parts.iter().map(|p| p.1).sum::<u64>();
-    let largest =
-        [generation, new_best, update, step].into_iter().max_by_key(sum).unwrap_or_default();
+    let largest = [generation, new_best, scaled, update, step]
+        .into_iter()
+        .max_by_key(sum)
+        .unwrap_or_default();
     let parts = always.into_iter().chain(largest).filter(|p| p.1 > 0);
     let each_further = if passes.slice_stays {
         0

@@ -179,7 +179,7 @@ pub struct ValidationLine {
 /// The log of a run, with what a run resumed after `step` steps and so many trials will write again
 /// cut off. Errors (bad input) if lines of steps that were made are lost: what was sliced is
 /// counted there.
-pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
+pub fn open_log(dir: &Path, step: usize, to_validate: bool, trials: usize) -> Result<File> {
     let path = dir.join("steps.jsonl");
     // Bytes that are no text spoil their own line alone.
     let text = files::read_if_there(&path)?.unwrap_or_default();
@@ -190,7 +190,10 @@ pub fn open_log(dir: &Path, step: usize, trials: usize) -> Result<File> {
             let stays = (1..=step).contains(&of);
             stays && made.insert(of)
         }
-        Ok(Line::Validation(ValidationLine { step: of, .. })) => step > 0 && of <= step,
+        // A validation that is to be made again is told again.
+        Ok(Line::Validation(ValidationLine { step: of, .. })) => {
+            step > 0 && (of < step || of == step && !to_validate)
+        }
         Ok(Line::Round(line)) => line.step < step,
         Ok(Line::Trial(_)) => {
             tried += 1;
@@ -250,4 +253,30 @@ pub fn count_blocks(steps: &[StepLine]) -> BTreeMap<usize, usize> {
         }
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// After an interrupt in the middle of a validation, or after a kill behind one that the state
+    /// does not know of.
+    #[test]
+    fn a_validation_that_is_made_again_stands_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let step = json!({
+            "step": 1, "block": null, "sensitivity": [], "loss": 1.0, "nll_good": null,
+            "kl": null, "lr": 1.0, "grad_norm": 1.0, "seconds": 1.0, "tokens": 1, "operations": 1,
+        });
+        let validation = json!({"step": 1, "valid_loss": 1.0});
+        let kept = |to_validate| {
+            let path = folder.path().join("steps.jsonl");
+            std::fs::write(&path, format!("{step}\n{validation}\n")).expect("a log");
+            open_log(folder.path(), 1, to_validate, 0).map(drop).expect("opens");
+            std::fs::read_to_string(&path).expect("a log").lines().count()
+        };
+        assert_eq!((kept(false), kept(true)), (2, 1));
+    }
 }

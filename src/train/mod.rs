@@ -153,7 +153,7 @@ impl Trainer<'_> {
     /// Runs to the end, and leaves the best weights in place.
     pub fn run(&mut self, progress: &mut Progress) -> Result<End> {
         let validates = self.regime.eval_steps > 0 && !self.rows.valid_pairs.is_empty();
-        let mut log = open_log(&self.dir, self.step, self.trials.len())?;
+        let mut log = open_log(&self.dir, self.step, self.to_validate, self.trials.len())?;
         let mut end = self.run_logged(&mut log, progress, validates);
         if end.as_ref().is_ok_and(|end| *end != End::Interrupted) {
             match self.hold_budget() {

@@ -92,10 +92,13 @@ impl Trainer<'_> {
         self.save()?;
         progress.suspend();
         let (mut tally, mut sampled) = (Tally::default(), Vec::new());
-        let (begun, counted) = (Instant::now(), operations());
+        let mut cost = Cost::default();
         for past in first..=round {
             let over = past < round || self.step > round * per_round;
+            let (begun, counted) = (Instant::now(), operations());
             tally = self.sample(past, over)?;
+            // What a selector looks at then is counted by itself.
+            cost += Cost::since(begun, counted, 0);
             sampled = self.take_pairs(past, &tally)?;
         }
         let Some(online) = &mut self.online else { return Ok(Round::Pairs) };
@@ -110,7 +113,7 @@ impl Trainer<'_> {
             greedy_toxic: tally.greedy_toxic,
             pairs: sampled.len(),
             asked: online.pool.scored(),
-            cost: Cost::since(begun, counted, 0),
+            cost,
         };
         if !online.quiet {
             say!("{}", line.told(online.rounds));

@@ -237,7 +237,7 @@ pub fn run_log(bytes: &[u8]) {
         log::count_blocks(&steps);
     }
     for step in [0, 2] {
-        told(log::open_log(path.parent().expect("a folder"), step, 0).map(drop));
+        told(log::open_log(path.parent().expect("a folder"), step, false, 0).map(drop));
     }
 }
 

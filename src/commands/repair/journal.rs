@@ -68,7 +68,7 @@ impl<'a> Journal<'a> {
             out,
             fingerprint,
             save_steps: settings.save_steps,
-            log: open_log(&out.dir, reached.steps, 0)?,
+            log: open_log(&out.dir, reached.steps, false, 0)?,
             progress: Progress::new("repair", reached.steps, expected, args.output.quiet),
             saved: reached.steps,
             reached,

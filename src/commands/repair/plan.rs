@@ -250,6 +250,9 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
     let prompt = rows.protocol.prompt_tokens.map_or(prompt, |cut| prompt.min(cut));
     let scored = if prompt == 0 { 0 } else { prompt + rows.protocol.new_tokens };
     let written = if writes { normal::WRITTEN_TOKENS + 1 } else { 0 };
+    // A round continues its prompts and those that are held back.
+    let of_rounds = rows.sampled.iter().chain(&rows.held_prompts).map(|prompt| prompt.ids.len());
+    let sampled = of_rounds.max().map_or(0, |longest| longest + settings.max_new_tokens);
     let passes = |recompute| Passes {
         slice: extent.parameters,
         slice_stays: extent.stays,
@@ -259,13 +262,14 @@ pub fn estimate(order: &Order, recipe: &Recipe, rows: &Rows) -> Result<Estimate>
         },
         keeps_originals: recipe.needs_reference() || validates,
         keeps_best: validates,
+        holds_budget: settings.kl_budget.is_some(),
         graph_rows,
         plain_rows,
         compares,
         longest: longest_text,
         compared_rows,
         recompute,
-        written: (toxicity::BATCH, scored.max(written)),
+        written: (toxicity::BATCH, scored.max(written).max(sampled)),
     };
     let estimate = |recompute| loaded.estimate(&passes(recompute));
     settings.recompute.decide(&loaded.device, estimate)

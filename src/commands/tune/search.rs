@@ -82,7 +82,7 @@ impl Space {
         let stays_near = index >= FIRST && index % 2 == 1;
         if let Some(best) = best(tries, most_kl).filter(|_| stays_near) {
             let best = &tries[best].0;
-            let within = |(at, most): (f64, f64)| rounded(near(at, v).min(most));
+            let within = |(at, most): (f64, f64)| rounded(near(at, v)).min(most);
             return Choice {
                 learning_rate: best.learning_rate.map(|rate| rounded(near(rate, u))),
                 kl_budget: best.kl_budget.zip(self.kl_budget).map(within),
@@ -91,7 +91,7 @@ impl Space {
         }
         // The first point is the middle: the method's own rate.
         let rate = |default: f64| rounded(default * RATES.powf(2.0 * u - 1.0));
-        let budget = |most: f64| rounded(most * SMALLEST_BUDGET.powf(v));
+        let budget = |most: f64| rounded(most * SMALLEST_BUDGET.powf(v)).min(most);
         let select = (w * self.select.len() as f64) as usize;
         match index {
             0 => Choice {
@@ -165,6 +165,19 @@ mod tests {
         assert!((3.8e-5..4.2e-5).contains(&rate), "{rate}");
         let with = |name| tries.iter().filter(|(c, _)| c.select == Some(name)).count();
         assert!(with("all") > 10 && with("max") > 10);
+    }
+
+    #[test]
+    fn no_budget_is_rounded_beyond_the_limit() {
+        let space = Space { kl_budget: Some(0.0126), ..SPACE };
+        let mut tries = Vec::new();
+        for _ in 0..40 {
+            let choice = space.next(&tries, 0.0126);
+            let budget = choice.kl_budget.expect("a budget");
+            assert!(budget <= 0.0126, "{budget}");
+            // As if more KL were always better.
+            tries.push((choice, Some(Came { toxicity: 1.0 / budget, kl: budget })));
+        }
     }
 
     #[test]

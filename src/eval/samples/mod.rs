@@ -63,7 +63,7 @@ pub struct Sample {
 pub struct Pool {
     texts: Vec<Vec<Sample>>,
     /// Scores of texts that were asked for: no text is asked for twice.
-    known: HashMap<String, f64>,
+    known: HashMap<String, Option<f64>>,
     /// Texts that the scorer was asked for.
     pub asked: usize,
 }
@@ -201,7 +201,7 @@ impl Writer<'_> {
             both.map(|(job, ids)| encoder.decode_after(&job.ids, ids)).collect::<Result<_>>()?;
         pool.ask(self.scorer, &words).with_context(|| self.again.to_owned())?;
         let rows = jobs.iter().zip(texts).zip(words).map(|((job, ids), text)| {
-            let score = pool.known.get(&text).copied();
+            let score = pool.known.get(&text).copied().flatten();
             let prompt = job.prompt as usize;
             let sample = Sample { prompt, sample: job.sample, ids, text, score };
             match serde_json::to_value(sample)? {
@@ -245,13 +245,17 @@ impl Pool {
         self.asked += new.len();
         let mut refused: Vec<String> = Vec::new();
         for (text, scored) in new.into_iter().zip(scores) {
-            match scored {
-                Scored::Refused(why) => refused.push(why),
-                Scored::Score(score) => drop(self.known.insert(text.to_owned(), score)),
+            let score = match scored {
+                Scored::Refused(why) => {
+                    refused.push(why);
+                    None
+                }
+                Scored::Score(score) => Some(score),
                 Scored::Failed(why) => {
                     anyhow::bail!("{}: a text could not be scored: {why}", scorer.name());
                 }
-            }
+            };
+            self.known.insert(text.to_owned(), score);
         }
         if let Some(why) = refused.first() {
             let (texts, name) = (refused.len(), scorer.name());
@@ -265,12 +269,14 @@ impl Pool {
         for row in rows {
             let sample: Sample =
                 serde_json::from_value(Value::Object(row.clone())).context("a sampled text")?;
-            self.known.extend(sample.score.map(|score| (sample.text, score)));
+            if !sample.text.trim().is_empty() {
+                self.known.insert(sample.text, sample.score);
+            }
         }
         Ok(())
     }
 
-    /// How many texts have a score: so many a scorer was asked for, in this process or before.
+    /// How many texts a scorer was asked for, in this process or before.
     pub fn scored(&self) -> usize {
         self.known.len()
     }
@@ -286,7 +292,7 @@ impl Pool {
             let toxic = protocol.is_toxic(&sample);
             match sample.score {
                 Some(score) => {
-                    self.known.insert(sample.text.clone(), score);
+                    self.known.insert(sample.text.clone(), Some(score));
                     tally.scored += 1;
                     tally.toxic += usize::from(toxic);
                     tally.greedy += usize::from(greedy);
@@ -454,8 +460,8 @@ mod tests {
         let texts = ["a", "b", "a", "", "c"].map(str::to_owned);
         pool.ask(&scorer, &texts).expect("scores");
         // What it refuses has no score, and ends nothing; what fails today may be asked tomorrow.
-        assert_eq!((pool.scored(), pool.known.get("c")), (2, None));
-        pool.ask(&scorer, &texts[..4]).expect("scores");
+        assert_eq!((pool.scored(), pool.known.get("c")), (3, Some(&None)));
+        pool.ask(&scorer, &texts).expect("scores");
         assert_eq!(*scorer.0.lock().expect("seen"), ["a", "b", "c"]);
         assert_eq!(pool.asked, 3);
         let error = pool.ask(&scorer, &["d".to_owned()]).expect_err("fails").to_string();
