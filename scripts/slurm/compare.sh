@@ -17,6 +17,7 @@ irepair=${IREPAIR:-irepair}
 jobs=
 if [ "${1-}" = --parallel ]; then
   jobs=${2:?--parallel N}
+  [[ "$jobs" =~ ^[1-9][0-9]*$ ]] || { echo "compare.sh: --parallel $jobs: expected a number of 1 or more" >&2; exit 2; }
   shift 2
 fi
 [ $# -gt 0 ] || { sed -n '2,/^set /p' "$0" | sed '$d; s/^# \{0,1\}//' >&2; exit 2; }

@@ -110,7 +110,7 @@ pub struct Export {
     pub base: Option<String>,
     /// Texts that the patched model writes to measure KL between patched and adapted model; 0: it
     /// is not measured
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = texts())]
     pub normal_texts: usize,
     /// Replace --out if irepair made it
     #[arg(long)]
@@ -118,6 +118,10 @@ pub struct Export {
 }
 
 /// From 1 on.
+fn texts() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(..=100_000).map(|texts| texts as usize)
+}
+
 fn rank() -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u32).range(1..).map(|rank| rank as usize)
 }

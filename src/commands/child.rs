@@ -237,6 +237,7 @@ impl<'a> Child<'a> {
             // Ctrl-C on the terminal reaches this process only, which passes it on.
             command.process_group(0);
         }
+        ends_with_its_parent(&mut command);
         let mut child = command.spawn().context("starting a run")?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let printed = std::thread::spawn(move || {
@@ -294,6 +295,23 @@ impl<'a> Child<'a> {
         })
     }
 }
+
+/// A run whose parent is killed would hold its folder, and the same task could not go on: it is asked
+/// to end, and saves its state.
+#[cfg(target_os = "linux")]
+fn ends_with_its_parent(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec nothing is called but prctl, which takes no lock and no memory.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ends_with_its_parent(_: &mut Command) {}
 
 #[cfg(unix)]
 fn interrupt(child: &mut std::process::Child) -> Result<()> {

@@ -33,6 +33,9 @@ pub fn run(args: &Pairs) -> Result<()> {
     ] {
         in_range(name, value)?;
     }
+    if words.rejected_above > 1.0 {
+        bail_input!("--rejected-above {}: scores are from 0 to 1", words.rejected_above);
+    }
     if words.rejected_above <= words.chosen_below {
         bail_input!(
             "--rejected-above {} is not above --chosen-below {}: no text can be both",

@@ -222,6 +222,9 @@ impl Prepared {
             _ => {}
         }
         let Self { settings, .. } = self;
+        if recipe.online && settings.rejected_above > 1.0 {
+            bail_input!("--rejected-above {}: scores are from 0 to 1", settings.rejected_above);
+        }
         if recipe.online && settings.rejected_above <= settings.chosen_below {
             bail_input!(
                 "--rejected-above {} is not above --chosen-below {}: no text can be both",

@@ -302,6 +302,11 @@ fn a_method_that_fails_leaves_the_others_alone() {
     tables_are_of_the_record(&out, &record);
     let settings = read(out.join("runs/irepair-seed42.toml"));
     assert!(settings.contains("method = \"irepair\"\n"), "{settings}");
+    // Where no run comes to its end, the command fails, with the table of why.
+    let none = folder.path("none");
+    let alone = comparison.line().and("--methods wild").with("--out", &none);
+    alone.fails(1, &["no run came to its end"]);
+    assert!(read(none.join("README.md")).contains("failed"));
     // One can't be evaluated: the others are.
     folder.remove("out/eval/irepair-seed42");
     folder.remove("out/runs/irepair-seed42/config.json");

@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::support::command::CommandLine;
 use crate::support::comparison::Comparison;
 use crate::support::files::{Folder, json, read};
+use crate::support::process::{kill, until};
 
 const ROWS: &str = "--methods irepair-min,one-block --seeds 1 --scales 0.5";
 
@@ -118,4 +119,31 @@ fn a_failed_task_is_a_failed_row() {
     let failed = entries.iter().find(|entry| entry["name"] == "far").expect("the row");
     let why = failed["runs"][0]["failed"].as_str().expect("a reason");
     assert!(error.contains(why), "{why:?} is not in: {error}");
+}
+
+/// A task that is at work is left alone by a second process, and one that was killed goes on: its
+/// run ends with it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_task_has_one_process_and_goes_on_after_a_kill() {
+    let comparison = Comparison::new();
+    let line = comparison.line().and("--methods dapt --eval-steps 0 --checkpoint-steps 0");
+    let line = line.and("--max-steps 120 --save-steps 5");
+    line.clone().and("--plan").ok();
+    let mut child = task(&line, 1).start();
+    let log = comparison.out().join("runs/dapt-seed42.partial/irepair/steps.jsonl");
+    until(&mut child, || std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() > 6));
+    let scratch = comparison.out().join("scratch-1");
+    assert!(scratch.is_dir(), "it has ended too early");
+    task(&line, 1).fails(3, &["another task is working on", "scratch-1"]);
+    assert!(scratch.is_dir(), "what the first one works in is gone");
+    kill(&mut child);
+    let begun = std::time::Instant::now();
+    while !task(&line, 1).run().status.success() {
+        assert!(begun.elapsed().as_secs() < 60, "its run did not end with it");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    task(&line, 0).ok();
+    line.and("--merge").ok();
+    assert!(comparison.record()["entries"][1]["runs"][0]["made"].is_object());
 }

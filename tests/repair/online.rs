@@ -212,6 +212,7 @@ fn what_contradicts_is_refused_by_name() {
     for method in ["star", "mint", "sgd"] {
         on(&format!("--method {method}")).fails(2, &[method, "--prompts"]);
     }
+    on("--rejected-above 2").fails(3, &["--rejected-above 2", "from 0 to 1"]);
     on("").with("--data", &data).fails(2, &["online-dpo+kl", "--data"]);
     on("--method dpo+kl").with("--data", &data).fails(2, &["dpo+kl", "--data"]);
     line("--method dpo+kl --rounds 2").fails(2, &["--method dpo+kl", "--rounds"]);

@@ -337,6 +337,20 @@ fn patches_that_do_not_go_together_are_refused() {
     mean().arg(file(&one)).fails(3, &["exists", "--overwrite"]);
     assert_eq!(folder.read("never.safetensors"), "mine");
     scale("--by 0.5 --overwrite").ok();
+    // Nothing but a patch is replaced by one: not a model, not rows.
+    let weights = folder.model("gpt2").join("model.safetensors");
+    let before = bytes(&weights);
+    let rows = folder.write("rows.jsonl", "{}");
+    let diff = irepair("patch diff --overwrite").arg(&gpt2).arg(&one);
+    diff.clone().with("--out", &weights).fails(3, &["no patch", "choose another"]);
+    scale("--by 0.5 --overwrite").with("--out", &rows).fails(3, &["rows.jsonl", "no patch"]);
+    assert!(bytes(&weights) == before && bytes(&rows) == b"{}");
+    folder.remove("model");
+    // The base is taken back from the repaired model, and nothing is put into that.
+    let within = one.join("half.safetensors");
+    scale("--by 0.5").with("--out", &within).fails(3, &["the repaired model from which", "--base"]);
+    scale("--by 0.5").with("--out", &within).with("--base", &gpt2).ok();
+    std::fs::remove_file(&within).expect("removes");
     // Without --out it has a name of its own, and a repaired model stands for its patch.
     for (action, sources, name) in
         [("scale --by 0.5", 1, "scaled-0.5.safetensors"), ("mean", 2, "mean.safetensors")]

@@ -53,7 +53,7 @@ fn rejected_responses_alone_are_for_npo() {
         "--objective unlikelihood",
         "--objective ipo",
     ] {
-        let words = ["rejected.jsonl:1", "without a chosen one", "--objective npo or kto"];
+        let words = ["rejected.jsonl:1", "without a chosen one", "--objective npo, or"];
         repair("no").and(method).with("--data", &data).fails(3, &words);
     }
     let words = ["without a chosen one", "--select max-over-chosen", "max or min"];
@@ -136,10 +136,10 @@ fn labelled_rows_are_pairs() {
         labelled.iter().filter(|row| row["label"] == label).cloned().collect()
     };
     let good = folder.write_rows("good.jsonl", &of(true));
-    let words = ["good.jsonl:1", "without a rejected one", "--objective dpo", "nll or kto"];
+    let words = ["good.jsonl:1", "without a rejected one", "--objective dpo", "nll, or"];
     repair("no").with("--data", &good).fails(3, &words);
     let bad = folder.write_rows("bad.jsonl", &of(false));
-    repair("no").with("--data", &bad).fails(3, &["bad.jsonl:1", "--objective npo or kto"]);
+    repair("no").with("--data", &bad).fails(3, &["bad.jsonl:1", "--objective npo, or"]);
     irepair("repair -q --objective npo --max-steps 2 --batch-size 4 --valid-size 4")
         .with("--model", golden::path("gpt2"))
         .with("--data", &bad)
@@ -195,8 +195,13 @@ fn kto_takes_rows_of_either_label() {
     assert!((steps(&folder.path("one"))[0].loss - 0.5).abs() < 1e-4);
     let good: Vec<Value> = (0..32).map(|index| labelled(index, true)).collect();
     let good = folder.write_rows("good.jsonl", &good);
-    kto("good").with("--data", &good).ok();
-    assert!(!record(&folder.path("good")).after.contains_key("nll_rejected"));
+    // It weighs one kind against the other.
+    let words = ["good.jsonl:1", "all responses are chosen ones", "--objective nll"];
+    kto("no").with("--data", &good).fails(3, &words);
+    let bad: Vec<Value> = (0..32).map(|index| labelled(index, false)).collect();
+    let bad = folder.write_rows("bad.jsonl", &bad);
+    let words = ["bad.jsonl:1", "all responses are rejected ones", "--objective npo"];
+    kto("no").with("--data", &bad).fails(3, &words);
     repair("dapt").and("--method dapt").with("--data", &good).ok();
     let words = ["without a rejected one", "--select max needs", "--select trial or all"];
     repair("no").and("--method irepair").with("--data", &good).fails(3, &words);

@@ -85,6 +85,8 @@ pub fn run(args: &Compare) -> Result<()> {
     gaps.extend(evaluations.along_the_scale(&plan.scales, &mut rows)?);
     let sensitivity = sensitivity(&plan, quiet, &mut gaps)?;
     let (base, seeds) = (plan.base.clone(), plan.seeds.clone());
+    let mut runs = rows[1..].iter().flat_map(|row| &row.runs);
+    let nothing_made = runs.all(|run| run.made.is_none());
     let comparison = Comparison::new(base, seeds, failures, asked, rows, sensitivity)?;
     let comparison = Comparison { gaps, ..comparison };
     write(&comparison, dir)?;
@@ -100,6 +102,9 @@ pub fn run(args: &Compare) -> Result<()> {
             dir.display(),
             shell::path(dir)
         )?;
+    }
+    if nothing_made {
+        anyhow::bail!("no run came to its end: the table says why");
     }
     Ok(())
 }

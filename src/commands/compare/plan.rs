@@ -397,10 +397,9 @@ impl ComparisonPlan {
         }
         let scratch = self.scratch();
         if matches!(self.part, Part::Task(_)) {
-            // Other tasks work here, too: each run and each evaluation is locked by itself.
-            self.remove_scratch();
-            std::fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
-            return Ok(());
+            // Other tasks work here, too. This one is locked by its own folder, until the process ends.
+            std::mem::forget(Claim::take(&scratch, "task")?);
+            return claim::empty(&scratch).with_context(|| scratch.display().to_string());
         }
         // A mark without a plan: killed between the two. It is held until the process ends.
         std::mem::forget(Claim::take(dir, KIND)?);

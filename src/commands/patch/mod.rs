@@ -33,7 +33,7 @@ const LINES_SHOWN: usize = 12;
 pub fn run(args: &Patch) -> Result<()> {
     match &args.command {
         PatchCommand::Diff { base, repaired, out, overwrite } => {
-            replaceable(out, *overwrite)?;
+            replaces_patches(out, *overwrite)?;
             diff(&open(base)?.checkpoint, &open(repaired)?.checkpoint, out)?;
             show(args.json, out)
         }
@@ -72,12 +72,26 @@ pub fn run(args: &Patch) -> Result<()> {
     }
 }
 
+/// Errors (bad input) if no patch can be written there, or if something is there that is no patch or
+/// may not be replaced.
+fn replaces_patches(out: &Path, overwrite: bool) -> Result<()> {
+    replaceable(out, overwrite)?;
+    if out.exists() && PatchFile::open(out).is_err() {
+        bail_input!(
+            "--out {}: the file there is no patch, and --overwrite replaces patches alone; choose \
+             another --out",
+            out.display()
+        );
+    }
+    Ok(())
+}
+
 /// Writes the patch of λ times the mean of the patches' changes, where it is told or to the usual
 /// file, and prints what it changes.
 fn made(patches: &[PatchFile], by: f64, to: &NewPatch, usual: &Path, json: bool) -> Result<()> {
     let NewPatch { out, base, overwrite } = to;
     let out = out.as_deref().unwrap_or(usual);
-    replaceable(out, *overwrite)?;
+    replaces_patches(out, *overwrite)?;
     let first = &patches[0];
     if let Some(other) = patches.iter().find(|patch| patch.base_sha256 != first.base_sha256) {
         bail_input!(
@@ -128,6 +142,13 @@ fn base_beside(patches: &[PatchFile], folder: &Path) -> Result<Checkpoint> {
         }
         let repaired = Checkpoint::open(repaired, "the repaired model", None)?;
         if repaired.hash()? == patch.repaired_sha256 {
+            if folder.canonicalize().is_ok_and(|to| to.starts_with(&repaired.dir)) {
+                bail_input!(
+                    "--out lies in {}, the repaired model from which the base is taken back; choose \
+                     another --out, or give --base MODEL",
+                    repaired.dir.display()
+                );
+            }
             patch.apply(&repaired, Direction::Revert, folder)?;
             return Checkpoint::open(folder, "the base", None);
         }

@@ -19,7 +19,7 @@ use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
 use crate::slice::select::{First, SELECTORS};
 use crate::step::Recipe;
-use crate::step::objective::OBJECTIVES;
+use crate::step::objective::{KTO, NamedObjective, OBJECTIVES};
 use crate::tokens::Lengths;
 use crate::{bail_input, data, train};
 
@@ -192,6 +192,19 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
 fn check_partners(pairs: &[data::Pair], recipe: &Recipe) -> Result<()> {
     let Recipe { objective, select, .. } = recipe;
     type Lacks = fn(&data::Pair) -> bool;
+    let alone: [(Lacks, &str, &str); 2] = [
+        (|pair| pair.chosen.is_empty(), "rejected", "npo"),
+        (|pair| pair.rejected.is_empty(), "chosen", "nll"),
+    ];
+    for (lacks, kind, other) in alone.into_iter().filter(|_| objective.name == KTO.name) {
+        if let Some(first) = pairs.first().filter(|_| pairs.iter().all(lacks)) {
+            bail_input!(
+                "{}: all responses are {kind} ones from here on, and --objective kto weighs both \
+                 kinds; take --objective {other}, or give rows of both labels",
+                first.place
+            );
+        }
+    }
     let kinds: [(Lacks, &str, bool, bool); 2] = [
         (
             |pair| pair.chosen.is_empty(),
@@ -212,7 +225,9 @@ fn check_partners(pairs: &[data::Pair], recipe: &Recipe) -> Result<()> {
         let of_chosen = pair.chosen.is_empty();
         if objective_needs {
             let able = OBJECTIVES.iter().filter(|o| !if of_chosen { o.chosen } else { o.rejected });
-            let able: Vec<&str> = able.map(|objective| objective.name).collect();
+            let weighs_both = |o: &&&NamedObjective| o.name == KTO.name && pairs.iter().all(lacks);
+            let able: Vec<&str> =
+                able.filter(|o| !weighs_both(o)).map(|objective| objective.name).collect();
             bail_input!(
                 "{place}: {what}, which --objective {} has no use for; take --objective {}, or \
                  give pairs",

@@ -229,7 +229,7 @@ static NPO: NamedObjective = NamedObjective {
         |beta| Box::new(npo::Npo::new(beta)),
     )
 };
-static KTO: NamedObjective = NamedObjective {
+pub static KTO: NamedObjective = NamedObjective {
     chosen: false,
     rejected: false,
     ..preference(
