@@ -296,8 +296,8 @@ impl<'a> Child<'a> {
     }
 }
 
-/// A run whose parent is killed would hold its folder, and the same task could not go on: it is asked
-/// to end, and saves its state.
+/// A run whose parent is killed would hold its folder, and the same task could not go on: it is
+/// asked to end, and saves its state.
 #[cfg(target_os = "linux")]
 fn ends_with_its_parent(command: &mut Command) {
     use std::os::unix::process::CommandExt;

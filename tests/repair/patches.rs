@@ -336,7 +336,9 @@ fn patches_that_do_not_go_together_are_refused() {
     scale("--by 0.5").fails(3, &["exists", "--overwrite"]);
     mean().arg(file(&one)).fails(3, &["exists", "--overwrite"]);
     assert_eq!(folder.read("never.safetensors"), "mine");
+    folder.write("never.safetensors", bytes(file(&one)));
     scale("--by 0.5 --overwrite").ok();
+    assert!(bytes(&never) != bytes(file(&one)));
     // Nothing but a patch is replaced by one: not a model, not rows.
     let weights = folder.model("gpt2").join("model.safetensors");
     let before = bytes(&weights);

@@ -205,7 +205,7 @@ fn kto_takes_rows_of_either_label() {
     repair("dapt").and("--method dapt").with("--data", &good).ok();
     let words = ["without a rejected one", "--select max needs", "--select trial or all"];
     repair("no").and("--method irepair").with("--data", &good).fails(3, &words);
-    repair("no").and("--select fixed --objective kto").with("--data", &good).fails(3, &words[..1]);
+    repair("no").and("--select fixed --objective kto").with("--data", &data).fails(3, &words[..1]);
     let words = ["good.jsonl", "no row has a rejected response"];
     irepair("sensitivity --model demo").with("--data", &good).fails(3, &words);
     let found = irepair("sensitivity --model demo").with("--data", &data).ok();

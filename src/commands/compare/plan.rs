@@ -397,7 +397,7 @@ impl ComparisonPlan {
         }
         let scratch = self.scratch();
         if matches!(self.part, Part::Task(_)) {
-            // Other tasks work here, too. This one is locked by its own folder, until the process ends.
+            // Other tasks work here, too. This one is locked by its own folder until it ends.
             std::mem::forget(Claim::take(&scratch, "task")?);
             return claim::empty(&scratch).with_context(|| scratch.display().to_string());
         }

@@ -72,8 +72,8 @@ pub fn run(args: &Patch) -> Result<()> {
     }
 }
 
-/// Errors (bad input) if no patch can be written there, or if something is there that is no patch or
-/// may not be replaced.
+/// Errors (bad input) if no patch can be written there, or if something is there that is no patch
+/// or may not be replaced.
 fn replaces_patches(out: &Path, overwrite: bool) -> Result<()> {
     replaceable(out, overwrite)?;
     if out.exists() && PatchFile::open(out).is_err() {
@@ -144,8 +144,8 @@ fn base_beside(patches: &[PatchFile], folder: &Path) -> Result<Checkpoint> {
         if repaired.hash()? == patch.repaired_sha256 {
             if folder.canonicalize().is_ok_and(|to| to.starts_with(&repaired.dir)) {
                 bail_input!(
-                    "--out lies in {}, the repaired model from which the base is taken back; choose \
-                     another --out, or give --base MODEL",
+                    "--out lies in {}, the repaired model from which the base is taken back; \
+                     choose another --out, or give --base MODEL",
                     repaired.dir.display()
                 );
             }
