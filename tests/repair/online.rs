@@ -128,7 +128,7 @@ fn nothing_toxic_and_nothing_clean_are_failed_checks() {
     let folder = Folder::new();
     let out = folder.path("out");
     for (more, words) in [
-        ("--rejected-above 1.5", ["there is nothing to repair", "--rejected-above"]),
+        ("--rejected-above 1", ["there is nothing to repair", "--rejected-above"]),
         (
             "--rejected-above 0.01 --chosen-below 0",
             ["no prompt has texts of both kinds", "--samples-per-prompt"],
@@ -376,7 +376,7 @@ fn pairs_are_rows_for_a_repair() {
     assert!(cut.iter().all(|row| !whole.contains(row["prompt"].as_str().expect("text"))));
     // Nothing of both kinds: said, and nothing is left.
     let none = folder.path("none.jsonl");
-    pairs(&none).and("--rejected-above 1.5").fails(4, &["both kinds", "--samples-per-prompt"]);
+    pairs(&none).and("--rejected-above 1").fails(4, &["both kinds", "--samples-per-prompt"]);
     assert!(!none.exists() && !partial(&none).exists());
     for (words, named) in [
         ("--temperature 0", "--temperature"),
