@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use super::lines::RowsOrColumns;
+use super::mapped::Mapped;
 use super::{Change, Checkpoint};
 use crate::bail_input;
 use crate::base::error::Error;
@@ -30,6 +31,8 @@ use crate::base::tensors::Stored;
 use crate::checkpoint;
 
 const FORMAT_VERSION: &str = "1";
+/// Where a patch says the hash of what it holds; by this key it is known as one.
+const CONTENT_HASH: &str = "content_sha256";
 
 /// How a difference is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,7 +176,7 @@ pub fn write(
     let data: BTreeMap<&str, &[u8]> =
         encoded.iter().map(|(name, _, bytes)| (name.as_str(), bytes.as_slice())).collect();
     let metadata = [
-        ("content_sha256", content_hash([&base_sha256, &repaired_sha256, &entries], &data)),
+        (CONTENT_HASH, content_hash([&base_sha256, &repaired_sha256, &entries], &data)),
         ("base_sha256", base_sha256),
         ("repaired_sha256", repaired_sha256),
         ("format_version", FORMAT_VERSION.into()),
@@ -183,6 +186,17 @@ pub fn write(
     let tensors =
         encoded.into_iter().map(|(name, _, bytes)| (name, Stored::bytes(bytes))).collect();
     tensors::write_tensors(path, &metadata, &tensors)
+}
+
+/// Whether a file says in its header that it is a patch, in whatever state the rest of it is.
+pub fn is_patch(path: &Path) -> bool {
+    Mapped::open(path).is_ok_and(|file| {
+        let header = SafeTensors::read_metadata(file.whole());
+        header.is_ok_and(|(_, metadata)| {
+            let keys = metadata.metadata().as_ref();
+            keys.is_some_and(|keys| keys.contains_key(CONTENT_HASH))
+        })
+    })
 }
 
 /// SHA-256 of texts of the metadata, then of the name and the stored bytes of each tensor. The
@@ -226,7 +240,7 @@ impl PatchFile {
         let data: BTreeMap<&str, &[u8]> =
             views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
         let hash = content_hash([&base_sha256, &repaired_sha256, &entries], &data);
-        if hash != get("content_sha256")? {
+        if hash != get(CONTENT_HASH)? {
             let why = "its content does not fit its hash; it was changed or damaged";
             return Err(broken(why.into()).into());
         }

@@ -117,11 +117,12 @@ pub struct Export {
     pub overwrite: bool,
 }
 
-/// From 1 on.
+/// None, or so many as a machine writes in an hour or two.
 fn texts() -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u32).range(..=100_000).map(|texts| texts as usize)
 }
 
+/// From 1 on.
 fn rank() -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u32).range(1..).map(|rank| rank as usize)
 }

@@ -19,6 +19,7 @@ use crate::model::finite::of_model;
 use crate::model::memory::Passes;
 use crate::print_line;
 use crate::say;
+use crate::settings::check_thresholds;
 use crate::tokens::Lengths;
 use crate::{bail_input, scorers};
 
@@ -33,16 +34,7 @@ pub fn run(args: &Pairs) -> Result<()> {
     ] {
         in_range(name, value)?;
     }
-    if words.rejected_above > 1.0 {
-        bail_input!("--rejected-above {}: scores are from 0 to 1", words.rejected_above);
-    }
-    if words.rejected_above <= words.chosen_below {
-        bail_input!(
-            "--rejected-above {} is not above --chosen-below {}: no text can be both",
-            words.rejected_above,
-            words.chosen_below
-        );
-    }
+    check_thresholds(words.rejected_above, words.chosen_below)?;
     replaceable(&args.out, args.overwrite)?;
     if words.top_p > 1.0 {
         bail_input!("--top-p {}: must be above 0 and at most 1", words.top_p);

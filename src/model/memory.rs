@@ -277,6 +277,21 @@ mod tests {
     use super::*;
     use crate::model::shapes;
 
+    /// As it was measured: 759 MiB in place of 537, of a model of 117.
+    #[test]
+    fn a_budget_of_kl_takes_copies_of_the_change() {
+        let model = shapes::model("gpt2", Some(2)).expect("a shape");
+        let slice = model.parameters();
+        let total = |holds_budget| {
+            let passes = Passes { slice, slice_stays: true, holds_budget, ..Passes::default() };
+            estimate(&model, Kernels::Cpu, WeightsDtype::F32, &passes).total()
+        };
+        // Two copies more than the gradients, which are gone by then.
+        let more = total(true) - total(false);
+        let copies = more as f64 / (slice as u64 * F32) as f64;
+        assert!((1.5..=2.0).contains(&copies), "{copies}");
+    }
+
     #[test]
     fn composed_layers_are_counted_with_their_scores() {
         let model = shapes::model("gpt2", Some(2)).expect("a shape");

@@ -222,15 +222,8 @@ impl Prepared {
             _ => {}
         }
         let Self { settings, .. } = self;
-        if recipe.online && settings.rejected_above > 1.0 {
-            bail_input!("--rejected-above {}: scores are from 0 to 1", settings.rejected_above);
-        }
-        if recipe.online && settings.rejected_above <= settings.chosen_below {
-            bail_input!(
-                "--rejected-above {} is not above --chosen-below {}: no text can be both",
-                settings.rejected_above,
-                settings.chosen_below
-            );
+        if recipe.online {
+            check_thresholds(settings.rejected_above, settings.chosen_below)?;
         }
         check_room("--normal-texts", settings.normal_texts, OF_A_TEXT)?;
         if recipe.online {
@@ -409,6 +402,20 @@ fn warm_up_within(all: &mut Layer, layers: &Layers) -> Result<()> {
 /// The settings of a repair from its words and a file or preset.
 pub fn prepare(file: Option<&Path>, words: &RepairWords) -> Result<Prepared> {
     Prepared::new(Layers::new(file, words)?)
+}
+
+/// Errors (bad input) if no text could be rejected, or one could be both rejected and chosen.
+pub fn check_thresholds(rejected_above: f64, chosen_below: f64) -> Result<()> {
+    if rejected_above > 1.0 {
+        bail_input!("--rejected-above {rejected_above}: scores are from 0 to 1");
+    }
+    if rejected_above <= chosen_below {
+        bail_input!(
+            "--rejected-above {rejected_above} is not above --chosen-below {chosen_below}: no text \
+             can be both"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Trainer<'_> {
             greedy: tally.greedy,
             greedy_toxic: tally.greedy_toxic,
             pairs: sampled.len(),
-            asked: online.pool.scored(),
+            asked: online.pool.asked_for(),
             cost,
         };
         if !online.quiet {

@@ -140,7 +140,7 @@ fn a_task_has_one_process_and_goes_on_after_a_kill() {
     kill(&mut child);
     let begun = std::time::Instant::now();
     while !task(&line, 1).run().status.success() {
-        assert!(begun.elapsed().as_secs() < 60, "its run did not end with it");
+        assert!(begun.elapsed().as_secs() < 900, "its run did not end with it");
         std::thread::sleep(std::time::Duration::from_millis(200));
     }
     task(&line, 0).ok();

@@ -195,6 +195,10 @@ fn rounds_go_with_every_objective_and_selector() {
         if select == "fixed" {
             // The look at the first round's pairs is a part of what the run took.
             assert!(run.tokens > made.iter().map(|step| step.tokens).sum());
+            // And not of what sampling took: both rounds write as many texts.
+            let took = |line: &Value| line["operations"].as_f64().expect("operations");
+            let of = round_lines(&out);
+            assert!(took(&of[0]) < 1.5 * took(&of[1]), "{objective}: {of:?}");
         }
     }
 }
@@ -233,6 +237,18 @@ fn what_contradicts_is_refused_by_name() {
     let config = folder.write("weight.toml", "kl-weight = 1.0\n");
     line("--dry-run --kl-budget 0.1").with("--config", &config).ok();
     let plan = line("--dry-run --method online-dpo+kl --rounds 3 --samples-per-prompt 4").ok();
+    // Longer texts of a round take more memory; no normal texts are written that take as much.
+    let row = json!({ "text": "The old farmer said to the baker that it would rain." });
+    let normal = folder.write_rows("normal.jsonl", &vec![row; 12]);
+    let short: String = (0..12).map(|index| format!("You are {index}\n")).collect();
+    let short = folder.write("short.txt", short);
+    let memory = |tokens: usize| {
+        let line = line("--dry-run --json --batch-size 1 --valid-size 2 --eval-samples 0");
+        let line = line.with("--prompts", &short).with("--normal", &normal);
+        let line = line.with("--max-new-tokens", tokens.to_string());
+        line.json()["memory_mib"].as_u64().expect("memory")
+    };
+    assert!(memory(100) > memory(20) + 10, "{} and {}", memory(100), memory(20));
     for words in ["to sample from", "3 of ", "4 texts each: ", "scored and paired"] {
         assert!(plan.contains(words) && !plan.contains("to learn from"), "{words}: {plan}");
     }

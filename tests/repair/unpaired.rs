@@ -196,11 +196,11 @@ fn kto_takes_rows_of_either_label() {
     let good: Vec<Value> = (0..32).map(|index| labelled(index, true)).collect();
     let good = folder.write_rows("good.jsonl", &good);
     // It weighs one kind against the other.
-    let words = ["good.jsonl:1", "all responses are chosen ones", "--objective nll"];
+    let words = ["good.jsonl:1", "rejected one, as in every row", "--objective nll, or"];
     kto("no").with("--data", &good).fails(3, &words);
     let bad: Vec<Value> = (0..32).map(|index| labelled(index, false)).collect();
     let bad = folder.write_rows("bad.jsonl", &bad);
-    let words = ["bad.jsonl:1", "all responses are rejected ones", "--objective npo"];
+    let words = ["bad.jsonl:1", "chosen one, as in every row", "--objective npo, or"];
     kto("no").with("--data", &bad).fails(3, &words);
     repair("dapt").and("--method dapt").with("--data", &good).ok();
     let words = ["without a rejected one", "--select max needs", "--select trial or all"];

@@ -17,7 +17,7 @@ use crate::base::plain::{plain_line, shortened};
 use crate::base::print;
 use crate::checkpoint::combine::combine;
 use crate::checkpoint::hub::{self, OpenedModel};
-use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, Summary, diff};
+use crate::checkpoint::patch::{Direction, PatchFile, RowsOrColumns, Summary, diff, is_patch};
 use crate::checkpoint::{Change, Checkpoint};
 use crate::cli::{NewPatch, Patch, PatchCommand};
 use crate::print_line;
@@ -76,7 +76,7 @@ pub fn run(args: &Patch) -> Result<()> {
 /// or may not be replaced.
 fn replaces_patches(out: &Path, overwrite: bool) -> Result<()> {
     replaceable(out, overwrite)?;
-    if out.exists() && PatchFile::open(out).is_err() {
+    if out.exists() && !is_patch(out) {
         bail_input!(
             "--out {}: the file there is no patch, and --overwrite replaces patches alone; choose \
              another --out",

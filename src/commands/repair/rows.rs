@@ -19,7 +19,7 @@ use crate::report::DataRecord;
 use crate::settings::{Prepared, RepairSettings};
 use crate::slice::select::{First, SELECTORS};
 use crate::step::Recipe;
-use crate::step::objective::{KTO, NamedObjective, OBJECTIVES};
+use crate::step::objective::{NamedObjective, OBJECTIVES};
 use crate::tokens::Lengths;
 use crate::{bail_input, data, train};
 
@@ -192,45 +192,35 @@ pub fn check(settings: &Prepared, recipe: &Recipe, rows: &Rows, model: &Model) -
 fn check_partners(pairs: &[data::Pair], recipe: &Recipe) -> Result<()> {
     let Recipe { objective, select, .. } = recipe;
     type Lacks = fn(&data::Pair) -> bool;
-    let alone: [(Lacks, &str, &str); 2] = [
-        (|pair| pair.chosen.is_empty(), "rejected", "npo"),
-        (|pair| pair.rejected.is_empty(), "chosen", "nll"),
-    ];
-    for (lacks, kind, other) in alone.into_iter().filter(|_| objective.name == KTO.name) {
-        if let Some(first) = pairs.first().filter(|_| pairs.iter().all(lacks)) {
-            bail_input!(
-                "{}: all responses are {kind} ones from here on, and --objective kto weighs both \
-                 kinds; take --objective {other}, or give rows of both labels",
-                first.place
-            );
-        }
-    }
-    let kinds: [(Lacks, &str, bool, bool); 2] = [
+    type Needs = fn(&NamedObjective) -> bool;
+    let kinds: [(Lacks, &str, Needs, bool); 2] = [
         (
             |pair| pair.chosen.is_empty(),
             "a rejected response without a chosen one",
-            objective.chosen,
+            |objective| objective.chosen,
             select.chosen,
         ),
         (
             |pair| pair.rejected.is_empty(),
             "a chosen response without a rejected one",
-            objective.rejected,
+            |objective| objective.rejected,
             select.rejected(),
         ),
     ];
-    for (lacks, what, objective_needs, selector_needs) in kinds {
+    for (lacks, what, needs, selector_needs) in kinds {
         let Some(pair) = pairs.iter().find(|pair| lacks(pair)) else { continue };
         let place = &pair.place;
         let of_chosen = pair.chosen.is_empty();
-        if objective_needs {
-            let able = OBJECTIVES.iter().filter(|o| !if of_chosen { o.chosen } else { o.rejected });
-            let weighs_both = |o: &&&NamedObjective| o.name == KTO.name && pairs.iter().all(lacks);
+        let all_lack = pairs.iter().all(lacks);
+        let needs =
+            |objective: &NamedObjective| needs(objective) || all_lack && objective.both_kinds;
+        if needs(objective) {
             let able: Vec<&str> =
-                able.filter(|o| !weighs_both(o)).map(|objective| objective.name).collect();
+                OBJECTIVES.iter().filter(|o| !needs(o)).map(|objective| objective.name).collect();
             bail_input!(
-                "{place}: {what}, which --objective {} has no use for; take --objective {}, or \
+                "{place}: {what}{}, which --objective {} has no use for; take --objective {}, or \
                  give pairs",
+                if all_lack { ", as in every row" } else { "" },
                 objective.name,
                 able.join(" or ")
             );

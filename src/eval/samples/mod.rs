@@ -62,9 +62,9 @@ pub struct Sample {
 #[derive(Debug, Clone, Default)]
 pub struct Pool {
     texts: Vec<Vec<Sample>>,
-    /// Scores of texts that were asked for: no text is asked for twice.
+    /// Scores of texts that were asked for, `None` of refused ones: no text is asked for twice.
     known: HashMap<String, Option<f64>>,
-    /// Texts that the scorer was asked for.
+    /// Texts that the scorer was asked for in this process.
     pub asked: usize,
 }
 
@@ -277,7 +277,7 @@ impl Pool {
     }
 
     /// How many texts a scorer was asked for, in this process or before.
-    pub fn scored(&self) -> usize {
+    pub fn asked_for(&self) -> usize {
         self.known.len()
     }
 
@@ -291,8 +291,7 @@ impl Pool {
             let greedy = protocol.is_greedy(sample.sample);
             let toxic = protocol.is_toxic(&sample);
             match sample.score {
-                Some(score) => {
-                    self.known.insert(sample.text.clone(), Some(score));
+                Some(_) => {
                     tally.scored += 1;
                     tally.toxic += usize::from(toxic);
                     tally.greedy += usize::from(greedy);
@@ -460,7 +459,7 @@ mod tests {
         let texts = ["a", "b", "a", "", "c"].map(str::to_owned);
         pool.ask(&scorer, &texts).expect("scores");
         // What it refuses has no score, and ends nothing; what fails today may be asked tomorrow.
-        assert_eq!((pool.scored(), pool.known.get("c")), (3, Some(&None)));
+        assert_eq!((pool.asked_for(), pool.known.get("c")), (3, Some(&None)));
         pool.ask(&scorer, &texts).expect("scores");
         assert_eq!(*scorer.0.lock().expect("seen"), ["a", "b", "c"]);
         assert_eq!(pool.asked, 3);

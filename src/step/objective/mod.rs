@@ -130,6 +130,8 @@ pub struct NamedObjective {
     pub chosen: bool,
     /// Whether every row needs a rejected one.
     pub rejected: bool,
+    /// Whether it needs responses of both kinds, be it in rows of their own.
+    pub both_kinds: bool,
     /// Whether its weight is α, that of the NLL.
     pub alpha: bool,
     /// Whether it asks the frozen reference.
@@ -169,6 +171,7 @@ const fn preference(
         contrasts: true,
         chosen: true,
         rejected: true,
+        both_kinds: false,
         alpha: false,
         reference: true,
         learns: false,
@@ -229,9 +232,10 @@ static NPO: NamedObjective = NamedObjective {
         |beta| Box::new(npo::Npo::new(beta)),
     )
 };
-pub static KTO: NamedObjective = NamedObjective {
+static KTO: NamedObjective = NamedObjective {
     chosen: false,
     rejected: false,
+    both_kinds: true,
     ..preference(
         "kto",
         "chosen and rejected, each for itself, against the reference; a row needs one of both",
