@@ -104,7 +104,7 @@ macro_rules! by_kind {
         by_kind!($of, $kind, $work; GeluTanh GeluErf Relu Silu)
     };
     ($of:expr, $kind:ident, $work:expr; $($each:ident)*) => {
-        vectorized(|| match $of {
+        vectorized!(match $of {
             $(Activation::$each => {
                 const $kind: Activation = Activation::$each;
                 $work

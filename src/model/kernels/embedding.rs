@@ -35,7 +35,7 @@ impl CustomOp1 for Embedding {
         for (table, indices) in self.tables() {
             read_stored(&table.tensor, |table| {
                 par_rows(&mut h, columns, |first, rows| {
-                    vectorized(|| {
+                    vectorized!({
                         for (row, &index) in rows.chunks_exact_mut(columns).zip(&indices[first..]) {
                             table.each(index as usize * columns, row, |h, e| *h += e);
                         }

@@ -52,12 +52,12 @@ impl Logits {
         let Some(cap) = self.cap else { return };
         const JOB: usize = 1 << 14;
         logits.par_chunks_mut(JOB).for_each(|logits| {
-            vectorized(|| logits.iter_mut().for_each(|x| *x = cap * tanh(*x / cap)))
+            vectorized!(logits.iter_mut().for_each(|x| *x = cap * tanh(*x / cap)))
         });
         let both = slopes.par_chunks_mut(JOB).zip(logits.par_chunks(JOB));
         both.for_each(|(slopes, logits)| {
             let slope = |x: f32| 1.0 - (x / cap) * (x / cap);
-            vectorized(|| slopes.iter_mut().zip(logits).for_each(|(s, x)| *s = slope(*x)))
+            vectorized!(slopes.iter_mut().zip(logits).for_each(|(s, x)| *s = slope(*x)))
         });
     }
 }
@@ -123,14 +123,24 @@ fn scan_with(
         match target {
             Target::Token(tokens) => {
                 let tokens = &tokens[first..first + count];
-                each_row(logits, vocabulary, out, |row, logits, out| {
-                    *out = token_row(logits, tokens[row] as usize);
-                });
+                each_row(
+                    logits,
+                    vocabulary,
+                    out,
+                    #[inline(always)]
+                    |row, logits, out| {
+                        *out = token_row(logits, tokens[row] as usize);
+                    },
+                );
             }
             Target::Absent(weights) => {
-                each_row(logits, vocabulary, out, |_, logits, out| {
-                    *out = absent_row(logits, weights)
-                });
+                each_row(
+                    logits,
+                    vocabulary,
+                    out,
+                    #[inline(always)]
+                    |_, logits, out| *out = absent_row(logits, weights),
+                );
             }
             Target::Reference(ref_x, ref_w) => {
                 let ref_logits = &mut ref_logits[..count * vocabulary];
@@ -139,15 +149,21 @@ fn scan_with(
                 large_product(ref_logits, ref_x, ref_head.t(), 0.0, scale, precision);
                 head.logits.capped(ref_logits, &mut []);
                 let ref_logits = &*ref_logits;
-                each_row(logits, vocabulary, out, |row, logits, out| {
-                    *out = kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary]);
-                });
+                each_row(
+                    logits,
+                    vocabulary,
+                    out,
+                    #[inline(always)]
+                    |row, logits, out| {
+                        *out = kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary]);
+                    },
+                );
             }
         }
         // The rows now hold ∂f/∂logits; by the products without a cap, with this.
         let both = logits.par_chunks_mut(vocabulary).zip(caps.par_chunks(vocabulary));
         both.for_each(|(logits, caps)| {
-            vectorized(|| logits.iter_mut().zip(caps).for_each(|(x, slope)| *x *= slope))
+            vectorized!(logits.iter_mut().zip(caps).for_each(|(x, slope)| *x *= slope))
         });
         if let Some(slopes) = slopes.as_deref_mut() {
             let slopes = &mut slopes[first * columns..][..count * columns];
@@ -165,7 +181,8 @@ fn scan_with(
     out
 }
 
-/// `work(row, logits of the row, out of the row)` for all rows, on all cores.
+/// `work(row, logits of the row, out of the row)` for all rows, on all cores; it must be inlined
+/// always.
 fn each_row(
     logits: &mut [f32],
     vocabulary: usize,
@@ -176,7 +193,7 @@ fn each_row(
         .par_chunks_exact_mut(vocabulary)
         .zip(out.par_iter_mut())
         .enumerate()
-        .for_each(|(row, (logits, out))| vectorized(|| work(row, logits, out)));
+        .for_each(|(row, (logits, out))| vectorized!(work(row, logits, out)));
 }
 
 /// Returns log p(token) and turns the logits into onehot(token) − p.
@@ -385,7 +402,7 @@ impl Head {
                         par_rows(slope, vocabulary, |row, slope| {
                             for (i, slope) in slope.chunks_exact_mut(vocabulary).enumerate() {
                                 let g = g[first + row + i];
-                                vectorized(|| slope.iter_mut().for_each(|s| *s *= g));
+                                vectorized!(slope.iter_mut().for_each(|s| *s *= g));
                             }
                         });
                         let x = Mat::new(&x[first * columns..][..count * columns], count, columns);

@@ -60,7 +60,7 @@ impl Linear {
         if let Some(bias) = &self.bias {
             read(&bias.tensor, |bias| {
                 par_rows(&mut y, output, |_, y| {
-                    vectorized(|| {
+                    vectorized!({
                         for row in y.chunks_exact_mut(output) {
                             row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
                         }
@@ -191,7 +191,7 @@ pub fn gram_square(
             let (xx, gg) = (&mut xx[..i_rows * j_rows], &mut gg[..i_rows * j_rows]);
             tile(x, input, xx);
             tile(g, output, gg);
-            let sum: f64 = vectorized(|| {
+            let sum: f64 = vectorized!({
                 let mut lanes = [0f64; 8];
                 let (a, a_rest) = xx.as_chunks::<8>();
                 let (b, b_rest) = gg.as_chunks::<8>();

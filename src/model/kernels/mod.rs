@@ -3,7 +3,7 @@
 //!
 //! candle's own CPU path runs elementwise work on one thread, composes norms and softmax of many
 //! passes, and computes gradients for operands that are frozen. These operations do the same
-//! arithmetic in one pass, on all cores, vectorized by run-time dispatch ([`vectorized`]). They
+//! arithmetic in one pass, on all cores, vectorized by run-time dispatch (`vectorized!`). They
 //! return a gradient for the activations only. What is wanted of a parameter (nothing, its norm,
 //! its gradient) goes to the [`Ledger`](crate::model::ledger::Ledger) of its view.
 
@@ -23,9 +23,22 @@ pub mod stored;
 use candle_core::{CpuStorage, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
-/// Runs `work` compiled for the widest vectors this processor has (AVX-512, AVX2, or plain).
+/// Evaluates an expression compiled for the widest vectors this processor has (AVX-512, AVX2, or
+/// plain). A macro, because a closure that the compiler does not inline is compiled for none of
+/// them, and of three places that call it, it inlines none.
+macro_rules! vectorized {
+    ($work:expr) => {
+        $crate::model::kernels::widest(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(crate) use vectorized;
+
+/// What [`vectorized`] stands for. `work` must be inlined always.
 #[inline(always)]
-pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+pub fn widest<R>(work: impl FnOnce() -> R) -> R {
     struct Run<F>(F);
     impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Run<F> {
         type Output = R;
@@ -106,7 +119,9 @@ pub fn exp(x: f32) -> f32 {
     // 1.5 · 2²³: adding and taking it away rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.0);
-    let k = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    // Its lowest bits are k. A conversion, which saturates, would not be vectorized.
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let k = rounded - ROUND;
     let r = (clamped - k * 0.693_359_4) + k * 2.121_944_4e-4;
     let p = 1.0 / 5040.0;
     let p = p * r + 1.0 / 720.0;
@@ -116,7 +131,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 0.5;
     let p = p * r + 1.0;
     let p = p * r + 1.0;
-    let scale = f32::from_bits((((k as i32) + 127) << 23) as u32);
+    let scale = f32::from_bits(rounded.to_bits().wrapping_sub(ROUND.to_bits() - 127) << 23);
     if x < -87.3 { 0.0 } else { p * scale }
 }
 
@@ -196,7 +211,7 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
     let parts: Vec<f64> = values
         .par_chunks(JOB)
         .map(|chunk| {
-            vectorized(|| {
+            vectorized!({
                 let mut lanes = [0f64; 8];
                 let (chunks, rest) = chunk.as_chunks::<8>();
                 for c in chunks {
@@ -218,7 +233,7 @@ pub fn add_column_sums(g: &[f32], columns: usize, out: &mut [f32]) {
     let step = 256.min(columns);
     out.par_chunks_mut(step).enumerate().for_each(|(job, out)| {
         let first = job * step;
-        vectorized(|| {
+        vectorized!({
             for row in g.chunks_exact(columns) {
                 for (o, x) in out.iter_mut().zip(&row[first..]) {
                     *o += x;

@@ -37,7 +37,7 @@ impl CustomOp1 for Norm {
         read(&self.weight.tensor, |w| {
             read(&bias, |b| {
                 par_rows(&mut y, columns, |first, rows| {
-                    vectorized(|| {
+                    vectorized!({
                         for (i, y) in rows.chunks_exact_mut(columns).enumerate() {
                             let x = &x[(first + i) * columns..][..columns];
                             let (mean, scale) = self.moments(x);
@@ -110,7 +110,7 @@ impl Norm {
                 let partial = if wanted { columns } else { 0 };
                 let (mut gw, mut gb) = (zeros(partial), zeros(partial));
                 let mut hat = zeros(columns);
-                vectorized(|| {
+                vectorized!({
                     for (row, gx) in gx.chunks_exact_mut(columns).enumerate() {
                         let at = begin + row * columns;
                         let (x, g) = (&x[at..at + columns], &g[at..at + columns]);

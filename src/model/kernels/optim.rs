@@ -41,7 +41,7 @@ impl InplaceOp2 for Average {
         let (keep, take) = (self.decay as f32, (1.0 - self.decay) as f32);
         average.par_chunks_mut(JOB).zip(gradient.par_chunks(JOB)).for_each(
             |(average, gradient)| {
-                vectorized(|| {
+                vectorized!({
                     for (a, g) in average.iter_mut().zip(gradient) {
                         let g = g * self.scale;
                         *a = keep * *a + take * if self.squared { g * g } else { g };
@@ -88,7 +88,7 @@ impl InplaceOp3 for Descend {
             .zip(direction.par_chunks(JOB))
             .zip(squares.par_chunks(JOB))
             .for_each(|((theta, direction), squares)| {
-                vectorized(|| {
+                vectorized!({
                     for ((t, d), s) in theta.iter_mut().zip(direction).zip(squares) {
                         *t = self.shrink * *t
                             - self.rate * (d * self.scale) / (s.sqrt() * self.root + self.epsilon);

@@ -107,7 +107,7 @@ impl Rotate {
             return Ok(y);
         }
         par_rows(&mut y, width, |first, rows| {
-            vectorized(|| {
+            vectorized!({
                 for (row, y) in (first..).zip(rows.chunks_exact_mut(width)) {
                     let at = self.positions[row] as usize * pairs;
                     let (cosines, sines) =

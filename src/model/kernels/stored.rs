@@ -6,6 +6,7 @@ use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::vectorized;
 use crate::model::precision::WeightsDtype;
 
 /// The values of a matrix, where they lie.
@@ -86,7 +87,7 @@ impl<'a> Values<'a> {
         let mut wide = super::zeros(self.count());
         let jobs = wide.par_chunks_mut(JOB).enumerate();
         jobs.for_each(|(job, wide)| {
-            super::vectorized(|| self.each(job * JOB, wide, |place, value| *place = value))
+            vectorized!(self.each(job * JOB, wide, |place, value| *place = value))
         });
         wide
     }

@@ -148,7 +148,7 @@ impl AttentionShape {
             // A single query (generation): dot products beat a matrix product of one row.
             let keys = self.seen(sequence, &(past..past + 1));
             let mut scores = zeros(keys.len());
-            vectorized(|| {
+            vectorized!({
                 let query = q.row(0);
                 for (score, key) in scores.iter_mut().zip(keys.clone()) {
                     *score = dot(query, k.row(key));
@@ -171,7 +171,7 @@ impl AttentionShape {
             let scores = &mut scores[..rows.len() * keys.len()];
             let (q, k) = (q.part(rows.clone(), 0..d), k.part(keys.clone(), 0..d));
             product(scores, q, k.t(), 0.0, 1.0, Cores::One);
-            vectorized(|| {
+            vectorized!({
                 self.capped(scores, &mut []);
                 self.softmax(sequence, scores, &positions, &keys);
             });
@@ -209,14 +209,14 @@ impl AttentionShape {
                 product(p, q, k.t(), 0.0, 1.0, Cores::One);
                 product(dp, go, v.t(), 0.0, 1.0, Cores::One);
                 let slopes = slopes.get_mut(..size).unwrap_or_default();
-                vectorized(|| {
+                vectorized!({
                     self.capped(p, slopes);
                     self.softmax(sequence, p, &tile, &keys);
                 });
                 let p_m = Mat::new(p, tile.len(), keys.len());
                 let gv = to.v.part(keys.clone(), 0..d);
                 product_into(gv, p_m.t(), go, 1.0, 1.0, Cores::One);
-                vectorized(|| {
+                vectorized!({
                     for (p, dp) in p.chunks_exact(keys.len()).zip(dp.chunks_exact_mut(keys.len())) {
                         let mean = dot(p, dp);
                         dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = p * (*dp - mean));
