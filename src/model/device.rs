@@ -184,13 +184,21 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
         }
         (None, None) => None,
     };
-    if let Some((said, threads)) = asked {
-        if threads == 0 || threads > cores {
-            bail_input!("{said}: this machine has 1 to {cores}");
-        }
-        // A second call in one process (tests) finds the pool already made; its size stays.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    if let Some((said, threads)) = &asked
+        && (*threads == 0 || *threads > cores)
+    {
+        bail_input!("{said}: this machine has 1 to {cores}");
     }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.map_or(0, |(_, threads)| threads));
+    // The thread that walks through the model is one of the workers: otherwise each kernel would
+    // wake another thread and wait for it, 20 to 50 µs a kernel. A test's thread ends before the
+    // pool does, so it is none.
+    let pool = match std::thread::current().name() {
+        Some("main") => pool.use_current_thread(),
+        _ => pool,
+    };
+    // A second call in one process (tests) finds the pool already made; its size stays.
+    let _ = pool.build_global();
     Ok(rayon::current_num_threads())
 }
 
