@@ -12,7 +12,7 @@ use crate::checkpoint::hub::{Hub, open_model};
 use crate::cli::Doctor;
 use crate::model;
 use crate::model::device;
-use crate::model::precision::Precision;
+use crate::model::precision::{self, Precision};
 use crate::model::shapes::SHAPES;
 use crate::model::{ARCHES, Model};
 use crate::print_line;
@@ -185,7 +185,7 @@ fn of_build() -> Result<Value> {
         "vector_instructions": vectors(),
         "bf16_products": match Precision::Bf16.unavailable() {
             Some(why) => format!("{why}: f32 is used"),
-            None => "AVX512-BF16".into(),
+            None => precision::bf16_by().into(),
         },
         "architectures": ARCHES.iter().map(|a| a.model_type).collect::<Vec<_>>(),
         "shapes": *SHAPES,

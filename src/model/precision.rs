@@ -73,12 +73,11 @@ impl Precision {
             Self::Bf16 if *PLAIN => Some("IREPAIR_PLAIN_PRODUCTS is set"),
             Self::Bf16 if !fast => Some("this processor has no AVX512-BF16"),
             // On a Xeon (family 6, 2026-11-26) a tile of the packed product makes 87 GFLOP/s a core
-            // in bf16 and 170 in f32: the instruction takes two cycles on one port there. AMX would
-            // be fast, but we don't use it.
+            // in bf16 and 170 in f32: the instruction takes two cycles on one port there.
             #[cfg(target_arch = "x86_64")]
-            Self::Bf16 if *INTEL && !*SLOW => {
-                Some("Intel's AVX512-BF16 multiplies at half the rate of f32")
-            }
+            Self::Bf16 if *INTEL && !*SLOW && !*AMX => Some(
+                "there is no AMX here, and Intel's AVX512-BF16 multiplies at half the rate of f32",
+            ),
             _ => None,
         }
     }
@@ -91,10 +90,45 @@ pub static INTEL: LazyLock<bool> = LazyLock::new(|| {
     [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 });
 
-/// Whether bf16 products are wanted also where they are slower than those of f32: with
-/// `IREPAIR_SLOW_PRODUCTS` in the environment, for tests.
+/// Whether products of bf16 are to be AVX512-BF16's, also where AMX's or those of f32 are faster:
+/// with `IREPAIR_SLOW_PRODUCTS` in the environment, for tests.
 #[cfg(target_arch = "x86_64")]
 static SLOW: LazyLock<bool> = LazyLock::new(|| variable("IREPAIR_SLOW_PRODUCTS").is_some());
+
+/// Whether products of bf16 run on AMX: 16 × 16 sums an instruction, in registers that a process on
+/// Linux has to ask for. Elsewhere they are not used.
+#[cfg(target_arch = "x86_64")]
+pub static AMX: LazyLock<bool> = LazyLock::new(|| {
+    let tiles = || {
+        // AMX-BF16 and AMX-TILE.
+        const BITS: u32 = 1 << 22 | 1 << 24;
+        let most = std::arch::x86_64::__cpuid(0).eax;
+        most >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & BITS == BITS
+    };
+    available(Precision::Bf16) && !*SLOW && tiles() && tiles_granted()
+});
+
+/// The instructions that multiply in bf16, where they are [available](Precision::unavailable).
+pub fn bf16_by() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if *AMX {
+        return "AMX";
+    }
+    "AVX512-BF16"
+}
+
+/// Asks the kernel for the tile registers, for all threads.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles_granted() -> bool {
+    // ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA (Documentation/arch/x86/xstate.rst of Linux).
+    // SAFETY: it changes nothing but what this process may use; a kernel that knows it not says so.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn tiles_granted() -> bool {
+    false
+}
 
 /// Whether products run as on a processor without AVX-512: with `IREPAIR_PLAIN_PRODUCTS` in the
 /// environment.

@@ -1,65 +1,39 @@
-//! The matrix product over packed panels with AVX-512, in two precisions: f32, or operands rounded
-//! to bf16 (to nearest, ties to even) with every sum in f32 (`vdpbf16ps`, twice the multiplications
-//! an instruction).
+//! The matrix product over packed panels, in two precisions: f32, or operands rounded to bf16 (to
+//! nearest, ties to even) with every sum in f32. An *engine* is what multiplies: AVX-512 in f32,
+//! AVX512-BF16 (`vdpbf16ps`, twice the multiplications an instruction), or AMX (`tdpbf16ps`).
 //!
 //! A packed *unit* is 32 bits: one f32, or two bf16 that stand one above the other in the depth.
-//! `a` is packed into panels of `HIGH` rows, `b` into panels of `WIDE` columns. A tile is HIGH
-//! broadcasts times three vectors, 24 sums in registers; nothing is added across lanes. Rounding
-//! happens while packing, and so does the widening of weights that lie in bf16 or f16, so operands
-//! stay as they are in memory. An output does not depend on the tile it falls into, nor on how many
-//! other rows there are.
+//! `a` is packed into panels of so many rows as a tile is high, `b` into panels of so many columns
+//! as it is wide. A tile of vectors is 8 broadcasts times three vectors, 24 sums in registers; one
+//! of AMX is two by two of its registers. Nothing is added across lanes. Rounding happens while
+//! packing, and so does the widening of weights that lie in bf16 or f16, so operands stay as they
+//! are in memory. An output does not depend on the tile it falls into, nor on how many other rows
+//! there are.
 
 #![cfg(target_arch = "x86_64")]
 
+mod amx;
+mod engine;
 mod pack;
 mod tile;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
 use super::matrix::{Cores, Mat, MatMut};
-use crate::model::precision::{INTEL, Precision, available};
+use crate::model::precision::{Precision, available};
+use engine::Engine;
 use pack::{Ahead, LINE, Operand, Source};
-use tile::{HIGH, Tile, WIDE};
+use tile::Tile;
 
 /// With fewer panels of `b` than this, or than threads, `b` is packed whole first and the jobs also
 /// divide the rows of `a`.
 const FEW: usize = 8;
 /// Panels of `a` that a job takes then.
 const JOB: usize = 4;
-
-/// How a product is cut to the caches of a processor.
-struct Cut {
-    /// Units of depth that a panel of `b` holds at most: its outputs are read and written once for
-    /// each.
-    deep: usize,
-    /// Panels of `b` that are packed together and meet a panel of `a` one after another.
-    group: usize,
-    /// Whether the values packed next are prefetched meanwhile; with groups of one.
-    ahead: bool,
-}
-
-/// On AMD a panel of `b` of 48 KiB is best (measured in 2026-11 on two EPYCs: depths of 128 and 384
-/// are 5 to 15 % slower, groups of 4 no faster). On Intel the second cache feeds the tile as fast
-/// as the first, so it pays to come back to the outputs less often and to read `b` in longer runs,
-/// and prefetches cost what they save (one core of a Xeon, family 6, model 207, 256 × 3072 × 768
-/// with `b` from memory: cut as for AMD 139 GFLOP/s, 768 deep 144, in groups of 4 147). So the bits
-/// of a product of more than 256 depth differ between the two.
-static CUT: LazyLock<Cut> = LazyLock::new(|| match *INTEL {
-    true => Cut { deep: 1024, group: 4, ahead: false },
-    false => Cut { deep: 256, group: 1, ahead: true },
-});
-
-/// Ranges of about the same length, at most the cut's, that make up `units`; one of them even if
-/// there are none.
-fn blocks(units: usize) -> impl Iterator<Item = Range<usize>> {
-    let deep = units.div_ceil(units.div_ceil(CUT.deep).max(1)).max(1);
-    (0..units.max(1)).step_by(deep).map(move |from| from..(from + deep).min(units))
-}
 
 thread_local! {
     /// Room for panels, kept from product to product: fresh pages would cost as much as the
@@ -131,7 +105,7 @@ impl Target {
 /// an operand has neither its rows nor its columns in one piece, or if this processor lacks the
 /// instructions (see [`available`]).
 pub fn product(
-    mut out: MatMut,
+    out: MatMut,
     a: Mat,
     b: Mat,
     keep: f32,
@@ -140,37 +114,44 @@ pub fn product(
     cores: Cores,
 ) {
     assert!(available(precision), "packed products in {precision:?} on this processor");
+    product_by(Engine::of(precision), out, a, b, [keep, scale], cores)
+}
+
+/// [`product`] by this engine, which the processor must have.
+fn product_by(
+    engine: Engine,
+    mut out: MatMut,
+    a: Mat,
+    b: Mat,
+    [keep, scale]: [f32; 2],
+    cores: Cores,
+) {
     assert_eq!(a.cols(), b.rows(), "inner sizes");
     assert_eq!((out.rows(), out.cols()), (a.rows(), b.cols()), "sizes of the output");
     let depth = a.cols();
     let (a, b) = (Operand::left(a), Operand::right(b));
     let (stride, rows, cols) = (out.stride(), out.rows(), out.cols());
     let out = Target { first: out.as_mut_ptr(), stride, rows, cols };
-    // Values of depth in a unit.
-    let pair = if precision == Precision::Bf16 { 2 } else { 1 };
-    let units = depth.div_ceil(pair);
-    let (a_panels, b_panels) = (a.across.div_ceil(HIGH), b.across.div_ceil(WIDE));
+    let (high, wide, cut, units) =
+        (engine.high(), engine.wide(), engine.cut(), engine.units(depth));
+    let (a_panels, b_panels) = (a.across.div_ceil(high), b.across.div_ceil(wide));
     let each = |jobs: usize, work: &(dyn Fn(usize) + Sync)| match cores {
         Cores::All if jobs > 1 => (0..jobs).into_par_iter().for_each(work),
         _ => (0..jobs).for_each(work),
     };
     // Panels from offset `to` of a room on.
-    let pack = |from: Operand,
-                width: usize,
-                panels: Range<usize>,
-                units: Range<usize>,
-                room: Room,
-                to: usize| {
+    let pack = |from: Operand, panels: Range<usize>, units: Range<usize>, room: Room, to: usize| {
+        let width = if from.left { high } else { wide };
         let to = room.at(to, panels.len() * width * units.len());
         let source =
             Source { from, depth, first: panels.start * width, width, panels: panels.len() };
         // SAFETY: `to` has room for `units` rows of the panels, which this job alone writes, and
         // this processor has the instructions.
-        unsafe { source.pack(precision, units, to) }
+        unsafe { source.pack(engine, units, to) }
     };
-    with_room(0, [a_panels, HIGH, units], |a_packed| {
+    with_room(0, [a_panels, high, units], |a_packed| {
         each(a_panels, &|panel| {
-            pack(a, HIGH, panel..panel + 1, 0..units, a_packed, panel * HIGH * units)
+            pack(a, panel..panel + 1, 0..units, a_packed, panel * high * units)
         });
         // Some panels of b over `deep`, packed one after another from offset `first` of a room on,
         // against some panels of a; meanwhile `next` comes nearer.
@@ -181,24 +162,25 @@ pub fn product(
                         mut next: Option<Ahead>| {
             let keep = if deep.start == 0 { keep } else { 1.0 };
             let count = rows.len();
+            let _ready = engine.ready();
             for row in rows {
                 if let Some(next) = &mut next {
                     next.fetch(count);
                 }
                 for panel in panels.clone() {
-                    let (first_row, first_column) = (row * HIGH, panel * WIDE);
-                    let from = first + (panel - panels.start) * WIDE * deep.len();
+                    let (first_row, first_column) = (row * high, panel * wide);
+                    let from = first + (panel - panels.start) * wide * deep.len();
                     let tile = Tile {
-                        a: a_packed.at((row * units + deep.start) * HIGH, HIGH * deep.len()),
-                        b: packed.at(from, WIDE * deep.len()),
+                        a: a_packed.at((row * units + deep.start) * high, high * deep.len()),
+                        b: packed.at(from, wide * deep.len()),
                         units: deep.len(),
-                        rows: HIGH.min(a.across - first_row),
-                        columns: WIDE.min(b.across - first_column),
+                        rows: high.min(a.across - first_row),
+                        columns: wide.min(b.across - first_column),
                     };
                     let place = out.at(first_row, first_column);
                     // SAFETY: the tile's panels are packed, and its outputs exist and belong to
                     // this job.
-                    unsafe { tile.run(precision, place, out.stride, keep, scale) };
+                    unsafe { tile.run(engine, place, out.stride, [keep, scale]) };
                 }
             }
         };
@@ -209,38 +191,44 @@ pub fn product(
         if b_panels >= FEW.max(threads) || a_panels <= JOB {
             // Smaller groups where larger ones would leave cores without work.
             let share = if threads > 1 { b_panels / (4 * threads) } else { b_panels };
-            let group = share.clamp(1, CUT.group);
+            let group = share.clamp(1, cut.group);
             each(b_panels.div_ceil(group), &|job| {
                 let panels = job * group..((job + 1) * group).min(b_panels);
-                with_room(1, [panels.len(), WIDE, units.min(CUT.deep)], |room| {
-                    for deep in blocks(units) {
-                        pack(b, WIDE, panels.clone(), deep.clone(), room, 0);
-                        let next = CUT.ahead.then(|| {
+                with_room(1, [panels.len(), wide, units.min(cut.deep)], |room| {
+                    for deep in engine.blocks(units) {
+                        pack(b, panels.clone(), deep.clone(), room, 0);
+                        let next = cut.ahead.then(|| {
                             let (panel, from) = if deep.end < units {
                                 (panels.start, deep.end)
                             } else {
                                 (panels.end, 0)
                             };
-                            Ahead::new(b, panel, depth, from * pair, deep.len() * pair)
+                            Ahead::new(
+                                b,
+                                [panel, wide],
+                                depth,
+                                engine.values(from),
+                                engine.values(deep.len()),
+                            )
                         });
                         multiply(panels.clone(), &deep, (room, 0), 0..a_panels, next);
                     }
                 });
             });
         } else {
-            with_room(1, [b_panels, WIDE, units], |b_packed| {
-                let place = |panel: usize, deep: &Range<usize>| (panel * units + deep.start) * WIDE;
+            with_room(1, [b_panels, wide, units], |b_packed| {
+                let place = |panel: usize, deep: &Range<usize>| (panel * units + deep.start) * wide;
                 each(b_panels, &|panel| {
-                    for deep in blocks(units) {
+                    for deep in engine.blocks(units) {
                         let to = place(panel, &deep);
-                        pack(b, WIDE, panel..panel + 1, deep, b_packed, to);
+                        pack(b, panel..panel + 1, deep, b_packed, to);
                     }
                 });
                 let chunks = a_panels.div_ceil(JOB);
                 each(b_panels * chunks, &|job| {
                     let (panel, chunk) = (job / chunks, job % chunks);
                     let rows = chunk * JOB..((chunk + 1) * JOB).min(a_panels);
-                    for deep in blocks(units) {
+                    for deep in engine.blocks(units) {
                         let packed = (b_packed, place(panel, &deep));
                         multiply(panel..panel + 1, &deep, packed, rows.clone(), None);
                     }
@@ -253,15 +241,26 @@ pub fn product(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::precision::AMX;
+
+    /// The engines of this processor.
+    fn engines() -> impl Iterator<Item = Engine> {
+        let here = |engine: &Engine| match engine {
+            Engine::F32 => available(Precision::F32),
+            Engine::Bf16 => available(Precision::Bf16),
+            Engine::Amx => *AMX,
+        };
+        [Engine::F32, Engine::Bf16, Engine::Amx].into_iter().filter(here)
+    }
 
     fn wave(len: usize, step: f32) -> Vec<f32> {
         (0..len).map(|i| (i as f32 * step).sin() + 0.1).collect()
     }
 
-    fn rounded(values: &[f32], precision: Precision) -> Vec<f32> {
-        match precision {
-            Precision::F32 | Precision::Tf32 => values.to_vec(),
-            Precision::Bf16 => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
+    fn rounded(values: &[f32], engine: Engine) -> Vec<f32> {
+        match engine {
+            Engine::F32 => values.to_vec(),
+            _ => values.iter().map(|v| half::bf16::from_f32(*v).to_f32()).collect(),
         }
     }
 
@@ -270,10 +269,10 @@ mod tests {
         if along_depth { Mat::new(data, across, depth) } else { Mat::new(data, depth, across).t() }
     }
 
-    fn run(a: Mat, b: Mat, keep: f32, precision: Precision, cores: Cores) -> Vec<f32> {
+    fn run(engine: Engine, a: Mat, b: Mat, factors: [f32; 2], cores: Cores) -> Vec<f32> {
         let (rows, cols) = (a.rows(), b.rows());
-        let mut out = vec![if keep == 0.0 { f32::NAN } else { 3.0 }; rows * cols];
-        product(MatMut::new(&mut out, rows, cols), a, b.t(), keep, 2.0, precision, cores);
+        let mut out = vec![if factors[0] == 0.0 { f32::NAN } else { 3.0 }; rows * cols];
+        product_by(engine, MatMut::new(&mut out, rows, cols), a, b.t(), factors, cores);
         out
     }
 
@@ -299,16 +298,17 @@ mod tests {
         // Where the instructions are missing, nothing runs.
         if !available(Precision::F32) {
             let (a, b) = (Mat::new(&data, 3, 4), Mat::new(&data, 4, 3));
-            refused(&mut || drop(run(a, b.t(), 0.0, Precision::F32, Cores::One)));
+            let mut out = [0f32; 9];
+            refused(&mut || {
+                let out = MatMut::new(&mut out, 3, 3);
+                product(out, a, b, 0.0, 1.0, Precision::F32, Cores::One)
+            });
         }
     }
 
     #[test]
     fn equals_plain_sums_in_every_orientation_and_precision() {
-        for precision in [Precision::F32, Precision::Bf16] {
-            if !available(precision) {
-                continue;
-            }
+        for engine in engines() {
             for (m, n, k) in [
                 (1, 1, 1),
                 (8, 48, 2),
@@ -320,18 +320,19 @@ mod tests {
                 (17, 900, 1100),
             ] {
                 let (a, b) = (wave(m * k, 0.37), wave(n * k, 0.91));
-                let (ra, rb) = (rounded(&a, precision), rounded(&b, precision));
-                for (a_deep, b_deep, keep, cores) in [
-                    (true, true, 0.0, Cores::All),
-                    (true, false, 0.5, Cores::One),
-                    (false, true, 1.0, Cores::All),
-                    (false, false, 0.0, Cores::One),
+                let (ra, rb) = (rounded(&a, engine), rounded(&b, engine));
+                for (a_deep, b_deep, [keep, scale], cores) in [
+                    (true, true, [0.0, 2.0], Cores::All),
+                    (true, false, [0.5, 2.0], Cores::One),
+                    (false, true, [1.0, 2.0], Cores::All),
+                    (false, false, [0.0, 1.0], Cores::One),
+                    (true, true, [1.0, 1.0], Cores::One),
                 ] {
                     let out = run(
+                        engine,
                         operand(&a, m, k, a_deep),
                         operand(&b, n, k, b_deep),
-                        keep,
-                        precision,
+                        [keep, scale],
                         cores,
                     );
                     let at =
@@ -344,12 +345,12 @@ mod tests {
                                         * f64::from(rb[at(j, x, n, b_deep)])
                                 })
                                 .sum();
-                            let want = f64::from(keep) * 3.0 + 2.0 * sum;
+                            let want = f64::from(keep) * 3.0 + f64::from(scale) * sum;
                             let got = f64::from(out[i * n + j]);
                             let near = 1e-5 * (k as f64).max(16.0);
                             assert!(
                                 (got - want).abs() < near,
-                                "{precision:?} {m}×{n}×{k} ({i},{j}): {got} {want}"
+                                "{engine:?} {m}×{n}×{k} ({i},{j}): {got} {want}"
                             );
                         }
                     }
@@ -358,21 +359,41 @@ mod tests {
         }
     }
 
+    /// Weights that lie in bf16 give the bits of the same weights in f32.
+    #[test]
+    fn weights_as_they_are_stored_give_the_same_bits() {
+        use crate::model::kernels::stored::Values;
+        let (m, n, k) = (33, 70, 85);
+        let (a, b) = (wave(m * k, 0.37), wave(n * k, 0.91));
+        let stored: Vec<_> = b.iter().map(|v| half::bf16::from_f32(*v)).collect();
+        let wide: Vec<f32> = stored.iter().map(|v| v.to_f32()).collect();
+        let a = operand(&a, m, k, true);
+        for engine in engines() {
+            for (rows, columns, turned) in [(n, k, false), (k, n, true)] {
+                let of = |values: Values| {
+                    let b = Mat::of(values, rows, columns);
+                    let b = if turned { b.t() } else { b };
+                    run(engine, a, b, [0.0, 1.0], Cores::One)
+                };
+                assert_eq!(of(Values::Bf16(&stored)), of(Values::F32(&wide)), "{engine:?}");
+            }
+        }
+    }
+
     /// A row's outputs are the same bits alone and among others, in whatever tile they fall.
     #[test]
     fn an_output_does_not_depend_on_its_neighbours() {
-        for precision in [Precision::F32, Precision::Bf16] {
-            if !available(precision) {
-                continue;
-            }
-            let (m, n, k) = (45, 103, 700);
+        for engine in engines() {
+            let (m, n, k) = (45, 103, 1200);
             let (a, b) = (wave(m * k, 0.37), wave(n * k, 0.91));
             let b_all = operand(&b, n, k, true);
-            let all = run(operand(&a, m, k, true), b_all, 0.0, precision, Cores::All);
-            for i in 0..m {
-                let row = operand(&a[i * k..][..k], 1, k, true);
-                let alone = run(row, b_all, 0.0, precision, Cores::One);
-                assert_eq!(alone, all[i * n..][..n]);
+            for factors in [[0.0, 1.0], [1.0, 1.0], [0.5, 2.0]] {
+                let all = run(engine, operand(&a, m, k, true), b_all, factors, Cores::All);
+                for i in 0..m {
+                    let row = operand(&a[i * k..][..k], 1, k, true);
+                    let alone = run(engine, row, b_all, factors, Cores::One);
+                    assert_eq!(alone, all[i * n..][..n]);
+                }
             }
         }
     }

@@ -6,9 +6,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::tile::{WIDE, mask};
+use super::amx;
+use super::engine::Engine;
+use super::tile::mask;
 use crate::model::kernels::matrix::Mat;
-use crate::model::precision::{Precision, WeightsDtype};
+use crate::model::precision::WeightsDtype;
 
 /// An operand: `across` counts rows of `a` or columns of `b`. One of the strides is 1.
 #[derive(Clone, Copy)]
@@ -16,6 +18,8 @@ pub(super) struct Operand<'a> {
     first: *const u8,
     dtype: WeightsDtype,
     pub across: usize,
+    /// Whether it is `a`.
+    pub left: bool,
     across_stride: usize,
     depth_stride: usize,
     borrowed: PhantomData<&'a [u8]>,
@@ -30,13 +34,13 @@ impl<'a> Operand<'a> {
         let (across_stride, depth_stride) = (a.row_stride(), a.col_stride());
         assert!(across_stride == 1 || depth_stride == 1, "rows or columns are contiguous");
         let (first, dtype) = (a.data().as_ptr(), a.data().dtype());
-        let across = a.rows();
-        Self { first, dtype, across, across_stride, depth_stride, borrowed: PhantomData }
+        let (across, left) = (a.rows(), true);
+        Self { first, dtype, across, left, across_stride, depth_stride, borrowed: PhantomData }
     }
 
     /// The columns of `b`. Panics if neither they nor the rows lie in one piece.
     pub fn right(b: Mat<'a>) -> Self {
-        Self::left(b.t())
+        Self { left: false, ..Self::left(b.t()) }
     }
 }
 
@@ -59,13 +63,20 @@ pub(super) const LINE: usize = 64;
 
 impl Ahead {
     /// Depth `first..first + deep` of a panel of `b`; nothing beyond the operand's edge.
-    pub fn new(b: Operand, panel: usize, depth: usize, first: usize, deep: usize) -> Self {
-        let wide = b.across.saturating_sub(panel * WIDE).min(WIDE);
+    pub fn new(
+        b: Operand,
+        [panel, panel_wide]: [usize; 2],
+        depth: usize,
+        first: usize,
+        deep: usize,
+    ) -> Self {
+        let across = panel * panel_wide;
+        let wide = b.across.saturating_sub(across).min(panel_wide);
         let deep = depth.saturating_sub(first).min(deep);
         // Never read through, so it may point anywhere.
         let bytes = b.dtype.bytes();
         let from =
-            b.first.wrapping_add((panel * WIDE * b.across_stride + first * b.depth_stride) * bytes);
+            b.first.wrapping_add((across * b.across_stride + first * b.depth_stride) * bytes);
         let (runs, stride, length) = if b.across_stride == 1 {
             (deep, b.depth_stride, wide)
         } else {
@@ -133,33 +144,29 @@ impl Source<'_> {
     }
 
     /// # Safety
-    /// The operand must be `depth` deep and `units` lie in it, `to` have room for
-    /// `units.len() · width` units a panel that nobody else uses, and the processor have the
-    /// instructions.
-    pub unsafe fn pack(&self, precision: Precision, units: Range<usize>, to: *mut u32) {
+    /// The operand must be `depth` deep and `units` be among the [engine's](Engine::units) of it,
+    /// `to` have room for `units.len() · width` units a panel that nobody else uses, and the
+    /// processor have the instructions.
+    pub unsafe fn pack(&self, engine: Engine, units: Range<usize>, to: *mut u32) {
         // SAFETY: as the caller promises.
         unsafe {
             match self.from.dtype {
-                WeightsDtype::F32 => self.pack_values::<f32>(precision, units, to),
-                WeightsDtype::Bf16 => self.pack_values::<bf16>(precision, units, to),
-                WeightsDtype::F16 => self.pack_values::<f16>(precision, units, to),
+                WeightsDtype::F32 => self.pack_values::<f32>(engine, units, to),
+                WeightsDtype::Bf16 => self.pack_values::<bf16>(engine, units, to),
+                WeightsDtype::F16 => self.pack_values::<f16>(engine, units, to),
             }
         }
     }
 
     /// # Safety
     /// As [`Source::pack`], and the operand must hold values of T.
-    unsafe fn pack_values<T: Value>(
-        &self,
-        precision: Precision,
-        units: Range<usize>,
-        to: *mut u32,
-    ) {
+    unsafe fn pack_values<T: Value>(&self, engine: Engine, units: Range<usize>, to: *mut u32) {
         // SAFETY: as the caller promises.
         unsafe {
-            match precision {
-                Precision::F32 | Precision::Tf32 => self.pack_f32::<T>(units, to),
-                Precision::Bf16 => self.pack_bf16::<T>(units, to),
+            match engine {
+                Engine::F32 => self.pack_f32::<T>(units, to),
+                Engine::Amx if self.from.left => self.pack_rows::<T>(units, to),
+                Engine::Bf16 | Engine::Amx => self.pack_bf16::<T>(units, to),
             }
         }
     }
@@ -199,25 +206,19 @@ impl Source<'_> {
     unsafe fn pack_bf16<T: Value>(&self, units: Range<usize>, to: *mut u32) {
         // SAFETY: loads are masked to what exists, stores go to the panel.
         unsafe {
-            let interleave = _mm512_set_epi16(
-                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
-            );
-            let pair = |upper: __m512, lower: __m512| -> __m512i {
-                // SAFETY: both are 512 bits.
-                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(lower, upper))
-            };
             let lanes = self.lanes(units.len(), to);
             if self.from.across_stride == 1 {
+                // The rows of a matrix lie pages apart, which the processor does not foresee.
+                const AHEAD: usize = 16;
                 for (row, unit) in units.clone().enumerate() {
                     for &Lanes { at, wide, present, to } in &lanes {
-                        let upper = T::load(self.place(at, 2 * unit), present);
-                        let lower = match 2 * unit + 1 < self.depth {
-                            true => T::load(self.place(at, 2 * unit + 1), present),
-                            false => _mm512_setzero_ps(),
-                        };
-                        let v = _mm512_permutexvar_epi16(interleave, pair(upper, lower));
-                        store(to.add(row * self.width), wide, v);
+                        let [one, other]: [*const T; 2] = [
+                            self.place(at, 2 * unit + AHEAD),
+                            self.place(at, 2 * unit + 1 + AHEAD),
+                        ];
+                        _mm_prefetch::<_MM_HINT_T0>(one.cast());
+                        _mm_prefetch::<_MM_HINT_T0>(other.cast());
+                        store(to.add(row * self.width), wide, self.unit::<T>(at, unit, present));
                     }
                 }
                 return;
@@ -225,20 +226,79 @@ impl Source<'_> {
             for Lanes { at, wide, present, to } in lanes {
                 for unit in units.clone().step_by(16) {
                     let deep = (units.end - unit).min(16);
-                    let values = (2 * deep).min(self.depth - 2 * unit);
                     let mut rows = [_mm512_setzero_si512(); 16];
                     for (x, row) in rows.iter_mut().enumerate().take(present) {
-                        let first = T::load(self.place(at + x, 2 * unit), values.min(16));
-                        let second = match values > 16 {
-                            true => T::load(self.place(at + x, 2 * unit + 16), values - 16),
-                            false => _mm512_setzero_ps(),
-                        };
-                        *row = pair(first, second);
+                        *row = self.run::<T>(at + x, unit, deep);
                     }
                     self.spread(rows, wide, to.add((unit - units.start) * self.width), deep);
                 }
             }
         }
+    }
+
+    /// Panels of `a` for AMX: pieces of 16 units of depth, in each row after row.
+    ///
+    /// # Safety
+    /// As [`Source::pack_values`], with a multiple of 16 units.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn pack_rows<T: Value>(&self, units: Range<usize>, to: *mut u32) {
+        // SAFETY: loads are masked to what exists, stores go to the panel.
+        unsafe {
+            for Lanes { at, present, to, .. } in self.lanes(units.len(), to) {
+                // The lanes' own place in the panel is a column there.
+                let column = at % self.width;
+                let to = to.sub(column).add(column * amx::DEEP);
+                for (piece, unit) in units.clone().step_by(amx::DEEP).enumerate() {
+                    let mut rows = [_mm512_setzero_si512(); 16];
+                    if self.from.depth_stride == 1 {
+                        for (x, row) in rows.iter_mut().enumerate().take(present) {
+                            *row = self.run::<T>(at + x, unit, amx::DEEP);
+                        }
+                    } else {
+                        for (deep, row) in rows.iter_mut().enumerate() {
+                            *row = self.unit::<T>(at, unit + deep, present);
+                        }
+                        rows = transposed(rows);
+                    }
+                    let to = to.add(piece * self.width * amx::DEEP);
+                    for (x, row) in rows.into_iter().enumerate() {
+                        store(to.add(x * amx::DEEP), u16::MAX, row);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A unit of bf16 at `present` places across that lie side by side, 0 beyond the depth.
+    ///
+    /// # Safety
+    /// As [`Source::pack_values`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn unit<T: Value>(&self, at: usize, unit: usize, present: usize) -> __m512i {
+        let interleave = _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
+            4, 19, 3, 18, 2, 17, 1, 16, 0,
+        );
+        let first = if 2 * unit < self.depth { present } else { 0 };
+        let second = if 2 * unit + 1 < self.depth { present } else { 0 };
+        let places = [(self.place(at, 2 * unit), first), (self.place(at, 2 * unit + 1), second)];
+        // SAFETY: masked to what is present, and not beyond the depth.
+        _mm512_permutexvar_epi16(interleave, unsafe { T::rounded(places) })
+    }
+
+    /// Up to 16 units of bf16 at one place across, which lie one after another; 0 beyond the depth.
+    ///
+    /// # Safety
+    /// As [`Source::pack_values`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run<T: Value>(&self, across: usize, unit: usize, deep: usize) -> __m512i {
+        let values = self.depth.saturating_sub(2 * unit).min(2 * deep);
+        let place: *const T = self.place(across, 2 * unit);
+        let places = [(place, values.min(16)), (place.wrapping_add(16), values.saturating_sub(16))];
+        // SAFETY: masked to what exists.
+        unsafe { T::rounded(places) }
     }
 
     /// Sixteen places across, each with sixteen units of depth, into `deep` rows of the panel.
@@ -262,6 +322,20 @@ trait Value: Copy {
     /// # Safety
     /// The first `count` values must be readable, and the processor must have AVX-512 F and BW.
     unsafe fn load(from: *const Self, count: usize) -> __m512;
+
+    /// Twice up to 16 values in bf16, the first ones in the lower half, zeros after so many each.
+    ///
+    /// # Safety
+    /// So many must be readable, and the processor must have AVX-512 F, BW and BF16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn rounded([(lower, low), (upper, up)]: [(*const Self, usize); 2]) -> __m512i {
+        // SAFETY: as the caller promises; both types are 512 bits.
+        unsafe {
+            let rounded = _mm512_cvtne2ps_pbh(Self::load(upper, up), Self::load(lower, low));
+            std::mem::transmute::<__m512bh, __m512i>(rounded)
+        }
+    }
 }
 
 impl Value for f32 {
@@ -289,6 +363,17 @@ impl Value for bf16 {
                 from.cast(),
                 count,
             ))))
+        }
+    }
+
+    /// As they are.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn rounded([(lower, low), (upper, up)]: [(*const Self, usize); 2]) -> __m512i {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let lower = _mm512_castsi256_si512(load_halves(lower.cast(), low));
+            _mm512_inserti64x4::<1>(lower, load_halves(upper.cast(), up))
         }
     }
 }

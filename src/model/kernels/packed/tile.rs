@@ -2,11 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use crate::model::precision::Precision;
+use super::amx;
+use super::engine::Engine;
 
-/// Rows of `a` in a tile.
+/// Rows of `a` in a tile of vectors.
 pub(super) const HIGH: usize = 8;
-/// Columns of `b` in a tile: three vectors.
+/// Columns of `b` in a tile of vectors: three of them.
 pub(super) const WIDE: usize = 48;
 
 /// A mask of the first `count` lanes.
@@ -148,65 +149,82 @@ macro_rules! tile {
 }
 
 impl Tile {
+    /// `out = keep·out + scale·a·b`. What is kept nothing of is not read, for it may be NaN.
+    ///
     /// # Safety
-    /// `units` of both panels must be packed. `rows` × `columns` outputs, at most HIGH × WIDE, must
-    /// exist and be nobody else's. The processor must have the instructions.
-    pub unsafe fn run(
-        &self,
-        precision: Precision,
-        out: *mut f32,
-        stride: usize,
-        keep: f32,
-        scale: f32,
-    ) {
-        let whole = self.rows == HIGH && self.columns == WIDE;
-        if self.units > 0 && whole {
+    /// `units` of both panels must be packed for this engine. `rows` × `columns` outputs, at most a
+    /// tile, must exist and be nobody else's. The processor must have the instructions, and this
+    /// thread's engine be [ready](Engine::ready).
+    pub unsafe fn run(&self, engine: Engine, out: *mut f32, stride: usize, factors: [f32; 2]) {
+        let whole = self.rows == engine.high() && self.columns == engine.wide();
+        if self.units > 0 && whole && engine.writes(factors) {
             // SAFETY: as the caller promises.
-            return unsafe { self.whole(precision, out, stride, keep, scale) };
+            return unsafe { self.whole(engine, out, stride, factors) };
         }
-        let mut sums = [0f32; HIGH * WIDE];
+        let mut place = Place([0f32; amx::SIDE * amx::SIDE]);
+        let sums = &mut place.0;
+        let wide = engine.wide();
         // SAFETY: the sums have room for a whole tile; the outputs are as the caller promises.
         unsafe {
-            if self.units > 0 {
-                self.whole(precision, sums.as_mut_ptr(), WIDE, 0.0, 1.0);
+            if self.units > 0 && engine.begins(factors) {
+                // What is kept is what the sums begin with, as in a whole tile.
+                self.copy(out, stride, sums.as_mut_ptr(), wide);
+                self.whole(engine, sums.as_mut_ptr(), wide, factors);
+                self.copy(sums.as_ptr(), wide, out, stride);
+                return;
             }
-            self.finish(&sums, out, stride, keep, scale)
+            if self.units > 0 {
+                self.whole(engine, sums.as_mut_ptr(), wide, [0.0, 1.0]);
+            }
+            self.finish(sums.as_ptr(), wide, out, stride, factors)
         }
     }
 
     /// # Safety
-    /// As [`Tile::run`], with outputs for a whole tile, over more than no depth.
-    unsafe fn whole(
-        &self,
-        precision: Precision,
-        out: *mut f32,
-        stride: usize,
-        keep: f32,
-        scale: f32,
-    ) {
+    /// As [`Tile::run`], with outputs for a whole tile, over more than no depth, and with factors
+    /// that the engine [writes](Engine::writes).
+    unsafe fn whole(&self, engine: Engine, out: *mut f32, stride: usize, factors: [f32; 2]) {
+        let [keep, scale] = factors;
         // Equal to 0 in every bit where nothing is kept.
         let keep = if keep == 0.0 { 0.0 } else { keep };
         // SAFETY: as the caller promises.
         unsafe {
-            match precision {
-                Precision::F32 | Precision::Tf32 => {
-                    tile!("vfmadd231ps", self, out, stride, keep, scale)
+            match engine {
+                Engine::F32 => tile!("vfmadd231ps", self, out, stride, keep, scale),
+                Engine::Bf16 => tile!("vdpbf16ps", self, out, stride, keep, scale),
+                Engine::Amx => amx::tile(self, out, stride, engine.begins(factors)),
+            }
+        }
+    }
+
+    /// The tile's outputs from one place to another.
+    ///
+    /// # Safety
+    /// They must exist in both, and be nobody else's in the second.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn copy(&self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for row in 0..self.rows {
+            for at in (0..self.columns).step_by(16) {
+                let lanes = mask(self.columns - at);
+                // SAFETY: masked to the outputs that exist.
+                unsafe {
+                    let v = _mm512_maskz_loadu_ps(lanes, from.add(row * from_stride + at));
+                    _mm512_mask_storeu_ps(to.add(row * to_stride + at), lanes, v);
                 }
-                Precision::Bf16 => tile!("vdpbf16ps", self, out, stride, keep, scale),
             }
         }
     }
 
     /// # Safety
-    /// As [`Tile::run`].
+    /// As [`Tile::run`], and the sums must be those of a tile, `wide` a row.
     #[target_feature(enable = "avx512f")]
     unsafe fn finish(
         &self,
-        sums: &[f32; HIGH * WIDE],
+        sums: *const f32,
+        wide: usize,
         out: *mut f32,
         stride: usize,
-        keep: f32,
-        scale: f32,
+        [keep, scale]: [f32; 2],
     ) {
         let (keep_v, scale_v) = (_mm512_set1_ps(keep), _mm512_set1_ps(scale));
         for row in 0..self.rows {
@@ -215,8 +233,7 @@ impl Tile {
                 // SAFETY: masked to the outputs that exist.
                 unsafe {
                     let place = out.add(row * stride + at);
-                    let v =
-                        _mm512_mul_ps(scale_v, _mm512_loadu_ps(sums.as_ptr().add(row * WIDE + at)));
+                    let v = _mm512_mul_ps(scale_v, _mm512_loadu_ps(sums.add(row * wide + at)));
                     // Not read where nothing is kept: it may be NaN.
                     let v = match keep == 0.0 {
                         true => v,
@@ -228,3 +245,7 @@ impl Tile {
         }
     }
 }
+
+/// Room for the sums of a tile, at the start of a cache line.
+#[repr(align(64))]
+struct Place([f32; amx::SIDE * amx::SIDE]);
