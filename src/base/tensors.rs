@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 use candle_core::{Device, Tensor};
@@ -26,6 +28,35 @@ pub enum Content {
     /// once would take twice the memory.
     Values(Tensor),
     Bytes(Vec<u8>),
+    /// Bytes that were put aside.
+    Aside(Aside),
+}
+
+/// Bytes in a temporary file, for what is too much for memory.
+#[derive(Clone)]
+pub struct Aside {
+    file: Arc<Mutex<File>>,
+    first: u64,
+    len: usize,
+}
+
+impl Aside {
+    /// Puts bytes at the end of the file.
+    pub fn put(file: &Arc<Mutex<File>>, bytes: &[u8]) -> Result<Self> {
+        let mut open = file.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = open.seek(SeekFrom::End(0))?;
+        open.write_all(bytes)?;
+        Ok(Self { file: file.clone(), first, len: bytes.len() })
+    }
+
+    /// Reads them again.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut open = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        open.seek(SeekFrom::Start(self.first))?;
+        let mut bytes = vec![0; self.len];
+        open.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
 }
 
 impl Stored {
@@ -39,11 +70,17 @@ impl Stored {
         Self { dtype: Dtype::U8, shape: vec![bytes.len()], content: Content::Bytes(bytes) }
     }
 
+    /// Bytes that were put aside.
+    pub fn aside(aside: Aside) -> Self {
+        Self { dtype: Dtype::U8, shape: vec![aside.len], content: Content::Aside(aside) }
+    }
+
     /// What goes to disk.
     pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>> {
         Ok(match &self.content {
             Content::Values(tensor) => to_bytes(tensor, self.dtype)?.into(),
             Content::Bytes(bytes) => bytes.into(),
+            Content::Aside(aside) => aside.read()?.into(),
         })
     }
 

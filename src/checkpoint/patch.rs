@@ -7,9 +7,11 @@
 //! the bytes are stored as they are. The metadata holds the hashes of both models, what each tensor
 //! is, and a hash of all that and of the stored bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use flate2::Compression;
@@ -27,7 +29,7 @@ use crate::bail_input;
 use crate::base::error::Error;
 use crate::base::files;
 use crate::base::tensors;
-use crate::base::tensors::Stored;
+use crate::base::tensors::{Aside, Stored};
 use crate::checkpoint;
 
 const FORMAT_VERSION: &str = "1";
@@ -141,51 +143,79 @@ pub fn write(
     changes: &[Change],
     path: &Path,
 ) -> Result<()> {
-    let encoded: Vec<(String, TensorPatch, Vec<u8>)> = changes
-        .par_iter()
-        .map(|change| {
-            let (dtype, shape) = base.dtype_and_shape(&change.name)?;
-            let mut difference = base.bytes(&change.name)?;
-            difference.iter_mut().zip(repaired.bytes(&change.name)?).for_each(|(a, b)| *a ^= b);
-            let width = dtype.bitsize() / 8;
-            let lines = RowsOrColumns::of(&difference, &shape, width);
-            if let Some(places) = lines.as_ref().and_then(|lines| lines.places(&shape, width)) {
-                difference =
-                    places.into_iter().flat_map(|place| difference[place].to_vec()).collect();
+    // Encoded a few at a time, and put aside: all differences together may be as large as the model.
+    let writing = || format!("writing {}", path.display());
+    let file = tempfile::tempfile_in(files::folder_of(&files::writes_to(path)?));
+    let file = Arc::new(Mutex::new(file.with_context(writing)?));
+    let most = TOGETHER * rayon::current_num_threads();
+    let (mut entries, mut stored) = (BTreeMap::new(), BTreeMap::new());
+    let size = |change: &Change| {
+        base.dtype_and_shape(&change.name)
+            .map(|(dtype, shape)| shape.iter().product::<usize>() * dtype.bitsize() / 8)
+    };
+    let mut left = changes;
+    while let Some(first) = left.first() {
+        let (mut count, mut bytes) = (1, size(first)?);
+        while let Some(next) = left.get(count) {
+            bytes += size(next)?;
+            if bytes > most {
+                break;
             }
-            let deflated = deflate(&difference, width)?;
-            let (encoding, bytes) = match deflated.len() < difference.len() {
-                true => (Encoding::XorDeflated, deflated),
-                false => (Encoding::Xor, difference),
-            };
-            let entry = TensorPatch {
-                dtype,
-                shape,
-                encoding,
-                lines,
-                norm: change.norm,
-                base_norm: change.base_norm,
-            };
-            Ok((change.name.clone(), entry, bytes))
-        })
-        .collect::<Result<_>>()?;
-    let entries: BTreeMap<&str, &TensorPatch> =
-        encoded.iter().map(|(name, entry, _)| (name.as_str(), entry)).collect();
+            count += 1;
+        }
+        let (few, rest) = left.split_at(count);
+        left = rest;
+        let encoded = few.par_iter().map(|change| encode(base, repaired, change));
+        for (change, encoded) in few.iter().zip(encoded.collect::<Result<Vec<_>>>()?) {
+            let (entry, bytes) = encoded;
+            entries.insert(change.name.as_str(), entry);
+            stored.insert(
+                change.name.clone(),
+                Stored::aside(Aside::put(&file, &bytes).with_context(writing)?),
+            );
+        }
+    }
     let (base_sha256, repaired_sha256, entries) =
         (base.hash()?, repaired.hash()?, serde_json::to_string(&entries)?);
-    let data: BTreeMap<&str, &[u8]> =
-        encoded.iter().map(|(name, _, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let data = stored.iter().map(|(name, stored)| Ok((name.as_str(), stored.to_bytes()?)));
     let metadata = [
-        (CONTENT_HASH, content_hash([&base_sha256, &repaired_sha256, &entries], &data)),
+        (
+            CONTENT_HASH,
+            content_hash([&base_sha256, &repaired_sha256, &entries], data).with_context(writing)?,
+        ),
         ("base_sha256", base_sha256),
         ("repaired_sha256", repaired_sha256),
         ("format_version", FORMAT_VERSION.into()),
         ("tensors", entries),
     ];
     let metadata: Vec<(&str, &str)> = metadata.iter().map(|(k, v)| (*k, v.as_str())).collect();
-    let tensors =
-        encoded.into_iter().map(|(name, _, bytes)| (name, Stored::bytes(bytes))).collect();
-    tensors::write_tensors(path, &metadata, &tensors)
+    tensors::write_tensors(path, &metadata, &stored)
+}
+
+/// Bytes of tensors that are encoded at a time for each thread, if no single one is larger.
+const TOGETHER: usize = 32 << 20;
+
+/// What a patch says of a tensor, and what it stores of it.
+fn encode(
+    base: &Checkpoint,
+    repaired: &Checkpoint,
+    change: &Change,
+) -> Result<(TensorPatch, Vec<u8>)> {
+    let (dtype, shape) = base.dtype_and_shape(&change.name)?;
+    let mut difference = base.bytes(&change.name)?;
+    difference.iter_mut().zip(repaired.bytes(&change.name)?).for_each(|(a, b)| *a ^= b);
+    let width = dtype.bitsize() / 8;
+    let lines = RowsOrColumns::of(&difference, &shape, width);
+    if let Some(places) = lines.as_ref().and_then(|lines| lines.places(&shape, width)) {
+        difference = places.into_iter().flat_map(|place| difference[place].to_vec()).collect();
+    }
+    let deflated = deflate(&difference, width)?;
+    let (encoding, bytes) = match deflated.len() < difference.len() {
+        true => (Encoding::XorDeflated, deflated),
+        false => (Encoding::Xor, difference),
+    };
+    let (norm, base_norm) = (change.norm, change.base_norm);
+    Ok((TensorPatch { dtype, shape, encoding, lines, norm, base_norm }, bytes))
 }
 
 /// Whether a file says in its header that it is a patch, in whatever state the rest of it is.
@@ -201,14 +231,22 @@ pub fn is_patch(path: &Path) -> bool {
 
 /// SHA-256 of texts of the metadata, then of the name and the stored bytes of each tensor. The
 /// length of every part comes before it.
-fn content_hash(texts: [&str; 3], data: &BTreeMap<&str, &[u8]>) -> String {
+fn content_hash<'a>(
+    texts: [&str; 3],
+    data: impl Iterator<Item = Result<(&'a str, Cow<'a, [u8]>)>>,
+) -> Result<String> {
     let mut hash = Sha256::new();
-    let named = data.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]);
-    for part in texts.into_iter().map(str::as_bytes).chain(named) {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
+    let mut part = |bytes: &[u8]| {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    texts.into_iter().for_each(|text| part(text.as_bytes()));
+    for named in data {
+        let (name, bytes) = named?;
+        part(name.as_bytes());
+        part(&bytes);
     }
-    files::hex(&hash.finalize())
+    Ok(files::hex(&hash.finalize()))
 }
 
 impl PatchFile {
@@ -239,7 +277,8 @@ impl PatchFile {
         let views = stored.tensors();
         let data: BTreeMap<&str, &[u8]> =
             views.iter().map(|(name, view)| (name.as_str(), view.data())).collect();
-        let hash = content_hash([&base_sha256, &repaired_sha256, &entries], &data);
+        let data = data.into_iter().map(|(name, bytes)| Ok((name, bytes.into())));
+        let hash = content_hash([&base_sha256, &repaired_sha256, &entries], data)?;
         if hash != get(CONTENT_HASH)? {
             let why = "its content does not fit its hash; it was changed or damaged";
             return Err(broken(why.into()).into());

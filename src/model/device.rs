@@ -189,12 +189,14 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     {
         bail_input!("{said}: this machine has 1 to {cores}");
     }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(asked.map_or(0, |(_, threads)| threads));
+    let threads = asked.map_or(cores, |(_, threads)| threads);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     // The thread that walks through the model is one of the workers: otherwise each kernel would
-    // wake another thread and wait for it, 20 to 50 µs a kernel. A test's thread ends before the
-    // pool does, so it is none.
+    // wake another thread and wait for it, 20 to 50 µs a kernel. It must not be the only one: where
+    // it waits for a thread that itself asks the pool (`compare`), nobody would answer. Threads of
+    // tests end before the pool does, so they must not become workers.
     let pool = match std::thread::current().name() {
-        Some("main") => pool.use_current_thread(),
+        Some("main") if threads > 1 => pool.use_current_thread(),
         _ => pool,
     };
     // A second call in one process (tests) finds the pool already made; its size stays.

@@ -121,7 +121,8 @@ pub fn bf16_by() -> &'static str {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles_granted() -> bool {
     // ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA (Documentation/arch/x86/xstate.rst of Linux).
-    // SAFETY: it changes nothing but what this process may use; a kernel that knows it not says so.
+    // SAFETY: it changes nothing but what this process may use; a kernel that does not know
+    // this call returns an error.
     unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
 }
 

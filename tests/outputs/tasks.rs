@@ -74,9 +74,11 @@ fn tasks_apart_come_to_the_whole() {
         &["its task 1 (irepair-min, seed 1) has --learning-rate", "and here 3e-6", "--plan"],
     );
     of_another(&ROWS.replace("0.5", "0.25"), &["its --scales are [0.5], and here [0.25]"]);
-    task(&line, 1).ok();
+    task(&line, 1).env("RAYON_NUM_THREADS", "1").ok();
     // Not all are done: nothing is made by the merge, and nothing is lost.
-    line.clone().and("--merge").fails(3, &["was not done"]);
+    line.clone().and("--merge").fails(3, &["2 of 3 tasks were not done", ": 0, 2;", "--task 0"]);
+    let plan = line.clone().and("--plan --json").json();
+    assert_eq!(plan["states"], serde_json::json!(["open", "done", "open"]), "{plan}");
     std::thread::scope(|scope| {
         // Side by side.
         for index in [0, 2] {
@@ -89,7 +91,8 @@ fn tasks_apart_come_to_the_whole() {
     let first = made(run);
     task(&line, 1).ok();
     assert_eq!(made(run), first, "a task that was done is left as it is");
-    line.clone().and("--merge").ok();
+    // On one thread, too, where nobody else could do the work.
+    line.clone().and("--merge").env("RAYON_NUM_THREADS", "1").ok();
     assert_eq!(told(&parts), told(&whole));
     for name in ["table1.md", "scales.svg", "pareto.svg", "figure2.csv", "figure2.svg"] {
         let of = |comparison: &Comparison| {
@@ -113,6 +116,8 @@ fn a_failed_task_is_a_failed_row() {
         task(&line, index).ok();
     }
     let error = task(&line, 2).fails(1, &["the merge will say so"]);
+    let text = line.clone().and("--plan").ok();
+    assert!(text.contains("task 1: irepair-min, seed 42 (done)"), "{text}");
     line.clone().and("--merge").ok();
     let record = comparison.record();
     let entries = record["entries"].as_array().expect("entries");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::command::irepair;
+use crate::support::command::{irepair, ok, stderr};
 use crate::support::files::{Folder, repository, rows};
 use crate::support::golden;
 use crate::support::repaired::{few_prompts, files, partial, record, steps};
@@ -227,4 +227,37 @@ fn kto_takes_rows_of_either_label() {
         .with("--out", folder.path("talks"))
         .ok();
     assert_eq!(steps(&folder.path("talks")).len(), 2);
+}
+
+/// A pair whose responses are one text is said, and refused where all are; a method that reads one
+/// of them does not care.
+#[test]
+fn pairs_of_one_text_tell_nothing_apart() {
+    let folder = Folder::new();
+    let pairs = rows(repository("data/demo/pairs.jsonl"));
+    let alike = |count: usize| -> Vec<Value> {
+        let mut all = pairs[..24].to_vec();
+        for row in &mut all[2..][..count] {
+            row["rejected"] = row["chosen"].clone();
+        }
+        all
+    };
+    let some = folder.write_rows("some.jsonl", &alike(3));
+    let all: Vec<Value> = alike(22)[2..].to_vec();
+    let all = folder.write_rows("all.jsonl", &all);
+    let repair = |out: &str| {
+        irepair("repair -q --max-steps 1 --batch-size 4 --normal-texts 8 --valid-size 4")
+            .and("--model demo --eval-samples 0")
+            .with("--eval-prompts", few_prompts())
+            .with("--out", folder.path(out))
+    };
+    for method in ["--method irepair+kl", "--method dpo+kl", "--objective kto"] {
+        let words = ["all.jsonl:1", "the same text, as in every row", "--map"];
+        repair("no").and(method).with("--data", &all).fails(3, &words);
+    }
+    let output = repair("some").and("--method dpo+kl").with("--data", &some).run();
+    ok(&output);
+    assert!(stderr(&output).contains("some.jsonl:3"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("as in 3 of 24 rows"), "{}", stderr(&output));
+    repair("dapt").and("--method dapt").with("--data", &all).ok();
 }

@@ -29,6 +29,11 @@ pub struct Evaluations<'a> {
     pub quiet: bool,
 }
 
+/// What an evaluation is called where it is told.
+pub(super) fn evaluation_of(name: &str) -> String {
+    format!("evaluation of {name}")
+}
+
 impl Evaluations<'_> {
     /// Evaluates the base and every finished run, and puts the figures into their rows. Gives what
     /// was asked, and a sentence for each model some of whose continuations have no score. Errors
@@ -179,19 +184,22 @@ impl Evaluations<'_> {
                 Checkpoint::open(Path::new(model), model, None)?.hash()?
             };
             if Results::read(&out)?.models.first().is_some_and(|m| m.sha256 == hash) {
+                if matches!(self.plan.part, Part::Task(_)) {
+                    part::forget(self.dir, &evaluation_of(name))?;
+                }
                 countdown.pass();
                 return Ok(Ok(out));
             }
         }
         if self.plan.part == Part::Merge {
-            return Ok(Err(part::missing(self.dir, &format!("evaluation of {name}"))?));
+            return Ok(Err(part::missing(self.dir, &evaluation_of(name))?));
         }
         let out_text = out.display().to_string();
         let mut arguments = vec!["eval", "--model", model, "--out", &out_text];
         arguments.extend(["--weights-dtype", &self.plan.weights_dtype]);
         arguments.push(if is_begun(&out) { "--resume" } else { "--overwrite" });
         arguments.extend(asked.iter().map(String::as_str));
-        let what = format!("evaluation of {name}");
+        let what = evaluation_of(name);
         if matches!(self.plan.part, Part::Task(_)) {
             part::forget(self.dir, &what)?;
         }

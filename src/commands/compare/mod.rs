@@ -60,7 +60,8 @@ pub fn run(args: &Compare) -> Result<()> {
             plan.remove_scratch();
             return done;
         }
-        Part::Whole | Part::Merge => {}
+        Part::Merge => tasks::all_done(&plan)?,
+        Part::Whole => {}
     }
     let dir = &plan.dir;
     let mut rows: Vec<MethodRow> = vec![MethodRow::vanilla()];

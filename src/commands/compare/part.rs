@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde::Serialize;
 
 use crate::base::error::Error;
 use crate::base::files::write_whole;
@@ -46,18 +47,58 @@ pub fn remember(dir: &Path, what: &str, why: &str) -> Result<()> {
 
 /// Forgets why it failed, before it is tried again.
 pub fn forget(dir: &Path, what: &str) -> Result<()> {
-    match std::fs::remove_file(reason(dir, what)) {
+    removed(std::fs::remove_file(reason(dir, what)))
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Not done, or not to its end.
+    Open,
+    /// At its end, with something that failed.
+    Failed,
+    Done,
+}
+
+impl State {
+    fn path(dir: &Path, task: usize) -> PathBuf {
+        dir.join("ended").join(task.to_string())
+    }
+
+    pub fn of(dir: &Path, task: usize) -> Self {
+        match std::fs::read(Self::path(dir, task)).as_deref() {
+            Ok(b"done") => Self::Done,
+            Ok(b"failed") => Self::Failed,
+            _ => Self::Open,
+        }
+    }
+
+    /// Writes down that a task begins, or has come to its end.
+    pub fn set(self, dir: &Path, task: usize) -> Result<()> {
+        let path = Self::path(dir, task);
+        let text = match self {
+            Self::Open => return removed(std::fs::remove_file(path)),
+            Self::Failed => "failed",
+            Self::Done => "done",
+        };
+        std::fs::create_dir_all(dir.join("ended"))?;
+        write_whole(&path, text.as_bytes())
+    }
+}
+
+/// What was not there is removed, too.
+fn removed(done: std::io::Result<()>) -> Result<()> {
+    match done {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-/// Forgets all of it.
+/// Forgets what all tasks said.
 pub fn forget_all(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir.join("failed")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
-    }
+    removed(std::fs::remove_dir_all(dir.join("failed")))?;
+    removed(std::fs::remove_dir_all(dir.join("ended")))
 }
 
 /// Why something that a merge needs is not there: it failed, as its task has said. Errors (bad

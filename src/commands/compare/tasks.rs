@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::evaluation::Evaluations;
 use super::make;
-use super::part::{forget, remember};
+use super::part::{State, forget, remember};
 use super::plan::ComparisonPlan;
 use super::planned::PlannedRun;
 use crate::bail_input;
@@ -21,14 +21,20 @@ use crate::report::comparison::{MethodRow, MethodRun};
 /// Says what the tasks are.
 pub fn tell(plan: &ComparisonPlan, json: bool) -> Result<()> {
     let titles: Vec<String> = titles(plan).collect();
+    let states: Vec<State> = (0..titles.len()).map(|task| State::of(&plan.dir, task)).collect();
     if json {
         return print::json(&json!({
-            "out": plan.dir, "tasks": titles.len(), "titles": titles,
+            "out": plan.dir, "tasks": titles.len(), "titles": titles, "states": states,
         }));
     }
     let mut text = String::new();
-    for (index, title) in titles.iter().enumerate() {
-        let _ = writeln!(text, "task {index}: {title}");
+    for (index, (title, state)) in titles.iter().zip(states).enumerate() {
+        let state = match state {
+            State::Open => "",
+            State::Failed => " (failed)",
+            State::Done => " (done)",
+        };
+        let _ = writeln!(text, "task {index}: {title}{state}");
     }
     let last = titles.len() - 1;
     let _ = writeln!(
@@ -47,6 +53,24 @@ fn titles(plan: &ComparisonPlan) -> impl Iterator<Item = String> {
     std::iter::once("the base".to_owned()).chain(runs)
 }
 
+/// Errors (bad input) if tasks are not done, before a merge looks for what they leave.
+pub fn all_done(plan: &ComparisonPlan) -> Result<()> {
+    let titles: Vec<String> = titles(plan).collect();
+    let open: Vec<usize> =
+        (0..titles.len()).filter(|task| State::of(&plan.dir, *task) == State::Open).collect();
+    let Some(first) = open.first() else { return Ok(()) };
+    let numbers: Vec<String> = open.iter().map(usize::to_string).collect();
+    bail_input!(
+        "{}: {} of {} tasks were not done, or did not end: {}; give each again with --task N \
+         (--task {first} is {})",
+        plan.dir.display(),
+        open.len(),
+        titles.len(),
+        numbers.join(", "),
+        titles[*first]
+    )
+}
+
 /// Does one task. What it has done before is left as it is; a run or an evaluation that was ended
 /// goes on. Errors (bad input) if there is no such task; (a failure) if its run or evaluation
 /// failed, which the merge is told, too.
@@ -55,12 +79,22 @@ pub fn run(plan: &ComparisonPlan, index: usize, quiet: bool) -> Result<()> {
     if index >= tasks {
         bail_input!("--task {index}: this comparison has the tasks 0 to {}", tasks - 1);
     }
+    State::Open.set(&plan.dir, index)?;
+    let why = work(plan, index, quiet)?;
+    let state = if why.is_some() { State::Failed } else { State::Done };
+    state.set(&plan.dir, index)?;
+    why.map_or(Ok(()), |why| Err(anyhow::anyhow!("{why}; the merge will say so")))
+}
+
+/// What a task does. Gives why something of it failed, if it did.
+fn work(plan: &ComparisonPlan, index: usize, quiet: bool) -> Result<Option<String>> {
     let evaluations = Evaluations { plan, dir: &plan.dir, quiet };
     let Some(planned) = index.checked_sub(1).and_then(|at| plan.runs.get(at)) else {
         evaluations.finals(&mut [MethodRow::vanilla()])?;
+        forget(&plan.dir, "sensitivity")?;
         let mut gaps = Vec::new();
         super::sensitivity(plan, quiet, &mut gaps)?;
-        return failed_if(gaps.into_iter().next());
+        return Ok(gaps.into_iter().next());
     };
     forget(&plan.dir, &planned.file_name())?;
     let countdown = Countdown::of(1, 1);
@@ -68,14 +102,10 @@ pub fn run(plan: &ComparisonPlan, index: usize, quiet: bool) -> Result<()> {
         Ok(record) => MethodRun::finished(planned.seed, &planned.dir(&plan.dir), &record),
         Err(why) => {
             remember(&plan.dir, &planned.file_name(), &why)?;
-            return failed_if(Some(why));
+            return Ok(Some(why));
         }
     };
     let (name, method) = (planned.name.clone(), planned.method.clone());
     let gaps = evaluations.of_one(MethodRow { name, method, runs: vec![run] })?;
-    failed_if(gaps.into_iter().next())
-}
-
-fn failed_if(why: Option<String>) -> Result<()> {
-    why.map_or(Ok(()), |why| Err(anyhow::anyhow!("{why}; the merge will say so")))
+    Ok(gaps.into_iter().next())
 }

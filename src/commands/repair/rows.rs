@@ -21,7 +21,7 @@ use crate::slice::select::{First, SELECTORS};
 use crate::step::Recipe;
 use crate::step::objective::{NamedObjective, OBJECTIVES};
 use crate::tokens::Lengths;
-use crate::{bail_input, data, train};
+use crate::{bail_input, data, say, train};
 
 /// What is said of a guard that has nothing to measure.
 pub const NO_TEXT: &str = "--max-ppl-increase needs a text to measure perplexity on: give \
@@ -239,12 +239,41 @@ fn check_partners(pairs: &[data::Pair], recipe: &Recipe) -> Result<()> {
     Ok(())
 }
 
+/// Says how many pairs are the same text twice: they tell nothing apart. Errors (bad input) if all
+/// are, and the method reads both responses.
+fn check_contrast(pairs: &[data::Pair], recipe: &Recipe) -> Result<()> {
+    let Recipe { objective, select, .. } = recipe;
+    let reads_chosen = objective.chosen || objective.both_kinds || select.chosen;
+    let reads_rejected = objective.rejected || objective.both_kinds || select.rejected();
+    let alike = |pair: &&data::Pair| {
+        let turns = pair.conversation.as_ref();
+        pair.chosen == pair.rejected && turns.is_none_or(|turns| turns.chosen == turns.rejected)
+    };
+    let Some(first) = pairs.iter().find(alike).filter(|_| reads_chosen && reads_rejected) else {
+        return Ok(());
+    };
+    let (place, count) = (&first.place, pairs.iter().filter(alike).count());
+    if count == pairs.len() {
+        bail_input!(
+            "{place}: chosen and rejected are the same text, as in every row: nothing is told \
+             apart; name the keys that hold them: --map chosen=KEY,rejected=KEY"
+        );
+    }
+    say!(
+        "warning: {place}: chosen and rejected are the same text, as in {count} of {} rows: \
+         nothing is told apart there",
+        pairs.len()
+    );
+    Ok(())
+}
+
 /// Reads and splits the pairs, and the normal texts of a file: a method without use for them is
 /// measured on them.
 pub fn read_pairs(settings: &Prepared, recipe: &Recipe, loaded: &Loaded) -> Result<Rows> {
     let lengths = lengths(settings, loaded)?;
     let Read { pairs, sha256, commit } = read_data(settings)?;
     check_partners(&pairs, recipe)?;
+    check_contrast(&pairs, recipe)?;
     let (tokens, cut) = loaded.encoder.pairs(&pairs, lengths, settings.boundary)?;
     let mut conversations = pairs.iter().any(|pair| pair.conversation.is_some());
     let held_back = settings.valid_size.unwrap_or(64.min(tokens.len() / 4));

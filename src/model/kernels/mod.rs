@@ -25,7 +25,7 @@ use rayon::prelude::*;
 
 /// Evaluates an expression compiled for the widest vectors this processor has (AVX-512, AVX2, or
 /// plain). A macro, because a closure that the compiler does not inline is compiled for none of
-/// them, and of three places that call it, it inlines none.
+/// them, and where a function is called from three places, the compiler inlines it in none.
 macro_rules! vectorized {
     ($work:expr) => {
         $crate::model::kernels::widest(

@@ -102,7 +102,8 @@ impl Engine {
         self != Self::Amx || self.begins(factors) || factors == [0.0, 1.0]
     }
 
-    /// What must live while this thread runs tiles, which this processor must have.
+    /// Sets up this thread's tile registers, which last as long as what is returned. `None` for
+    /// engines without such registers. The processor must have the engine.
     pub fn ready(self) -> Option<amx::Registers> {
         // SAFETY: the registers were granted, or the engine would be another.
         (self == Self::Amx).then(|| unsafe { amx::Registers::shaped() })
