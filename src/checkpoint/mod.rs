@@ -10,6 +10,7 @@ mod adapter;
 pub mod combine;
 mod compare;
 pub mod conversion;
+mod deflate;
 mod files;
 mod header;
 pub mod hub;

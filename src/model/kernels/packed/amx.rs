@@ -1,8 +1,6 @@
 //! A tile of the packed product in AMX's registers: two by two of sums, each 16 × 16, and two of
 //! either operand.
 
-use super::tile::Tile;
-
 /// Rows and columns of a tile.
 pub(super) const SIDE: usize = 32;
 /// Units of depth that an instruction takes.
@@ -80,7 +78,13 @@ impl Drop for Registers {
 /// # Safety
 /// The panels must be packed so, over a positive multiple of [`DEEP`] units, a whole tile of
 /// outputs must exist and be nobody else's, and the [`Registers`] be in shape.
-pub(super) unsafe fn tile(tile: &Tile, out: *mut f32, stride: usize, begins: bool) {
+pub(super) unsafe fn tile(
+    [a, b]: [*const u32; 2],
+    units: usize,
+    out: *mut f32,
+    stride: usize,
+    begins: bool,
+) {
     // SAFETY: as the caller promises.
     unsafe {
         std::arch::asm!(
@@ -99,9 +103,9 @@ pub(super) unsafe fn tile(tile: &Tile, out: *mut f32, stride: usize, begins: boo
             "tilestored [{o} + {os}*1], tmm0", "tilestored [{o} + {os}*1 + 64], tmm1",
             "tilestored [{below} + {os}*1], tmm2", "tilestored [{below} + {os}*1 + 64], tmm3",
             begins = in(reg) u32::from(begins),
-            a = inout(reg) tile.a => _,
-            b = inout(reg) tile.b => _,
-            n = inout(reg) tile.units / DEEP => _,
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            n = inout(reg) units / DEEP => _,
             o = in(reg) out,
             below = in(reg) out.wrapping_add(16 * stride),
             os = in(reg) stride * size_of::<f32>(),

@@ -2,8 +2,13 @@
 
 use std::ops::Range;
 
-use super::{amx, tile};
+use super::amx;
 use crate::model::precision::{AMX, INTEL, Precision};
+
+/// Rows of `a` in a tile of vectors.
+const HIGH: usize = 8;
+/// Columns of `b` in a tile of vectors: three of them.
+const WIDE: usize = 48;
 
 /// What multiplies packed units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +45,7 @@ impl Engine {
     /// Rows of `a` in a tile.
     pub fn high(self) -> usize {
         match self {
-            Self::F32 | Self::Bf16 => tile::HIGH,
+            Self::F32 | Self::Bf16 => HIGH,
             Self::Amx => amx::SIDE,
         }
     }
@@ -48,7 +53,7 @@ impl Engine {
     /// Columns of `b` in a tile.
     pub fn wide(self) -> usize {
         match self {
-            Self::F32 | Self::Bf16 => tile::WIDE,
+            Self::F32 | Self::Bf16 => WIDE,
             Self::Amx => amx::SIDE,
         }
     }

@@ -5,11 +5,6 @@ use std::arch::x86_64::*;
 use super::amx;
 use super::engine::Engine;
 
-/// Rows of `a` in a tile of vectors.
-pub(super) const HIGH: usize = 8;
-/// Columns of `b` in a tile of vectors: three of them.
-pub(super) const WIDE: usize = 48;
-
 /// A mask of the first `count` lanes.
 pub(super) fn mask(count: usize) -> __mmask16 {
     if count >= 16 { u16::MAX } else { (1 << count) - 1 }
@@ -192,7 +187,10 @@ impl Tile {
             match engine {
                 Engine::F32 => tile!("vfmadd231ps", self, out, stride, keep, scale),
                 Engine::Bf16 => tile!("vdpbf16ps", self, out, stride, keep, scale),
-                Engine::Amx => amx::tile(self, out, stride, engine.begins(factors)),
+                Engine::Amx => {
+                    let begins = engine.begins(factors);
+                    amx::tile([self.a, self.b], self.units, out, stride, begins)
+                }
             }
         }
     }
