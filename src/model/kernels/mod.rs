@@ -36,7 +36,7 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// What [`vectorized`] stands for. `work` must be inlined always.
+/// What the macro `vectorized!` stands for. `work` must be inlined always.
 #[inline(always)]
 pub fn widest<R>(work: impl FnOnce() -> R) -> R {
     struct Run<F>(F);
