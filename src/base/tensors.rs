@@ -33,7 +33,6 @@ pub enum Content {
 }
 
 /// Bytes in a temporary file, for what is too much for memory.
-#[derive(Clone)]
 pub struct Aside {
     file: Arc<Mutex<File>>,
     first: u64,
@@ -50,7 +49,7 @@ impl Aside {
     }
 
     /// Reads them again.
-    pub fn read(&self) -> Result<Vec<u8>> {
+    fn read(&self) -> Result<Vec<u8>> {
         let mut open = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         open.seek(SeekFrom::Start(self.first))?;
         let mut bytes = vec![0; self.len];
@@ -65,12 +64,7 @@ impl Stored {
         Self { dtype, shape: tensor.dims().to_vec(), content: Content::Values(tensor.clone()) }
     }
 
-    /// Bytes that are no values of a tensor.
-    pub fn bytes(bytes: Vec<u8>) -> Self {
-        Self { dtype: Dtype::U8, shape: vec![bytes.len()], content: Content::Bytes(bytes) }
-    }
-
-    /// Bytes that were put aside.
+    /// Bytes that were put aside, and are no values of a tensor.
     pub fn aside(aside: Aside) -> Self {
         Self { dtype: Dtype::U8, shape: vec![aside.len], content: Content::Aside(aside) }
     }

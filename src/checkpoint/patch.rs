@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -144,24 +145,14 @@ pub fn write(
     let writing = || format!("writing {}", path.display());
     let file = tempfile::tempfile_in(files::folder_of(&files::writes_to(path)?));
     let file = Arc::new(Mutex::new(file.with_context(writing)?));
-    let most = TOGETHER * rayon::current_num_threads();
     let (mut entries, mut stored) = (BTreeMap::new(), BTreeMap::new());
     let size = |change: &Change| {
         base.dtype_and_shape(&change.name)
             .map(|(dtype, shape)| shape.iter().product::<usize>() * dtype.bitsize() / 8)
     };
-    let mut left = changes;
-    while let Some(first) = left.first() {
-        let (mut count, mut bytes) = (1, size(first)?);
-        while let Some(next) = left.get(count) {
-            bytes += size(next)?;
-            if bytes > most {
-                break;
-            }
-            count += 1;
-        }
-        let (few, rest) = left.split_at(count);
-        left = rest;
+    let sizes = changes.iter().map(size).collect::<Result<Vec<usize>>>()?;
+    for few in together(&sizes, TOGETHER * rayon::current_num_threads()) {
+        let few = &changes[few];
         let encoded = few.par_iter().map(|change| encode(base, repaired, change));
         for (change, encoded) in few.iter().zip(encoded.collect::<Result<Vec<_>>>()?) {
             let (entry, bytes) = encoded;
@@ -191,6 +182,23 @@ pub fn write(
 
 /// Bytes of tensors that are encoded at a time for each thread, if no single one is larger.
 const TOGETHER: usize = 32 << 20;
+
+/// Runs of tensors of these sizes: as many as make at most so many bytes, and at least one.
+fn together(sizes: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut bytes = 0;
+    for (index, size) in sizes.iter().enumerate() {
+        bytes += size;
+        match runs.last_mut() {
+            Some(run) if bytes <= most => run.end += 1,
+            _ => {
+                runs.push(index..index + 1);
+                bytes = *size;
+            }
+        }
+    }
+    runs
+}
 
 /// What a patch says of a tensor, and what it stores of it.
 fn encode(
@@ -458,4 +466,26 @@ pub enum Direction {
     Apply,
     /// From the repaired model to the base.
     Revert,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_are_encoded_in_runs_that_fit() {
+        assert_eq!(together(&[3, 4, 5, 20, 1, 9, 1], 10), [0..2, 2..3, 3..4, 4..6, 6..7]);
+        assert_eq!(together(&[], 10), Vec::<Range<usize>>::new());
+    }
+
+    /// What was put aside is read where it was put, in any order.
+    #[test]
+    fn bytes_put_aside_come_back() {
+        let file = Arc::new(Mutex::new(tempfile::tempfile().expect("a file")));
+        let put = |bytes: &[u8]| Stored::aside(Aside::put(&file, bytes).expect("written"));
+        let (first, none, last) = (put(b"first"), put(b""), put(b"last one"));
+        let read = |stored: &Stored| stored.to_bytes().expect("read").into_owned();
+        assert_eq!(read(&last), b"last one");
+        assert_eq!((read(&first), read(&none)), (b"first".to_vec(), Vec::new()));
+    }
 }

@@ -117,7 +117,7 @@ pub struct Export {
     pub overwrite: bool,
 }
 
-/// None, or so many as a machine writes in an hour or two.
+/// From 0 to as many as a machine writes in an hour or two.
 fn texts() -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u32).range(..=100_000).map(|texts| texts as usize)
 }

@@ -117,12 +117,12 @@ pub fn bf16_by() -> &'static str {
     "AVX512-BF16"
 }
 
-/// Asks the kernel for the tile registers, for all threads.
+/// Asks Linux for the tile registers, for all threads.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles_granted() -> bool {
     // ARCH_REQ_XCOMP_PERM for XFEATURE_XTILEDATA (Documentation/arch/x86/xstate.rst of Linux).
-    // SAFETY: it changes nothing but what this process may use; a kernel that does not know
-    // this call returns an error.
+    // SAFETY: it changes nothing but what this process may use; an older Linux returns an
+    // error.
     unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1023, 18) == 0 }
 }
 

@@ -2,10 +2,17 @@
 
 use serde_json::{Value, json};
 
-use crate::support::command::{irepair, ok, stderr};
+use crate::support::command::{CommandLine, irepair, ok, stderr};
 use crate::support::files::{Folder, repository, rows};
 use crate::support::golden;
 use crate::support::repaired::{few_prompts, files, partial, record, steps};
+
+/// A repair of the demo into this folder, in batches of four and without samples.
+fn demo_in(folder: &Folder, out: &str) -> CommandLine {
+    irepair("repair -q --batch-size 4 --model demo --eval-samples 0")
+        .with("--eval-prompts", few_prompts())
+        .with("--out", folder.path(out))
+}
 
 /// Rows with a rejected response alone are for `npo`: it makes them less likely. Every other
 /// objective refuses them and names it.
@@ -23,10 +30,8 @@ fn rejected_responses_alone_are_for_npo() {
     mixed[3] = pairs[3].clone();
     let mixed = folder.write_rows("mixed.jsonl", &mixed);
     let repair = |out: &str| {
-        irepair("repair -q --max-steps 8 --batch-size 4 --normal-texts 16 --valid-size 16")
-            .and("--eval-steps 4 --model demo --eval-samples 0")
-            .with("--eval-prompts", few_prompts())
-            .with("--out", folder.path(out))
+        let sizes = "--max-steps 8 --normal-texts 16 --valid-size 16 --eval-steps 4";
+        demo_in(&folder, out).and(sizes)
     };
     let npo = |out: &str| repair(out).and("--objective npo --learning-rate 1e-4 --kl-weight 1");
     npo("one").with("--data", &data).ok();
@@ -245,12 +250,8 @@ fn pairs_of_one_text_tell_nothing_apart() {
     let some = folder.write_rows("some.jsonl", &alike(3));
     let all: Vec<Value> = alike(22)[2..].to_vec();
     let all = folder.write_rows("all.jsonl", &all);
-    let repair = |out: &str| {
-        irepair("repair -q --max-steps 1 --batch-size 4 --normal-texts 8 --valid-size 4")
-            .and("--model demo --eval-samples 0")
-            .with("--eval-prompts", few_prompts())
-            .with("--out", folder.path(out))
-    };
+    let repair =
+        |out: &str| demo_in(&folder, out).and("--max-steps 1 --normal-texts 8 --valid-size 4");
     for method in ["--method irepair+kl", "--method dpo+kl", "--objective kto"] {
         let words = ["all.jsonl:1", "the same text, as in every row", "--map"];
         repair("no").and(method).with("--data", &all).fails(3, &words);

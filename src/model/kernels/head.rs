@@ -120,46 +120,23 @@ fn scan_with(
         let caps = caps.get_mut(..logits.len()).unwrap_or_default();
         head.logits.capped(logits, caps);
         let out = &mut out[first..first + count];
-        match target {
-            Target::Token(tokens) => {
-                let tokens = &tokens[first..first + count];
-                each_row(
-                    logits,
-                    vocabulary,
-                    out,
-                    #[inline(always)]
-                    |row, logits, out| {
-                        *out = token_row(logits, tokens[row] as usize);
-                    },
-                );
-            }
-            Target::Absent(weights) => {
-                each_row(
-                    logits,
-                    vocabulary,
-                    out,
-                    #[inline(always)]
-                    |_, logits, out| *out = absent_row(logits, weights),
-                );
-            }
-            Target::Reference(ref_x, ref_w) => {
-                let ref_logits = &mut ref_logits[..count * vocabulary];
-                let ref_x = Mat::new(&ref_x[first * columns..][..count * columns], count, columns);
-                let ref_head = Mat::of(*ref_w, vocabulary, columns);
-                large_product(ref_logits, ref_x, ref_head.t(), 0.0, scale, precision);
-                head.logits.capped(ref_logits, &mut []);
-                let ref_logits = &*ref_logits;
-                each_row(
-                    logits,
-                    vocabulary,
-                    out,
-                    #[inline(always)]
-                    |row, logits, out| {
-                        *out = kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary]);
-                    },
-                );
-            }
+        if let Target::Reference(ref_x, ref_w) = target {
+            let ref_logits = &mut ref_logits[..count * vocabulary];
+            let ref_x = Mat::new(&ref_x[first * columns..][..count * columns], count, columns);
+            let ref_head = Mat::of(*ref_w, vocabulary, columns);
+            large_product(ref_logits, ref_x, ref_head.t(), 0.0, scale, precision);
+            head.logits.capped(ref_logits, &mut []);
         }
+        let rows = logits.par_chunks_exact_mut(vocabulary).zip(out).enumerate();
+        rows.for_each(|(row, (logits, out))| {
+            *out = vectorized!(match target {
+                Target::Token(tokens) => token_row(logits, tokens[first + row] as usize),
+                Target::Absent(weights) => absent_row(logits, weights),
+                Target::Reference(..) => {
+                    kl_row(logits, &ref_logits[row * vocabulary..][..vocabulary])
+                }
+            });
+        });
         // The rows now hold ∂f/∂logits; by the products without a cap, with this.
         let both = logits.par_chunks_mut(vocabulary).zip(caps.par_chunks(vocabulary));
         both.for_each(|(logits, caps)| {
@@ -179,21 +156,6 @@ fn scan_with(
         visit(first, logits);
     }
     out
-}
-
-/// `work(row, logits of the row, out of the row)` for all rows, on all cores; it must be inlined
-/// always.
-fn each_row(
-    logits: &mut [f32],
-    vocabulary: usize,
-    out: &mut [f32],
-    work: impl Fn(usize, &mut [f32], &mut f32) + Sync,
-) {
-    logits
-        .par_chunks_exact_mut(vocabulary)
-        .zip(out.par_iter_mut())
-        .enumerate()
-        .for_each(|(row, (logits, out))| vectorized!(work(row, logits, out)));
 }
 
 /// Returns log p(token) and turns the logits into onehot(token) − p.

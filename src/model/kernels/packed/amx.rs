@@ -17,30 +17,12 @@ struct Shape {
 }
 
 /// Eight registers have a shape, the others of the format none.
-const fn eight<const COUNT: usize>(value: u16) -> [u16; COUNT] {
-    let mut all = [0; COUNT];
-    let mut at = 0;
-    while at < 8 {
-        all[at] = value;
-        at += 1;
-    }
-    all
-}
-
 static SHAPE: Shape = Shape {
     palette: 1,
     start_row: 0,
     reserved: [0; 14],
-    bytes: eight::<16>(64),
-    rows: {
-        let mut rows = [0; 16];
-        let mut at = 0;
-        while at < 8 {
-            rows[at] = 16;
-            at += 1;
-        }
-        rows
-    },
+    bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
 /// The registers of this thread, in shape as long as this lives.
